@@ -1,0 +1,48 @@
+// Choice of c. Fused: every round, from the model, at no evaluation. Bisection: the paper's way, a
+// full solve for each c.
+#pragma once
+
+namespace ADVCORE_NS {
+namespace {
+
+// The largest c within a factor of the last one whose predicted margin reaches the goal: kShifts
+// trial values on a logarithmic grid solved together, then linear interpolation in log c. Where
+// the prediction is not monotone the largest such c counts; where none reaches it, the smallest.
+inline float choose_c(const Params& params, const State& s, const Model& model) {
+  const float reach = __builtin_logf(params.c_factor);
+  Shifts c, log_c;
+  for (int j = 0; j < kShifts; ++j) {
+    log_c[j] = reach * (2.0f * j / (kShifts - 1) - 1);
+    c[j] = s.c * __builtin_expf(log_c[j]);
+  }
+  const Shifts excess = model_step(params, s, model, c).margin - (double)s.goal;
+  int j = kShifts - 1;
+  while (j > 0 && !(excess[j] >= 0)) --j;
+  double chosen = log_c[j];
+  if (j + 1 < kShifts && excess[j] >= 0 && excess[j] > excess[j + 1])
+    chosen += (log_c[j + 1] - log_c[j]) * excess[j] / (excess[j] - excess[j + 1]);
+  return min(max(s.c * (float)__builtin_expf((float)chosen), 1e-6f * s.c0), 1e6f * s.c0);
+}
+
+// One solve of the bisection is over. Returns false when the bracket is closed.
+inline bool bisect_c(State& s, bool adversarial) {
+  constexpr int kSolves = 40;
+  if (adversarial) {
+    s.c_low = s.c;
+    s.penalty_norm = __builtin_sqrtf(s.norm2);
+  } else {
+    s.c_high = s.c;
+  }
+  if (++s.solves >= kSolves) return false;
+  if (s.c_low > 0 && s.c_high > 0) {
+    if (s.c_high < 1.001f * s.c_low) return false;
+    s.c = __builtin_sqrtf(s.c_low * s.c_high);
+  } else {
+    s.c *= adversarial ? 4.0f : 0.25f;
+  }
+  s.shift = 0;
+  return s.c > 1e-30f && s.c < 1e30f;
+}
+
+}  // namespace
+}  // namespace ADVCORE_NS

@@ -1,0 +1,111 @@
+// C = A B + bias for rows given as pointers and a B packed once.
+//
+// B (depth, columns) is packed in panels of kPanelVectors vectors; the last panel holds the vectors
+// that are left. A panel stores its columns contiguously for each k, padded with zeros. The depth is
+// walked in chunks whose panel stays in L1 while all rows pass over it.
+// Each element of C is one chain of fused (base on x86: separate) multiply-adds over k = 0, 1, ...
+// that starts at the bias, whatever the block it is computed in: a row of C depends on its row of A
+// alone, bit for bit. Rows of C are written up to the last whole vector.
+#pragma once
+
+namespace ADVCORE_NS {
+namespace {
+
+// Accumulators and operands must fit the registers: 32 with AVX-512, 16 otherwise.
+constexpr int kBlockRows = kLanes == 16 ? 8 : 6;
+constexpr int kPanelVectors = kLanes == 16 ? 3 : 2;
+constexpr int kDepthChunk = 128;  // 24 KB of panel at v4, 8 KB at v3
+
+inline int vectors(int columns) { return (columns + kLanes - 1) / kLanes; }
+
+size_t packed_floats(int depth, int columns) {
+  return static_cast<size_t>(depth) * static_cast<size_t>(vectors(columns)) * kLanes;
+}
+
+void pack(const float* m, int depth, int columns, size_t row_step, size_t column_step,
+          float* packed) {
+  for (int first = 0; first < vectors(columns); first += kPanelVectors) {
+    const int last = first + kPanelVectors < vectors(columns) ? first + kPanelVectors
+                                                              : vectors(columns);
+    for (int k = 0; k < depth; ++k)
+      for (int j = first * kLanes; j < last * kLanes; ++j)
+        *packed++ = j < columns ? m[static_cast<size_t>(k) * row_step +
+                                    static_cast<size_t>(j) * column_step]
+                                : 0.0f;
+  }
+}
+
+// What a block of C needs: depth [k0, k1) of the rows a, the panel b from k0 on, columns from
+// `column` of the rows c. At k0 = 0 C starts at the bias (null: zero), later it goes on.
+struct Block {
+  const float* const* a;
+  float* const* c;
+  const float* b;
+  const float* bias;
+  int k0, k1, column;
+};
+
+template <int R, int V>
+void multiply(const Block& t) {
+  const float* a[R];
+  Lane acc[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    a[r] = t.a[r];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const int j = t.column + v * kLanes;
+      acc[r][v] = t.k0 > 0 ? load(t.c[r], j) : t.bias ? load(t.bias, j) : Lane{};
+    }
+  }
+  const float* b = t.b;
+  for (long k = t.k0; k < t.k1; ++k, b += V * kLanes) {
+    Lane row[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) row[v] = load(b, v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Lane s = broadcast(a[r][k]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) acc[r][v] += s * row[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) store(t.c[r], t.column + v * kLanes, acc[r][v]);
+}
+
+// Calls multiply<rows, width>.
+template <int R, int V>
+void dispatch(int rows, int width, const Block& t) {
+  if constexpr (R > 1)
+    if (rows < R) return dispatch<R - 1, V>(rows, width, t);
+  if constexpr (V > 1)
+    if (width < V) return dispatch<R, V - 1>(rows, width, t);
+  multiply<R, V>(t);
+}
+
+// a: `rows` rows of `depth` floats, b: packed (depth, columns), bias: (columns) padded, or null
+void gemm(const float* const* a, int rows, int depth, const float* b, int columns,
+          const float* bias, float* const* c) {
+  const int total = vectors(columns);
+  for (int first = 0; first < total; first += kPanelVectors) {
+    const int width = total - first < kPanelVectors ? total - first : kPanelVectors;
+    for (int k0 = 0; k0 < depth; k0 += kDepthChunk) {
+      const int k1 = k0 + kDepthChunk < depth ? k0 + kDepthChunk : depth;
+      // Blocks of equal height, as a single row left over runs at a quarter of the speed.
+      int blocks = (rows + kBlockRows - 1) / kBlockRows;
+      for (int r = 0; r < rows; --blocks) {
+        const int height = (rows - r + blocks - 1) / blocks;
+        dispatch<kBlockRows, kPanelVectors>(height, width,
+                                            {a + r, c + r, b, bias, k0, k1, first * kLanes});
+        r += height;
+      }
+      b += static_cast<size_t>(k1 - k0) * static_cast<size_t>(width) * kLanes;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ADVCORE_NS

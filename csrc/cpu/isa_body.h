@@ -1,0 +1,64 @@
+// Everything that is compiled once per instruction set. Included by isa_*.cpp alone, which define
+// ADVCORE_NS (its namespace), ADVCORE_ISA_NAME and ADVCORE_LANES.
+#pragma once
+
+#include "cpu/isa.h"
+
+#include "cpu/lanes.h"
+
+#include "cpu/denormals.h"
+
+#include "cpu/gemm.h"
+
+#include "cpu/activation.h"
+
+#include "cpu/propagate.h"
+
+#include "team.h"
+
+#include "box.h"
+
+#include "head.h"
+
+#include "small_solve.h"
+
+#include "history.h"
+
+#include "c_search.h"
+
+#include "polish.h"
+
+#include "advance.h"
+
+namespace ADVCORE_NS {
+
+namespace {
+void begin_image(const Params& params, Problem& p, int label) {
+  begin(SerialTeam{}, params, p, label);
+}
+void head_image(const Params& params, State& state, float* logits, float* seed) {
+  const FlushDenormals flush;
+  head(SerialTeam{}, params, state, logits, seed);
+}
+void advance_image(const Params& params, Problem& p) {
+  const FlushDenormals flush;
+  advance(SerialTeam{}, params, p);
+}
+}  // namespace
+
+extern const IsaTable kTable;
+const IsaTable kTable = {
+    .name = ADVCORE_ISA_NAME,
+    .lanes = kLanes,
+    .packed_floats = packed_floats,
+    .pack = pack,
+    .scratch_bytes = scratch_bytes,
+    .carve_scratch = carve_scratch,
+    .forward = forward,
+    .backward = backward,
+    .begin = begin_image,
+    .head = head_image,
+    .advance = advance_image,
+};
+
+}  // namespace ADVCORE_NS

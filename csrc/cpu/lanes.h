@@ -1,0 +1,77 @@
+// The lane type of one instruction set: `kLanes` floats that a core handles as one value.
+//
+// Compiled once per instruction set inside the namespace ADVCORE_NS (see isa.h). Everything has
+// internal linkage and no standard header is included, so that no weak symbol built with wide
+// instructions can replace one that an older CPU would run.
+// Rows that lanes walk are padded to a multiple of kPad floats and aligned to 64 bytes.
+#pragma once
+
+namespace ADVCORE_NS {
+namespace {
+
+constexpr int kLanes = ADVCORE_LANES;  // 4 (baseline), 8 (AVX2), 16 (AVX-512)
+
+using Lane = float __attribute__((vector_size(kLanes * 4)));
+using Mask = int __attribute__((vector_size(kLanes * 4)));  // 0 or -1, what a comparison gives
+
+inline Lane load(const float* p, int i) { return *reinterpret_cast<const Lane*>(p + i); }
+inline void store(float* p, int i, Lane v) { *reinterpret_cast<Lane*>(p + i) = v; }
+inline Lane broadcast(float v) { return v - Lane{}; }  // v + 0 is not free: it turns -0 into 0
+inline Lane select(Mask m, Lane a, Lane b) { return m ? a : b; }
+inline Lane min(Lane a, Lane b) { return a < b ? a : b; }
+inline Lane max(Lane a, Lane b) { return a > b ? a : b; }
+inline Lane abs(Lane a) { return (Lane)((Mask)a & 0x7fffffff); }
+
+inline float min(float a, float b) { return a < b ? a : b; }
+inline float max(float a, float b) { return a > b ? a : b; }
+inline float abs(float a) { return a < 0 ? -a : a; }
+
+// Fixed order: halves are folded until one lane is left.
+inline float sum_lanes(Lane v) {
+  float f[kLanes];
+  __builtin_memcpy(f, &v, sizeof f);
+  for (int w = kLanes / 2; w > 0; w /= 2)
+    for (int i = 0; i < w; ++i) f[i] += f[i + w];
+  return f[0];
+}
+inline float max_lanes(Lane v) {
+  float f[kLanes];
+  __builtin_memcpy(f, &v, sizeof f);
+  for (int w = kLanes / 2; w > 0; w /= 2)
+    for (int i = 0; i < w; ++i) f[i] = max(f[i], f[i + w]);
+  return f[0];
+}
+
+// exp(x) to 2 ulp: x = k ln2 + f, |f| <= ln2/2, degree-6 polynomial, scaled by 2^k. Arguments are
+// clamped to [-87, 88]; exp(-inf) gives exp(-87) = 1.6e-38, which every sum here ignores.
+inline Lane exp(Lane x) {
+  x = min(max(x, broadcast(-87.0f)), broadcast(88.0f));
+  const Lane shifter = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Lane k = (x * 1.44269504f + shifter) - shifter;
+  const Lane f = (x - k * 0.693359375f) + k * 2.12194440e-4f;
+  Lane p = broadcast(1.9875691500e-4f);
+  p = p * f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  const Mask e = (__builtin_convertvector(k, Mask) + 127) << 23;
+  return p * (Lane)e;
+}
+
+// log(1 + t) for t in [0, 1], to 2e-7: 2 atanh(t / (2 + t)) as an odd series.
+inline Lane log1p01(Lane t) {
+  const Lane s = t / (2.0f + t), q = s * s;
+  Lane p = broadcast(2.0f / 13);
+  p = p * q + 2.0f / 11;
+  p = p * q + 2.0f / 9;
+  p = p * q + 2.0f / 7;
+  p = p * q + 2.0f / 5;
+  p = p * q + 2.0f / 3;
+  p = p * q + 2.0f;
+  return p * s;
+}
+
+}  // namespace
+}  // namespace ADVCORE_NS

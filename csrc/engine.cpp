@@ -1,0 +1,218 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <mutex>
+#include <new>
+#include <thread>
+
+#include "workspace.h"
+
+namespace advcore {
+namespace {
+
+constexpr std::align_val_t kAlign{64};
+
+float* allocate(size_t bytes) {
+  void* const memory = ::operator new(std::max<size_t>(bytes, 64), kAlign);
+  std::memset(memory, 0, bytes);
+  return static_cast<float*>(memory);
+}
+
+}  // namespace
+
+void Tile::Free::operator()(float* p) const { ::operator delete(p, kAlign); }
+
+void clear_results(const Params& params, const Job& job) {
+  const float inf = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const size_t bytes = static_cast<size_t>(job.count) * static_cast<size_t>(params.n) * 4;
+  if (bytes > 0) std::memcpy(job.adversarial, job.images, bytes);
+  for (int64_t i = 0; i < job.count; ++i) {
+    job.success[i] = 0;
+    job.distortion[i] = inf;
+    job.margin[i] = job.c[i] = job.penalty[i] = nan;
+    job.prediction[i] = -1;
+    job.status[i] = static_cast<int8_t>(Status::interrupted);
+    job.evaluations[i] = job.forwards[i] = job.iterations[i] = 0;
+  }
+}
+
+Tile::Tile(const Params& params, const Job& job, Feed& feed, int slots, const IsaTable& isa)
+    : params_(params), job_(job), feed_(feed), isa_(isa), slots_(static_cast<size_t>(slots)) {
+  const size_t bytes = slot_bytes(params, job.own_bounds);
+  arena_.reset(allocate(bytes * slots_.size()));
+  bounds_.reset(allocate(2 * sizeof(float) * static_cast<size_t>(params.padded_n)));
+  row_.reserve(slots_.size());
+  float* const hi = bounds_.get() + params.padded_n;
+  if (!job.own_bounds) {
+    std::copy_n(job.lo, params.n, bounds_.get());
+    std::copy_n(job.hi, params.n, hi);
+  }
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    slots_[i].lo = bounds_.get();
+    slots_[i].hi = hi;
+    carve_slot(params, job.own_bounds, arena_.get() + i * (bytes / sizeof(float)), slots_[i]);
+  }
+}
+
+void Tile::load(Problem& p, int64_t index) {
+  const size_t n = static_cast<size_t>(params_.n), at = static_cast<size_t>(index) * n;
+  p.index = index;
+  std::copy_n(job_.images + at, n, p.x0);
+  if (job_.own_bounds) {
+    std::copy_n(job_.lo + at, n, const_cast<float*>(p.lo));
+    std::copy_n(job_.hi + at, n, const_cast<float*>(p.hi));
+  }
+  if (job_.starts) p.starts = job_.starts + at * static_cast<size_t>(params_.starts);
+  isa_.begin(params_, p, job_.labels[index]);
+}
+
+void Tile::deliver(Problem& p) {
+  const State& s = p.state;
+  const int64_t i = p.index;
+  const bool success = s.best_norm < 3e38f;
+  if (success)
+    std::copy_n(p.best, params_.n,
+                job_.adversarial + static_cast<size_t>(i) * static_cast<size_t>(params_.n));
+  job_.success[i] = success;
+  if (success) job_.distortion[i] = s.best_norm;
+  if (s.best_prediction >= 0) job_.margin[i] = s.best_margin;
+  if (s.c > 0) job_.c[i] = s.c;
+  if (s.penalty_norm >= 0) job_.penalty[i] = s.penalty_norm;
+  job_.prediction[i] = s.best_prediction;
+  job_.status[i] = static_cast<int8_t>(s.status);
+  job_.evaluations[i] = s.evaluations;
+  job_.forwards[i] = s.forwards;
+  job_.iterations[i] = s.iterations;
+  p.index = -1;
+  feed_.finished.fetch_add(1, std::memory_order_relaxed);
+  feed_.succeeded.fetch_add(success, std::memory_order_relaxed);
+  feed_.evaluations.fetch_add(s.evaluations, std::memory_order_relaxed);
+}
+
+int Tile::fill() {
+  row_.clear();
+  for (Problem& p : slots_) {
+    if (p.index >= 0 || feed_.stop.load(std::memory_order_relaxed)) continue;
+    if (feed_.next.load(std::memory_order_relaxed) >= job_.count) continue;
+    const int64_t index = feed_.next.fetch_add(1, std::memory_order_relaxed);
+    if (index < job_.count) load(p, index);
+  }
+  for (const bool gradient : {true, false}) {
+    for (size_t i = 0; i < slots_.size(); ++i)
+      if (slots_[i].index >= 0 && slots_[i].state.want_gradient == gradient)
+        row_.push_back(static_cast<int>(i));
+    if (gradient) gradient_rows_ = rows();
+  }
+  return rows();
+}
+
+void Tile::advance() {
+  for (int row = 0; row < rows(); ++row) {
+    Problem& p = problem(row);
+    isa_.advance(params_, p);
+    if (p.state.phase == Phase::done) deliver(p);
+  }
+}
+
+void Tile::interrupt() {
+  for (Problem& p : slots_) {
+    if (p.index < 0) continue;
+    p.state.status = Status::interrupted;
+    deliver(p);
+  }
+}
+
+namespace {
+
+// A tile of native rows: trial points in, logits, heads, seeds, gradients.
+void run_tile(const Network& network, const Params& params, const Job& job, int slots, Feed& feed) {
+  const IsaTable& isa = network.isa();
+  const PackedNetwork& net = network.packed();
+  Tile tile(params, job, feed, slots, isa);
+  const size_t count = static_cast<size_t>(slots), layers = static_cast<size_t>(net.layers);
+  const size_t padded = static_cast<size_t>((net.classes + kPad - 1) / kPad * kPad);
+  std::unique_ptr<float, void (*)(float*)> memory(
+      allocate(isa.scratch_bytes(net, slots) + 2 * count * padded * sizeof(float)),
+      [](float* p) { ::operator delete(p, kAlign); });
+  Scratch& scratch = *isa.carve_scratch(net, slots, memory.get());
+  float* rows = memory.get() + isa.scratch_bytes(net, slots) / sizeof(float);
+  std::vector<float*> logits(count), seed(count), dx(count), width(count);
+  std::vector<const float*> x(count);
+  std::vector<float> widths(count * layers), k(count);
+  std::vector<uint8_t> measure(count);
+  std::vector<int> which(count);
+  for (size_t i = 0; i < count; ++i) {
+    logits[i] = rows + 2 * i * padded;
+    seed[i] = logits[i] + padded;
+    which[i] = static_cast<int>(i);
+  }
+  while (!feed.stop.load(std::memory_order_relaxed) && tile.fill() > 0) {
+    const int active = tile.rows();
+    for (int r = 0; r < active; ++r) {
+      const size_t i = static_cast<size_t>(r);
+      const Problem& p = tile.problem(r);
+      x[i] = p.trial;
+      dx[i] = p.trial_gradient;
+      width[i] = widths.data() + static_cast<size_t>(tile.slot(r)) * layers;
+      k[i] = p.state.k;
+      measure[i] = p.state.measure;
+    }
+    isa.forward(net, scratch, x.data(), active, k.data(), width.data(), measure.data(),
+                logits.data());
+    for (int r = 0; r < active; ++r)
+      tile.head(r, logits[static_cast<size_t>(r)], seed[static_cast<size_t>(r)]);
+    isa.backward(net, scratch, which.data(), tile.gradient_rows(), seed.data(), dx.data());
+    tile.advance();
+  }
+  tile.interrupt();
+}
+
+}  // namespace
+
+void solve(const Network& network, const Params& params, const Job& job, int threads, int slots,
+           Feed& feed, const std::function<bool()>& poll) {
+  clear_results(params, job);
+  if (job.count == 0) return;
+  threads = static_cast<int>(std::min<int64_t>(threads, job.count));
+  slots = static_cast<int>(std::min<int64_t>(slots, (job.count + threads - 1) / threads));
+  std::mutex mutex;
+  std::condition_variable finished;
+  std::exception_ptr error;
+  int running = threads;
+  const auto work = [&] {
+    std::exception_ptr caught;
+    try {
+      run_tile(network, params, job, slots, feed);
+    } catch (...) {
+      caught = std::current_exception();
+      feed.stop = true;
+    }
+    const std::lock_guard lock(mutex);
+    if (caught) error = caught;
+    if (--running == 0) finished.notify_one();
+  };
+  std::vector<std::thread> pool;
+  try {
+    for (int i = 0; i < threads; ++i) pool.emplace_back(work);
+    std::unique_lock lock(mutex);
+    while (!finished.wait_for(lock, std::chrono::milliseconds(50), [&] { return running == 0; })) {
+      lock.unlock();
+      if (!poll()) feed.stop = true;
+      lock.lock();
+    }
+  } catch (...) {  // a thread could not start, or poll threw: the others are joined first
+    feed.stop = true;
+    for (std::thread& thread : pool) thread.join();
+    throw;
+  }
+  for (std::thread& thread : pool) thread.join();
+  if (error) std::rethrow_exception(error);
+}
+
+}  // namespace advcore

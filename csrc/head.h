@@ -1,0 +1,76 @@
+// Logits -> margin, smoothed log-odds and the seed of the backward pass, in one go. Every loss of
+// the project is here:
+//   targeted    m = z_t - max_{j != t} z_j      m_T = z_t - T log sum_{j != t} exp(z_j / T)
+//   untargeted  m = max_{j != y} z_j - z_y      m_T = T log sum_{j != y} exp(z_j / T) - z_y
+// The loss of the penalty problem is l = T log(1 + exp(-m_T / T)): with T = 1 it is the
+// cross-entropy of Szegedy et al., and T -> 0 gives the hinge of the margin. The seed d m_T / dz is
+// O(1) whatever the confidence of the network, so nothing saturates in float32, and
+// dl = -sigmoid(-m_T / T) dm_T: one backward pass gives the gradient of loss, log-odds and margin.
+#pragma once
+
+namespace ADVCORE_NS {
+namespace {
+
+// z: (classes) logits, padded with kPadLogit, changed during the call and restored.
+// seed: (classes) padded, written where the problem wants a gradient.
+template <class Team>
+void head(const Team& team, const Params& params, State& s, float* z, float* seed) {
+  const int classes = params.classes, padded = (classes + kPad - 1) / kPad * kPad;
+  const int label = s.label;
+  Evaluation& e = s.eval;
+  float spread[1];
+  team.template sums<1>(padded, spread, [=](int i, Lane* acc) {
+    acc[0] += load(z, i) - load(z, i);  // 0, or NaN where a logit is not finite
+  });
+  e.finite = spread[0] == 0;
+  if (!e.finite) return;
+
+  const float z_label = z[label];
+  const float largest = team.maximum(padded, [=](int i) {
+    const Lane v = load(z, i);
+    return select(v > kPadLogit, abs(v), Lane{});
+  });
+  team.sync();
+  if (team.leader()) z[label] = kPadLogit;
+  team.sync();
+  float other = team.maximum(padded, [=](int i) { return load(z, i); });
+  int runner_up = 0;
+  while (runner_up < classes - 1 && z[runner_up] != other) ++runner_up;
+  e.prediction = z_label > other || (z_label == other && label < runner_up) ? label : runner_up;
+  if (s.against >= 0) {
+    runner_up = s.against;
+    other = z[runner_up];
+  }
+
+  const float sign = s.targeted ? 1.0f : -1.0f;
+  e.kappa = max(params.confidence, 16 * 1.1920929e-7f * largest);
+  e.runner_up = runner_up;
+  e.margin = sign * (z_label - other) - e.kappa;
+  if (s.T < 0) s.T = max(params.temperature * abs(e.margin), 64 * 1.1920929e-7f * largest);
+  e.log_odds = e.margin;
+  if (s.want_gradient || s.T > 0) {
+    if (s.T > 0) {
+      float total[1];
+      const float scale = 1 / s.T;
+      team.template sums<1>(padded, total, [=](int i, Lane* acc) {
+        const Lane p = exp((load(z, i) - other) * scale);
+        store(seed, i, p);
+        acc[0] += p;
+      });
+      e.log_odds -= sign * s.T * __builtin_logf(total[0]);
+      const float weight = -sign / total[0];
+      team.each(padded, [=](int i) { store(seed, i, load(seed, i) * weight); });
+    } else {
+      team.each(padded, [=](int i) { store(seed, i, Lane{}); });
+      team.sync();
+      if (team.leader()) seed[runner_up] = -sign;
+    }
+    team.sync();
+    if (team.leader()) seed[label] = sign;
+  }
+  if (team.leader()) z[label] = z_label;
+  team.sync();
+}
+
+}  // namespace
+}  // namespace ADVCORE_NS

@@ -1,0 +1,154 @@
+// Ring of pairs (s, y) of the loss alone, and the compact form of its L-BFGS matrix with a shift.
+//
+//   B = theta I - W M W',  W = [Y, theta S],  M^-1 = [ -D  L' ; L  theta S'S ]
+//   (Byrd, Nocedal, Schnabel 1994), D = diag(s_i'y_i), L_ij = s_i'y_j for i newer than j.
+//
+// The penalty c||r||^2 and the Levenberg-Marquardt shift enter exactly: B_c = B + (2c + mu) I, so
+// that, with tau = theta + 2c + mu and W_F the rows of the free variables,
+//   (B_c)_FF^-1 v = v / tau + W_F K^-1 W_F'v / tau^2,   K = M^-1 - W_F'W_F / tau.
+// Everything that depends on c is in tau: pairs and Gram blocks survive every change of c.
+// The ring is never sorted; L comes from ages.
+#pragma once
+
+namespace ADVCORE_NS {
+namespace {
+
+constexpr int kMaxBasis = 2 * kMaxHistory + 2;
+
+inline float* ring_y(const Params& params, const Problem& p, int i) {
+  return p.ring + (size_t)i * params.padded_n;
+}
+inline float* ring_s(const Params& params, const Problem& p, int i) {
+  return p.ring + (size_t)(params.history + i) * params.padded_n;
+}
+
+// Pushes s = trial - x, y = g(trial) - g(x), where g = -sigma * gradient of m_T. The caller has
+// tested the curvature.
+template <class Team>
+void push_pair(const Team& team, const Params& params, const Problem& p, State& s,
+               const float* from, const float* from_gradient, float from_sigma, const float* to,
+               const float* to_gradient, float to_sigma, float ss, float sy) {
+  const int slot = s.newest + 1 == params.history ? 0 : s.newest + 1;
+  float* const new_s = ring_s(params, p, slot);
+  float* const new_y = ring_y(params, p, slot);
+  team.each(params.padded_n, [=](int i) {
+    store(new_s, i, load(to, i) - load(from, i));
+    store(new_y, i, from_sigma * load(from_gradient, i) - to_sigma * load(to_gradient, i));
+  });
+  team.sync();
+  s.newest = slot;
+  if (s.pairs < params.history) ++s.pairs;
+  for (int j = 0; j < s.pairs; ++j) {
+    if (j == slot) continue;
+    const float* const sj = ring_s(params, p, j);
+    const float* const yj = ring_y(params, p, j);
+    float dots[2];
+    team.template sums<2>(params.padded_n, dots, [=](int i, Lane* acc) {
+      const Lane v = load(new_s, i);
+      acc[0] += v * load(sj, i);
+      acc[1] += v * load(yj, i);
+    });
+    s.ss[slot][j] = s.ss[j][slot] = dots[0];
+    s.sy[slot][j] = dots[1];
+  }
+  s.ss[slot][slot] = ss;
+  s.sy[slot][slot] = sy;
+}
+
+inline void clear_ring(State& s) {
+  s.pairs = 0;
+  s.newest = -1;
+}
+
+// 0: newest
+inline int age(const Params& params, const State& s, int i) {
+  return s.newest - i + (i > s.newest ? params.history : 0);
+}
+
+// All dot products of the vectors v[0..count), over the free variables.
+template <class Team>
+void masked_gram(const Team& team, int n, const float* free, const float* const* v, int count,
+                 float (*gram)[kMaxBasis]) {
+  constexpr int B = 4;
+  for (int I = 0; I < count; I += B) {
+    for (int J = 0; J <= I; J += B) {
+      const float *a[B], *b[B];
+      for (int q = 0; q < B; ++q) {
+        a[q] = v[I + q < count ? I + q : count - 1];
+        b[q] = v[J + q < count ? J + q : count - 1];
+      }
+      float dots[B * B];
+      const float *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3];
+      const float *b0 = b[0], *b1 = b[1], *b2 = b[2], *b3 = b[3];
+      team.template sums<B * B>(n, dots, [=](int i, Lane* acc) {
+        const Lane m = load(free, i);
+        const Lane x[B] = {load(a0, i) * m, load(a1, i) * m, load(a2, i) * m, load(a3, i) * m};
+        const Lane y[B] = {load(b0, i), load(b1, i), load(b2, i), load(b3, i)};
+#pragma GCC unroll 4
+        for (int r = 0; r < B; ++r)
+#pragma GCC unroll 4
+          for (int q = 0; q < B; ++q) acc[r * B + q] += x[r] * y[q];
+      });
+      for (int r = 0; r < B && I + r < count; ++r)
+        for (int q = 0; q < B && J + q < count; ++q)
+          gram[I + r][J + q] = gram[J + q][I + r] = dots[r * B + q];
+    }
+  }
+}
+
+// The model of one round: Gram blocks over the free set, in the order Y, S, gradient of m_T, r.
+struct Model {
+  int pairs;
+  float theta, shift, sigma, margin;
+  float gram[kMaxBasis][kMaxBasis];
+};
+
+// Direction and predicted margin for kShifts values of c, one a lane.
+struct Step {
+  Shifts tau;
+  Shifts q[2 * kMaxHistory];  // K^-1 W_F'(g + 2 c r)
+  Shifts margin;              // m + (gradient of m_T)'d
+  Shifts slope;               // (g + 2 c r)'d
+};
+
+inline Step model_step(const Params& params, const State& s, const Model& model, Shifts c) {
+  Step step;
+  const int m = model.pairs, size = 2 * m, iG = size, iR = size + 1;
+  const double theta = model.theta, sigma = model.sigma;
+  step.tau = theta + 2.0 * c + (double)model.shift;
+  const Shifts inverse = 1.0 / step.tau;
+  Shifts K[kMaxHistory * (2 * kMaxHistory + 1)], u[2 * kMaxHistory];
+  for (int i = 0; i < size; ++i) {
+    const double scale_i = i < m ? 1.0 : theta;
+    u[i] = scale_i * (2.0 * c * (double)model.gram[i][iR] - sigma * model.gram[i][iG]);
+    step.q[i] = u[i];
+    for (int j = 0; j <= i; ++j) {
+      const double scale = scale_i * (j < m ? 1.0 : theta);
+      double fixed = 0;  // of M^-1
+      if (i < m) {
+        fixed = i == j ? -(double)s.sy[i][i] : 0.0;
+      } else if (j < m) {
+        fixed = age(params, s, i - m) < age(params, s, j) ? (double)s.sy[i - m][j] : 0.0;
+      } else {
+        fixed = theta * s.ss[i - m][j - m];
+      }
+      K[i * (i + 1) / 2 + j] = fixed - scale * model.gram[i][j] * inverse;
+    }
+  }
+  solve_quasi_definite(size, m, K, step.q);
+  Shifts gd = (2.0 * c * (double)model.gram[iG][iR] - sigma * model.gram[iG][iG]) * inverse;
+  Shifts vd = (sigma * sigma * model.gram[iG][iG] - 4.0 * sigma * c * (double)model.gram[iG][iR] +
+               4.0 * c * c * (double)model.gram[iR][iR]) *
+              inverse;
+  for (int i = 0; i < size; ++i) {
+    const Shifts w = step.q[i] * inverse * inverse;
+    gd += w * ((i < m ? 1.0 : theta) * model.gram[i][iG]);
+    vd += w * u[i];
+  }
+  step.margin = (double)model.margin - gd;
+  step.slope = -vd;
+  return step;
+}
+
+}  // namespace
+}  // namespace ADVCORE_NS

@@ -1,0 +1,51 @@
+// A fully connected network: checked, packed for one instruction set, then immutable, so that
+// threads share it.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/packed_network.h"
+
+namespace advcore {
+
+// h = activation(weight x + bias)
+struct LayerSpec {
+  int inputs = 0, outputs = 0;
+  Activation activation = Activation::identity;
+  float slope = 0.01f;        // of leaky_relu at z < 0
+  std::vector<float> weight;  // (outputs, inputs), row major
+  std::vector<float> bias;    // (outputs)
+};
+
+const char* activation_name(Activation activation);
+Activation activation_from_name(const char* name);  // std::invalid_argument if unknown
+
+class Network {
+ public:
+  // Throws std::invalid_argument naming the layer, what was expected and what came.
+  explicit Network(const std::vector<LayerSpec>& layers, const IsaTable& table = advcore::isa());
+  Network(const Network&) = delete;
+  Network& operator=(const Network&) = delete;
+
+  int inputs() const { return packed_.inputs; }
+  int classes() const { return packed_.classes; }
+  int layers() const { return packed_.layers; }
+  bool smoothable() const { return smoothable_; }  // any relu or leaky_relu
+  const PackedNetwork& packed() const { return packed_; }
+  const IsaTable& isa() const { return isa_; }  // the one that it is packed for
+
+ private:
+  struct Free {
+    void operator()(float* p) const;
+  };
+
+  const IsaTable& isa_;
+  std::unique_ptr<float, Free> storage_;  // 64-byte aligned: packed weights and biases
+  std::vector<PackedLayer> layers_;
+  PackedNetwork packed_{};
+  bool smoothable_ = false;
+};
+
+}  // namespace advcore

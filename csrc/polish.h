@@ -1,0 +1,181 @@
+// Bundle of cuts of the exact margin, and the projection onto it:
+//   min 1/2 ||x - q||^2   subject to  a_i'(x - x0) + h_i >= 0,  lo <= x <= hi,
+//   q = x0 + w (centre - x0),
+// through its dual in at most kMaxCuts variables: x(dual) = clip(q + A'dual), a projected
+// semismooth Newton method, no sort. Cuts are normalised, ||a|| = 1, so residuals are distances.
+// With one cut it is the first step of the c-search, with several the proximal bundle of the polish.
+#pragma once
+
+namespace ADVCORE_NS {
+namespace {
+
+inline float* cut_row(const Params& params, const Problem& p, int i) {
+  return p.ring + (size_t)i * params.padded_n;
+}
+
+// Cut i from the margin and its gradient at `at`. Returns ||gradient||; 0: no cut was written.
+template <class Team>
+float write_cut(const Team& team, const Params& params, const Problem& p, State& s, int i,
+                const float* gradient, const float* at, float margin) {
+  float dots[2];
+  team.template sums<2>(params.padded_n, dots, [=, &p](int i, Lane* acc) {
+    const Lane g = load(gradient, i);
+    acc[0] += g * g;
+    acc[1] += g * (load(at, i) - load(p.x0, i));
+  });
+  const float norm = __builtin_sqrtf(dots[0]);
+  if (!(norm > 1e-30f && norm < 1e30f)) return 0;
+  const float inverse = 1 / norm;
+  float* const row = cut_row(params, p, i);
+  team.each(params.padded_n, [=](int i) { store(row, i, load(gradient, i) * inverse); });
+  team.sync();
+  s.offset[i] = (margin - dots[1]) * inverse;
+  s.dual[i] = 0;
+  return norm;
+}
+
+struct DualPoint {
+  float residual[kMaxCuts];
+  double hessian[kMaxCuts][kMaxCuts];
+  float distance2;  // ||x(dual) - q||^2
+};
+
+template <int P, class Team>
+void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
+               const float* dual, float w, DualPoint& out) {
+  constexpr int kPairs = P * (P + 1) / 2;
+  const float* a[P];
+  float lambda[P];
+  for (int j = 0; j < P; ++j) {  // past the last cut: a copy of it with multiplier zero
+    a[j] = cut_row(params, p, j < s.cuts ? j : s.cuts - 1);
+    lambda[j] = j < s.cuts ? dual[j] : 0;
+  }
+  float dots[P + kPairs + 1];
+  team.template sums<P + kPairs + 1>(params.padded_n, dots, [&](int i, Lane* acc) {
+    const Lane lo = load(p.lo, i), hi = load(p.hi, i), x0 = load(p.x0, i);
+    const Lane q = x0 + w * (load(p.x, i) - x0);
+    Lane row[P], y = q;
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) {
+      row[j] = load(a[j], i);
+      y += lambda[j] * row[j];
+    }
+    const Mask inside = (y > lo) & (y < hi);
+    const Lane x = clip(y, lo, hi), r = x - x0;
+    int k = P;
+#pragma GCC unroll 8
+    for (int j = 0; j < P; ++j) {
+      acc[j] += row[j] * r;
+      const Lane free = select(inside, row[j], Lane{});
+#pragma GCC unroll 8
+      for (int l = 0; l <= j; ++l) acc[k++] += free * row[l];
+    }
+    acc[k] += (x - q) * (x - q);
+  });
+  int k = P;
+  for (int j = 0; j < P; ++j)
+    for (int l = 0; l <= j; ++l, ++k) out.hessian[j][l] = out.hessian[l][j] = dots[k];
+  for (int j = 0; j < P; ++j) out.residual[j] = dots[j] + s.offset[j < s.cuts ? j : s.cuts - 1];
+  out.distance2 = dots[k];
+}
+
+template <class Team>
+void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
+               const float* dual, float w, DualPoint& out) {
+  if (s.cuts == 1) return dual_pass<1>(team, params, p, s, dual, w, out);
+  if (s.cuts == 2) return dual_pass<2>(team, params, p, s, dual, w, out);
+  if (s.cuts <= 4) return dual_pass<4>(team, params, p, s, dual, w, out);
+  return dual_pass<kMaxCuts>(team, params, p, s, dual, w, out);
+}
+
+// Writes the projection to `out`, its multipliers to s.dual. Where the cuts miss the box, the
+// multipliers stop at a point that reaches as far along them as the box allows.
+template <class Team>
+void project(const Team& team, const Params& params, const Problem& p, State& s, float w,
+             float* out) {
+  constexpr int kPasses = 25;
+  const int P = s.cuts;
+  const auto value = [&](const DualPoint& d, const float* dual) {
+    float v = -0.5f * d.distance2;
+    for (int j = 0; j < P; ++j) v += dual[j] * d.residual[j];
+    return v;
+  };
+  float dual[kMaxCuts];
+  for (int j = 0; j < P; ++j) dual[j] = s.dual[j];
+  DualPoint at;
+  dual_pass(team, params, p, s, dual, w, at);
+  for (int pass = 0; pass < kPasses; ++pass) {
+    // Residuals are distances: 1e-6 of the distortion is what float32 sums can resolve.
+    const float enough = 1e-6f * (__builtin_sqrtf(at.distance2) + 1e-6f);
+    float violation = 0;
+    int active[kMaxCuts], count = 0;
+    for (int j = 0; j < P; ++j) {
+      violation = max(violation, dual[j] > 0 ? abs(at.residual[j]) : -at.residual[j]);
+      if (dual[j] > 0 || at.residual[j] < 0) active[count++] = j;
+    }
+    if (!(violation > enough)) break;
+    double H[kMaxCuts][kMaxCuts], b[kMaxCuts], step[kMaxCuts];
+    bool blocked = true;  // nothing that these cuts could move is inside the box
+    for (int i = 0; i < count; ++i) {
+      b[i] = -at.residual[active[i]];
+      for (int j = 0; j < count; ++j) H[i][j] = at.hessian[active[i]][active[j]];
+      blocked = blocked && H[i][i] <= 0;
+    }
+    if (blocked) break;
+    solve_positive(count, H, b, step);
+    const float f = value(at, dual);
+    float length = 1, next[kMaxCuts];
+    bool moved = false;
+    for (int halving = 0; halving < 8 && !moved; ++halving, length *= 0.4f) {
+      double descent = 0;
+      for (int j = 0; j < P; ++j) next[j] = dual[j];
+      for (int i = 0; i < count; ++i) {
+        const int j = active[i];
+        next[j] = max(dual[j] + length * (float)step[i], 0.0f);
+        descent += at.residual[j] * (next[j] - dual[j]);
+      }
+      DualPoint trial;
+      dual_pass(team, params, p, s, next, w, trial);
+      moved = value(trial, next) <= f + 1e-4f * (float)descent + 2e-7f * at.distance2;
+      if (moved) at = trial;
+    }
+    if (!moved) break;
+    for (int j = 0; j < P; ++j) dual[j] = next[j];
+  }
+  for (int j = 0; j < P; ++j) s.dual[j] = dual[j];
+  const float* rows = p.ring;
+  team.each(params.padded_n, [&](int i) {
+    const Lane x0 = load(p.x0, i);
+    Lane y = x0 + w * (load(p.x, i) - x0);
+    for (int j = 0; j < P; ++j) y += dual[j] * load(rows + (size_t)j * params.padded_n, i);
+    store(out, i, clip(y, load(p.lo, i), load(p.hi, i)));
+  });
+  team.sync();
+}
+
+// Where the margin is not concave a cut may exclude the centre: it is moved until it does not.
+template <class Team>
+void keep_center(const Team& team, const Params& params, const Problem& p, State& s) {
+  for (int j = 0; j < s.cuts; ++j) {
+    const float* const row = cut_row(params, p, j);
+    float dot[1];
+    team.template sums<1>(params.padded_n, dot, [=, &p](int i, Lane* acc) {
+      acc[0] += load(row, i) * (load(p.x, i) - load(p.x0, i));
+    });
+    s.offset[j] = max(s.offset[j], -dot[0]);
+  }
+}
+
+// Where the next cut goes: a free row, else the oldest cut that does not hold, else the oldest.
+inline int cut_slot(State& s) {
+  if (s.cuts < kMaxCuts) return s.cuts;
+  int slot = 0;
+  for (int j = 1; j < kMaxCuts; ++j) {
+    const bool holds = s.dual[j] > 0, held = s.dual[slot] > 0;
+    if (holds != held ? held : s.born[j] < s.born[slot]) slot = j;
+  }
+  return slot;
+}
+
+}  // namespace
+}  // namespace ADVCORE_NS

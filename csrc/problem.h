@@ -1,0 +1,158 @@
+// The data of a run: Params (options, one a run), Problem (one image in a slot), and what an
+// oracle is asked for. Plain data, shared by every backend; no function here.
+//
+// Letters of the papers: x0 clean image, r = x - x0, c weight of the distortion, s and y the pairs
+// of L-BFGS (Nocedal), T temperature of the smoothed log-odds, k smoothing of kinked activations.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace advcore {
+
+constexpr int kPad = 16;        // rows are padded to this many floats, with lo = hi = x0 = 0
+constexpr int kMaxHistory = 8;  // pairs (s, y)
+constexpr int kMaxCuts = 6;     // linearised margins of the polish
+constexpr int kMaxStages = 8;
+constexpr float kPadLogit = -1e30f;
+
+enum class Status : int8_t {
+  converged,            // the stopping rule of the last phase was met
+  already_adversarial,  // the clean image has the required margin: distortion 0
+  budget,               // max_evaluations reached
+  stalled,              // left by patience: no more progress, the stopping rule not met
+  not_found,            // no adversarial image found
+  non_finite,           // the model returned NaN or infinity where the search could not avoid it
+  interrupted,          // Ctrl-C, time limit or callback
+};
+
+enum class Phase : int8_t {
+  start,         // exact network at x0: margin, temperature, widths of the smoothing
+  stage_origin,  // network of this stage at x0
+  stage_resume,  // network of this stage at the point where the last one stopped
+  stage,         // fused c-search
+  push,          // forward only: away from x0 until adversarial on the exact network
+  bisect,        // forward only: back toward x0
+  polish_start,  // exact margin and its gradient at the centre
+  polish,        // trial of the bundle
+  polish_probe,  // forward only: between the centre and a failed trial
+  seed,          // forward only: is a given start adversarial?
+  done,
+};
+
+enum class Loss : int8_t { margin, cross_entropy };
+enum class CSearch : int8_t { fused, bisection };
+
+struct Params {
+  int n = 0;         // variables of an image
+  int padded_n = 0;  // n rounded up to kPad
+  int classes = 0;
+  bool targeted = true;
+  Loss loss = Loss::margin;
+  CSearch c_search = CSearch::fused;
+  float confidence = 1e-4f;  // margin required, in logits
+  float c_init = 0;          // <= 0: from the linearised problem
+  int history = 5;
+  float tolerance = 1e-3f;           // stages: relative change of c and of x
+  int patience = 12;                 // stages: rounds without progress near the best
+  float c_factor = 2;                // c moves by at most this factor a round
+  float temperature = 0.02f;         // T as a fraction of the margin deficit at x0
+  float polish_tolerance = 1e-4f;    // relative gain below which the polish stops
+  int polish_budget = 30;            // evaluations of one polish
+  int bisections = 6;                // forward passes of the handover
+  int max_evaluations = 0x7fffffff;  // forward+backward pairs of one image
+  int stages = 1;
+  float smoothing[kMaxStages] = {0};  // k of each stage; 0 is the exact network
+  int budget[kMaxStages] = {50};      // evaluations of each stage
+  int rescue_stages = 0;              // schedule for targets not reached: a wider one
+  float rescue_smoothing[kMaxStages] = {0};
+  int rescue_budget[kMaxStages] = {0};
+  bool smoothable = false;  // the oracle can smooth its kinks
+  int starts = 0;           // adversarial starting images given for each image
+  uint64_t seed = 0;
+};
+
+// What the last evaluation found; written by head.h. Margins have the confidence taken off, so
+// that adversarial is margin >= 0 everywhere.
+struct Evaluation {
+  float margin = 0;    // m
+  float log_odds = 0;  // m_T, the smoothed margin
+  float kappa = 0;     // what was taken off: max(confidence, 16 eps max|z|)
+  int prediction = -1;
+  int runner_up = -1;  // best class that is not `label`
+  bool finite = true;
+};
+
+// Scalars of one image. Lanes of a team work on private copies; the leader writes them back.
+struct State {
+  Phase phase = Phase::done;
+  Status status = Status::not_found;
+  // what the oracle and head are asked for
+  bool want_gradient = false;
+  bool measure = false;  // record the smoothing widths from this forward
+  bool targeted = true;
+  int label = 0;         // target, or the class to leave
+  int against = -1;      // >= 0: the margin is z_label - z_against alone
+  float k = 0;           // smoothing of this evaluation
+  float T = 0;           // temperature; 0: exact margin; < 0: head sets it from the margin found
+  Evaluation eval;
+
+  // best-so-far on the exact network
+  float best_norm = 3e38f;
+  float best_margin = -3e38f;  // of the best image; without success: the best margin seen
+  int best_prediction = -1;
+  float penalty_norm = -1;  // distortion of the penalty minimiser at the final c; < 0: none
+
+  // fused c-search, at the accepted point x
+  int stage = 0;
+  bool rescue = false;      // on the wider schedule
+  bool random_start = false, random_pending = false;
+  bool accept_any = false;  // the next trial is the start of the search
+  float margin = 0, log_odds = 0, sigma = 0, loss = 0, norm2 = 0;  // m, m_T, sigmoid(-m_T/T), l, r'r
+  float margin0 = 0;        // m at x0 on the network of this stage
+  float c = 0, c0 = 0, c_last = 0;
+  float c_low = 0, c_high = 0;  // bracket of the bisection; 0: open
+  int solves = 0;               // of the bisection
+  float shift = 0;              // mu of Levenberg and Marquardt
+  float goal = 0;               // margin that the choice of c aims at
+  float stage_best = 3e38f;
+  int stage_class = -1;  // runner-up there: the class reached, untargeted
+  int since = 0, rounds = 0, nans = 0;
+  int pairs = 0, newest = -1;  // ring
+  float ss[kMaxHistory][kMaxHistory] = {};  // s_i's_j
+  float sy[kMaxHistory][kMaxHistory] = {};  // s_i'y_j for i not older than j; diagonal D
+
+  // handover and polish
+  int tries = 0;
+  float t_low = 0, t_high = 1, t = 1;
+  float margin_low = 0, margin_high = 0;
+  int cuts = 0, cut_rounds = 0, stale = 0;
+  float prox = 0;
+  float center_norm = 0, center_before = 0, trial_norm = 0;
+  float offset[kMaxCuts] = {};  // h of the cut a'(x - x0) + h >= 0, ||a|| = 1
+  float dual[kMaxCuts] = {};
+  int born[kMaxCuts] = {};
+  int starts_tried = 0;
+  float attempt_best = 3e38f;  // best_norm when the last attempt ended
+
+  int evaluations = 0, forwards = 0, iterations = 0;
+};
+
+// One image in a slot. Vectors have padded_n floats, aligned to 64 bytes.
+struct Problem {
+  State state;
+  int64_t index = -1;  // of the image in the run; -1: empty slot
+  const float* lo = nullptr;
+  const float* hi = nullptr;
+  float* x0 = nullptr;
+  float* x = nullptr;           // accepted point; centre of the polish
+  float* trial = nullptr;       // the point that the oracle is asked to evaluate
+  float* gradient = nullptr;    // of m_T at x; in the polish: the trial that failed
+  float* trial_gradient = nullptr;  // of m_T at trial, written by the oracle
+  float* best = nullptr;
+  float* stage_point = nullptr;  // best of this stage's network
+  float* ring = nullptr;         // max(2 history, kMaxCuts) vectors: y_0.., s_0..; or the cuts
+  const float* starts = nullptr;  // (starts, n) of this image, in the caller's memory
+};
+
+}  // namespace advcore

@@ -1,0 +1,46 @@
+// The verbs in which the algorithm is written. A team works on one image; its lanes share the
+// n variables. The serial team is one CPU thread that walks the lanes of its instruction set; a
+// CUDA block implements the same verbs with one thread a lane.
+//
+// Contract: n is the padded length (a multiple of kPad). `each` keeps the same index -> lane map in
+// every call, so element-wise steps need no sync. Every lane gets the same value from a sum, taken
+// in a fixed order: the result does not depend on the batch, the slot or the thread.
+#pragma once
+
+namespace ADVCORE_NS {
+namespace {
+
+struct SerialTeam {
+  static constexpr bool leader() { return true; }
+  static void sync() {}
+
+  // f(i): i is the first index of a lane group.
+  template <class F>
+  static void each(int n, F f) {
+    for (int i = 0; i < n; i += kLanes) f(i);
+  }
+
+  // A row of the caller's memory, n floats without padding.
+  static void copy_row(int n, const float* from, float* to) {
+    __builtin_memcpy(to, from, sizeof(float) * (size_t)n);
+  }
+
+  // f(i, acc): add the terms of K sums to acc[0..K).
+  template <int K, class F>
+  static void sums(int n, float* out, F f) {
+    Lane acc[K] = {};
+    for (int i = 0; i < n; i += kLanes) f(i, acc);
+    for (int k = 0; k < K; ++k) out[k] = sum_lanes(acc[k]);
+  }
+
+  // f(i) -> Lane
+  template <class F>
+  static float maximum(int n, F f) {
+    Lane best = broadcast(-3.0e38f);
+    for (int i = 0; i < n; i += kLanes) best = max(best, f(i));
+    return max_lanes(best);
+  }
+};
+
+}  // namespace
+}  // namespace ADVCORE_NS

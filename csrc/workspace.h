@@ -1,0 +1,43 @@
+// The memory of a slot: one arena a tile, carved before the run; nothing is allocated after.
+#pragma once
+
+#include "problem.h"
+
+namespace advcore {
+
+// Floats from vector to vector: an odd number of 64-byte lines, so that the vectors of an image do
+// not share the sets of a cache.
+inline int padded_length(int n) { return ((n + kPad - 1) / kPad | 1) * kPad; }
+
+// x0, x, trial, two gradients, best, stage_point; ring or cuts; bounds where each image has its own.
+inline int slot_vectors(const Params& params, bool own_bounds) {
+  const int ring = 2 * params.history > kMaxCuts ? 2 * params.history : kMaxCuts;
+  return 7 + ring + (own_bounds ? 2 : 0);
+}
+
+inline size_t slot_bytes(const Params& params, bool own_bounds) {
+  return (size_t)slot_vectors(params, own_bounds) * params.padded_n * sizeof(float);
+}
+
+// Sets the pointers of p into `memory`, slot_bytes() zeroed bytes aligned to 64.
+inline void carve_slot(const Params& params, bool own_bounds, float* memory, Problem& p) {
+  const auto take = [&](int vectors) {
+    float* const start = memory;
+    memory += (size_t)vectors * params.padded_n;
+    return start;
+  };
+  p.x0 = take(1);
+  p.x = take(1);
+  p.trial = take(1);
+  p.gradient = take(1);
+  p.trial_gradient = take(1);
+  p.best = take(1);
+  p.stage_point = take(1);
+  p.ring = take(slot_vectors(params, false) - 7);
+  if (own_bounds) {
+    p.lo = take(1);
+    p.hi = take(1);
+  }
+}
+
+}  // namespace advcore

@@ -1,0 +1,331 @@
+// The compiled module advcore._core. Arrays arrive checked by the Python layer: C-contiguous, exact
+// dtypes, shapes that agree; here they are only taken apart.
+#include <pybind11/functional.h>
+#include <pybind11/native_enum.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <tuple>
+
+#include "engine.h"
+#include "workspace.h"
+
+namespace py = pybind11;
+using namespace advcore;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+using Floats = Array<float>;
+using Layers = std::vector<std::tuple<Floats, Floats, std::string, float>>;
+
+std::vector<LayerSpec> layer_specs(const Layers& layers) {
+  std::vector<LayerSpec> specs;
+  for (const auto& [weight, bias, activation, slope] : layers) {
+    if (weight.ndim() != 2 || bias.ndim() != 1)
+      throw std::invalid_argument("a layer is (weight (outputs, inputs), bias (outputs), ...)");
+    specs.push_back({static_cast<int>(weight.shape(1)), static_cast<int>(weight.shape(0)),
+                     activation_from_name(activation.c_str()), slope,
+                     {weight.data(), weight.data() + weight.size()},
+                     {bias.data(), bias.data() + bias.size()}});
+  }
+  return specs;
+}
+
+// A network with the scratch of its last forward.
+class PyNetwork {
+ public:
+  explicit PyNetwork(const Layers& layers) : net(layer_specs(layers)) {}
+
+  // widths (B, layers) are written where `measure`, read where k > 0.
+  Floats forward(const Floats& x, const std::optional<Floats>& k, std::optional<Floats> widths,
+                 bool measure) {
+    rows_ = static_cast<int>(x.shape(0));
+    const size_t rows = static_cast<size_t>(rows_), layers = static_cast<size_t>(net.layers());
+    const size_t in = static_cast<size_t>(padded_length(net.inputs()));
+    const size_t out = static_cast<size_t>(padded_length(net.classes()));
+    const size_t bytes = net.isa().scratch_bytes(net.packed(), std::max(rows_, 1));
+    memory_.assign(bytes / 4 + rows * (in + 2 * out) + 16, 0.0f);
+    float* base = memory_.data();
+    while (reinterpret_cast<uintptr_t>(base) % 64) ++base;
+    scratch_ = net.isa().carve_scratch(net.packed(), std::max(rows_, 1), base);
+    base += bytes / 4;
+    x_.resize(rows), logits_.resize(rows), seed_.resize(rows);
+    std::vector<float*> width(rows);
+    const std::vector<uint8_t> flags(rows, measure);
+    for (size_t r = 0; r < rows; ++r, base += in + 2 * out) {
+      x_[r] = base, logits_[r] = base + in, seed_[r] = base + in + out;
+      std::memcpy(base, x.data() + r * net.inputs(), sizeof(float) * net.inputs());
+      if (widths) width[r] = widths->mutable_data() + r * layers;
+    }
+    net.isa().forward(net.packed(), *scratch_, x_.data(), rows_, k ? k->data() : nullptr,
+                      width.data(), flags.data(), logits_.data());
+    return gather(logits_, net.classes());
+  }
+
+  Floats backward(const Floats& seeds) {
+    if (seeds.ndim() != 2 || seeds.shape(0) != rows_ || seeds.shape(1) != net.classes())
+      throw std::invalid_argument("dlogits must have the shape of the last forward's logits");
+    std::vector<int> which(static_cast<size_t>(rows_));
+    for (int r = 0; r < rows_; ++r) {
+      which[static_cast<size_t>(r)] = r;
+      std::memcpy(seed_[static_cast<size_t>(r)], seeds.data() + r * net.classes(),
+                  sizeof(float) * net.classes());
+    }
+    if (rows_ > 0)
+      net.isa().backward(net.packed(), *scratch_, which.data(), rows_, seed_.data(), x_.data());
+    return gather(x_, net.inputs());
+  }
+
+  Network net;
+
+ private:
+  Floats gather(const std::vector<float*>& rows, int columns) const {
+    Floats out({rows_, columns});
+    for (int r = 0; r < rows_; ++r)
+      std::memcpy(out.mutable_data() + static_cast<size_t>(r) * columns,
+                  rows[static_cast<size_t>(r)], sizeof(float) * columns);
+    return out;
+  }
+
+  int rows_ = 0;
+  std::vector<float> memory_;
+  Scratch* scratch_ = nullptr;
+  std::vector<float*> x_, logits_, seed_;
+};
+
+// A job and the arrays that it writes; `results` names them.
+struct Run {
+  Run(const Params& given, Floats images, Array<int32_t> labels, Floats lo, Floats hi,
+      std::optional<Floats> starts)
+      : params(given), images_(images), labels_(labels), lo_(lo), hi_(hi), starts_(starts) {
+    params.padded_n = padded_length(params.n);
+    job.count = images.shape(0);
+    job.images = images_.data();
+    job.labels = labels_.data();
+    job.lo = lo_.data();
+    job.hi = hi_.data();
+    job.own_bounds = lo.ndim() == 2;
+    job.starts = starts_ ? starts_->data() : nullptr;
+    job.adversarial = make<float>("adversarial", {images.shape(0), images.shape(1)});
+    job.success = reinterpret_cast<uint8_t*>(make<bool>("success"));
+    job.distortion = make<float>("distortion");
+    job.margin = make<float>("margin");
+    job.c = make<float>("c");
+    job.penalty = make<float>("penalty_distortion");
+    job.prediction = make<int32_t>("prediction");
+    job.status = make<int8_t>("status");
+    job.evaluations = make<int32_t>("evaluations");
+    job.forwards = make<int32_t>("forwards");
+    job.iterations = make<int32_t>("iterations");
+  }
+  template <class T>
+  T* make(const char* name, std::vector<py::ssize_t> shape = {}) {
+    if (shape.empty()) shape = {static_cast<py::ssize_t>(job.count)};
+    Array<T> array(shape);
+    results[name] = array;
+    return array.mutable_data();
+  }
+
+  Params params;
+  Job job;
+  Feed feed;
+  py::dict results;
+
+ private:
+  Floats images_;
+  Array<int32_t> labels_;
+  Floats lo_, hi_;
+  std::optional<Floats> starts_;
+};
+
+using Poll = std::function<bool(int64_t, int64_t, int64_t)>;
+
+// Solves on the native network; returns (results, error): what poll raised, or KeyboardInterrupt.
+py::tuple solve_native(const PyNetwork& network, const Params& params, Floats images,
+                       Array<int32_t> labels, Floats lo, Floats hi, std::optional<Floats> starts,
+                       int threads, int slots, const Poll& poll) {
+  Run run(params, images, labels, lo, hi, starts);
+  py::object error = py::none();
+  const auto watch = [&] {
+    const py::gil_scoped_acquire gil;
+    try {
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      return poll(run.feed.finished, run.feed.succeeded, run.feed.evaluations);
+    } catch (py::error_already_set& raised) {
+      error = raised.value();
+      return false;
+    }
+  };
+  {
+    const py::gil_scoped_release release;
+    solve(network.net, run.params, run.job, threads, slots, run.feed, watch);
+  }
+  return py::make_tuple(run.results, error);
+}
+
+// The same rounds with the evaluation left to the caller.
+class Session : public Run {
+ public:
+  Session(const Params& params, Floats images, Array<int32_t> labels, Floats lo, Floats hi,
+          std::optional<Floats> starts, int slots)
+      : Run(params, images, labels, lo, hi, starts),
+        tile_(this->params, job, feed, slots, isa()),
+        row_(static_cast<size_t>(2 * ((params.classes + kPad - 1) / kPad * kPad)) + kPad) {
+    clear_results(this->params, job);
+  }
+
+  // (x (B, n), k (B), slots (B), measure (B), gradient rows, which come first)
+  py::tuple fill() {
+    const int rows = tile_.fill(), n = params.n;
+    Floats x({rows, n}), k(rows);
+    Array<int32_t> slots(rows);
+    Array<bool> measure(rows);
+    for (int r = 0; r < rows; ++r) {
+      const Problem& p = tile_.problem(r);
+      std::memcpy(x.mutable_data() + static_cast<size_t>(r) * n, p.trial, sizeof(float) * n);
+      k.mutable_data()[r] = p.state.k;
+      slots.mutable_data()[r] = tile_.slot(r);
+      measure.mutable_data()[r] = p.state.measure;
+    }
+    return py::make_tuple(x, k, slots, measure, tile_.gradient_rows());
+  }
+
+  // logits (B, K) -> seeds (gradient rows, K)
+  Floats head(const Floats& logits) {
+    if (logits.ndim() != 2 || logits.shape(0) != tile_.rows() || logits.shape(1) != params.classes)
+      throw std::invalid_argument("logits must be (rows of the last fill, classes)");
+    const size_t classes = static_cast<size_t>(params.classes);
+    const size_t padded = (classes + kPad - 1) / kPad * kPad;
+    float* z = row_.data();
+    while (reinterpret_cast<uintptr_t>(z) % 64) ++z;
+    Floats seeds({tile_.gradient_rows(), params.classes});
+    for (int r = 0; r < tile_.rows(); ++r) {
+      std::memcpy(z, logits.data() + r * classes, sizeof(float) * classes);
+      std::fill(z + classes, z + padded, kPadLogit);
+      tile_.head(r, z, z + padded);
+      if (r < tile_.gradient_rows())
+        std::memcpy(seeds.mutable_data() + r * classes, z + padded, sizeof(float) * classes);
+    }
+    return seeds;
+  }
+
+  // gradients (gradient rows, n)
+  void advance(const Floats& gradients) {
+    if (gradients.ndim() != 2 || gradients.shape(0) != tile_.gradient_rows() ||
+        gradients.shape(1) != params.n)
+      throw std::invalid_argument("gradients must be (gradient rows of the last fill, n)");
+    for (int r = 0; r < tile_.gradient_rows(); ++r)
+      std::memcpy(tile_.problem(r).trial_gradient,
+                  gradients.data() + static_cast<size_t>(r) * params.n, sizeof(float) * params.n);
+    tile_.advance();
+  }
+
+  void interrupt() {
+    feed.stop = true;
+    tile_.interrupt();
+  }
+
+ private:
+  Tile tile_;
+  std::vector<float> row_;
+};
+
+template <class T>
+void stages(py::class_<Params>& cls, const char* name, T (Params::*values)[kMaxStages],
+            const char* doc) {
+  cls.def_property(
+      name,
+      [values](const Params& p) { return std::vector<T>(p.*values, p.*values + kMaxStages); },
+      [values](Params& p, const std::vector<T>& given) {
+        if (given.size() > kMaxStages) throw std::invalid_argument("too many stages");
+        std::copy(given.begin(), given.end(), p.*values);
+      },
+      doc);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Compiled engine of advcore.";
+  py::native_enum<Status>(m, "Status", "enum.IntEnum", "How the search of one image ended.")
+      .value("converged", Status::converged)
+      .value("already_adversarial", Status::already_adversarial)
+      .value("budget", Status::budget)
+      .value("stalled", Status::stalled)
+      .value("not_found", Status::not_found)
+      .value("non_finite", Status::non_finite)
+      .value("interrupted", Status::interrupted)
+      .finalize();
+  py::native_enum<Loss>(m, "Loss", "enum.IntEnum")
+      .value("margin", Loss::margin)
+      .value("cross_entropy", Loss::cross_entropy)
+      .finalize();
+  py::native_enum<CSearch>(m, "CSearch", "enum.IntEnum")
+      .value("fused", CSearch::fused)
+      .value("bisection", CSearch::bisection)
+      .finalize();
+
+  py::class_<Params> params(m, "Params", "Options of a run; csrc/problem.h describes each.");
+  params.def(py::init<>())
+      .def_readwrite("n", &Params::n)
+      .def_readwrite("classes", &Params::classes)
+      .def_readwrite("targeted", &Params::targeted)
+      .def_readwrite("loss", &Params::loss)
+      .def_readwrite("c_search", &Params::c_search)
+      .def_readwrite("confidence", &Params::confidence)
+      .def_readwrite("c_init", &Params::c_init)
+      .def_readwrite("history", &Params::history)
+      .def_readwrite("tolerance", &Params::tolerance)
+      .def_readwrite("patience", &Params::patience)
+      .def_readwrite("c_factor", &Params::c_factor)
+      .def_readwrite("temperature", &Params::temperature)
+      .def_readwrite("polish_tolerance", &Params::polish_tolerance)
+      .def_readwrite("polish_budget", &Params::polish_budget)
+      .def_readwrite("bisections", &Params::bisections)
+      .def_readwrite("max_evaluations", &Params::max_evaluations)
+      .def_readwrite("stages", &Params::stages)
+      .def_readwrite("rescue_stages", &Params::rescue_stages)
+      .def_readwrite("smoothable", &Params::smoothable)
+      .def_readwrite("starts", &Params::starts)
+      .def_readwrite("seed", &Params::seed);
+  stages(params, "smoothing", &Params::smoothing, "k of each stage; 0: the exact network");
+  stages(params, "budget", &Params::budget, "evaluations of each stage");
+  stages(params, "rescue_smoothing", &Params::rescue_smoothing, "the same of the rescue schedule");
+  stages(params, "rescue_budget", &Params::rescue_budget, "the same of the rescue schedule");
+
+  py::class_<PyNetwork>(m, "Network", "A fully connected network packed for this CPU.")
+      .def(py::init<const Layers&>(), py::arg("layers"))
+      .def("forward", &PyNetwork::forward, py::arg("x").noconvert(), py::arg("k") = py::none(),
+           py::arg("widths") = py::none(), py::arg("measure") = false)
+      .def("backward", &PyNetwork::backward, py::arg("dlogits").noconvert())
+      .def_property_readonly("inputs", [](const PyNetwork& n) { return n.net.inputs(); })
+      .def_property_readonly("classes", [](const PyNetwork& n) { return n.net.classes(); })
+      .def_property_readonly("smoothable", [](const PyNetwork& n) { return n.net.smoothable(); });
+
+  m.def("solve", &solve_native, py::arg("network"), py::arg("params"),
+        py::arg("images").noconvert(), py::arg("labels").noconvert(), py::arg("lo").noconvert(),
+        py::arg("hi").noconvert(), py::arg("starts").noconvert(), py::arg("threads"),
+        py::arg("slots"), py::arg("poll"));
+
+  py::class_<Session>(m, "Session", "Rounds of the solver with the evaluations left to the caller.")
+      .def(py::init<const Params&, Floats, Array<int32_t>, Floats, Floats, std::optional<Floats>,
+                    int>(),
+           py::arg("params"), py::arg("images").noconvert(), py::arg("labels").noconvert(),
+           py::arg("lo").noconvert(), py::arg("hi").noconvert(), py::arg("starts").noconvert(),
+           py::arg("slots"))
+      .def("fill", &Session::fill)
+      .def("head", &Session::head, py::arg("logits").noconvert())
+      .def("advance", &Session::advance, py::arg("gradients").noconvert())
+      .def("interrupt", &Session::interrupt)
+      .def_property_readonly("finished", [](const Session& s) { return s.feed.finished.load(); })
+      .def_property_readonly("succeeded", [](const Session& s) { return s.feed.succeeded.load(); })
+      .def_property_readonly("evaluations",
+                             [](const Session& s) { return s.feed.evaluations.load(); })
+      .def_property_readonly("results", [](const Session& s) { return s.results; });
+
+  m.def("isa", [] { return isa().name; }, "The instruction set in use: base, v3 or v4.");
+}
