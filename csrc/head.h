@@ -46,7 +46,10 @@ void head(const Team& team, const Params& params, State& s, float* z, float* see
   e.kappa = max(params.confidence, 16 * 1.1920929e-7f * largest);
   e.runner_up = runner_up;
   e.margin = sign * (z_label - other) - e.kappa;
-  if (s.T < 0) s.T = max(params.temperature * abs(e.margin), 64 * 1.1920929e-7f * largest);
+  if (s.T < 0) {
+    const float fraction = params.schedule[s.schedule].temperature;
+    s.T = max(fraction * abs(e.margin), 64 * 1.1920929e-7f * largest);
+  }
   e.log_odds = e.margin;
   if (s.want_gradient || s.T > 0) {
     if (s.T > 0) {

@@ -34,7 +34,8 @@ void check(const std::vector<LayerSpec>& layers) {
     const LayerSpec& layer = layers[l];
     const std::string where = "layers[" + std::to_string(l) + "]: ";
     const int kind = static_cast<int>(layer.activation);
-    if (layer.inputs < 1) refuse(where + "inputs must be >= 1, not " + std::to_string(layer.inputs));
+    if (layer.inputs < 1)
+      refuse(where + "inputs must be >= 1, not " + std::to_string(layer.inputs));
     if (layer.outputs < 1)
       refuse(where + "outputs must be >= 1, not " + std::to_string(layer.outputs));
     if (l > 0 && layer.inputs != layers[l - 1].outputs)
@@ -92,8 +93,8 @@ Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : 
     table.pack(layer.weight.data(), layer.outputs, layer.inputs, width, 1, backward);
     std::memset(bias, 0, padded(layer.bias.size()) * sizeof(float));
     std::memcpy(bias, layer.bias.data(), layer.bias.size() * sizeof(float));
-    layers_.push_back({layer.inputs, layer.outputs, layer.activation, layer.slope, forward,
-                       backward, bias});
+    layers_.push_back(
+        {layer.inputs, layer.outputs, layer.activation, layer.slope, forward, backward, bias});
     smoothable_ = smoothable_ || has_kink(layer.activation);
   }
   packed_ = {layers.front().inputs, layers.back().outputs, static_cast<int>(layers_.size()),

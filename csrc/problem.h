@@ -14,6 +14,7 @@ constexpr int kPad = 16;        // rows are padded to this many floats, with lo 
 constexpr int kMaxHistory = 8;  // pairs (s, y)
 constexpr int kMaxCuts = 6;     // linearised margins of the polish
 constexpr int kMaxStages = 8;
+constexpr int kMaxSchedules = 4;
 constexpr float kPadLogit = -1e30f;
 
 enum class Status : int8_t {
@@ -32,7 +33,7 @@ enum class Phase : int8_t {
   stage_resume,  // network of this stage at the point where the last one stopped
   stage,         // fused c-search
   push,          // forward only: away from x0 until adversarial on the exact network
-  bisect,        // forward only: back toward x0
+  bisect,        // forward only: from a given start toward x0
   polish_start,  // exact margin and its gradient at the centre
   polish,        // trial of the bundle
   polish_probe,  // forward only: between the centre and a failed trial
@@ -43,6 +44,14 @@ enum class Phase : int8_t {
 enum class Loss : int8_t { margin, cross_entropy };
 enum class CSearch : int8_t { fused, bisection };
 
+// One pass through the stages.
+struct Schedule {
+  int stages = 1;
+  float smoothing[kMaxStages] = {0};  // k of each stage; 0 is the exact network
+  int budget[kMaxStages] = {50};      // evaluations of each stage
+  float temperature = 0.02f;          // T as a fraction of the margin deficit at x0
+};
+
 struct Params {
   int n = 0;         // variables of an image
   int padded_n = 0;  // n rounded up to kPad
@@ -52,21 +61,17 @@ struct Params {
   CSearch c_search = CSearch::fused;
   float confidence = 1e-4f;  // margin required, in logits
   float c_init = 0;          // <= 0: from the linearised problem
+  bool unsquared = false;    // c_init is of c ||r||: c of c ||r||^2 is c_init / (2 ||r||)
   int history = 5;
   float tolerance = 1e-3f;           // stages: relative change of c and of x
   int patience = 12;                 // stages: rounds without progress near the best
   float c_factor = 2;                // c moves by at most this factor a round
-  float temperature = 0.02f;         // T as a fraction of the margin deficit at x0
   float polish_tolerance = 1e-4f;    // relative gain below which the polish stops
   int polish_budget = 30;            // evaluations of one polish
-  int bisections = 6;                // forward passes of the handover
   int max_evaluations = 0x7fffffff;  // forward+backward pairs of one image
-  int stages = 1;
-  float smoothing[kMaxStages] = {0};  // k of each stage; 0 is the exact network
-  int budget[kMaxStages] = {50};      // evaluations of each stage
-  int rescue_stages = 0;              // schedule for targets not reached: a wider one
-  float rescue_smoothing[kMaxStages] = {0};
-  int rescue_budget[kMaxStages] = {0};
+  int schedules = 1;  // the first `attempts` are always run, the others until one succeeds
+  int attempts = 1;
+  Schedule schedule[kMaxSchedules];
   bool smoothable = false;  // the oracle can smooth its kinks
   int starts = 0;           // adversarial starting images given for each image
   uint64_t seed = 0;
@@ -100,12 +105,11 @@ struct State {
   // best-so-far on the exact network
   float best_norm = 3e38f;
   float best_margin = -3e38f;  // of the best image; without success: the best margin seen
-  int best_prediction = -1;
+  int best_prediction = -1;  // there; without success at x0
   float penalty_norm = -1;  // distortion of the penalty minimiser at the final c; < 0: none
 
   // fused c-search, at the accepted point x
-  int stage = 0;
-  bool rescue = false;      // on the wider schedule
+  int schedule = 0, stage = 0;
   bool random_start = false, random_pending = false;
   bool accept_any = false;  // the next trial is the start of the search
   float margin = 0, log_odds = 0, sigma = 0, loss = 0, norm2 = 0;  // m, m_T, sigmoid(-m_T/T), l, r'r
@@ -135,7 +139,7 @@ struct State {
   int starts_tried = 0;
   float attempt_best = 3e38f;  // best_norm when the last attempt ended
 
-  int evaluations = 0, forwards = 0, iterations = 0;
+  int evaluations = 0, forwards = 0, iterations = 0;  // forward+backward pairs; forwards alone
 };
 
 // One image in a slot. Vectors have padded_n floats, aligned to 64 bytes.

@@ -234,17 +234,16 @@ class Session : public Run {
   std::vector<float> row_;
 };
 
-template <class T>
-void stages(py::class_<Params>& cls, const char* name, T (Params::*values)[kMaxStages],
-            const char* doc) {
-  cls.def_property(
-      name,
-      [values](const Params& p) { return std::vector<T>(p.*values, p.*values + kMaxStages); },
-      [values](Params& p, const std::vector<T>& given) {
-        if (given.size() > kMaxStages) throw std::invalid_argument("too many stages");
-        std::copy(given.begin(), given.end(), p.*values);
-      },
-      doc);
+void add_schedule(Params& params, const std::vector<float>& smoothing,
+                  const std::vector<int>& budget, float temperature) {
+  if (params.schedules == kMaxSchedules || smoothing.empty() || smoothing.size() > kMaxStages ||
+      smoothing.size() != budget.size())
+    throw std::invalid_argument("a schedule has 1 to 8 stages, Params up to 4 schedules");
+  Schedule& schedule = params.schedule[params.schedules++];
+  schedule.stages = static_cast<int>(smoothing.size());
+  std::copy(smoothing.begin(), smoothing.end(), schedule.smoothing);
+  std::copy(budget.begin(), budget.end(), schedule.budget);
+  schedule.temperature = temperature;
 }
 
 }  // namespace
@@ -270,7 +269,12 @@ PYBIND11_MODULE(_core, m) {
       .finalize();
 
   py::class_<Params> params(m, "Params", "Options of a run; csrc/problem.h describes each.");
-  params.def(py::init<>())
+  params
+      .def(py::init([] {
+        Params p;
+        p.schedules = 0;
+        return p;
+      }))
       .def_readwrite("n", &Params::n)
       .def_readwrite("classes", &Params::classes)
       .def_readwrite("targeted", &Params::targeted)
@@ -278,24 +282,20 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("c_search", &Params::c_search)
       .def_readwrite("confidence", &Params::confidence)
       .def_readwrite("c_init", &Params::c_init)
+      .def_readwrite("unsquared", &Params::unsquared)
       .def_readwrite("history", &Params::history)
       .def_readwrite("tolerance", &Params::tolerance)
       .def_readwrite("patience", &Params::patience)
       .def_readwrite("c_factor", &Params::c_factor)
-      .def_readwrite("temperature", &Params::temperature)
       .def_readwrite("polish_tolerance", &Params::polish_tolerance)
       .def_readwrite("polish_budget", &Params::polish_budget)
-      .def_readwrite("bisections", &Params::bisections)
       .def_readwrite("max_evaluations", &Params::max_evaluations)
-      .def_readwrite("stages", &Params::stages)
-      .def_readwrite("rescue_stages", &Params::rescue_stages)
+      .def_readwrite("attempts", &Params::attempts)
       .def_readwrite("smoothable", &Params::smoothable)
       .def_readwrite("starts", &Params::starts)
-      .def_readwrite("seed", &Params::seed);
-  stages(params, "smoothing", &Params::smoothing, "k of each stage; 0: the exact network");
-  stages(params, "budget", &Params::budget, "evaluations of each stage");
-  stages(params, "rescue_smoothing", &Params::rescue_smoothing, "the same of the rescue schedule");
-  stages(params, "rescue_budget", &Params::rescue_budget, "the same of the rescue schedule");
+      .def_readwrite("seed", &Params::seed)
+      .def("add_schedule", &add_schedule, py::arg("smoothing"), py::arg("budget"),
+           py::arg("temperature") = 0.02f);
 
   py::class_<PyNetwork>(m, "Network", "A fully connected network packed for this CPU.")
       .def(py::init<const Layers&>(), py::arg("layers"))

@@ -1,9 +1,13 @@
-// Activations h(z) with their derivatives dh, a row at a time. NaN in z gives NaN in h; units of the
-// padding (z = 0) get finite values that nothing reads.
+// Activations h(z) with their derivatives dh, a row at a time. NaN in z gives NaN in h; units of
+// the padding (z = 0) get finite values that nothing reads.
 //
 // relu and leaky_relu take a half-width d: for d > 0 the kink is replaced by a quadratic spline,
-//   relu_d(z) = 0 (z <= -d), (z + d)^2 / 4d (|z| < d), z (z >= d);  leaky: slope z + (1 - slope) relu_d
+//   relu_d(z) = 0 (z <= -d), (z + d)^2 / 4d (|z| < d), z (z >= d);  leaky: slope z + (1 - slope)
+//   relu_d
 #pragma once
+
+#include "cpu/lanes.h"
+#include "cpu/packed_network.h"
 
 namespace ADVCORE_NS {
 namespace {

@@ -2,6 +2,8 @@
 // products 15 times when gradients died out.
 #pragma once
 
+#include <stdint.h>
+
 namespace ADVCORE_NS {
 namespace {
 

@@ -3,17 +3,9 @@
 #pragma once
 
 #include "cpu/isa.h"
-
-#include "cpu/lanes.h"
-
-#include "cpu/denormals.h"
-
-#include "cpu/gemm.h"
-
-#include "cpu/activation.h"
-
 #include "cpu/propagate.h"
 
+// in the order of their dependences
 #include "team.h"
 
 #include "box.h"

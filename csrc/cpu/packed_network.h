@@ -7,7 +7,16 @@
 
 namespace advcore {
 
-enum class Activation : int { identity, relu, leaky_relu, sigmoid, tanh, softplus, gelu, gelu_tanh };
+enum class Activation : int {
+  identity,
+  relu,
+  leaky_relu,
+  sigmoid,
+  tanh,
+  softplus,
+  gelu,
+  gelu_tanh
+};
 constexpr int kActivations = 8;
 
 static constexpr bool has_kink(Activation a) {
@@ -31,10 +40,10 @@ struct PackedNetwork {
 // What one thread needs between a forward and its backward, in memory of the caller.
 struct Scratch {
   int max_rows;
-  float** value;        // (layers, max_rows) rows (outputs): h, then the gradient at z
-  float** derivative;   // (layers, max_rows) rows (outputs): dh/dz
-  const float** read;   // (max_rows) rows of A in a product
-  float** written;      // (max_rows) rows of C
+  float** value;       // (layers, max_rows) rows (outputs): h, then the gradient at z
+  float** derivative;  // (layers, max_rows) rows (outputs): dh/dz
+  const float** read;  // (max_rows) rows of A in a product
+  float** written;     // (max_rows) rows of C
 };
 
 }  // namespace advcore

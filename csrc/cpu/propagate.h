@@ -1,6 +1,14 @@
 // Forward and input gradient of a tile of rows. Contracts: isa.h.
 #pragma once
 
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cpu/activation.h"
+#include "cpu/denormals.h"
+#include "cpu/gemm.h"
+#include "cpu/lanes.h"
+#include "cpu/packed_network.h"
 #include "problem.h"
 
 namespace ADVCORE_NS {
@@ -8,9 +16,7 @@ namespace {
 
 // Floats from row to row: an odd number of 64-byte lines, so that rows of wide layers do not share
 // the sets of a cache.
-inline size_t row_stride(int n) {
-  return static_cast<size_t>(((n + kPad - 1) / kPad) | 1) * kPad;
-}
+inline size_t row_stride(int n) { return static_cast<size_t>(((n + kPad - 1) / kPad) | 1) * kPad; }
 
 // Bytes of a scratch; fills it where there is memory.
 size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
@@ -27,12 +33,14 @@ size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
   const float** const read = reinterpret_cast<const float**>(take(rows * sizeof(float*)));
   float** const written = reinterpret_cast<float**>(take(rows * sizeof(float*)));
   if (s) *s = {max_rows, value, derivative, read, written};
-  for (size_t l = 0; l < layers; ++l)
-    for (size_t r = 0; r < 2 * rows; ++r) {
-      float* const row =
-          reinterpret_cast<float*>(take(row_stride(net.layer[l].outputs) * sizeof(float)));
-      if (s) (r < rows ? value : derivative)[l * rows + r % rows] = row;
+  for (size_t l = 0; l < layers; ++l) {
+    const size_t bytes = row_stride(net.layer[l].outputs) * sizeof(float);
+    for (size_t i = l * rows; i < (l + 1) * rows; ++i) {
+      float* const h = reinterpret_cast<float*>(take(bytes));
+      float* const dh = reinterpret_cast<float*>(take(bytes));
+      if (s) value[i] = h, derivative[i] = dh;
     }
+  }
   return used;
 }
 
@@ -73,9 +81,8 @@ void forward(const PackedNetwork& net, Scratch& scratch, const float* const* x, 
   for (int l = 0; l < net.layers; ++l) {
     const PackedLayer& layer = net.layer[l];
     float* const* const dh = scratch.derivative + static_cast<size_t>(l) * scratch.max_rows;
-    float* const* const h = l + 1 == net.layers
-                                ? logits
-                                : scratch.value + static_cast<size_t>(l) * scratch.max_rows;
+    float* const* const h =
+        l + 1 == net.layers ? logits : scratch.value + static_cast<size_t>(l) * scratch.max_rows;
     gemm(x, rows, layer.inputs, layer.forward, layer.outputs, layer.bias, h);
     for (int r = 0; r < rows; ++r) {
       if (measure && measure[r]) widths[r][l] = spread(h[r], layer.outputs);
@@ -103,7 +110,8 @@ void backward(const PackedNetwork& net, Scratch& scratch, const int* which, int 
         scratch.read[i] = dz;
       }
     for (int i = 0; i < count; ++i)
-      scratch.written[i] = l > 0 ? scratch.value[first - scratch.max_rows + which[i]] : dx[which[i]];
+      scratch.written[i] =
+          l > 0 ? scratch.value[first - scratch.max_rows + which[i]] : dx[which[i]];
     gemm(scratch.read, count, layer.outputs, layer.backward, layer.inputs, nullptr,
          scratch.written);
     for (int i = 0; i < count; ++i) scratch.read[i] = scratch.written[i];

@@ -1,0 +1,64 @@
+# `make demo` attacks the embedded digits, `make test` runs every test; each sets itself up in .venv.
+# Needs Python >= 3.10, a C++20 compiler, cmake >= 3.25 and a package index.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --prefer-binary -c constraints-dev.txt
+ADVCORE_DATA ?= $(wildcard ../shared/data)
+export ADVCORE_DATA := $(if $(ADVCORE_DATA),$(abspath $(ADVCORE_DATA)))
+export OMP_WAIT_POLICY ?= passive
+
+SOURCES := pyproject.toml CMakeLists.txt constraints-dev.txt README.md \
+           $(shell find advcore csrc kernels python_bindings -type f ! -name '*.pyc' 2>/dev/null)
+FORMATTED = $(shell find csrc python_bindings tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test lint format bench stub train wheel clean
+
+demo: $(VENV)/installed-demo
+	$(BIN)/advcore attack
+
+test: $(VENV)/installed-dev
+	$(BIN)/pytest
+	$(MAKE) --no-print-directory lint
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/make_stub.py --check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+bench: $(VENV)/installed-dev
+	$(BIN)/pytest benchmarks -o python_files='bench_*.py' -W default $(BENCH)
+
+# The types of the compiled module, written from the module itself.
+stub: $(VENV)/installed-dev
+	$(BIN)/python tools/make_stub.py
+
+# Trains the network of the package again (a minute on one core).
+train: $(VENV)/installed-dev
+	$(BIN)/python tools/train_embedded.py
+
+wheel: $(VENV)/python
+	$(BIN)/python -m pip wheel --no-deps -w dist .
+
+clean:
+	rm -rf build dist $(VENV)
+
+$(VENV)/python:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/installed-demo: $(VENV)/python $(SOURCES)
+	$(PIP) ".[cli]"
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/python $(SOURCES)
+	$(PIP) ".[dev]"
+	touch $@ $(VENV)/installed-demo

@@ -1,0 +1,21 @@
+"""Minimum-distortion adversarial examples by a compiled, batched, box-constrained L-BFGS."""
+
+from ._core import Status
+from ._version import __version__
+from .api import minimize_distortion
+from .errors import Interrupted, ModelError
+from .network import Layer, Network
+from .result import Result
+from .run import Progress
+
+__all__ = [
+    "Interrupted",
+    "Layer",
+    "ModelError",
+    "Network",
+    "Progress",
+    "Result",
+    "Status",
+    "__version__",
+    "minimize_distortion",
+]

@@ -1,0 +1,434 @@
+"""`minimize_distortion`: checks, choice of the path, run, verification, result."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core, validate, verify
+from .errors import Interrupted, ModelError
+from .network import Network, Unsupported
+from .oracles import NumpyOracle, Oracle, TorchOracle, softmax_output
+from .result import Result
+from .run import Job, Progress, Watch, default_threads, run_native, run_oracle
+from .settings import EFFORTS, engine_params
+from .starts import nearest_starts
+
+Floats = NDArray[np.float32]
+SAMPLE = 64
+"""Clean images on which a model is tried, and the noise of its logits is measured."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """How the model is evaluated: natively where `network`, else by `oracle`, which also has the
+    last word on a lowered module."""
+
+    network: Network | None
+    oracle: Oracle | None
+    info: dict[str, str | int]
+
+    @property
+    def classes(self) -> int:
+        return self.network.classes if self.network is not None else self._oracle.classes
+
+    @property
+    def smoothable(self) -> bool:
+        return (self.network if self.network is not None else self._oracle).smoothable
+
+    @property
+    def model(self) -> Network | Oracle:
+        """What has the last word: the model itself, not its lowered form."""
+        return self._oracle if self.network is None or self.oracle is not None else self.network
+
+    @property
+    def _oracle(self) -> Oracle:
+        assert self.oracle is not None
+        return self.oracle
+
+    def forward(self, x: Floats) -> Floats:
+        """Logits of the model itself."""
+        if self.oracle is None:
+            assert self.network is not None
+            return self.network.forward(x)
+        return self.oracle.forward(x, grad=False)
+
+
+def minimize_distortion(
+    model: Any,
+    images: Any,
+    targets: Any = None,
+    *,
+    labels: Any = None,
+    loss: str = "margin",
+    norm: str = "l2",
+    bounds: Any = (0.0, 1.0),
+    confidence: float = 1e-4,
+    effort: str = "default",
+    history: int = 5,
+    max_evaluations: int | None = None,
+    tolerance: float = 1e-3,
+    c_init: float | str = "auto",
+    c_search: str = "fused",
+    levels: int | None = None,
+    starts: Any = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: Any = None,
+    threads: int | None = None,
+    time_limit: float | None = None,
+    progress: bool = False,
+    callback: Callable[[Progress], object] | None = None,
+) -> Result:
+    """Smallest ``||r||_2`` that makes the model see another class in ``x0 + r``, for each image.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, advcore.Network, or object with NumPy forward and backward
+        Images in, logits (B, K) out. Fully connected modules on the CPU are lowered to the native
+        engine (the result's ``engine`` says so); other modules and differentiable callables run
+        through torch, in eval mode. ``forward(x) -> logits`` and ``backward(dlogits) -> dx`` make
+        a NumPy model. One logit z counts as two, (0, z).
+    images : array or tensor (N, ...), inside ``bounds``
+        float32; other real dtypes, and arrays that are not contiguous, are copied once.
+    targets : (N,) int, optional
+        Class that each image shall be taken for. None: untargeted, any class but ``labels``.
+    labels : (N,) int, optional
+        True classes, for untargeted runs; None: the model's own prediction. Where targets are
+        given they decide alone, and labels are only checked.
+    loss : "margin" or "cross_entropy"
+        "margin": smoothed log-odds, then a polish on the exact margin. "cross_entropy": the loss
+        of Szegedy et al. 2013, solved as they wrote it.
+    norm : "l2" or "l2_unsquared"
+        The penalty is ``c * ||r||^2`` or ``c * ||r||``; both have the same minimisers, with
+        c of the second = 2 c ||r|| of the first. The result's ``c``, and ``c_init``, multiply
+        the penalty of this norm: a larger c gives a smaller r.
+    bounds : (lower, upper)
+        Numbers, or arrays that broadcast to the images. float64 bounds are rounded inward.
+    confidence : float >= 0
+        Margin required, in logits: target's minus the best other (untargeted: best other minus
+        the label's). It is raised to the rounding noise of the model's logits where that is more.
+    effort : "fast", "default" or "thorough"
+        Evaluations against distortion.
+    history : int in [3, 8]
+        Pairs (s, y) of L-BFGS.
+    max_evaluations : int, optional
+        Forward+backward pairs of one image.
+    tolerance : float > 0
+        Relative change of c and of x at which a search stops.
+    c_init : "auto" or float > 0
+        First c; "auto": from the linearised problem.
+    c_search : "fused" or "bisection"
+        "fused": c is chosen anew each iteration at no evaluation. "bisection": a full solve for
+        each c, the paper's way.
+    levels : int >= 2, optional
+        Results on the grid of that many equidistant values of scalar ``bounds`` (256 for 8 bits),
+        repaired and verified there.
+    starts : array (N, ...) or (N, S, ...), or (pool images, pool classes), optional
+        Adversarial images to start further searches from; of a pool the three nearest with the
+        target's class (untargeted: another class than the label). The smallest result counts.
+    seed : int >= 0
+        Of random directions, which are needed only where a gradient is zero.
+    batch_size : int, optional
+        Images in work at once (a thread, on the native path).
+    device : optional
+        Device of torch for the model's evaluations; the solver runs on the CPU.
+    threads : int, optional
+        Of the native path; None: ADVCORE_NUM_THREADS, else all CPUs.
+    time_limit : float > 0, optional
+        Seconds; images that are not finished then keep their best and get status "interrupted".
+    progress : bool
+        Show a progress bar (needs ``advcore[cli]``).
+    callback : callable, optional
+        Called with a `Progress` some 20 times a second; returning True stops the run.
+
+    Returns
+    -------
+    Result
+        Success is claimed for images that the model's own forward confirmed. An image's result
+        depends on that image, its target, the model and the options alone.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as described.
+    Interrupted
+        Ctrl-C; a KeyboardInterrupt whose ``result`` holds what was computed.
+    ModelError
+        The model raised in the middle of the run; ``result`` as above.
+    """
+    begin = time.perf_counter()
+    given = validate.images(images)
+    flat, lo, hi = validate.box(bounds, given.shape, given)
+    validate.choice(loss, "loss", ("margin", "cross_entropy"))
+    validate.choice(norm, "norm", ("l2", "l2_unsquared"))
+    validate.choice(effort, "effort", EFFORTS)
+    validate.choice(c_search, "c_search", ("fused", "bisection"))
+    confidence = validate.number(confidence, "confidence", least=0)
+    tolerance = validate.number(tolerance, "tolerance", above=0, most=0.5)
+    history = validate.integer(history, "history", least=3, most=8)
+    seed = validate.integer(seed, "seed", least=0, most=2**63)
+    first_c = None
+    if c_init != "auto":
+        first_c = validate.number(c_init, "c_init", above=0)
+    if max_evaluations is not None:
+        validate.integer(max_evaluations, "max_evaluations", least=1)
+    if batch_size is not None:
+        validate.integer(batch_size, "batch_size", least=1, most=2**20)
+    if threads is not None:
+        validate.integer(threads, "threads", least=1, most=1024)
+    if time_limit is not None:
+        validate.number(time_limit, "time_limit", above=0)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {type(callback).__name__}")
+    if levels is not None:
+        from .levels import check_levels
+
+        check_levels(levels, bounds)
+
+    count, targeted = len(given), targets is not None
+    path = choose_path(model, flat[:SAMPLE], given.shape[1:], device)
+    size = batch_size or 1024
+    required = confidence
+    if path.oracle is not None and count:
+        required += 4 * _logit_noise(path, flat[:SAMPLE])
+    truth = None
+    if labels is not None:
+        truth = validate.classes(labels, "labels", count, path.classes)
+    if targeted:
+        aim = validate.classes(targets, "targets", count, path.classes)
+    elif truth is not None:
+        aim = truth
+    else:
+        aim = _predict(path, flat, size)
+    pool = None
+    if starts is not None:
+        pool = nearest_starts(starts, given.shape, flat, aim, targeted, lo, hi)
+    job = Job(
+        engine_params(
+            n=math.prod(given.shape[1:]),
+            classes=path.classes,
+            targeted=targeted,
+            smoothable=path.smoothable,
+            loss=loss,
+            norm=norm,
+            c_search=c_search,
+            c_init=first_c,
+            confidence=required,
+            effort=effort,
+            history=history,
+            tolerance=tolerance,
+            max_evaluations=max_evaluations,
+            starts=0 if pool is None else pool.shape[1],
+            seed=seed,
+        ),
+        flat,
+        aim,
+        lo,
+        hi,
+        pool,
+    )
+    with contextlib.ExitStack() as stack:
+        if progress:
+            from .progress import bar
+
+            callback = stack.enter_context(bar(count, callback))
+        watch = Watch(count, time_limit, callback, begin)
+        if path.network is not None:
+            threads = threads or default_threads()
+            path.info["threads"] = threads
+            found, error = run_native(
+                path.network, job, threads=threads, slots=batch_size, watch=watch
+            )
+        else:
+            assert path.oracle is not None
+            found, error = run_oracle(path.oracle, job, slots=batch_size, watch=watch)
+        watch(
+            int((found["status"] != _core.Status.interrupted).sum()),
+            int(found["success"].sum()),
+            int(found["evaluations"].sum()),
+        )
+    success: NDArray[np.bool_] = found["success"]
+    adversarial: Floats = found["adversarial"]
+    margin: Floats = found["margin"]
+    prediction = found["prediction"].astype(np.int64)
+    model_failed = isinstance(error, Exception) and path.network is None
+    if levels is not None and not model_failed:
+        from .levels import to_grid
+
+        found["evaluations"] += to_grid(
+            path.model,
+            levels,
+            float(bounds[0]),
+            float(bounds[1]),
+            flat,
+            aim,
+            targeted,
+            confidence,
+            adversarial,
+            success,
+            size,
+        )
+    if (path.oracle is not None or levels is not None) and not model_failed:
+        before = success.copy()
+        seen, predicted = verify.confirm(
+            path.forward,
+            size,
+            flat,
+            aim,
+            targeted,
+            confidence,
+            lo,
+            hi,
+            adversarial,
+            success,
+            pushes=0 if levels is not None else verify.PUSHES,
+        )
+        margin = np.where(before, seen, margin)
+        prediction = np.where(before, predicted, prediction)
+        found["status"][before & ~success] = _core.Status.not_found
+    result = _result(
+        path, images, given, flat, job, found, success, adversarial, margin, prediction, norm, loss
+    )
+    result.seconds = time.perf_counter() - begin
+    if isinstance(error, KeyboardInterrupt):
+        raise Interrupted(result) from error
+    if model_failed:
+        raise ModelError(
+            f"the model raised {type(error).__name__}: {error}; "
+            "the exception's .result holds what was computed",
+            result,
+        ) from error
+    if error is not None:
+        raise error
+    return result
+
+
+def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any) -> Path:
+    """The native network where the model is one or can be lowered, else its oracle."""
+    on_cpu = device is None or str(device) == "cpu"
+    info: dict[str, str | int] = {"path": "native", "device": "cpu", "isa": _core.isa()}
+    tried = sample if len(sample) else None
+    if isinstance(model, Network):
+        if not on_cpu:
+            raise ValueError(f"device must be cpu for a native network, got {device}")
+        if math.prod(shape) != model.inputs:
+            raise ValueError(
+                f"images must have {model.inputs} values each for this network, got shape {shape}"
+            )
+        return Path(model, None, {**info, "reason": "the model is an advcore.Network"})
+    torch = sys.modules.get("torch")
+    is_module = torch is not None and isinstance(model, torch.nn.Module)
+    if not is_module and hasattr(model, "forward") and hasattr(model, "backward"):
+        numpy_oracle = NumpyOracle(model, shape, tried)
+        _check_logits(numpy_oracle, tried)
+        info = {"path": "numpy", "device": "cpu", "isa": _core.isa()}
+        return Path(None, numpy_oracle, {**info, "reason": "forward and backward in NumPy"})
+    if not callable(model):
+        raise TypeError(
+            "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy forward "
+            f"and backward, got {type(model).__name__}"
+        )
+    if is_module:
+        training = [name or "the module" for name, m in model.named_modules() if m.training]
+        if training:
+            raise ValueError(
+                f"model must be in eval mode, {training[0]} is in training mode; call model.eval()"
+            )
+    oracle = TorchOracle(model, shape, device, tried)
+    _check_logits(oracle, tried)
+    reason = "a callable that is not a module"
+    if is_module and on_cpu:
+        try:
+            network = Network.from_torch(model, shape)
+        except Unsupported as unsupported:
+            reason = unsupported.reason
+        else:
+            scale = 1e-3 * (1 + float(np.abs(oracle.forward(sample, grad=False)).max(initial=0)))
+            if not verify.noise(network.forward, _plain(oracle), sample) > scale:
+                info["reason"] = "the module was lowered to a native network"
+                return Path(network, oracle, info)
+            reason = "the lowered network gives other logits"
+    info = {"path": "torch", "device": str(device or oracle.device), "isa": _core.isa()}
+    return Path(None, oracle, {**info, "reason": reason})
+
+
+def _plain(oracle: Oracle) -> Callable[[Floats], Floats]:
+    return lambda x: oracle.forward(x, grad=False)
+
+
+def _check_logits(oracle: Oracle, sample: Floats | None) -> None:
+    if sample is not None and softmax_output(oracle.forward(sample, grad=False)):
+        raise ValueError(
+            "model must return logits, got rows in [0, 1] that sum to 1: the output of a softmax; "
+            "pass the model without it"
+        )
+
+
+def _logit_noise(path: Path, sample: Floats) -> float:
+    """Of the model's own forward between batch sizes and, where it was lowered, to the engine's."""
+    small = sample[:8]
+    alone = verify.noise(path.forward, lambda x: verify.batched(path.forward, x, 1), small)
+    if path.network is None:
+        return alone
+    return max(alone, verify.noise(path.network.forward, path.forward, sample))
+
+
+def _predict(path: Path, flat: Floats, size: int) -> NDArray[np.int32]:
+    if not len(flat):
+        return np.empty(0, np.int32)
+    return verify.batched(path.forward, flat, size).argmax(axis=1).astype(np.int32)
+
+
+def _result(
+    path: Path,
+    images: Any,
+    given: NDArray[Any],
+    flat: Floats,
+    job: Job,
+    found: dict[str, NDArray[Any]],
+    success: NDArray[np.bool_],
+    adversarial: Floats,
+    margin: Floats,
+    prediction: NDArray[np.int64],
+    norm: str,
+    loss: str,
+) -> Result:
+    """The engine's arrays in the shape and kind of the images."""
+    r = np.linalg.norm(adversarial.astype(np.float64) - flat, axis=1)
+    distortion = np.where(success, r, np.inf).astype(np.float32)
+    c = found["c"]
+    if norm == "l2_unsquared":
+        c = np.where(success, 2 * c * r, np.nan).astype(np.float32)
+    count = len(flat)
+    shaped: Any = adversarial.reshape(given.shape)
+    if validate.is_tensor(images):
+        shaped = sys.modules["torch"].from_numpy(shaped).to(images.device)
+    targeted = job.params.targeted
+    return Result(
+        engine=path.info,
+        adversarial=shaped,
+        success=success,
+        distortion=distortion,
+        rms_distortion=(distortion / math.sqrt(flat.shape[1])).astype(np.float32),
+        margin=margin,
+        prediction=prediction,
+        target=job.labels.astype(np.int64) if targeted else np.full(count, -1, np.int64),
+        c=c,
+        status=found["status"],
+        evaluations=found["evaluations"],
+        forwards=found["forwards"],
+        iterations=found["iterations"],
+        seconds=0.0,
+        norm=norm,
+        loss=loss,
+        penalty_distortion=found["penalty_distortion"] if loss == "cross_entropy" else None,
+    )

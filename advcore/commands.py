@@ -1,0 +1,257 @@
+"""Commands of `advcore`: attack, info. Needs typer and rich (``pip install "advcore[cli]"``)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+import advcore
+
+from . import data, loading
+
+if TYPE_CHECKING:
+    from .result import Result
+
+MODEL_RAISED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Minimum-distortion adversarial examples.",
+)
+
+
+@app.command()
+def attack(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="model.pt2 (torch.export), my_module.py:build, package.module:build or "
+            "network.safetensors; default: the network of the package"
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help=".npy, (N, ...); default: the digits of the package")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help=".npy, (N,) true classes; default: the model's prediction")
+    ] = None,
+    targets: Annotated[
+        Path | None,
+        typer.Option(
+            help=".npy, (N,) class each image shall be taken for; default: random wrong classes "
+            "for the package's digits, untargeted for your own images"
+        ),
+    ] = None,
+    untargeted: Annotated[bool, typer.Option("--untargeted", help="any wrong class will do")] = (
+        False
+    ),
+    count: Annotated[int | None, typer.Option(help="attack the first COUNT images", min=0)] = None,
+    out: Annotated[Path | None, typer.Option(help="write the result there (.npz)")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            help="write original, adversarial, difference x10 there; default for the package's "
+            "digits: advcore_attack.png"
+        ),
+    ] = None,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="write no picture")] = False,
+    effort: Annotated[str | None, typer.Option(help="fast, default or thorough")] = None,
+    loss: Annotated[str | None, typer.Option(help="margin or cross_entropy")] = None,
+    norm: Annotated[str | None, typer.Option(help="l2 or l2_unsquared")] = None,
+    c_search: Annotated[str | None, typer.Option(help="fused or bisection")] = None,
+    confidence: Annotated[float | None, typer.Option(help="margin required, in logits")] = None,
+    bounds: Annotated[
+        tuple[float, float] | None, typer.Option(help="least and largest value of a pixel")
+    ] = None,
+    starts: Annotated[
+        Path | None, typer.Option(help=".npy, (N, ...) adversarial images to start from")
+    ] = None,
+    max_evaluations: Annotated[int | None, typer.Option(help="budget of each image")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="seconds for the whole run")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="images in work at once")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, or a device of torch")] = None,
+    seed: Annotated[int, typer.Option(help="of the random targets and of the engine")] = 0,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
+) -> None:
+    """Finds the smallest change of each image that gives it another class.
+
+    Without options: the package's network and its 1,000 MNIST digits, random targets.
+    """
+    options = {
+        "effort": effort,
+        "loss": loss,
+        "norm": norm,
+        "c_search": c_search,
+        "confidence": confidence,
+        "bounds": bounds,
+        "max_evaluations": max_evaluations,
+        "time_limit": time_limit,
+        "batch_size": batch_size,
+        "threads": threads,
+        "device": device,
+    }
+    with _one_line_errors(debug):
+        if targets is not None and untargeted:
+            raise ValueError("--targets and --untargeted exclude each other")
+        if out is not None:
+            loading.check_writable(out, "--out")
+            if out.suffix != ".npz":
+                raise ValueError(f"--out: expected a name that ends in .npz, got {out}")
+        job = _job(model, images, labels, targets, untargeted, count, starts, seed)
+        if picture is None and images is None and not no_picture:
+            picture = Path("advcore_attack.png")
+        if picture is not None and not no_picture:
+            loading.check_writable(picture, "--picture")
+        result, stop = _run(
+            job, seed=seed, **{name: value for name, value in options.items() if value is not None}
+        )
+        _print_table(result)
+        if out is not None:
+            result.save(out)
+            print(f"result: {out}")
+        if picture is not None and not no_picture and len(job.images):
+            from .report import picture_grid
+
+            picture_grid(picture, job.images, result, labels=job.labels)
+            print(f"picture: {picture}")
+    if stop is not None:
+        print(f"error: {' '.join(str(stop).split())}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else MODEL_RAISED)
+
+
+@app.command()
+def info() -> None:
+    """Version, instruction set and CUDA of this installation."""
+    from . import _core
+
+    print(f"advcore {advcore.__version__}")
+    print(f"instruction set: {_core.isa()}")
+    print("CUDA: no, this version has no CUDA backend")
+    for name in ("numpy", "torch"):
+        try:
+            print(f"{name}: {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            print(f"{name}: not installed")
+
+
+def _job(
+    model: str | None,
+    images: Path | None,
+    labels: Path | None,
+    targets: Path | None,
+    untargeted: bool,
+    count: int | None,
+    starts: Path | None,
+    seed: int,
+) -> loading.Job:
+    """Model and arrays of a run, cut to the first `count` images."""
+    wanted: NDArray[Any] | None = None
+    truth: NDArray[Any] | None = None
+    if images is None:
+        pixels: NDArray[Any]
+        pixels, truth = data.embedded_digits()
+        if labels is not None or starts is not None:
+            raise ValueError("--labels and --starts need --images")
+        if targets is None and not untargeted:
+            wanted = random_targets(truth, classes=10, seed=seed)
+    else:
+        pixels = loading.array(images, "--images")
+        truth = None if labels is None else loading.array(labels, "--labels")
+    if targets is not None:
+        wanted = loading.array(targets, "--targets")
+    begin = None if starts is None else loading.array(starts, "--starts")
+    for option, values in (("--labels", truth), ("--targets", wanted), ("--starts", begin)):
+        if values is not None and len(values) != len(pixels):
+            raise ValueError(f"{option} has {len(values)} entries for {len(pixels)} images")
+    network = data.embedded_network() if model is None else loading.model(model)
+    return loading.Job(network, pixels, truth, wanted, begin).first(count)
+
+
+def random_targets(labels: NDArray[Any], *, classes: int, seed: int) -> NDArray[np.int64]:
+    """(N,) int64, each uniform over the classes other than the label; the same for one seed."""
+    shift = np.random.default_rng(seed).integers(1, classes, len(labels))
+    return (labels.astype(np.int64) + shift) % classes
+
+
+def _run(
+    job: loading.Job, **options: Any
+) -> tuple[Result, advcore.Interrupted | advcore.ModelError | None]:
+    """The result, with what cut it short if anything did; shows a progress bar on stderr."""
+    try:
+        result = advcore.minimize_distortion(
+            job.model,
+            job.images,
+            job.targets,
+            labels=job.labels,
+            starts=job.starts,
+            progress=True,
+            **options,
+        )
+    except (advcore.Interrupted, advcore.ModelError) as stop:
+        return stop.result, stop
+    return result, None
+
+
+def _print_table(result: Result) -> None:
+    table = Table(show_header=False, title="minimum-distortion adversarial examples")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in summary_rows(result):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def summary_rows(result: Result) -> list[tuple[str, str]]:
+    """(name, value) of each line of the table; distortions are over the successes."""
+    count, found = len(result.success), int(result.success.sum())
+    share = f" ({found / count:.1%})" if count else ""
+    rows = [("success", f"{found} of {count}{share}")]
+    if found:
+        distortion = result.distortion[result.success]
+        rms = result.rms_distortion[result.success]
+        rows += [
+            (
+                "distortion ||r||",
+                f"mean {distortion.mean():.4f}, median {np.median(distortion):.4f}",
+            ),
+            ("RMS distortion sqrt(mean r^2)", f"mean {rms.mean():.5f}"),
+        ]
+    if count:
+        evaluations = result.evaluations
+        late = np.percentile(evaluations, 99)
+        rows += [
+            ("evaluations per image", f"mean {evaluations.mean():.1f}, p99 {late:.0f}"),
+            ("images per second", f"{count / max(result.seconds, 1e-9):.0f}"),
+            ("status", ", ".join(f"{name} {n}" for name, n in result.status_counts().items())),
+        ]
+    rows.append(("seconds", f"{result.seconds:.3f}"))
+    rows += [(f"engine: {key}", str(value)) for key, value in result.engine.items()]
+    return rows
+
+
+@contextmanager
+def _one_line_errors(debug: bool) -> Iterator[None]:
+    """Turns errors about the user's input into one line on stderr and exit code 2."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        raise typer.Exit(BAD_INPUT) from None

@@ -1,0 +1,28 @@
+"""Errors that carry what was computed before them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .result import Result
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run.
+
+    ``result`` holds every image that was finished; the others have the status ``interrupted`` and
+    the best adversarial image found for them so far, if any.
+    """
+
+    def __init__(self, result: Result) -> None:
+        super().__init__("interrupted; the exception's .result holds what was computed")
+        self.result = result
+
+
+class ModelError(RuntimeError):
+    """The model raised during a run; its exception is the cause, ``result`` as in `Interrupted`."""
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.result = result

@@ -1,0 +1,397 @@
+"""Oracles: what the solver asks of a model, for NumPy models and for torch.
+
+An oracle is a network and nothing else: logits of a batch, and the pull-back of a gradient with
+respect to them. Loss, distortion and c belong to the engine. Importing this file imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+    from .smoothing import Widths
+
+Floats = NDArray[np.float32]
+
+
+class Oracle(Protocol):
+    """The contract. Either array returned may hold NaN rows.
+
+    Attributes
+    ----------
+    smoothable : bool
+        Whether k > 0 means anything; where not, the solver keeps k = 0.
+    classes : int
+        Number K >= 2 of logits that `forward` returns.
+    """
+
+    smoothable: bool
+    classes: int
+
+    def forward(
+        self,
+        x: Floats,
+        k: Floats | None = None,
+        slots: NDArray[np.int32] | None = None,
+        measure: NDArray[np.bool_] | None = None,
+        grad: bool = True,
+    ) -> Floats:
+        """Logits (B, K) float32 of rows ``x`` (B, n).
+
+        ``k`` (B,) float32 is the smoothing of each row, ``slots`` (B,) int32 says under which
+        number the widths of a row are kept, ``measure`` (B,) bool marks the rows (with k = 0)
+        whose widths are measured in this pass. ``grad``: a backward will follow.
+        """
+        ...
+
+    def backward(self, dlogits: Floats) -> Floats:
+        """Gradient (B, n) float32 of the last forward for ``dlogits`` (B, K) float32."""
+        ...
+
+
+class NumpyModel(Protocol):
+    """What a model without torch offers; K = 1 is taken as the logit of class 1 of two."""
+
+    def forward(self, x: Any) -> Any:
+        """Logits (B, K), floating point, of images (B, ...); ``x`` must not be written to."""
+        ...
+
+    def backward(self, dlogits: Any) -> Any:
+        """Gradient (B, ...) or (B, n) for ``dlogits`` (B, K) of the last forward."""
+        ...
+
+
+class Logits:
+    """Checks and converts what a model returns; one for every oracle.
+
+    A single logit z is the binary form: it becomes the logits (0, z) of classes 0 and 1, and of a
+    gradient with respect to them the model gets the second column.
+    """
+
+    def __init__(self) -> None:
+        self.outputs = 0
+
+    @property
+    def classes(self) -> int:
+        """Number of logits after conversion; 0 before the first forward."""
+        return max(2, self.outputs) if self.outputs else 0
+
+    def take(self, output: NDArray[Any], rows: int) -> Floats:
+        """(B, K) float32, K >= 2, of the model's output for ``rows`` images."""
+        if output.dtype.kind != "f":
+            raise TypeError(f"model must return floating-point logits, got {output.dtype}")
+        if output.ndim != 2 or output.shape[0] != rows or output.shape[1] == 0:
+            raise ValueError(
+                f"model must return logits of shape (B, K), here ({rows}, K), got {output.shape}"
+            )
+        if self.outputs not in (0, output.shape[1]):
+            raise ValueError(
+                f"model returned {self.outputs} logits before, now {output.shape[1]} an image"
+            )
+        self.outputs = output.shape[1]
+        if self.outputs == 1:
+            pair = np.zeros((rows, 2), dtype=np.float32)
+            pair[:, 1:] = output
+            return pair
+        with np.errstate(over="ignore"):  # a float64 logit may overflow: the row is not finite
+            return np.ascontiguousarray(output, dtype=np.float32)
+
+    def seed(self, dlogits: Floats) -> Floats:
+        """The gradient with respect to the model's own output."""
+        return np.ascontiguousarray(dlogits[:, 1:]) if self.outputs == 1 else dlogits
+
+
+def softmax_output(logits: NDArray[np.floating[Any]]) -> bool:
+    """Whether every row looks like probabilities: in [0, 1] and summing to 1 within 1e-4.
+
+    Such a model ends in a softmax; the solver wants what goes into it. (0, z) pairs of a single
+    logit never pass, nor does an empty batch or one with NaN.
+    """
+    rows = np.asarray(logits, dtype=np.float64)
+    if rows.size == 0 or not np.isfinite(rows).all():
+        return False
+    inside = rows.min() >= 0.0 and rows.max() <= 1.0
+    return bool(inside and np.abs(rows.sum(axis=1) - 1.0).max() <= 1e-4)
+
+
+class NumpyOracle:
+    """An object with NumPy ``forward`` and ``backward``, see `NumpyModel`.
+
+    Parameters
+    ----------
+    model : NumpyModel
+    image_shape : sequence of int
+        Shape in which an image reaches the model, float32, without the batch.
+    sample : ndarray (B, n) float32, optional
+        Images to find the number of classes with; default one image of 0.5.
+    """
+
+    smoothable = False
+
+    def __init__(
+        self, model: NumpyModel, image_shape: Sequence[int], sample: Floats | None = None
+    ) -> None:
+        for name in ("forward", "backward"):
+            if not callable(getattr(model, name, None)):
+                raise TypeError(f"model must have a method {name}, got {type(model).__name__}")
+        self._model = model
+        self._shape = tuple(image_shape)
+        self._n = math.prod(self._shape)
+        self._logits = Logits()
+        self.forward(np.full((1, self._n), 0.5, np.float32) if sample is None else sample)
+        self.classes = self._logits.classes
+
+    def forward(
+        self,
+        x: Floats,
+        k: Floats | None = None,
+        slots: NDArray[np.int32] | None = None,
+        measure: NDArray[np.bool_] | None = None,
+        grad: bool = True,
+    ) -> Floats:
+        """See `Oracle`; ``k``, ``slots`` and ``measure`` are ignored."""
+        output = self._model.forward(x.reshape(len(x), *self._shape))
+        return self._logits.take(np.asarray(output), len(x))
+
+    def backward(self, dlogits: Floats) -> Floats:
+        """See `Oracle`."""
+        gradient = np.asarray(self._model.backward(self._logits.seed(dlogits)))
+        rows = len(dlogits)
+        if gradient.dtype.kind != "f":
+            raise TypeError(f"model.backward must return floating point, got {gradient.dtype}")
+        if gradient.size != rows * self._n or (rows and gradient.shape[:1] != (rows,)):
+            raise ValueError(
+                f"model.backward must return shape {(rows, *self._shape)}, got {gradient.shape}"
+            )
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(gradient.reshape(rows, self._n), dtype=np.float32)
+
+
+class TorchOracle:
+    """Any torch module or differentiable callable, images (B, ...) to logits (B, K).
+
+    Parameters
+    ----------
+    model : torch.nn.Module or callable
+        Its parameters get no gradients, their ``requires_grad`` and the module stay as they are.
+    image_shape : sequence of int
+        Shape in which an image reaches the model, without the batch.
+    device : str or torch.device, optional
+        Where inputs go; default: the device of the module's first parameter or buffer, else CPU.
+    sample : ndarray (B, n) float32, optional
+        Images to try the model with; default one image of 0.5.
+
+    Notes
+    -----
+    Inputs have the dtype of the module's first floating-point parameter, else float32. On the CPU
+    they are views of the solver's memory (DLPack); a model that writes to its input gets copies.
+    Calls run outside autocast. The trial forwards of the constructor find the number of classes
+    and the ReLU calls that `advcore.smoothing` can smooth; a module that has none, that runs them
+    again in its backward (checkpointing) or that hides them (TorchScript, ``torch.compile``) is
+    not smoothable.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The output is not a floating-point tensor (B, K), or no gradient can flow through it.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        image_shape: Sequence[int],
+        device: str | torch.device | None = None,
+        sample: Floats | None = None,
+    ) -> None:
+        import torch
+
+        if not callable(model):
+            raise TypeError(f"model must be callable, got {type(model).__name__}")
+        self._torch = torch
+        self._model = model
+        self._shape = tuple(image_shape)
+        self._n = math.prod(self._shape)
+        self._device = torch.device("cpu")
+        self._dtype = torch.float32
+        if isinstance(model, torch.nn.Module):
+            tensors = [*model.parameters(), *model.buffers()]
+            self._device = tensors[0].device if tensors else self._device
+            floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+            self._dtype = next(floating, self._dtype)
+        if device is not None:
+            self._device = torch.device(device)
+        self._logits = Logits()
+        self._copies = True
+        self._leaf: torch.Tensor | None = None
+        self._output: torch.Tensor | None = None
+        self._widths: Widths | None = None
+        self.smoothable = False
+        x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
+        self._try(np.ascontiguousarray(x, dtype=np.float32))
+        self.classes = self._logits.classes
+
+    def forward(
+        self,
+        x: Floats,
+        k: Floats | None = None,
+        slots: NDArray[np.int32] | None = None,
+        measure: NDArray[np.bool_] | None = None,
+        grad: bool = True,
+    ) -> Floats:
+        """See `Oracle`."""
+        torch = self._torch
+        self._leaf = self._output = None
+        mode = self._mode(k, slots, measure)
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            leaf = self._wrap(x)
+            if grad:
+                leaf.requires_grad_(True)
+            rows = leaf.clone() if self._copies else leaf
+            output = self._call(rows.to(self._device, self._dtype), mode)
+            if grad:
+                self._leaf, self._output = leaf, output
+            return self._logits.take(self._to_numpy(output), len(x))
+
+    def backward(self, dlogits: Floats) -> Floats:
+        """See `Oracle`; zeros where the logits do not depend on the input."""
+        torch = self._torch
+        leaf, output = self._leaf, self._output
+        if leaf is None or output is None:
+            raise RuntimeError("backward needs a forward with grad=True before it")
+        self._leaf = self._output = None
+        gradient = None
+        if output.requires_grad:
+            seed = torch.from_numpy(self._logits.seed(dlogits)).to(output)
+            with torch.autocast(self._device.type, enabled=False):  # it reaches the backward too
+                (gradient,) = torch.autograd.grad(output, leaf, seed, allow_unused=True)
+        if gradient is None:
+            return np.zeros((len(dlogits), self._n), dtype=np.float32)
+        return self._to_numpy(gradient)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is evaluated."""
+        return self._device
+
+    def _wrap(self, x: Floats) -> torch.Tensor:
+        """``x`` as a tensor over the same memory where DLPack allows it (it wants writable)."""
+        if not x.flags.writeable or not x.flags.c_contiguous:
+            x = np.array(x, order="C")
+        from torch.utils.dlpack import from_dlpack
+
+        tensor: torch.Tensor = from_dlpack(x)
+        return tensor
+
+    def _to_numpy(self, tensor: torch.Tensor) -> Floats:
+        array: Floats = tensor.detach().to("cpu", self._torch.float32).contiguous().numpy()
+        return array
+
+    def _call(self, x: torch.Tensor, mode: Any = None) -> torch.Tensor:
+        """The model's output for flat rows ``x``, under the function mode if there is one."""
+        images = x.reshape(len(x), *self._shape)
+        with self._torch.autocast(self._device.type, enabled=False):
+            if mode is None:
+                output = self._model(images)
+            else:
+                with mode:
+                    output = self._model(images)
+        if not isinstance(output, self._torch.Tensor):
+            raise TypeError(f"model must return a tensor (B, K), got {type(output).__name__}")
+        if not output.is_floating_point():
+            raise TypeError(f"model must return floating-point logits, got {output.dtype}")
+        logits: torch.Tensor = output
+        return logits
+
+    def _mode(
+        self,
+        k: Floats | None,
+        slots: NDArray[np.int32] | None,
+        measure: NDArray[np.bool_] | None,
+    ) -> Any:
+        """The function mode this forward needs; None where every row is exact and unmeasured."""
+        smooth = k is not None and bool(np.any(k))
+        measured = np.flatnonzero(False if measure is None else measure)
+        if self._widths is None or not (smooth or measured.size):
+            return None
+        from .smoothing import Smoothing
+
+        torch = self._torch
+        if slots is None:
+            raise ValueError("slots must be given where rows are smoothed or measured, got None")
+        numbers = torch.from_numpy(slots.astype(np.int64)).to(self._device)
+        return Smoothing(
+            self._widths,
+            torch.from_numpy(np.array(k, np.float32)).to(self._device) if smooth else None,
+            numbers,
+            torch.from_numpy(measured).to(self._device) if measured.size else None,
+        )
+
+    def _try(self, x: Floats) -> None:
+        """Find the classes, whether the model writes to its input, and what can be smoothed."""
+        torch = self._torch
+        with torch.inference_mode(False), torch.no_grad():
+            rows = self._wrap(x).clone().to(self._device, self._dtype)
+            version = rows._version
+            output = self._call(rows)
+            self._copies = rows._version != version
+            self._logits.take(self._to_numpy(output), len(x))
+        logits = self.forward(x, grad=True)
+        if self._output is not None and not self._output.requires_grad:
+            moved = self.forward(x * np.float32(0.5), grad=False)
+            if not np.array_equal(logits, moved, equal_nan=True):
+                raise ValueError(
+                    "model must be differentiable with torch.autograd: its output changes with "
+                    "its input but carries no graph (torch.no_grad or detach inside?)"
+                )
+        self._leaf = self._output = None
+        try:
+            self._survey(x)
+        except Exception:  # whatever a model does under a function mode, it still runs without
+            self._leaf = self._output = self._widths = None
+            self.smoothable = False
+
+    def _survey(self, x: Floats) -> None:
+        """Number the ReLU calls by forwards with 2 and 3 rows; keep those that follow the rows."""
+        from .smoothing import Recomputation, Survey, Widths
+
+        torch = self._torch
+        if isinstance(self._model, torch.nn.Module):
+            kinds = {type(module).__name__ for module in self._model.modules()}
+            if "OptimizedModule" in kinds:  # torch.compile would trace the mode itself
+                return
+        shapes = []
+        for count in (2, 3):
+            mode = Survey()
+            with torch.inference_mode(False), torch.enable_grad():
+                leaf = self._wrap(np.repeat(x[:1], count, axis=0)).clone().requires_grad_(True)
+                output = self._call(leaf.clone().to(self._device, self._dtype), mode)
+                if mode.shapes and output.requires_grad:
+                    with Recomputation() as backward:
+                        torch.autograd.grad(output.sum(), leaf, allow_unused=True)
+                    if backward.seen:
+                        return
+            shapes.append(mode.shapes)
+        widths = Widths()
+        widths.learn(*shapes)
+        if not widths.tails:
+            return
+        self._widths = widths
+        # one pass that measures and one that smooths: the model must run under the mode as well
+        slots, k = np.zeros(1, np.int32), np.ones(1, np.float32)
+        plain = self.forward(x[:1], slots=slots, measure=np.ones(1, np.bool_), grad=False)
+        self.forward(x[:1], k, slots)
+        self.backward(np.zeros_like(plain))
+        widths.stored.clear()
+        self.smoothable = True
+
+    if TYPE_CHECKING:  # both are oracles
+
+        def _is_oracle(self, numpy_oracle: NumpyOracle) -> tuple[Oracle, Oracle]:
+            return self, numpy_oracle

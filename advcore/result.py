@@ -1,0 +1,201 @@
+"""What a run returns: one row per image, and a few figures over all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_TEXTS = ("engine", "norm", "loss")
+_OPTIONAL = ("penalty_distortion",)
+
+
+@dataclass(eq=False)
+class Result:
+    """Adversarial images and what is known about each; N images, NumPy unless said otherwise.
+
+    An image without success holds its clean image. ``c`` multiplies the distortion term of the
+    chosen norm, ``c * ||r||^2`` or ``c * ||r||``: a larger c gives a smaller r.
+
+    Attributes
+    ----------
+    engine : dict of str to str or int
+        Which path ran (``path``: "native", "torch" or "numpy"), where, and why.
+    adversarial : (N, ...) float32, a torch tensor where the images were one
+    success : (N,) bool
+        Whether ``adversarial`` was verified to have the required margin.
+    distortion : (N,) float32, ``||r||_2``
+    rms_distortion : (N,) float32, ``sqrt(mean(r^2))``, the distortion of Szegedy et al.
+    margin : (N,) float32
+        Target's logit minus the best other, at ``adversarial``; untargeted: best other minus the
+        label's. Without success, the best margin seen.
+    prediction : (N,) int64, class of ``adversarial``
+    target : (N,) int64, -1 where untargeted
+    c : (N,) float32 or float64, NaN where there is none
+    status : (N,) int8, values of ``advcore.Status``
+    evaluations : (N,) int32, pairs of a forward and a backward
+    forwards : (N,) int32, forwards without a backward, not counted in ``evaluations``
+    iterations : (N,) int32
+    seconds : float, wall time of the run
+    norm, loss : str, as given
+    penalty_distortion : (N,) float32 or None
+        ``||r||_2`` of the minimiser at the final ``c``, the paper's own quantity, where the run
+        found one; NaN without success. `adversarial` may be a smaller point seen on the way.
+    """
+
+    engine: dict[str, str | int]
+    adversarial: Any
+    success: NDArray[np.bool_]
+    distortion: NDArray[np.float32]
+    rms_distortion: NDArray[np.float32]
+    margin: NDArray[np.floating[Any]]
+    prediction: NDArray[np.int64]
+    target: NDArray[np.int64]
+    c: NDArray[np.floating[Any]]
+    status: NDArray[np.int8]
+    evaluations: NDArray[np.int32]
+    forwards: NDArray[np.int32]
+    iterations: NDArray[np.int32]
+    seconds: float
+    norm: str
+    loss: str
+    penalty_distortion: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.success)
+
+    def minimum_distortion(self) -> NDArray[np.float64]:
+        """Distortion of each image, (N,): infinite without success, 0 if adversarial already."""
+        return np.where(self.success, self.distortion.astype(np.float64), np.inf)
+
+    @overload
+    def curve(self, eps: float) -> float: ...
+    @overload
+    def curve(self, eps: ArrayLike) -> NDArray[np.float64]: ...
+    def curve(self, eps: ArrayLike) -> float | NDArray[np.float64]:
+        """Share of all images with an adversarial example within ``||r||_2 <= eps``.
+
+        Images without success count as robust at any ``eps``, images that were adversarial from
+        the start as distortion 0. ``eps`` is a number or an array, and so is what is returned;
+        NaN for an empty batch.
+        """
+        limits = np.asarray(eps, dtype=np.float64)
+        if np.isnan(limits).any():
+            raise ValueError("eps must not be NaN")
+        ordered = np.sort(self.minimum_distortion())
+        within = np.searchsorted(ordered, np.minimum(limits, np.finfo(np.float64).max), "right")
+        share = within / len(self) if len(self) else np.full(limits.shape, np.nan)
+        return float(share) if limits.ndim == 0 else np.asarray(share, dtype=np.float64)
+
+    @overload
+    def robust_accuracy(self, eps: float) -> float: ...
+    @overload
+    def robust_accuracy(self, eps: ArrayLike) -> NDArray[np.float64]: ...
+    def robust_accuracy(self, eps: ArrayLike) -> float | NDArray[np.float64]:
+        """``1 - curve(eps)``: share of images that withstood the attack within ``eps``.
+
+        An upper bound of the true value. For untargeted runs against the true labels it starts,
+        at ``eps = 0``, from the clean accuracy.
+        """
+        return 1.0 - self.curve(eps)
+
+    def status_counts(self) -> dict[str, int]:
+        """How many images ended with each status, by name; most frequent first."""
+        names = {int(code): name for name, code in _statuses().items()}
+        codes, counts = np.unique(self.status, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return {names.get(int(codes[i]), str(codes[i])): int(counts[i]) for i in order}
+
+    def summary(self) -> str:
+        """A few lines of text: success, distortion, evaluations, speed, statuses."""
+        count, found = len(self), int(self.success.sum())
+        path = " ".join(str(self.engine[key]) for key in ("path", "device") if key in self.engine)
+        if count == 0:
+            return f"0 images, {path}"
+        lines = [
+            f"{count} images, {found} adversarial ({found / count:.1%}), {self.seconds:.3g} s, "
+            f"{count / max(self.seconds, 1e-9):.4g} images/s, {path}"
+        ]
+        if found:
+            r = self.distortion[self.success].astype(np.float64)
+            rms = self.rms_distortion[self.success].astype(np.float64)
+            lines.append(
+                f"distortion ||r||: mean {r.mean():.4f}, median {np.median(r):.4f}; "
+                f"rms: mean {rms.mean():.4f}"
+            )
+        if self.penalty_distortion is not None and found:
+            penalty = self.penalty_distortion[self.success].astype(np.float64)
+            if np.isfinite(penalty).any():
+                lines.append(f"penalty minimiser ||r||: mean {np.nanmean(penalty):.4f}")
+        lines.append(
+            f"evaluations: mean {self.evaluations.mean():.1f}, "
+            f"p99 {np.percentile(self.evaluations, 99):.0f}; "
+            f"further forwards: mean {self.forwards.mean():.1f}"
+        )
+        lines.append("status: " + ", ".join(f"{n} {k}" for k, n in self.status_counts().items()))
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a compressed ``.npz`` without pickles; tensors are stored as arrays.
+
+        Raises
+        ------
+        ValueError
+            ``path`` does not end in ``.npz``.
+        """
+        name = os.fspath(path)
+        if not name.endswith(".npz"):
+            raise ValueError(f"path must end in .npz, got {name!r}")
+        arrays: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in _TEXTS:
+                arrays[field.name] = np.array(json.dumps(value))
+            elif value is not None:
+                arrays[field.name] = to_numpy(value)
+        np.savez_compressed(name, **arrays)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Result:
+        """Read what `save` wrote; every array is NumPy.
+
+        Raises
+        ------
+        ValueError
+            The file is not a stored result.
+        """
+        with np.load(path, allow_pickle=False) as stored:
+            values: dict[str, Any] = {name: stored[name] for name in stored.files}
+        known = {field.name for field in fields(Result)}
+        missing = sorted(known - set(values) - set(_OPTIONAL))
+        if missing or set(values) - known:
+            raise ValueError(
+                f"{os.fspath(path)}: not a stored result; missing {missing}, "
+                f"unknown {sorted(set(values) - known)}"
+            )
+        for name in _TEXTS:
+            values[name] = json.loads(str(values[name]))
+        values["seconds"] = float(values["seconds"])
+        return Result(**values)
+
+
+def to_numpy(array: Any) -> NDArray[Any]:
+    """A NumPy array of an array or of a torch tensor on any device."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu().numpy()
+    return np.asarray(array)
+
+
+def status_code(name: str) -> int:
+    """Value of a status by name, from the compiled module."""
+    return _statuses()[name]
+
+
+def _statuses() -> dict[str, int]:
+    from ._core import Status
+
+    return {name: int(member.value) for name, member in Status.__members__.items()}

@@ -1,0 +1,139 @@
+"""The two ways of a run: the native network without Python in the loop, or rounds with an oracle."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .network import Network
+from .oracles import Oracle
+
+Floats = NDArray[np.float32]
+NATIVE_SLOTS = 24
+"""Rows of a tile: a multiple of the 8 and 6 rows of the kernels; more would not fit in L2."""
+ORACLE_SLOTS = 256
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of a run; given to ``callback``, which stops the run by returning True."""
+
+    finished: int
+    total: int
+    succeeded: int
+    evaluations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """Checked arrays of a run: flat float32 images (N, n), labels (N,), bounds, starts (N, S, n)."""
+
+    params: _core.Params
+    images: Floats
+    labels: NDArray[np.int32]
+    lo: Floats
+    hi: Floats
+    starts: Floats | None
+
+
+@dataclass
+class Watch:
+    """Time limit and callback of a run."""
+
+    total: int
+    time_limit: float | None
+    callback: Callable[[Progress], object] | None
+    begin: float
+
+    def __call__(self, finished: int, succeeded: int, evaluations: int) -> bool:
+        """Whether to go on."""
+        seconds = time.perf_counter() - self.begin
+        state = Progress(finished, self.total, succeeded, evaluations, seconds)
+        if self.callback is not None and self.callback(state) is True:
+            return False
+        return self.time_limit is None or seconds < self.time_limit
+
+
+def default_threads() -> int:
+    """``ADVCORE_NUM_THREADS``, else the CPUs that this process may use."""
+    given = os.environ.get("ADVCORE_NUM_THREADS")
+    if given:
+        if not given.isdigit() or int(given) < 1:
+            raise ValueError(f"ADVCORE_NUM_THREADS must be a positive integer, got {given!r}")
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_native(
+    network: Network, job: Job, *, threads: int, slots: int | None, watch: Watch
+) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
+    """Results by name, and what stopped the run early: KeyboardInterrupt or the callback's error."""
+    results, error = _core.solve(
+        network.core,
+        job.params,
+        job.images,
+        job.labels,
+        job.lo,
+        job.hi,
+        job.starts,
+        threads,
+        slots or NATIVE_SLOTS,
+        watch,
+    )
+    return results, error
+
+
+def run_oracle(
+    oracle: Oracle, job: Job, *, slots: int | None, watch: Watch
+) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
+    """The same with the evaluations of any oracle, one batch of slots a round."""
+    slots = max(1, min(slots or ORACLE_SLOTS, len(job.images)))
+    session = _core.Session(job.params, job.images, job.labels, job.lo, job.hi, job.starts, slots)
+    error: BaseException | None = None
+    last = 0.0
+    try:
+        while True:
+            x, k, rows, measure, paired = session.fill()
+            if not len(x):
+                break
+            session.advance(_round(oracle, session, x, k, rows, measure, paired))
+            now = time.perf_counter()
+            if now - last > 0.05:
+                last = now
+                if not watch(session.finished, session.succeeded, session.evaluations):
+                    break
+    except (Exception, KeyboardInterrupt) as raised:  # returned with what was computed
+        error = raised
+    session.interrupt()
+    return session.results, error
+
+
+def _round(
+    oracle: Oracle,
+    session: _core.Session,
+    x: Floats,
+    k: Floats,
+    slots: NDArray[np.int32],
+    measure: NDArray[np.bool_],
+    paired: int,
+) -> Floats:
+    """Evaluate the rows of a round; the first `paired` want a gradient, the others a forward."""
+    logits: list[Floats] = []
+    if paired < len(x):
+        logits.append(
+            oracle.forward(x[paired:], k[paired:], slots[paired:], measure[paired:], grad=False)
+        )
+    if paired:
+        logits.insert(
+            0, oracle.forward(x[:paired], k[:paired], slots[:paired], measure[:paired], grad=True)
+        )
+    seeds = session.head(np.concatenate(logits) if len(logits) > 1 else logits[0])
+    return oracle.backward(seeds) if paired else np.empty((0, x.shape[1]), np.float32)

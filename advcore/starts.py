@@ -1,0 +1,74 @@
+"""Starting images for further searches: given for each image, or the nearest of a pool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .validate import array
+
+Floats = NDArray[np.float32]
+NEAREST = 3
+
+
+def nearest_starts(
+    starts: Any,
+    shape: tuple[int, ...],
+    images: Floats,
+    labels: NDArray[np.int32],
+    targeted: bool,
+    lo: Floats,
+    hi: Floats,
+) -> Floats:
+    """Starts (N, S, n) inside the bounds, from what the caller gave.
+
+    ``starts``: (N, ...) or (N, S, ...) of the images' shape, or a pair (pool (M, ...), its classes
+    (M,)). Where a pool holds no image of the wanted class, the clean image stands in: the engine
+    finds that it is not adversarial and passes on.
+    """
+    if isinstance(starts, tuple):
+        if len(starts) != 2:
+            raise ValueError(
+                f"starts must be an array or (images, classes), got {len(starts)} parts"
+            )
+        pool, kinds = array(starts[0], "starts images"), array(starts[1], "starts classes")
+        if pool.shape[1:] != shape[1:] or kinds.shape != pool.shape[:1] or kinds.dtype.kind == "f":
+            raise ValueError(
+                f"starts must be images of shape (M, {', '.join(map(str, shape[1:]))}) and (M,) "
+                f"integer classes, got {pool.shape} and {kinds.shape} {kinds.dtype}"
+            )
+        chosen = _choose(pool.reshape(len(pool), -1), kinds, images, labels, targeted)
+    else:
+        given = array(starts, "starts")
+        several = given.ndim == len(shape) + 1
+        if given.shape[:1] + given.shape[1 + several :] != shape:
+            raise ValueError(f"starts must have the images' shape {shape}, got {given.shape}")
+        chosen = given.reshape(shape[0], given.shape[1] if several else 1, -1)
+    if not np.isfinite(chosen).all():
+        raise ValueError("starts must be finite, got NaN or infinity")
+    low, high = (bound if bound.ndim == 1 else bound[:, None] for bound in (lo, hi))
+    return np.ascontiguousarray(np.clip(chosen, low, high), dtype=np.float32)
+
+
+def _choose(
+    pool: NDArray[Any],
+    kinds: NDArray[Any],
+    images: Floats,
+    labels: NDArray[np.int32],
+    targeted: bool,
+) -> Floats:
+    pool = pool.astype(np.float32)
+    out = np.repeat(images[:, None], NEAREST, axis=1)
+    size = np.einsum("mn,mn->m", pool, pool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        members = np.flatnonzero((kinds == label) if targeted else (kinds != label))
+        if not len(members):
+            continue
+        for part in np.array_split(rows, -(-len(rows) // 256)):
+            distance = size[members] - 2 * images[part] @ pool[members].T
+            order = np.argsort(distance, axis=1, kind="stable")[:, :NEAREST]
+            out[part, : order.shape[1]] = pool[members[order]]
+    return out

@@ -1,0 +1,151 @@
+"""Checks of the arguments at the edge: each error names argument, expectation and what came."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .result import to_numpy
+
+Floats = NDArray[np.float32]
+
+
+def is_tensor(value: object) -> bool:
+    """Whether this is a torch tensor; never imports torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def array(value: object, name: str) -> NDArray[Any]:
+    """The value as a numeric NumPy array, without a copy where it is one."""
+    if is_tensor(value) and str(getattr(value, "dtype", "")) == "torch.bfloat16":
+        value = value.float()  # type: ignore[attr-defined]
+    try:
+        out = to_numpy(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be an array or tensor of numbers, got {error}") from None
+    if out.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be an array or tensor of numbers, got dtype {out.dtype}")
+    return out
+
+
+def images(value: object) -> NDArray[Any]:
+    """Images (N, ...) of finite numbers, N >= 0, at least one value an image."""
+    out = array(value, "images")
+    if out.ndim < 2 or 0 in out.shape[1:]:
+        raise ValueError(f"images must have shape (N, ...) with values in each, got {out.shape}")
+    if out.dtype.kind == "f":
+        bad = np.flatnonzero(~np.isfinite(out).all(axis=tuple(range(1, out.ndim))))
+        if bad.size:
+            raise ValueError(
+                f"images must be finite, got NaN or infinity in {bad.size} of {len(out)} "
+                f"(first: images[{bad[0]}])"
+            )
+    return out
+
+
+def box(
+    value: object, shape: tuple[int, ...], given: NDArray[Any]
+) -> tuple[Floats, Floats, Floats]:
+    """Flat float32 images and bounds.
+
+    Bounds are scalars or arrays that broadcast to the images; those that every image shares come
+    back as (n,), others as (N, n). They are rounded inward to float32, and the images, which must
+    lie inside them as given, are rounded to float32 and moved inside by that rounding.
+    """
+    try:
+        low, high = value  # type: ignore[misc]
+    except (TypeError, ValueError):
+        raise ValueError(f"bounds must be a pair (lower, upper), got {value!r}") from None
+    count, n = shape[0], math.prod(shape[1:])
+    limits: list[Floats] = []
+    exact: list[NDArray[Any]] = []
+    for name, part, inward in (("lower", low, np.inf), ("upper", high, -np.inf)):
+        bound = array(part, f"{name} bound").astype(np.float64)
+        if np.isnan(bound).any():
+            raise ValueError(f"{name} bound must not be NaN")
+        own = bound.ndim == len(shape) and bound.shape[0] != 1
+        if bound.ndim == len(shape) and not own:
+            bound = bound[0]
+        try:
+            whole = np.broadcast_to(bound, shape if own else shape[1:])
+        except ValueError:
+            raise ValueError(
+                f"{name} bound must be a number or broadcast to images of shape {shape}, "
+                f"got shape {np.shape(part)}"
+            ) from None
+        with np.errstate(over="ignore"):
+            rounded = whole.astype(np.float32)
+        outside = rounded < whole if inward > 0 else rounded > whole
+        rounded = np.where(outside, np.nextafter(rounded, np.float32(inward)), rounded)
+        limits.append(rounded.reshape((count, n) if own else (n,)))
+        exact.append(whole)
+    lo, hi = limits
+    if lo.ndim != hi.ndim:
+        lo, hi = (np.broadcast_to(part, (count, n)) for part in (lo, hi))
+    if (lo > hi).any():
+        raise ValueError("bounds must have lower <= upper (in float32) everywhere")
+    inside = (given >= exact[0]) & (given <= exact[1])
+    if not inside.all():
+        bad = int((~inside.reshape(count, n)).any(axis=1).sum())
+        raise ValueError(
+            f"images must lie inside bounds, got {bad} of {count} images outside "
+            f"(values from {given.min():g} to {given.max():g})"
+        )
+    flat = np.ascontiguousarray(given.reshape(count, n), dtype=np.float32)
+    if given.dtype != np.float32:
+        flat = np.clip(flat, lo, hi)
+    return flat, np.ascontiguousarray(lo), np.ascontiguousarray(hi)
+
+
+def classes(value: object, name: str, count: int, total: int) -> NDArray[np.int32]:
+    """Class numbers (N,) in [0, K)."""
+    out = array(value, name)
+    if out.dtype.kind == "f":
+        raise TypeError(f"{name} must be integers, got {out.dtype}")
+    if out.shape != (count,):
+        raise ValueError(f"{name} must have shape ({count},), one for each image, got {out.shape}")
+    if count and (out.min() < 0 or out.max() >= total):
+        bad = int(np.flatnonzero((out < 0) | (out >= total))[0])
+        raise ValueError(f"{name} must be in [0, {total}), got {name}[{bad}] = {out[bad]}")
+    return np.ascontiguousarray(out, dtype=np.int32)
+
+
+def number(
+    value: Any,
+    name: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+) -> float:
+    """A finite real number with ``least <= value <= most`` and ``value > above``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    out = float(value)
+    if not math.isfinite(out) or out < least or out <= above or out > most:
+        expected = f"> {above:g}" if above > -math.inf else f">= {least:g}"
+        expected += f" and <= {most:g}" if most < math.inf else ""
+        raise ValueError(f"{name} must be a finite number {expected}, got {value!r}")
+    return out
+
+
+def integer(value: Any, name: str, *, least: int, most: int = 2**31 - 1) -> int:
+    """An integer in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if not least <= int(value) <= most:
+        raise ValueError(f"{name} must be in [{least}, {most}], got {value}")
+    return int(value)
+
+
+def choice(value: object, name: str, options: tuple[str, ...]) -> str:
+    """One of the names."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}")
+    return str(value)

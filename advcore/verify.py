@@ -1,0 +1,75 @@
+"""The last word on a result: the model's own forward at the image that is returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Forward = Callable[[Floats], Floats]
+
+PUSHES = 20
+
+
+def batched(forward: Forward, x: Floats, size: int) -> Floats:
+    """Logits of all rows, ``size`` at a time."""
+    return np.concatenate([forward(x[i : i + size]) for i in range(0, len(x), size)])
+
+
+def margins(
+    logits: Floats, labels: NDArray[np.int32], targeted: bool
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Margin (N,) and predicted class (N,): label's logit minus the best other, or its negative."""
+    rows = np.arange(len(logits))
+    others = logits.copy()
+    others[rows, labels] = -np.inf
+    margin = logits[rows, labels] - others.max(axis=1)
+    return margin if targeted else -margin, logits.argmax(axis=1)
+
+
+def noise(forward: Forward, other: Forward, x: Floats) -> float:
+    """Largest difference between the logits of two forwards of the same network."""
+    difference = np.abs(forward(x) - other(x))
+    return float(np.nan_to_num(difference).max(initial=0.0))
+
+
+def confirm(
+    forward: Forward,
+    size: int,
+    images: Floats,
+    labels: NDArray[np.int32],
+    targeted: bool,
+    confidence: float,
+    lo: Floats,
+    hi: Floats,
+    adversarial: Floats,
+    success: NDArray[np.bool_],
+    pushes: int = PUSHES,
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Verify the successes by ``forward``; returns their margins and predictions, (N,).
+
+    An image that rounding has left below ``confidence`` is pushed away from its clean image by
+    1e-6, 2e-6, 4e-6, ... of ||r|| until it passes; where none of ``pushes`` helps it is no success.
+    ``adversarial`` and ``success`` are changed in place.
+    """
+    margin = np.full(len(images), np.nan, np.float32)
+    prediction = np.full(len(images), -1, np.int64)
+    open_rows = np.flatnonzero(success)
+    start = adversarial[open_rows].copy()
+    for push in range(pushes + 1):
+        if not len(open_rows):
+            return margin, prediction
+        z = batched(forward, adversarial[open_rows], size)
+        margin[open_rows], prediction[open_rows] = margins(z, labels[open_rows], targeted)
+        failed = ~(margin[open_rows] >= confidence)
+        open_rows, start = open_rows[failed], start[failed]
+        if push < pushes:
+            clean = images[open_rows]
+            pushed = clean + (start - clean) * np.float32(1 + 2**push * 1e-6)
+            low, high = (bound if bound.ndim == 1 else bound[open_rows] for bound in (lo, hi))
+            adversarial[open_rows] = np.clip(pushed, low, high)
+    success[open_rows] = False
+    adversarial[open_rows] = images[open_rows]
+    return margin, prediction

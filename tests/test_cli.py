@@ -1,0 +1,245 @@
+"""The command line: main job on the package's data, one's own model, bad input, Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import advcore
+from advcore import cli, data
+
+pytest.importorskip("typer")
+from typer.testing import CliRunner, Result
+
+from advcore import commands
+
+MODEL = """
+import numpy as np
+
+class Linear:
+    weight = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], np.float32)
+
+    def forward(self, x):
+        return x.reshape(len(x), -1) @ self.weight.T
+
+    def backward(self, dlogits):
+        return dlogits @ self.weight
+
+def build():
+    return Linear()
+
+made = Linear()
+
+def broken():
+    raise ValueError("weights are missing")
+"""
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Working folder with my_model.py and arrays for a two-class linear model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_model.py").write_text(MODEL)
+    images = np.array([[0.75, 0.25, 0.5], [0.25, 0.5, 0.5]], np.float32)
+    np.save("x.npy", images)
+    np.save("y.npy", np.array([0, 1]))
+    np.save("t.npy", np.array([1, 0]))
+    return tmp_path
+
+
+def test_main_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    done = run("attack", "--count", 20, "--out", "result.npz")
+    assert done.exit_code == 0, done.output
+    for text in ("20 of 20", "median", "RMS", "evaluations", "images per second", "native"):
+        assert text in done.stdout
+    assert (tmp_path / "advcore_attack.png").read_bytes().startswith(b"\x89PNG")
+    result = advcore.Result.load(tmp_path / "result.npz")
+    images, labels = data.embedded_digits()
+    targets = commands.random_targets(labels, classes=10, seed=0)[:20]
+    assert not np.any(targets == labels[:20])
+    logits = data.embedded_network().forward(result.adversarial)
+    np.testing.assert_array_equal(logits.argmax(1), targets)
+    distortion = np.linalg.norm(result.adversarial - images[:20], axis=1)
+    np.testing.assert_allclose(result.distortion, distortion, rtol=1e-5)
+
+
+def test_random_targets_do_not_depend_on_the_count() -> None:
+    labels = np.arange(1000) % 10
+    targets = commands.random_targets(labels, classes=10, seed=0)
+    assert np.all((targets >= 0) & (targets < 10) & (targets != labels))
+    assert len(np.unique((targets - labels) % 10)) == 9
+    assert not np.array_equal(targets, commands.random_targets(labels, classes=10, seed=1))
+
+
+@pytest.mark.parametrize("name", ["build", "made"])
+def test_own_model(folder: Path, name: str) -> None:
+    done = run(
+        *("attack", "--model", f"my_model.py:{name}", "--images", "x.npy", "--labels", "y.npy"),
+        *("--targets", "t.npy", "--out", "r.npz"),
+    )
+    assert done.exit_code == 0, done.output
+    result = advcore.Result.load(folder / "r.npz")
+    # the nearest point with equal logits is half the difference of the two pixels away
+    np.testing.assert_allclose(result.distortion, [0.5 / 2**0.5, 0.25 / 2**0.5], rtol=1e-3)
+    assert not (folder / "advcore_attack.png").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_own_images_are_attacked_untargeted_without_targets() -> None:
+    done = run("attack", "--model", "my_model.py:build", "--images", "x.npy", "--out", "r.npz")
+    assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(advcore.Result.load("r.npz").prediction, [1, 0])
+
+
+def test_dotted_module(folder: Path) -> None:
+    (folder / "some_package").mkdir()
+    (folder / "some_package" / "__init__.py").touch()
+    (folder / "some_package" / "nets.py").write_text(MODEL)
+    done = run("attack", "--model", "some_package.nets:build", "--images", "x.npy")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.usefixtures("folder")
+def test_exported_program() -> None:
+    torch = pytest.importorskip("torch")
+    from advcore import models
+
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        models.fc10(seed=0).eval(), (torch.zeros(2, 784),), dynamic_shapes=({0: batch},)
+    )
+    torch.export.save(program, "net.pt2")
+    done = run("attack", "--model", "net.pt2", "--count", 3, "--no-picture")
+    assert done.exit_code == 0, done.output
+    assert "3 of 3" in done.stdout
+
+
+@pytest.mark.usefixtures("folder")
+def test_stored_network() -> None:
+    data.embedded_network().save("net.safetensors")
+    done = run("attack", "--model", "net.safetensors", "--count", 2, "--no-picture")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nothing"], "expected x.pt2, x.safetensors or module:function, got 'nothing'"),
+        (["--model", "none.py:build"], "none.py does not exist"),
+        (["--model", "none.pt2"], "none.pt2 does not exist"),
+        (["--model", "my_model.py:absent"], "has no 'absent'"),
+        (["--model", "my_model.py:broken"], "weights are missing"),
+        (["--model", "no_such_package:build"], "No module named 'no_such_package'"),
+        (["--images", "none.npy"], "--images: none.npy does not exist"),
+        (["--images", "my_model.py"], "--images: my_model.py is not a .npy file"),
+        (["--images", "a.npz"], "--images: a.npz is an .npz archive (arr_0)"),
+        (["--images", "x.npy", "--labels", "long.npy"], "--labels has 3 entries for 2 images"),
+        (["--images", "x.npy", "--targets", "long.npy"], "--targets has 3 entries for 2 images"),
+        (["--labels", "y.npy"], "--labels and --starts need --images"),
+        (["--targets", "t.npy", "--untargeted"], "--targets and --untargeted exclude each other"),
+        (["--out", "no/folder/r.npz"], "--out: folder no/folder does not exist"),
+        (["--out", "r.txt"], "--out: expected a name that ends in .npz, got r.txt"),
+        (["--effort", "heroic"], "effort"),
+        (["--loss", "hinge"], "loss"),
+        (["--norm", "l7"], "norm"),
+        (["--model", "my_model.py:build", "--images", "nan.npy"], "images"),
+    ],
+)
+def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str) -> None:
+    np.savez("a.npz", np.zeros(3))
+    np.save("long.npy", np.zeros(3, int))
+    np.save("nan.npy", np.full((1, 3), np.nan, np.float32))
+    done = run("attack", "--no-picture", *arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert done.stderr.count("error:") == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.output
+    assert not (folder / "r.npz").exists()
+
+
+def test_debug_shows_the_exception(folder: Path) -> None:
+    done = run("attack", "--debug", "--model", f"{folder}/my_model.py:broken")
+    assert isinstance(done.exception, ValueError)
+
+
+@pytest.mark.parametrize("option", ["--colour", "--count=-1", "--count=many"])
+def test_bad_options(option: str) -> None:
+    assert run("attack", option).exit_code == 2
+
+
+@pytest.mark.parametrize(("kind", "code"), [("Ctrl-C", 130), ("model", 1)])
+def test_a_stopped_run_keeps_what_is_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, code: int
+) -> None:
+    complete = advcore.minimize_distortion(
+        data.embedded_network(), data.embedded_digits()[0][:2], np.array([3, 4])
+    )
+
+    def stopped(*_: Any, **__: Any) -> advcore.Result:
+        if kind == "model":
+            raise advcore.ModelError("the model raised", complete)
+        raise advcore.Interrupted(complete)
+
+    monkeypatch.setattr(advcore, "minimize_distortion", stopped)
+    done = run("attack", "--count", 2, "--no-picture", "--out", "r.npz")
+    assert done.exit_code == code
+    assert "2 of 2" in done.stdout
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    loaded = advcore.Result.load(folder / "r.npz")
+    np.testing.assert_array_equal(loaded.adversarial, complete.adversarial)
+
+
+@pytest.mark.usefixtures("folder")
+def test_empty_batch() -> None:
+    np.save("none.npy", np.zeros((0, 3), np.float32))
+    done = run("attack", "--model", "my_model.py:build", "--images", "none.npy")
+    assert done.exit_code == 0, done.output
+    assert "0 of 0" in done.stdout
+
+
+def test_info() -> None:
+    done = run("info")
+    assert done.exit_code == 0, done.output
+    assert advcore.__version__ in done.stdout
+    assert "CUDA" in done.stdout
+
+
+def test_main_without_typer_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "advcore.commands")
+    monkeypatch.delattr(advcore, "commands")
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert 'pip install "advcore[cli]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 16), (2, 4, 4), (2, 1, 4, 4), (2, 4, 4, 1), (2, 3, 4, 4), (2, 4, 4, 3)]
+)
+def test_layouts_of_pictures(shape: tuple[int, ...]) -> None:
+    from advcore.report import displayable
+
+    pixels = displayable(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    assert pixels.shape == ((2, 4, 4, 3) if 3 in shape else (2, 4, 4))
+
+
+@pytest.mark.parametrize("shape", [(2, 15), (2, 5, 4, 4)])
+def test_pictures_that_cannot_be_drawn(shape: tuple[int, ...]) -> None:
+    from advcore.report import displayable
+
+    with pytest.raises(ValueError, match=r"square number of pixels, got 15|cannot be drawn"):
+        displayable(np.zeros(shape, np.float32))

@@ -1,0 +1,342 @@
+"""Smoothed ReLUs by interception: formula, derivative, widths, and the untouched module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+functional = torch.nn.functional
+
+from advcore.oracles import TorchOracle  # noqa: E402
+from advcore.smoothing import (  # noqa: E402
+    ABSOLUTE_FLOOR,
+    Widths,
+    find_kink,
+    smoothed_relu,
+    unit_width,
+)
+
+
+def spline(h: Any, d: Any, slope: float = 0.0) -> Any:
+    """The formula, written once more with ordinary differentiable operations."""
+    middle = (h + d) ** 2 / (4 * d)
+    relu = torch.where(h >= d, h, torch.where(h <= -d, torch.zeros_like(h), middle))
+    return slope * h + (1 - slope) * relu
+
+
+def numbers(count: int) -> Any:
+    return np.arange(count, dtype=np.int32)
+
+
+def test_values_and_derivatives_at_known_points() -> None:
+    h = torch.tensor([-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0], requires_grad=True)
+    out = smoothed_relu(h, torch.tensor(2.0))
+    out.sum().backward()
+    np.testing.assert_allclose(out.detach(), [0, 0, 0.125, 0.5, 1.125, 2, 3])
+    np.testing.assert_allclose(h.grad, [0, 0, 0.25, 0.5, 0.75, 1, 1])
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_value_and_derivative_against_plain_autograd(slope: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(50, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    d = torch.rand(50, 1, generator=generator, dtype=torch.float64) + 0.01
+    out, plain = smoothed_relu(h, d, slope), spline(h, d, slope)
+    torch.testing.assert_close(out, plain)
+    (a,) = torch.autograd.grad(out.square().sum(), h)
+    (b,) = torch.autograd.grad(plain.square().sum(), h)
+    torch.testing.assert_close(a, b)
+    assert torch.autograd.gradcheck(lambda value: smoothed_relu(value, d, slope), (h,))
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_half_width_is_the_exact_relu(slope: float, dtype: Any) -> None:
+    h = torch.tensor([-1e30, -1.0, -1e-30, 0.0, 1e-30, 0.3, 1e30], dtype=dtype, requires_grad=True)
+    out = smoothed_relu(h, torch.zeros(1, dtype=dtype), slope)
+    exact = functional.leaky_relu(h, slope)
+    assert torch.equal(out, exact)
+    ours, theirs = (torch.autograd.grad(value.sum(), h)[0] for value in (out, exact))
+    assert torch.equal(ours, theirs)
+
+
+def test_not_a_number_passes_through() -> None:
+    h = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    out = smoothed_relu(h, torch.tensor(0.5))
+    assert out[0].isnan()
+    assert out[1:].tolist() == [float("inf"), 0.0]
+
+
+def test_widths_of_dense_and_convolutional_values() -> None:
+    rng = np.random.default_rng(0)
+    dense = rng.standard_normal((3, 40)).astype(np.float32)
+    np.testing.assert_allclose(unit_width(torch.tensor(dense)), dense.std(1)[:, None], rtol=1e-5)
+    maps = rng.standard_normal((3, 4, 5, 6)).astype(np.float32)
+    np.testing.assert_allclose(unit_width(torch.tensor(maps)), maps.std((2, 3)), rtol=1e-5)
+    single = torch.tensor(dense)[:, :, None, None]  # 1 x 1 maps have no deviation of their own
+    torch.testing.assert_close(unit_width(single), unit_width(torch.tensor(dense)))
+
+
+def test_widths_are_floored() -> None:
+    width = unit_width(torch.tensor([[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]))
+    np.testing.assert_allclose(width, [[2e-3], [ABSOLUTE_FLOOR]], rtol=1e-6)
+
+
+SPELLINGS: dict[str, tuple[Callable[[Any], Any], float]] = {
+    "nn.ReLU": (nn.ReLU(), 0.0),
+    "nn.ReLU in place": (nn.ReLU(inplace=True), 0.0),
+    "functional.relu": (functional.relu, 0.0),
+    "functional.relu in place": (lambda h: functional.relu(h, True), 0.0),
+    "functional.relu_": (functional.relu_, 0.0),
+    "torch.relu": (torch.relu, 0.0),
+    "torch.relu_": (torch.relu_, 0.0),
+    "Tensor.relu": (lambda h: h.relu(), 0.0),
+    "Tensor.relu_, its value dropped": (lambda h: (h.relu_(), h)[1], 0.0),
+    "nn.LeakyReLU": (nn.LeakyReLU(0.2), 0.2),
+    "nn.LeakyReLU in place": (nn.LeakyReLU(0.2, inplace=True), 0.2),
+    "functional.leaky_relu": (functional.leaky_relu, 0.01),
+    "functional.leaky_relu_": (lambda h: functional.leaky_relu_(h, 0.3), 0.3),
+    "torch.clamp": (lambda h: torch.clamp(h, 0), 0.0),
+    "torch.clamp, by name": (lambda h: torch.clamp(input=h, min=0.0), 0.0),
+    "torch.clip": (lambda h: torch.clip(h, 0.0), 0.0),
+    "torch.clamp_min": (lambda h: torch.clamp_min(h, 0), 0.0),
+    "torch.clamp_": (lambda h: torch.clamp_(h, 0), 0.0),
+    "Tensor.clamp": (lambda h: h.clamp(min=0), 0.0),
+    "Tensor.clamp_": (lambda h: h.clamp_(min=0), 0.0),
+    "Tensor.clip": (lambda h: h.clip(0), 0.0),
+    "Tensor.clamp_min": (lambda h: h.clamp_min(0), 0.0),
+    "Tensor.clamp_min_, its value dropped": (lambda h: (h.clamp_min_(0), h)[1], 0.0),
+}
+
+
+class Model(nn.Module):  # type: ignore[misc]
+    """Linear, an activation in some spelling, Linear."""
+
+    def __init__(self, activation: Callable[[Any], Any]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.one, self.two = nn.Linear(6, 9), nn.Linear(9, 3)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        self.activation = activation
+        self.eval()
+
+    def forward(self, x: Any) -> Any:
+        return self.two(self.activation(self.one(x)))
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_is_smoothed_with_the_right_gradient(spelling: str) -> None:
+    activation, slope = SPELLINGS[spelling]
+    model = Model(activation)
+    oracle = TorchOracle(model, (6,))
+    assert oracle.smoothable
+    x = np.random.default_rng(0).random((4, 6), dtype=np.float32)
+    clean = oracle.forward(x, slots=numbers(4), measure=np.ones(4, bool), grad=False)
+    assert np.array_equal(clean, model(torch.tensor(x)).detach())
+
+    k = np.array([0.8, 0.2, 0.05, 1.5], np.float32)
+    moved = x + np.float32(0.1)
+    logits = oracle.forward(moved, k, numbers(4))
+    seed = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    gradient = oracle.backward(seed)
+
+    with torch.no_grad():
+        width = model.one(torch.tensor(x)).std(1, correction=0, keepdim=True)
+    leaf = torch.tensor(moved, requires_grad=True)
+    z = model.two(spline(model.one(leaf), torch.tensor(k)[:, None] * width, slope))
+    (expected,) = torch.autograd.grad(z, leaf, torch.tensor(seed))
+    np.testing.assert_allclose(logits, z.detach(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(logits - model(torch.tensor(moved)).detach().numpy()).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda h: torch.clamp(h, 0, 6),
+        lambda h: torch.clamp(h, min=0.5),
+        lambda h: torch.clamp(h, max=0.0),
+        lambda h: torch.clamp(h, torch.zeros(9)),
+        functional.relu6,
+        torch.tanh,
+    ],
+)
+def test_other_calls_are_left_alone(call: Callable[[Any], Any]) -> None:
+    assert not TorchOracle(Model(call), (6,)).smoothable
+
+
+def test_out_argument_and_integers_are_no_kinks() -> None:
+    h = torch.zeros(2)
+    assert find_kink(torch.clamp, (h,), {"min": 0, "out": h}) is None
+    assert find_kink(torch.relu, (torch.zeros(2, dtype=torch.int64),), {}) is None
+    assert find_kink(torch.clamp, (h, 0), {}) is not None
+
+
+def convolutional() -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(4 * 3 * 3, 12), nn.LeakyReLU(0.1, inplace=True), nn.Linear(12, 5),
+    ).eval()  # fmt: skip
+
+
+def test_convolutions_get_a_width_per_channel_and_each_call_its_own() -> None:
+    model = convolutional()
+    oracle = TorchOracle(model, (1, 8, 8))
+    rng = np.random.default_rng(0)
+    x, moved = (rng.random((3, 64), dtype=np.float32) for _ in range(2))
+    oracle.forward(x, slots=numbers(3), measure=np.ones(3, bool), grad=False)
+    k = torch.tensor([0.8, 0.2, 0.5])
+    logits = oracle.forward(moved, k.numpy(), numbers(3))
+    seed = rng.standard_normal((3, 5)).astype(np.float32)
+    gradient = oracle.backward(seed)
+
+    conv, _, pool, flatten, hidden, _, last = model
+    with torch.no_grad():
+        h = conv(torch.tensor(x).view(3, 1, 8, 8))
+        first = h.std((2, 3), correction=0, keepdim=True)
+        second = hidden(flatten(pool(h.relu()))).std(1, correction=0, keepdim=True)
+    leaf = torch.tensor(moved, requires_grad=True)
+    h = spline(conv(leaf.view(3, 1, 8, 8)), k[:, None, None, None] * first)
+    h = spline(hidden(flatten(pool(h))), k[:, None] * second, 0.1)
+    z = last(h)
+    (expected,) = torch.autograd.grad(z, leaf, torch.tensor(seed))
+    np.testing.assert_allclose(logits, z.detach(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_exact_rows_stay_bit_exact_beside_smoothed_ones() -> None:
+    model = convolutional()
+    oracle = TorchOracle(model, (1, 8, 8))
+    x = np.random.default_rng(0).random((4, 64), dtype=np.float32)
+    seed = np.random.default_rng(1).standard_normal((4, 5)).astype(np.float32)
+    plain = oracle.forward(x, slots=numbers(4), measure=np.ones(4, bool))
+    gradient = oracle.backward(seed)
+    mixed = oracle.forward(x, np.array([0, 0.8, 0, 0.2], np.float32), numbers(4))
+    assert np.array_equal(mixed[::2], plain[::2])
+    assert np.array_equal(oracle.backward(seed)[::2], gradient[::2])
+    assert (np.abs(mixed - plain).max(axis=1)[1::2] > 0).all()
+
+
+def test_widths_belong_to_the_slot_and_not_to_the_batch() -> None:
+    """Slots in any order, measured at different times beside any neighbours, give the same row."""
+    oracle = TorchOracle(Model(torch.relu), (6,))
+    rng = np.random.default_rng(0)
+    clean, x = (rng.random((3, 6), dtype=np.float32) for _ in range(2))
+    k = np.full(3, 0.5, np.float32)
+    oracle.forward(clean, slots=numbers(3), measure=np.ones(3, bool), grad=False)
+    together = oracle.forward(x, k, numbers(3), grad=False)
+
+    other = TorchOracle(Model(torch.relu), (6,))
+    for row, slot in ((2, 9), (0, 4), (1, 5)):
+        filler = rng.random((1, 6), dtype=np.float32)
+        pair = np.concatenate([filler, clean[row : row + 1]])
+        slots = np.array([1, slot], np.int32)
+        other.forward(pair, slots=slots, measure=np.array([False, True]), grad=False)
+    alone = other.forward(x[::-1].copy(), k, np.array([9, 5, 4], np.int32), grad=False)
+    np.testing.assert_allclose(alone[::-1], together, rtol=1e-5, atol=1e-5)
+
+    again = rng.random((1, 6), dtype=np.float32)  # a refilled slot takes new widths
+    one = np.array([4], np.int32)
+    other.forward(again, slots=one, measure=np.ones(1, bool), grad=False)
+    fresh = TorchOracle(Model(torch.relu), (6,))
+    fresh.forward(again, slots=numbers(1), measure=np.ones(1, bool), grad=False)
+    np.testing.assert_array_equal(
+        other.forward(x[:1], k[:1], one, grad=False),
+        fresh.forward(x[:1], k[:1], numbers(1), grad=False),
+    )
+
+
+def test_rows_that_were_never_measured_are_exact() -> None:
+    model = Model(torch.relu)
+    oracle = TorchOracle(model, (6,))
+    x = np.random.default_rng(0).random((2, 6), dtype=np.float32)
+    k, slots = np.ones(2, np.float32), np.array([0, 7], np.int32)
+    exact = model(torch.tensor(x)).detach().numpy()
+    assert np.array_equal(oracle.forward(x, k, slots, grad=False), exact)
+    oracle.forward(x, slots=slots, measure=np.array([True, False]), grad=False)
+    smoothed = oracle.forward(x, k, slots, grad=False)
+    assert np.array_equal(smoothed[1], exact[1])
+    assert not np.array_equal(smoothed[0], exact[0])
+
+
+def test_calls_that_do_not_carry_the_batch_stay_exact() -> None:
+    """relu of a weight, whose first dimension may happen to equal the batch."""
+
+    class Positive(Model):
+        def forward(self, x: Any) -> Any:
+            return functional.relu(self.one(x)) @ functional.relu(self.two.weight).T
+
+    model = Positive(torch.relu)
+    oracle = TorchOracle(model, (6,))
+    x = np.random.default_rng(0).random((3, 6), dtype=np.float32)  # 3 rows, as the weight has
+    oracle.forward(x, slots=numbers(3), measure=np.ones(3, bool), grad=False)
+    logits = oracle.forward(x, np.ones(3, np.float32), numbers(3), grad=False)
+    with torch.no_grad():
+        h = model.one(torch.tensor(x))
+        smooth = spline(h, h.std(1, correction=0, keepdim=True))
+        expected = smooth @ model.two.weight.relu().T
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_widths_learn_only_calls_that_follow_the_rows() -> None:
+    widths = Widths()
+    widths.learn(
+        {0: (2, 5), 1: (2, 5), 2: (4, 5), 3: (2,)}, {0: (3, 5), 1: (2, 5), 2: (6, 5), 3: (3,)}
+    )
+    assert widths.tails == {0: (5,)}
+    widths.learn({0: (2, 5)}, {0: (3, 5), 1: (3, 5)})
+    assert widths.tails == {}
+
+
+def test_module_is_never_altered() -> None:
+    model = convolutional()
+    kinds = [type(module) for module in model.modules()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attributes = [dict(vars(module)) for module in model.modules()]
+    x = np.random.default_rng(0).random((2, 64), dtype=np.float32)
+    before = model(torch.tensor(x).view(2, 1, 8, 8))
+    oracle = TorchOracle(model, (1, 8, 8))
+    oracle.forward(x, slots=numbers(2), measure=np.ones(2, bool), grad=False)
+    oracle.forward(x, np.ones(2, np.float32), numbers(2))
+    oracle.backward(np.ones((2, 5), np.float32))
+    assert [type(module) for module in model.modules()] == kinds
+    assert [vars(module) for module in model.modules()] == attributes
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(model(torch.tensor(x).view(2, 1, 8, 8)), before)
+
+
+def test_checkpointed_modules_are_not_smoothable() -> None:
+    checkpoint = pytest.importorskip("torch.utils.checkpoint").checkpoint
+    model = Model(torch.relu)
+
+    def checkpointed(x: Any) -> Any:
+        again = checkpoint(lambda h: torch.relu(model.one(h)), x, use_reentrant=False)
+        return model.two(again)
+
+    oracle = TorchOracle(checkpointed, (6,))
+    assert not oracle.smoothable
+    x = np.random.default_rng(0).random((2, 6), dtype=np.float32)
+    plain = TorchOracle(model, (6,))
+    assert np.array_equal(oracle.forward(x), plain.forward(x))
+    seed = np.ones((2, 3), np.float32)
+    np.testing.assert_allclose(oracle.backward(seed), plain.backward(seed), rtol=1e-6)
+
+
+def test_model_that_fails_under_a_function_mode_still_runs_without() -> None:
+    model = Model(torch.relu)
+
+    def picky(x: Any) -> Any:
+        if torch.overrides._get_current_function_mode_stack():
+            raise RuntimeError("not under a mode")
+        return model(x)
+
+    oracle = TorchOracle(picky, (6,))
+    assert not oracle.smoothable
+    assert oracle.forward(np.zeros((2, 6), np.float32)).shape == (2, 3)
