@@ -5,7 +5,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --prefer-binary -c constraints-dev.txt
-ADVCORE_DATA ?= $(wildcard ../shared/data)
 export ADVCORE_DATA := $(if $(ADVCORE_DATA),$(abspath $(ADVCORE_DATA)))
 export OMP_WAIT_POLICY ?= passive
 
@@ -18,9 +17,8 @@ FORMATTED = $(shell find csrc python_bindings tests -name '*.h' -o -name '*.cpp'
 demo: $(VENV)/installed-demo
 	$(BIN)/advcore attack
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev lint
 	$(BIN)/pytest
-	$(MAKE) --no-print-directory lint
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -39,7 +37,7 @@ bench: $(VENV)/installed-dev
 
 # The types of the compiled module, written from the module itself.
 stub: $(VENV)/installed-dev
-	$(BIN)/python tools/make_stub.py
+	$(BIN)/python -P tools/make_stub.py
 
 # Trains the network of the package again (a minute on one core).
 train: $(VENV)/installed-dev

@@ -30,7 +30,8 @@ SAMPLE = 64
 @dataclass(frozen=True)
 class Path:
     """How the model is evaluated: natively where `network`, else by `oracle`, which also has the
-    last word on a lowered module."""
+    last word on a lowered module.
+    """
 
     network: Network | None
     oracle: Oracle | None
@@ -385,7 +386,8 @@ def _logit_noise(path: Path, sample: Floats) -> float:
 def _predict(path: Path, flat: Floats, size: int) -> NDArray[np.int32]:
     if not len(flat):
         return np.empty(0, np.int32)
-    return verify.batched(path.forward, flat, size).argmax(axis=1).astype(np.int32)
+    logits = verify.batched(path.forward, flat, size)
+    return np.asarray(logits.argmax(axis=1), dtype=np.int32)
 
 
 def _result(

@@ -349,8 +349,8 @@ def minimize_distortion(
         result.forwards[i] = problem.forwards + 1
         result.iterations[i] = problem.iterations
     r = adversarial - x0
-    result.distortion[:] = np.sqrt((r * r).sum(axis=1))
-    result.rms_distortion[:] = np.sqrt((r * r).mean(axis=1)) if count else 0
+    result.distortion[:] = np.where(result.success, np.sqrt((r * r).sum(axis=1)), np.inf)
+    result.rms_distortion[:] = result.distortion / math.sqrt(x0.shape[1])
     delivered = adversarial.astype(np.float32).reshape(given.shape)
     if hasattr(images, "detach"):
         import torch

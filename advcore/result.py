@@ -28,14 +28,14 @@ class Result:
     adversarial : (N, ...) float32, a torch tensor where the images were one
     success : (N,) bool
         Whether ``adversarial`` was verified to have the required margin.
-    distortion : (N,) float32, ``||r||_2``
-    rms_distortion : (N,) float32, ``sqrt(mean(r^2))``, the distortion of Szegedy et al.
+    distortion : (N,) float32, ``||r||_2``; infinite without success
+    rms_distortion : (N,) float32, ``||r||_2 / sqrt(n)``, the distortion of Szegedy et al.
     margin : (N,) float32
         Target's logit minus the best other, at ``adversarial``; untargeted: best other minus the
         label's. Without success, the best margin seen.
     prediction : (N,) int64, class of ``adversarial``
     target : (N,) int64, -1 where untargeted
-    c : (N,) float32 or float64, NaN where there is none
+    c : (N,) float32 or float64, its final value; NaN where there is none
     status : (N,) int8, values of ``advcore.Status``
     evaluations : (N,) int32, pairs of a forward and a backward
     forwards : (N,) int32, forwards without a backward, not counted in ``evaluations``

@@ -1,4 +1,4 @@
-"""The two ways of a run: the native network without Python in the loop, or rounds with an oracle."""
+"""The two ways of a run: native, without Python in the loop, or in rounds with an oracle."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """Checked arrays of a run: flat float32 images (N, n), labels (N,), bounds, starts (N, S, n)."""
+    """Checked arrays of a run: flat images (N, n), labels (N,), bounds, starts (N, S, n)."""
 
     params: _core.Params
     images: Floats
@@ -75,7 +75,7 @@ def default_threads() -> int:
 def run_native(
     network: Network, job: Job, *, threads: int, slots: int | None, watch: Watch
 ) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
-    """Results by name, and what stopped the run early: KeyboardInterrupt or the callback's error."""
+    """Results by name, and what stopped the run: KeyboardInterrupt, an error of the callback."""
     results, error = _core.solve(
         network.core,
         job.params,

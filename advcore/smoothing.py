@@ -55,7 +55,7 @@ def smoothed_relu(h: Tensor, d: Tensor, slope: float = 0.0) -> Tensor:
 
     ``d`` has the dtype of ``h`` and broadcasts to it.
     """
-    out: Tensor = _SmoothedReLU.apply(h, d, slope)  # type: ignore[no-untyped-call]
+    out: Tensor = _SmoothedReLU.apply(h, d, slope)  # type: ignore[no-untyped-call, unused-ignore]
     return out
 
 
@@ -192,14 +192,14 @@ class Survey(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Recomputation(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recomputation(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Dispatch mode for a backward: sees whether ReLUs run again in it, as checkpointing does.
 
     Those calls would come without the function mode, and so with the wrong derivative.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.seen = False
 
     def __torch_dispatch__(

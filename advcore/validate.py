@@ -58,6 +58,8 @@ def box(
     back as (n,), others as (N, n). They are rounded inward to float32, and the images, which must
     lie inside them as given, are rounded to float32 and moved inside by that rounding.
     """
+    low: Any
+    high: Any
     try:
         low, high = value  # type: ignore[misc]
     except (TypeError, ValueError):

@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <cstring>
 #include <tuple>
@@ -20,6 +21,7 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 using Floats = Array<float>;
+using Results = py::typing::Dict<py::str, py::array>;
 using Layers = std::vector<std::tuple<Floats, Floats, std::string, float>>;
 
 std::vector<LayerSpec> layer_specs(const Layers& layers) {
@@ -133,7 +135,7 @@ struct Run {
   Params params;
   Job job;
   Feed feed;
-  py::dict results;
+  Results results;
 
  private:
   Floats images_;
@@ -145,7 +147,7 @@ struct Run {
 using Poll = std::function<bool(int64_t, int64_t, int64_t)>;
 
 // Solves on the native network; returns (results, error): what poll raised, or KeyboardInterrupt.
-py::tuple solve_native(const PyNetwork& network, const Params& params, Floats images,
+py::typing::Tuple<Results, py::object> solve_native(const PyNetwork& network, const Params& params, Floats images,
                        Array<int32_t> labels, Floats lo, Floats hi, std::optional<Floats> starts,
                        int threads, int slots, const Poll& poll) {
   Run run(params, images, labels, lo, hi, starts);
@@ -179,7 +181,7 @@ class Session : public Run {
   }
 
   // (x (B, n), k (B), slots (B), measure (B), gradient rows, which come first)
-  py::tuple fill() {
+  py::typing::Tuple<Floats, Floats, Array<int32_t>, Array<bool>, int> fill() {
     const int rows = tile_.fill(), n = params.n;
     Floats x({rows, n}), k(rows);
     Array<int32_t> slots(rows);

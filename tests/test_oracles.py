@@ -127,6 +127,7 @@ def exact(model: Any, x: Any, seed: Any) -> tuple[Any, Any]:
 def test_torch_oracle_agrees_with_float64(model: Any) -> None:
     oracle = TorchOracle(model, (2, 3))
     assert (oracle.classes, oracle.smoothable) == (3, False)
+    assert str(oracle.device) == "cpu"
     x, seed = images(), np.random.default_rng(2).standard_normal((4, 3)).astype(np.float32)
     z, gradient = exact(model, x, seed)
     np.testing.assert_allclose(oracle.forward(x), z, rtol=1e-5, atol=1e-6)

@@ -17,9 +17,8 @@ OPTIONAL = ("torch", "scipy", "matplotlib", "typer", "rich", "pooch", "triton", 
 def python(code: str) -> str:
     """Standard output of a fresh interpreter, outside the source folder."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code]
-        if sys.version_info >= (3, 11)
-        else [sys.executable, "-Ic", code],
+        [sys.executable, "-c", code],
+        cwd=sys.prefix,
         capture_output=True,
         text=True,
         check=True,

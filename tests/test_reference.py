@@ -166,6 +166,7 @@ def test_statuses() -> None:
     nothing = minimize_distortion(constant, x[:1], [2], steps=3)
     assert nothing.status.tolist() == [int(_core.Status.not_found.value)]
     assert not nothing.success.any()
+    assert nothing.distortion.tolist() == [np.inf]
     assert nothing.margin.tolist() == [-1.0]
     np.testing.assert_array_equal(nothing.adversarial, x[:1])
     assert np.isnan(nothing.c).all()
@@ -191,7 +192,9 @@ def test_one_bad_image_does_not_touch_the_others() -> None:
     result = minimize_distortion(Picky(), x, [0, 0, 0], bounds=(0.0, 0.89 + 0.1 * (x > 0.9)))
     names = [_core.Status(int(code)).name for code in result.status]
     assert names == ["converged", "non_finite", "converged"]
-    np.testing.assert_allclose(result.distortion, [2 / np.sqrt(12), 0, 2 / np.sqrt(12)], rtol=1e-3)
+    np.testing.assert_allclose(
+        result.distortion, [2 / np.sqrt(12), np.inf, 2 / np.sqrt(12)], rtol=1e-3
+    )
 
 
 def test_kind_of_array_and_empty_batch() -> None:

@@ -13,7 +13,7 @@ from advcore.result import Result, status_code
 
 def make(**changes: Any) -> Result:
     """Five images: already adversarial, three attacked, one not found."""
-    distortion = np.array([0.0, 1.0, 2.0, 4.0, 0.0], np.float32)
+    distortion = np.array([0.0, 1.0, 2.0, 4.0, np.inf], np.float32)
     names = ["already_adversarial", "converged", "converged", "budget", "not_found"]
     values: dict[str, Any] = {
         "engine": {"path": "native", "device": "cpu", "threads": 2},
