@@ -129,9 +129,12 @@ def attack(
 
             picture_grid(picture, job.images, result, labels=job.labels)
             print(f"picture: {picture}")
+    if isinstance(stop, KeyboardInterrupt):
+        print("error: interrupted; the images finished so far are in the result", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
     if stop is not None:
         print(f"error: {' '.join(str(stop).split())}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED if isinstance(stop, KeyboardInterrupt) else MODEL_RAISED)
+        raise typer.Exit(MODEL_RAISED)
 
 
 @app.command()
