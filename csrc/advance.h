@@ -16,6 +16,7 @@ namespace ADVCORE_NS {
 namespace {
 
 constexpr float kNone = 3e38f;
+constexpr int kStale = 6;  // rounds of the polish without progress
 
 template <class Team>
 struct Machine {
@@ -276,8 +277,8 @@ struct Machine {
     const bool near = s.stage_best < kNone && norm >= 0.97f * s.stage_best;
     if (note_stage_best(norm, p.trial))
       s.since = 0;
-    else if (near)
-      ++s.since;
+    else if (near)  // a short step says more about being at the end than a long one
+      s.since += __builtin_sqrtf(dots[0]) < 0.01f * norm ? 3 : 1;
 
     float slope = 0;  // (g + 2 c r)'(trial - x)
     {
@@ -442,10 +443,10 @@ struct Machine {
 
   void polish_start() {
     if (!s.eval.finite || s.eval.margin < 0) return end_attempt(Status::stalled);
-    s.center_norm = distortion(team, params, p, p.trial);
+    s.center_norm = s.center_before = distortion(team, params, p, p.trial);
     s.margin_low = s.eval.margin;
     s.cuts = s.cut_rounds = s.stale = 0;
-    s.prox = 0;
+    s.prox = s.curvature = 0;
     swap(p.x, p.trial);
     if (!add_cut(p.trial_gradient, p.x)) return end_attempt(Status::stalled);
     propose_cut();
@@ -461,20 +462,36 @@ struct Machine {
     return true;
   }
 
+  // The curvature of the Lagrangian 1/2 ||x - x0||^2 - lambda m(x) along the step d, from how far
+  // the margin at the trial is below its linear model there: 2 lambda miss / ||d||^2. It is the
+  // weight of the prox term whose step is Newton's.
+  void note_curvature() {
+    float dots[2];
+    team.template sums<2>(params.padded_n, dots, [=, this](int i, Lane* acc) {
+      const Lane d = load(p.trial, i) - load(p.x, i), g = load(p.trial_gradient, i);
+      acc[0] += d * d;
+      acc[1] += g * g;
+    });
+    float multiplier = 0;
+    for (int j = 0; j < s.cuts; ++j) multiplier += s.dual[j];
+    const float miss = max(-s.eval.margin, 0.0f) / __builtin_sqrtf(max(dots[1], 1e-37f));
+    const float seen = 2 * multiplier * miss / max(dots[0], 1e-37f);
+    s.curvature = max(0.5f * s.curvature, min(seen, 1e4f));
+  }
+
   void propose_cut() {
     if (s.cut_rounds >= params.polish_budget) return end_attempt(Status::stalled);
-    if (s.stale >= 6) return end_attempt(Status::stalled);
+    if (s.stale >= kStale) return end_attempt(Status::stalled);
     keep_center(team, params, p, s);
     for (;;) {
       project(team, params, p, s, s.prox / (1 + s.prox), p.trial);
       s.trial_norm = distortion(team, params, p, p.trial);
       if (s.center_norm - s.trial_norm >= params.polish_tolerance * s.center_norm) break;
-      if (s.prox <= 1e-3f) return end_attempt(Status::converged);
-      s.prox *= 0.1f;  // the prox term held it back: solve again in this same round
+      if (s.prox <= max(1e-3f, 2 * s.curvature)) return end_attempt(Status::converged);
+      s.prox = max(0.1f * s.prox, s.curvature);  // it held the trial back: again in this round
     }
     ++s.cut_rounds;
     ++s.iterations;
-    s.center_before = s.center_norm;
     ask_exact(Phase::polish, true);
   }
 
@@ -483,12 +500,13 @@ struct Machine {
       ++s.nans;
       return end_attempt(Status::stalled);
     }
+    note_curvature();
     add_cut(p.trial_gradient, p.trial);
     if (s.eval.margin >= 0) {  // serious step
       swap(p.x, p.trial);
       s.center_norm = s.trial_norm;
       s.margin_low = s.eval.margin;
-      s.prox *= 0.25f;
+      s.prox = max(0.25f * s.prox, s.curvature);
       return end_cut_round();
     }
     // Null step: between centre and trial ||r|| is below the centre's, look there for the boundary.
@@ -529,13 +547,19 @@ struct Machine {
       swap(p.x, p.trial);
       s.center_norm = distortion(team, params, p, p.x);
     }
+    s.prox = max(s.prox, s.curvature);
     if (s.t_low < 0.25f) s.prox = max(2 * s.prox, 0.25f);
     end_cut_round();
   }
 
+  // Stale: no gain of the tolerance over several rounds together.
   void end_cut_round() {
-    const float gain = s.center_before - s.center_norm;
-    s.stale = gain < 0.1f * params.polish_tolerance * s.center_before ? s.stale + 1 : 0;
+    if (s.center_norm < (1 - params.polish_tolerance) * s.center_before) {
+      s.center_before = s.center_norm;
+      s.stale = 0;
+    } else {
+      ++s.stale;
+    }
     propose_cut();
   }
 

@@ -131,7 +131,7 @@ struct State {
   float t_low = 0, t_high = 1, t = 1;
   float margin_low = 0, margin_high = 0;
   int cuts = 0, cut_rounds = 0, stale = 0;
-  float prox = 0;
+  float prox = 0, curvature = 0;
   float center_norm = 0, center_before = 0, trial_norm = 0;
   float offset[kMaxCuts] = {};  // h of the cut a'(x - x0) + h >= 0, ||a|| = 1
   float dual[kMaxCuts] = {};
