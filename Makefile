@@ -33,7 +33,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/clang-format -i $(FORMATTED)
 
 bench: $(VENV)/installed-dev
-	$(BIN)/pytest benchmarks -o python_files='bench_*.py' -W default $(BENCH)
+	OMP_NUM_THREADS=1 $(BIN)/pytest benchmarks -o python_files='bench_*.py' -W default -s $(BENCH)
 
 # The types of the compiled module, written from the module itself.
 stub: $(VENV)/installed-dev

@@ -24,7 +24,7 @@ from .starts import nearest_starts
 
 Floats = NDArray[np.float32]
 SAMPLE = 64
-"""Clean images on which a model is tried, and the noise of its logits is measured."""
+"""Images on which a model is tried, and the noise of its logits is measured."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def minimize_distortion(
     size = batch_size or 1024
     required = confidence
     if path.oracle is not None and count:
-        required += 4 * _logit_noise(path, flat[:SAMPLE])
+        required += 4 * _logit_noise(path, _probes(lo, hi))
     truth = None
     if labels is not None:
         truth = validate.classes(labels, "labels", count, path.classes)
@@ -252,16 +252,17 @@ def minimize_distortion(
         else:
             assert path.oracle is not None
             found, error = run_oracle(path.oracle, job, slots=batch_size, watch=watch)
-        watch(
-            int((found["status"] != _core.Status.interrupted).sum()),
-            int(found["success"].sum()),
-            int(found["evaluations"].sum()),
-        )
+        if error is None:
+            watch(
+                int((found["status"] != _core.Status.interrupted).sum()),
+                int(found["success"].sum()),
+                int(found["evaluations"].sum()),
+            )
     success: NDArray[np.bool_] = found["success"]
     adversarial: Floats = found["adversarial"]
     margin: Floats = found["margin"]
     prediction = found["prediction"].astype(np.int64)
-    model_failed = isinstance(error, Exception) and path.network is None
+    model_failed = isinstance(error, Exception) and error is not watch.error
     if levels is not None and not model_failed:
         from .levels import to_grid
 
@@ -372,6 +373,19 @@ def _check_logits(oracle: Oracle, sample: Floats | None) -> None:
             "model must return logits, got rows in [0, 1] that sum to 1: the output of a softmax; "
             "pass the model without it"
         )
+
+
+def _probes(lo: Floats, hi: Floats) -> Floats:
+    """Random images inside the bounds, (SAMPLE, n).
+
+    Not the caller's: what is measured on them must not depend on which images are in the run.
+    """
+    u = np.random.default_rng(0).random((SAMPLE, lo.shape[-1]), dtype=np.float32)
+    if lo.ndim == 2:
+        return u
+    low = np.where(np.isfinite(lo), lo, np.where(np.isfinite(hi), hi - 1, 0)).astype(np.float32)
+    high = np.where(np.isfinite(hi), hi, low + 1).astype(np.float32)
+    return np.clip(low + (high - low) * u, lo, hi)
 
 
 def _logit_noise(path: Path, sample: Floats) -> float:

@@ -46,18 +46,24 @@ class Job:
 
 @dataclass
 class Watch:
-    """Time limit and callback of a run."""
+    """Time limit and callback of a run; ``error`` is what the callback raised."""
 
     total: int
     time_limit: float | None
     callback: Callable[[Progress], object] | None
     begin: float
+    error: Exception | None = None
 
     def __call__(self, finished: int, succeeded: int, evaluations: int) -> bool:
         """Whether to go on."""
         seconds = time.perf_counter() - self.begin
         state = Progress(finished, self.total, succeeded, evaluations, seconds)
-        if self.callback is not None and self.callback(state) is True:
+        try:
+            stop = self.callback is not None and self.callback(state) is True
+        except Exception as error:
+            self.error = error
+            raise
+        if stop:
             return False
         return self.time_limit is None or seconds < self.time_limit
 

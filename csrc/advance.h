@@ -16,6 +16,7 @@ namespace ADVCORE_NS {
 namespace {
 
 constexpr float kNone = 3e38f;
+constexpr float kReach = 0.1f;
 constexpr int kStale = 6;  // rounds of the polish without progress
 
 template <class Team>
@@ -179,10 +180,20 @@ struct Machine {
     s.cuts = 1;
     project(team, params, p, s, 0, p.trial);
     s.cuts = 0;
-    // On a two-class tie c* = 1 / (4 lambda), lambda the multiplier of the linearised margin.
-    const float scale = abs(s.margin) / (norm * norm);
-    const float lambda = min(max(s.dual[0] / norm, 1e-8f * scale), 1e8f * scale);
-    s.c = 1 / (4 * lambda);
+    // Where the network is saturated at x0 its linearisation says nothing about the boundary: the
+    // first step goes no further than kReach of the box, 0.1 rms for images in [0, 1].
+    float range2[1];
+    team.template sums<1>(params.padded_n, range2, [=, this](int i, Lane* acc) {
+      const Lane range = load(p.hi, i) - load(p.lo, i);
+      acc[0] += select(range < 1e30f, range * range, broadcast(1.0f));
+    });
+    const float far = distortion(team, params, p, p.trial);
+    const float reach = kReach * __builtin_sqrtf(range2[0]);
+    if (far > reach) shrink(p.trial, reach / far);
+    // On a two-class tie c* = 1 / (4 lambda), lambda the multiplier of the linearised margin: for
+    // a linear one, c* = |m| / (4 ||r||^2).
+    const float lambda = s.dual[0] / norm;
+    s.c = max(1 / (4 * max(lambda, 1e-30f)), abs(s.margin) / (4 * min(far * far, reach * reach)));
     if (params.c_init > 0) {
       s.c = params.c_init;
       if (params.unsquared) s.c /= max(2 * distortion(team, params, p, p.trial), 1e-12f);
@@ -190,6 +201,15 @@ struct Machine {
     s.c0 = s.c_last = s.c;
     s.accept_any = true;
     ask(Phase::stage, true, s.k, s.T);
+  }
+
+  // x = clip(x0 + t (x - x0)), in place
+  void shrink(float* x, float t) {
+    team.each(params.padded_n, [=, this](int i) {
+      const Lane x0 = load(p.x0, i);
+      store(x, i, clip(x0 + t * (load(x, i) - x0), load(p.lo, i), load(p.hi, i)));
+    });
+    team.sync();
   }
 
   // Zero gradient at x0: once more from a random point, keyed by seed, image and label.
@@ -354,7 +374,12 @@ struct Machine {
     masked_gram(team, params.padded_n, free, v, count, model.gram);
 
     s.c_last = s.c;
-    if (params.c_search == CSearch::fused) s.c = choose_c(params, s, model);
+    if (params.c_search == CSearch::fused) {
+      // The shift bounds the step, not c: with it no c would reach the goal, and c would run down.
+      model.shift = 0;
+      s.c = choose_c(params, s, model);
+      model.shift = s.shift;
+    }
     const Step step = model_step(params, s, model, Shifts{} + (double)s.c);
     const double inverse = 1 / step.tau[0];
     bool sound = step.slope[0] < 0 && step.slope[0] > -1e300;

@@ -60,7 +60,8 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
       row[j] = load(a[j], i);
       y += lambda[j] * row[j];
     }
-    const Mask inside = (y > lo) & (y < hi);
+    // On a bound counts as inside: a clean image of zeros and ones can still move.
+    const Mask inside = (y >= lo) & (y <= hi);
     const Lane x = clip(y, lo, hi), r = x - x0;
     int k = P;
 #pragma GCC unroll 8
@@ -121,7 +122,18 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
       for (int j = 0; j < count; ++j) H[i][j] = at.hessian[active[i]][active[j]];
       blocked = blocked && H[i][i] <= 0;
     }
-    if (blocked) break;
+    if (blocked) {  // the cuts miss the box, or multipliers kept from an older bundle are too large
+      bool back = false;
+      for (int i = 0; i < count; ++i) {
+        const int j = active[i];
+        if (!(at.residual[j] > enough)) continue;
+        dual[j] *= 0.25f;
+        back = true;
+      }
+      if (!back) break;
+      dual_pass(team, params, p, s, dual, w, at);
+      continue;
+    }
     solve_positive(count, H, b, step);
     const float f = value(at, dual);
     float length = 1, next[kMaxCuts];

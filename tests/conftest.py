@@ -1,0 +1,49 @@
+"""Networks and images that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advcore import Layer, Network
+
+Make = Callable[..., Network]
+
+
+def make_network(
+    sizes: tuple[int, ...] = (20, 16, 5), activation: str = "sigmoid", seed: int = 0
+) -> Network:
+    """A random network whose classes all occur among random images."""
+    rng = np.random.default_rng(seed)
+    layers = []
+    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        last = i + 2 == len(sizes)
+        weight = 3 * rng.standard_normal((outputs, inputs)) / np.sqrt(inputs)
+        bias = -weight.sum(axis=1) / 2 + 0.3 * rng.standard_normal(outputs)
+        layers.append(
+            Layer(
+                weight.astype(np.float32),
+                bias.astype(np.float32),
+                "identity" if last else activation,
+            )
+        )
+    return Network(layers)
+
+
+@pytest.fixture
+def random_network() -> Make:
+    """`make_network`."""
+    return make_network
+
+
+@pytest.fixture
+def random_images() -> Callable[..., Any]:
+    """``(rows, n, seed)`` to images (rows, n) in [0, 1], float32."""
+
+    def make(rows: int, n: int = 20, seed: int = 1) -> Any:
+        return np.random.default_rng(seed).random((rows, n), dtype=np.float32)
+
+    return make

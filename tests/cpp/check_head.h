@@ -1,0 +1,163 @@
+// Margin, smoothed log-odds and seed of every instruction set against plain double.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "check.h"
+#include "cpu/isa.h"
+#include "slot.h"
+
+namespace {
+
+struct PlainHead {
+  double margin, log_odds, largest;
+  int prediction, runner_up;
+  dense::Vector seed;
+};
+
+// m, m_T and d m_T / dz; the first of equal logits counts.
+PlainHead plain_head(const dense::Vector& z, const State& s, double T, double kappa) {
+  const int K = static_cast<int>(z.size());
+  PlainHead out{0, 0, 0, 0, -1, dense::Vector(z.size())};
+  for (int j = 0; j < K; ++j) {
+    const size_t i = static_cast<size_t>(j);
+    out.largest = std::max(out.largest, std::fabs(z[i]));
+    if (z[i] > z[static_cast<size_t>(out.prediction)]) out.prediction = j;
+    if (j != s.label && (out.runner_up < 0 || z[i] > z[static_cast<size_t>(out.runner_up)]))
+      out.runner_up = j;
+  }
+  if (s.against >= 0) out.runner_up = s.against;
+  const size_t label = static_cast<size_t>(s.label), other = static_cast<size_t>(out.runner_up);
+  const double sign = s.targeted ? 1 : -1;
+  out.margin = out.log_odds = sign * (z[label] - z[other]) - kappa;
+  out.seed[label] = sign;
+  if (T > 0) {
+    double total = 0;
+    for (size_t j = 0; j < z.size(); ++j)
+      if (j != label) total += std::exp((z[j] - z[other]) / T);
+    for (size_t j = 0; j < z.size(); ++j)
+      if (j != label) out.seed[j] = -sign * std::exp((z[j] - z[other]) / T) / total;
+    out.log_odds -= sign * T * std::log(total);
+  } else {
+    out.seed[other] = -sign;
+  }
+  return out;
+}
+
+// Logits and seed in padded rows, as a tile holds them.
+struct HeadRows {
+  explicit HeadRows(size_t classes)
+      : padded((classes + advcore::kPad - 1) / advcore::kPad * advcore::kPad), memory(2 * padded) {
+    for (size_t i = 0; i < padded; ++i) z()[i] = advcore::kPadLogit, seed()[i] = 7;
+  }
+  float* z() const { return memory.get(); }
+  float* seed() const { return memory.get() + padded; }
+  size_t padded;
+  AlignedMemory memory;
+};
+
+// temperature: as State::T; the classes in `tied` share the largest logit.
+void check_logits(const advcore::IsaTable& isa, int classes, State s, float temperature,
+                  const std::vector<size_t>& tied, Random& rng) {
+  const size_t K = static_cast<size_t>(classes);
+  Params params;
+  params.classes = classes;
+  params.confidence = uniform(rng) < 0.5 ? 1e-4f : 0.0f;
+  const HeadRows rows(K);
+  dense::Vector z;
+  for (size_t j = 0; j < K; ++j) rows.z()[j] = static_cast<float>(10 * normal(rng));
+  for (const size_t j : tied) rows.z()[j] = 60;
+  z = dense::from_floats(rows.z(), K);
+  s.T = temperature;
+  s.want_gradient = true;
+  isa.head(params, s, rows.z(), rows.seed());
+  expect(dense::from_floats(rows.z(), K) == z, "%s K %d: logits were not restored", isa.name,
+         classes);
+  const PlainHead at_zero = plain_head(z, s, 0, 0);
+  const double kappa = std::max(static_cast<double>(params.confidence),
+                                16 * 1.1920929e-7 * at_zero.largest);
+  double T = static_cast<double>(temperature);
+  if (T < 0)
+    T = std::max(0.02 * std::fabs(at_zero.margin - kappa), 64 * 1.1920929e-7 * at_zero.largest);
+  const PlainHead plain = plain_head(z, s, T, kappa);
+  const advcore::Evaluation& e = s.eval;
+  const double rounding = 4e-6 * plain.largest;
+  const auto off = [](float got, double expected) {
+    return std::fabs(static_cast<double>(got) - expected);
+  };
+  expect(e.finite && off(e.kappa, kappa) < 1e-6 * kappa && off(e.margin, plain.margin) < rounding,
+         "%s K %d T %g: margin %g, expected %g", isa.name, classes, T,
+         static_cast<double>(e.margin), plain.margin);
+  expect(off(s.T, T) <= 1e-4 * T, "%s K %d: temperature %g, expected %g", isa.name, classes,
+         static_cast<double>(s.T), T);
+  expect(off(e.log_odds, plain.log_odds) < rounding, "%s K %d T %g: log-odds %g, expected %g",
+         isa.name, classes, T, static_cast<double>(e.log_odds), plain.log_odds);
+  expect(e.prediction == plain.prediction && e.runner_up == plain.runner_up,
+         "%s K %d: prediction %d and runner-up %d, expected %d and %d", isa.name, classes,
+         e.prediction, e.runner_up, plain.prediction, plain.runner_up);
+  for (size_t j = 0; j < K; ++j)
+    expect(off(rows.seed()[j], plain.seed[j]) < 1e-4, "%s K %d T %g: seed %zu is %g, expected %g",
+           isa.name, classes, T, j, static_cast<double>(rows.seed()[j]), plain.seed[j]);
+  for (size_t j = K; j < rows.padded; ++j)
+    expect(std::fabs(rows.seed()[j]) < 1e-36f, "%s K %d: padding of the seed is %g", isa.name,
+           classes, static_cast<double>(rows.seed()[j]));
+  // The seed against differences of the log-odds; ties have none where T = 0.
+  for (size_t j = 0; T > 0 && j < K; j += K > 20 ? 97 : 1) {
+    const double h = 1e-4 * T;
+    dense::Vector more = z, less = z;
+    more[j] += h, less[j] -= h;
+    const double slope =
+        (plain_head(more, s, T, 0).log_odds - plain_head(less, s, T, 0).log_odds) / (2 * h);
+    expect(off(rows.seed()[j], slope) < 1e-4, "%s K %d T %g: seed %zu is %g, difference %g",
+           isa.name, classes, T, j, static_cast<double>(rows.seed()[j]), slope);
+  }
+}
+
+void check_not_finite(const advcore::IsaTable& isa, int classes) {
+  Params params;
+  params.classes = classes;
+  for (const float bad : {NAN, INFINITY, -INFINITY})
+    for (const int at : {0, classes / 2, classes - 1}) {
+      const HeadRows rows(static_cast<size_t>(classes));
+      for (int j = 0; j < classes; ++j) rows.z()[j] = static_cast<float>(j % 7);
+      rows.z()[at] = bad;
+      const dense::Vector before = dense::from_floats(rows.z(), rows.padded);
+      State s;
+      s.label = 1, s.T = 0.1f, s.want_gradient = true;
+      s.eval.finite = true;
+      isa.head(params, s, rows.z(), rows.seed());
+      const dense::Vector after = dense::from_floats(rows.z(), rows.padded);
+      expect(!s.eval.finite, "%s K %d: a logit of %g is finite", isa.name, classes,
+             static_cast<double>(bad));
+      for (size_t j = 0; j < rows.padded; ++j)
+        expect(after[j] == before[j] || j == static_cast<size_t>(at),
+               "%s K %d: logit %zu was not restored", isa.name, classes, j);
+    }
+}
+
+void check_heads(const advcore::IsaTable& isa) {
+  Random rng(31);
+  for (const int classes : {2, 3, 10, 16, 17, 1000}) {
+    for (int repeat = 0; repeat < 12; ++repeat)
+      for (const float T : {0.0f, -1.0f, 1.0f, 0.05f, 30.0f}) {
+        State s;
+        s.label = static_cast<int>(rng() % static_cast<unsigned>(classes));
+        s.targeted = repeat % 2 == 0;
+        check_logits(isa, classes, s, T, {}, rng);
+        const size_t last = static_cast<size_t>(classes) - 1;
+        check_logits(isa, classes, s, T, {last, last / 2}, rng);
+        check_logits(isa, classes, s, T, {0, last}, rng);
+      }
+    for (int repeat = 0; repeat < 12; ++repeat) {  // one class against another, exact margin
+      State s;
+      s.label = repeat % classes;
+      s.against = (s.label + 1 + repeat % (classes - 1)) % classes;
+      if (s.against == s.label) s.against = (s.label + 1) % classes;
+      check_logits(isa, classes, s, 0, {}, rng);
+    }
+    check_not_finite(isa, classes);
+  }
+}
+
+}  // namespace

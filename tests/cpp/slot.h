@@ -1,0 +1,74 @@
+// One image's slot in aligned memory, with bounds of its own, for the checks of the solver.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+
+#include "dense.h"
+#include "problem.h"
+#include "workspace.h"
+
+using advcore::Params;
+using advcore::Phase;
+using advcore::Problem;
+using advcore::State;
+using advcore::Status;
+
+using Random = std::mt19937;
+
+inline double normal(Random& rng) { return std::normal_distribution<double>()(rng); }
+inline double uniform(Random& rng, double low = 0, double high = 1) {
+  return std::uniform_real_distribution<double>(low, high)(rng);
+}
+inline dense::Vector normals(Random& rng, size_t n) {
+  dense::Vector out(n);
+  for (double& v : out) v = normal(rng);
+  return out;
+}
+
+struct AlignedMemory {
+  explicit AlignedMemory(size_t floats)
+      : memory(static_cast<float*>(std::aligned_alloc(64, (floats + 15) / 16 * 64)), std::free) {
+    std::memset(memory.get(), 0, (floats + 15) / 16 * 64);
+  }
+  float* get() const { return memory.get(); }
+  std::unique_ptr<float, void (*)(void*)> memory;
+};
+
+struct Slot {
+  Slot(int n, Params from)
+      : params(prepared(n, from)), memory(advcore::slot_bytes(params, true) / sizeof(float)) {
+    advcore::carve_slot(params, true, memory.get(), p);
+    lo = const_cast<float*>(p.lo);
+    hi = const_cast<float*>(p.hi);
+    bound(-std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity());
+  }
+  static Params prepared(int n, Params params) {
+    params.n = n;
+    params.padded_n = advcore::padded_length(n);
+    return params;
+  }
+  void bound(float low, float high) {
+    for (int i = 0; i < params.n; ++i) lo[i] = low, hi[i] = high;
+  }
+  // NaN wherever a run must write before it reads: all but x0, the bounds and the padding.
+  void poison() {
+    const int vectors = advcore::slot_vectors(params, false);
+    for (int v = 1; v < vectors; ++v)
+      for (int i = 0; i < params.n; ++i)
+        memory.get()[v * params.padded_n + i] = std::numeric_limits<float>::quiet_NaN();
+  }
+  size_t size() const { return static_cast<size_t>(params.n); }
+  dense::Vector vector(const float* row) const { return dense::from_floats(row, size()); }
+  void set(float* row, const dense::Vector& values) const {
+    for (size_t i = 0; i < size(); ++i) row[i] = static_cast<float>(values[i]);
+  }
+
+  const Params params;
+  AlignedMemory memory;
+  Problem p;
+  float *lo = nullptr, *hi = nullptr;
+};

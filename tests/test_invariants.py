@@ -1,0 +1,613 @@
+"""What holds for every run: independence, bounds, verification, paths, interruption, threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import advcore
+from advcore import Status, data
+
+ACTIVATIONS = ["sigmoid", "relu"]
+FIELDS = (
+    "adversarial", "success", "distortion", "rms_distortion", "margin", "prediction", "target",
+    "c", "status", "evaluations", "forwards", "iterations",
+)  # fmt: skip
+RELAXED = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def same(a: Any, b: Any, rows_a: Any = slice(None), rows_b: Any = slice(None)) -> None:
+    """Every array of two results, bit for bit."""
+    for name in FIELDS:
+        ours, theirs = getattr(a, name)[rows_a], getattr(b, name)[rows_b]
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+def names(result: Any) -> list[str]:
+    return [Status(int(code)).name for code in result.status]
+
+
+class RowWise:
+    """A two-layer tanh network in NumPy whose arithmetic does not depend on the batch.
+
+    Not a number where the first value is exactly 1, or for hidden sums above ``limit``.
+    """
+
+    def __init__(self, network: Any, limit: float = np.inf) -> None:
+        self.first, self.last = (
+            (layer.weight.astype(np.float64), layer.bias.astype(np.float64))
+            for layer in network.layers
+        )
+        self.limit = limit
+        self.seen: list[tuple[Any, Any]] = []
+        self.pulled = 0
+
+    def forward(self, x: Any) -> Any:
+        flat = x.reshape(len(x), -1).astype(np.float64)
+        self.h = np.tanh(np.stack([(self.first[0] * row).sum(1) for row in flat]) + self.first[1])
+        z = np.stack([(self.last[0] * row).sum(1) for row in self.h]) + self.last[1]
+        z[(flat[:, 0] == 1) | (self.h.sum(1) > self.limit)] = np.nan
+        self.seen.append((x.copy(), z))
+        return z
+
+    def backward(self, dlogits: Any) -> Any:
+        self.pulled += len(dlogits)
+        dh = np.stack([(self.last[0].T * row).sum(1) for row in dlogits]) * (1 - self.h**2)
+        return np.stack([(self.first[0].T * row).sum(1) for row in dh])
+
+
+# --- independence
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_native_result_of_an_image_is_its_own(
+    activation: str, targeted: bool, random_network: Any, random_images: Any
+) -> None:
+    network, x = random_network(activation=activation), random_images(60)
+    targets = (network.forward(x).argmax(1) + 1) % 5 if targeted else None
+    whole = advcore.minimize_distortion(network, x, targets, threads=1)
+    assert whole.success.all()
+
+    @RELAXED
+    @given(
+        rows=st.lists(st.integers(0, 59), min_size=1, max_size=80),
+        batch_size=st.one_of(st.none(), st.integers(1, 100)),
+        threads=st.integers(1, 4),
+    )
+    def check(rows: list[int], batch_size: int | None, threads: int) -> None:
+        part = advcore.minimize_distortion(
+            network,
+            x[rows],
+            None if targets is None else targets[rows],
+            batch_size=batch_size,
+            threads=threads,
+        )
+        same(part, whole, rows_b=rows)
+
+    check()
+
+
+@pytest.mark.parametrize("loss", ["margin", "cross_entropy"])
+@pytest.mark.parametrize("c_search", ["fused", "bisection"])
+def test_independence_under_every_search(
+    loss: str, c_search: str, random_network: Any, random_images: Any
+) -> None:
+    network, x = random_network(activation="relu"), random_images(40)
+    options: Any = {"loss": loss, "c_search": c_search, "effort": "thorough", "levels": 256}
+    x = (np.rint(255 * x) / 255).astype(np.float32)
+    whole = advcore.minimize_distortion(network, x, threads=1, **options)
+    order = np.random.default_rng(0).permutation(40)
+    mixed = advcore.minimize_distortion(network, x[order], threads=3, batch_size=4, **options)
+    same(mixed, whole, rows_b=order)
+
+
+def test_numpy_result_of_an_image_is_its_own(random_network: Any, random_images: Any) -> None:
+    model, x = RowWise(random_network(activation="tanh")), random_images(24)
+    targets = (model.forward(x).argmax(1) + 1) % 5
+    whole = advcore.minimize_distortion(model, x, targets)
+    assert whole.engine["path"] == "numpy"
+    assert whole.success.all()
+    for rows in (slice(None, None, -1), slice(5, 6), slice(3, 17)):
+        for batch_size in (None, 1, 7):
+            part = advcore.minimize_distortion(
+                model, x[rows], targets[rows], batch_size=batch_size
+            )
+            same(part, whole, rows_b=rows)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_neighbours_that_give_nan_leave_no_trace(
+    batch_size: int | None, random_network: Any, random_images: Any
+) -> None:
+    """Images that are NaN from the start, and images whose search runs into NaN."""
+    x = random_images(24)
+    plain = RowWise(random_network(activation="tanh"))
+    hidden = plain.forward(x) is not None and plain.h.sum(1)
+    model = RowWise(random_network(activation="tanh"), limit=float(np.quantile(hidden, 0.9)))
+    lo, hi = np.zeros(20), np.ones(20)
+    lo[0] = hi[0] = 0
+    x[:, 0] = 0
+    good = np.isfinite(model.forward(x)).all(axis=1)
+    assert 12 <= good.sum() < 24
+    alone = advcore.minimize_distortion(model, x[good], batch_size=batch_size, bounds=(lo, hi))
+    mixed = advcore.minimize_distortion(model, x, batch_size=batch_size, bounds=(lo, hi))
+    same(mixed, alone, rows_a=good)
+    assert {name for name, ok in zip(names(mixed), good, strict=True) if not ok} == {"non_finite"}
+    assert not mixed.success[~good].any()
+    np.testing.assert_array_equal(mixed.adversarial[~good], x[~good])
+    assert np.isinf(mixed.distortion[~good]).all()
+    assert mixed.success[good].sum() >= 10
+    assert np.isfinite(mixed.adversarial).all()
+
+
+def test_lowered_torch_module_is_independent_too(random_network: Any, random_images: Any) -> None:
+    pytest.importorskip("torch")
+    module, x = random_network().to_torch(), random_images(150)
+    whole = advcore.minimize_distortion(module, x)
+    assert whole.engine["path"] == "native"
+    order = np.random.default_rng(0).permutation(150)
+    mixed = advcore.minimize_distortion(module, x[order], threads=2)
+    np.testing.assert_array_equal(mixed.adversarial, whole.adversarial[order])
+    np.testing.assert_array_equal(mixed.evaluations, whole.evaluations[order])
+    part = advcore.minimize_distortion(module, x[140:])
+    np.testing.assert_array_equal(part.adversarial, whole.adversarial[140:])
+
+
+def test_same_call_same_result(random_network: Any, random_images: Any) -> None:
+    network, x = random_network(activation="relu"), random_images(50)
+    same(advcore.minimize_distortion(network, x), advcore.minimize_distortion(network, x))
+
+
+def test_inputs_are_not_written_to(random_network: Any, random_images: Any) -> None:
+    network, x = random_network(), random_images(10)
+    targets = (network.forward(x).argmax(1) + 1) % 5
+    lo, hi = np.zeros(20), np.ones(20)
+    copies = [v.copy() for v in (x, targets, lo, hi)]
+    advcore.minimize_distortion(network, x, targets, bounds=(lo, hi), starts=(x, targets))
+    for value, copy in zip((x, targets, lo, hi), copies, strict=True):
+        np.testing.assert_array_equal(value, copy)
+
+
+# --- bounds, best point, verification
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_result_is_inside_the_bounds_bit_for_bit(
+    activation: str, random_network: Any, random_images: Any
+) -> None:
+    network = random_network(activation=activation)
+
+    @RELAXED
+    @given(seed=st.integers(0, 2**32), own=st.booleans())
+    def check(seed: int, own: bool) -> None:
+        rng = np.random.default_rng(seed)
+        x = random_images(8, seed=seed % 1000).astype(np.float64)
+        shape = (8, 20) if own else (20,)
+        lo = np.minimum(x.min(axis=None if own else 0), 1) * rng.random(shape)
+        hi = x.max(axis=None if own else 0) + 0.3 * rng.random(shape)  # float64, not float32's
+        lo, hi = (np.where(rng.random(shape) < 0.1, e, v) for e, v in ((-np.inf, lo), (np.inf, hi)))
+        result = advcore.minimize_distortion(network, x, bounds=(lo, hi))
+        inside = result.adversarial.astype(np.float64)
+        assert (inside >= lo).all()
+        assert (inside <= hi).all()
+        assert result.success.sum() >= 6
+
+    check()
+
+
+def test_the_smallest_point_ever_evaluated_is_returned(
+    random_network: Any, random_images: Any
+) -> None:
+    network = random_network(activation="tanh")
+    for loss in ("margin", "cross_entropy"):
+        for x in random_images(6)[:, None]:
+            model = RowWise(network)
+            label = int(model.forward(x).argmax())
+            result = advcore.minimize_distortion(model, x, labels=[label], loss=loss)
+            points = np.concatenate([seen for seen, _ in model.seen])
+            logits = np.concatenate([z for _, z in model.seen]).astype(np.float32)
+            margin = np.delete(logits, label, axis=1).max(axis=1) - logits[:, label]
+            required = np.maximum(1e-4, 16 * 2.0**-23 * np.abs(logits).max(axis=1))
+            norms = np.linalg.norm(points.astype(np.float64) - x, axis=1)
+            smallest = norms[margin >= required * (1 + 1e-6)].min()
+            assert result.distortion[0] <= smallest * (1 + 1e-6)
+            assert result.evaluations[0] == model.pulled
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_max_evaluations(limit: int, random_network: Any, random_images: Any) -> None:
+    network, x = random_network(activation="relu"), random_images(30)
+    result = advcore.minimize_distortion(network, x, max_evaluations=limit)
+    assert (result.evaluations <= limit).all()
+    assert "budget" in names(result)
+    z = network.forward(result.adversarial[result.success])
+    label = network.forward(x).argmax(1)[result.success]
+    assert (z.argmax(1) != label).all()
+    np.testing.assert_array_equal(result.adversarial[~result.success], x[~result.success])
+    assert np.isinf(result.distortion[~result.success]).all()
+
+
+@pytest.mark.parametrize("effort", ["fast", "default", "thorough"])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh", "leaky_relu", "gelu"])
+def test_torch_confirms_every_success(
+    activation: str, effort: str, random_network: Any, random_images: Any
+) -> None:
+    torch = pytest.importorskip("torch")
+    network, x = random_network(activation=activation), random_images(100)
+    targets = (network.forward(x).argmax(1) + 1) % 5
+    result = advcore.minimize_distortion(network, x, targets, effort=effort)
+    assert result.success.all()
+    with torch.no_grad():
+        z = network.to_torch()(torch.from_numpy(result.adversarial)).numpy()
+    np.testing.assert_array_equal(z.argmax(1), targets)
+    np.testing.assert_array_equal(result.prediction, targets)
+    others = z.copy()
+    others[np.arange(100), targets] = -np.inf
+    margin = z[np.arange(100), targets] - others.max(1)
+    np.testing.assert_allclose(result.margin, margin, atol=2e-5)
+    assert (result.margin >= 1e-4).all()
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+def test_embedded_digits_are_confirmed_by_torch(targeted: bool) -> None:
+    torch = pytest.importorskip("torch")
+    network = data.embedded_network()
+    digits, labels = (v[:200] for v in data.embedded_digits())
+    targets = (labels + 1 + np.arange(200) % 9) % 10
+    module = network.to_torch()
+    kind = {"targets": targets} if targeted else {"labels": labels}
+    result = advcore.minimize_distortion(module, torch.from_numpy(digits), **kind)  # type: ignore[arg-type]
+    assert result.engine["path"] == "native"
+    assert result.success.all()
+    with torch.no_grad():
+        predicted = module(result.adversarial).argmax(1).numpy()
+    assert (predicted == targets if targeted else predicted != labels).all()
+    np.testing.assert_array_equal(result.prediction, predicted)
+    fooled = np.array(names(result)) == "already_adversarial"
+    assert (result.distortion[fooled] == 0).all()
+    assert (result.distortion[~fooled] > 0).all()
+    assert result.evaluations.mean() <= 40
+
+
+# --- paths and instruction sets
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "softplus"])
+def test_native_torch_and_numpy_paths_agree_on_smooth_networks(
+    activation: str, random_network: Any, random_images: Any
+) -> None:
+    pytest.importorskip("torch")
+    network, x = random_network(activation=activation), random_images(60)
+    targets = (network.forward(x).argmax(1) + 1) % 5
+    module = network.to_torch()
+    native = advcore.minimize_distortion(network, x, targets)
+    lowered = advcore.minimize_distortion(module, x, targets)
+    through = advcore.minimize_distortion(lambda v: module(v), x, targets)
+    assert [r.engine["path"] for r in (native, lowered, through)] == ["native", "native", "torch"]
+    results = [lowered, through]
+    if activation == "tanh":
+        results.append(advcore.minimize_distortion(RowWise(network), x, targets))
+        assert results[-1].engine["path"] == "numpy"
+    for other in results:
+        assert other.success.all()
+        np.testing.assert_allclose(other.distortion, native.distortion, rtol=1e-3)
+
+
+def test_relu_through_torch_is_as_good_as_native(random_network: Any, random_images: Any) -> None:
+    pytest.importorskip("torch")
+    network, x = random_network(activation="relu"), random_images(60)
+    module = network.to_torch()
+    native = advcore.minimize_distortion(network, x)
+    through = advcore.minimize_distortion(lambda v: module(v), x)
+    assert through.engine["path"] == "torch"
+    assert through.success.all()
+    assert through.distortion.mean() == pytest.approx(native.distortion.mean(), rel=1e-2)
+
+
+ISA_PROGRAM = """
+import json, sys
+import numpy as np, advcore
+from advcore import Network, _core
+x, targets = np.load(sys.argv[1])["x"], np.load(sys.argv[1])["t"]
+found = {"isa": _core.isa()}
+for path in sys.argv[2:]:
+    r = advcore.minimize_distortion(Network.load(path), x, targets, threads=1)
+    assert r.success.all()
+    found[path] = r.distortion.tolist()
+print(json.dumps(found))
+"""
+
+
+def test_instruction_sets_agree(tmp_path: Path, random_network: Any, random_images: Any) -> None:
+    x = random_images(60)
+    paths = []
+    for activation in ("sigmoid", "tanh", "gelu"):
+        network = random_network(activation=activation)
+        paths.append(str(tmp_path / f"{activation}.safetensors"))
+        network.save(paths[-1])
+    targets = np.arange(60) % 5
+    np.savez(tmp_path / "x.npz", x=x, t=targets)
+    found = {}
+    for cap in ("base", "v3", "v4"):
+        done = subprocess.run(
+            [sys.executable, "-c", ISA_PROGRAM, str(tmp_path / "x.npz"), *paths],
+            cwd=tmp_path,
+            env={**os.environ, "ADVCORE_ISA": cap},
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        reply = json.loads(done.stdout)
+        found[reply.pop("isa")] = reply
+    assert "base" in found
+    for isa, distortions in found.items():
+        for path in paths:
+            np.testing.assert_allclose(
+                distortions[path], found["base"][path], rtol=1e-3, err_msg=isa
+            )
+
+
+def test_unknown_instruction_set_is_named(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from advcore import _core; _core.isa()"],
+        cwd=tmp_path,
+        env={**os.environ, "ADVCORE_ISA": "avx9"},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "ADVCORE_ISA must be base, v3 or v4, not avx9" in done.stderr
+
+
+def test_threads_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, random_network: Any, random_images: Any
+) -> None:
+    monkeypatch.setenv("ADVCORE_NUM_THREADS", "3")
+    network, x = random_network(), random_images(10)
+    assert advcore.minimize_distortion(network, x).engine["threads"] == 3
+    assert advcore.minimize_distortion(network, x, threads=2).engine["threads"] == 2
+    for value in ("0", "two", "-1"):
+        monkeypatch.setenv("ADVCORE_NUM_THREADS", value)
+        with pytest.raises(ValueError, match=f"ADVCORE_NUM_THREADS must be .* got '{value}'"):
+            advcore.minimize_distortion(network, x)
+
+
+# --- interruption, limits, threads
+
+
+def long_run(random_network: Any, random_images: Any, rows: int = 100_000) -> tuple[Any, Any]:
+    """Work for many seconds on one thread."""
+    x = np.tile(random_images(1000), (rows // 1000, 1))
+    return random_network(sizes=(20, 64, 5), activation="relu"), x
+
+
+def check_partial(network: Any, x: Any, result: Any) -> None:
+    """Finished images are as in a whole run; the others are marked and hold their best or x."""
+    left = np.array(result.status) == int(Status.interrupted)
+    assert left.any()
+    assert not left.all()
+    finished = np.flatnonzero(~left)[:200]
+    whole = advcore.minimize_distortion(network, x[finished], threads=1, effort="thorough")
+    same(result, whole, rows_a=finished)
+    failed = ~result.success
+    np.testing.assert_array_equal(result.adversarial[failed], x[failed])
+    rows = np.flatnonzero(result.success & left)
+    if len(rows):
+        label = network.forward(x[rows]).argmax(1)
+        assert (network.forward(result.adversarial[rows]).argmax(1) != label).all()
+
+
+def test_time_limit(random_network: Any, random_images: Any) -> None:
+    network, x = long_run(random_network, random_images)
+    result = advcore.minimize_distortion(network, x, time_limit=0.3, threads=1, effort="thorough")
+    assert 0.3 < result.seconds < 1.3
+    check_partial(network, x, result)
+
+
+def test_callback_sees_progress_and_stops_the_run(random_network: Any, random_images: Any) -> None:
+    network, x = long_run(random_network, random_images)
+    states: list[advcore.Progress] = []
+
+    def callback(state: advcore.Progress) -> bool:
+        states.append(state)
+        return len(states) >= 4
+
+    result = advcore.minimize_distortion(
+        network, x, callback=callback, threads=1, effort="thorough"
+    )
+    check_partial(network, x, result)
+    done = [state.finished for state in states]
+    assert done == sorted(done)
+    assert 0 < done[-1] < len(x)
+    assert states[-1].total == len(x)
+    assert 0 < states[-1].succeeded <= len(x)
+    assert states[-1].evaluations > states[-1].finished
+    assert 0 < states[0].seconds < states[-1].seconds
+
+
+def test_callback_that_returns_none_runs_to_the_end(
+    random_network: Any, random_images: Any
+) -> None:
+    states: list[advcore.Progress] = []
+    result = advcore.minimize_distortion(random_network(), random_images(20), callback=states.append)
+    assert result.success.all()
+    assert states[-1].finished == states[-1].total == states[-1].succeeded == 20
+    assert states[-1].evaluations == result.evaluations.sum()
+
+
+class Stumble:
+    """A callback that raises once and is not called again."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, state: advcore.Progress) -> None:
+        self.calls += 1
+        raise ZeroDivisionError("in the callback")
+
+
+def test_callback_that_raises_on_the_native_path(random_network: Any, random_images: Any) -> None:
+    network, x = long_run(random_network, random_images)
+    begin, stumble = time.perf_counter(), Stumble()
+    with pytest.raises(ZeroDivisionError, match="in the callback"):
+        advcore.minimize_distortion(network, x, callback=stumble, threads=2)
+    assert stumble.calls == 1
+    assert time.perf_counter() - begin < 1.5
+
+
+def test_callback_that_raises_with_a_numpy_model(random_network: Any, random_images: Any) -> None:
+    """It is the callback's error, not the model's."""
+    model, stumble = RowWise(random_network(activation="tanh")), Stumble()
+    with pytest.raises(ZeroDivisionError, match="in the callback"):
+        advcore.minimize_distortion(model, random_images(20), callback=stumble)
+    assert stumble.calls == 1
+
+
+def test_no_thread_outlives_a_run(random_network: Any, random_images: Any) -> None:
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        pytest.skip("no /proc")
+    network, x = long_run(random_network, random_images, 20_000)
+    advcore.minimize_distortion(network, x[:10])
+    before = len(list(tasks.iterdir()))
+    during = 0
+
+    def callback(state: advcore.Progress) -> bool:
+        nonlocal during
+        during = max(during, len(list(tasks.iterdir())))
+        return state.seconds > 0.15
+
+    advcore.minimize_distortion(network, x, threads=4, callback=callback, effort="thorough")
+    assert during == before + 4
+    assert len(list(tasks.iterdir())) == before
+    with pytest.raises(ZeroDivisionError):
+        advcore.minimize_distortion(network, x, threads=4, callback=Stumble())
+    assert len(list(tasks.iterdir())) == before
+
+
+def test_python_runs_beside_the_engine(random_network: Any, random_images: Any) -> None:
+    """The GIL is released: another thread ticks all the while."""
+    network, x = long_run(random_network, random_images)
+    ticks, stop = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not stop.wait(0.002):
+            ticks += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        advcore.minimize_distortion(network, x, time_limit=0.5, threads=1, effort="thorough")
+    finally:
+        stop.set()
+        thread.join()
+    assert ticks > 50  # 20 would be one for each of the engine's own polls
+
+
+def test_two_runs_at_once_on_one_network(random_network: Any, random_images: Any) -> None:
+    network, x = random_network(activation="relu"), random_images(400)
+    alone = advcore.minimize_distortion(network, x, labels=np.arange(400) % 5, threads=1)
+    found: list[Any] = []
+
+    def work() -> None:
+        found.append(
+            advcore.minimize_distortion(network, x, labels=np.arange(400) % 5, threads=1)
+        )
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for result in found:
+        same(result, alone)
+
+
+INTERRUPT_PROGRAM = """
+import os, signal, sys, threading, time
+import numpy as np, advcore
+from advcore import Network, Status
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+network = Network.load(sys.argv[1])
+x = np.tile(np.random.default_rng(1).random((1000, 20), dtype=np.float32), (200, 1))
+if sys.argv[2] == "numpy":
+    class Slow:
+        def forward(self, x):
+            time.sleep(0.02)
+            return network.forward(x)
+        def backward(self, dlogits):
+            return network.backward(dlogits)
+    model = Slow()
+else:
+    model = network
+sent = 0.0
+def send():
+    global sent
+    sent = time.perf_counter()
+    os.kill(os.getpid(), signal.SIGINT)
+tasks = len(os.listdir("/proc/self/task"))
+timer = threading.Timer(1.0, send)
+timer.start()
+try:
+    advcore.minimize_distortion(
+        model, x, labels=np.arange(len(x)) % 5, threads=2, effort="thorough"
+    )
+except advcore.Interrupted as interrupted:
+    waited = time.perf_counter() - sent
+    result = interrupted.result
+else:
+    sys.exit("ran to the end")
+timer.join()
+assert isinstance(interrupted, KeyboardInterrupt)
+assert waited < 1, f"{waited} s"
+assert len(os.listdir("/proc/self/task")) == tasks
+left = result.status == int(Status.interrupted)
+assert left.any() and not left.all(), (left.sum(), len(left))
+rows = np.flatnonzero(~left & (result.distortion > 0))[:50]
+assert result.success[rows].all()
+assert (network.forward(result.adversarial[rows]).argmax(1) != rows % 5).all()
+if model is network:
+    whole = advcore.minimize_distortion(network, x[rows], labels=rows % 5, effort="thorough")
+    assert np.array_equal(whole.adversarial, result.adversarial[rows])
+print(f"{waited:.3f}")
+"""
+
+
+@pytest.mark.parametrize("path", ["native", "numpy"])
+def test_ctrl_c_stops_within_a_second_and_keeps_what_is_done(
+    path: str, tmp_path: Path, random_network: Any
+) -> None:
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("no /proc")
+    random_network(sizes=(20, 64, 5), activation="relu").save(tmp_path / "n.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPT_PROGRAM, str(tmp_path / "n.safetensors"), path],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 <= float(done.stdout) < 1

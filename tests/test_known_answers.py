@@ -1,0 +1,314 @@
+"""Affine classifiers against the exact minimum, and the paper's loss against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import advcore
+from advcore import Layer, Network
+
+optimize = pytest.importorskip("scipy.optimize")
+
+from advcore import reference  # noqa: E402
+
+INF = float("inf")
+CONFIDENCE = 1e-4
+SIZES = [(n, classes) for n in (1, 2, 7, 16, 17, 784) for classes in (2, 3, 10, 1000)]
+
+
+def nearest(a: Any, b: Any, low: Any, high: Any) -> Any:
+    """Smallest r with ``a @ r + b >= 0`` and ``low <= r <= high``, float64; None: there is none.
+
+    Least distance programming by non-negative least squares (Lawson and Hanson 1974, chapter 23)
+    over a growing set of constraints. The duality gap is checked, so an answer is the minimum.
+    """
+    scale = np.linalg.norm(a, axis=1)
+    n, eye = a.shape[1], np.eye(a.shape[1])
+    has_low, has_high = np.isfinite(low), np.isfinite(high)
+    G = np.concatenate([a / scale[:, None], eye[has_low], -eye[has_high]])
+    h = np.concatenate([-b / scale, low[has_low], -high[has_high]])
+    chosen, r = np.zeros(len(G), bool), np.zeros(n)
+    for _ in range(300):
+        slack = G @ r - h
+        new = np.flatnonzero((slack < -1e-10) & ~chosen)
+        if slack.min() >= -1e-9 or not len(new):
+            assert slack.min() > -1e-7
+            return r
+        worst = new[new < len(a)]
+        chosen[worst[np.argsort(slack[worst])[:5]]] = True
+        chosen[new[new >= len(a)]] = True
+        index = np.flatnonzero(chosen)
+        E, goal = np.concatenate([G[index].T, h[index][None]]), np.eye(n + 1)[n]
+        u, distance = optimize.nnls(E, goal, maxiter=20 * len(index) + 100)
+        if distance < 1e-8:
+            return None
+        residual = E @ u - goal
+        r, dual = -residual[:n] / residual[n], -u / residual[n]
+        assert abs(r @ r - h[index] @ dual) <= 1e-8 * (r @ r) + 1e-12
+        chosen[index] = u > 0
+    raise AssertionError("no convergence")
+
+
+class Affine:
+    """A random affine classifier, images, and for each image a target that the box contains."""
+
+    def __init__(self, n: int, classes: int, lo: Any, hi: Any, rows: int = 12) -> None:
+        rng = np.random.default_rng(1000 * n + classes)
+        self.bounds = (lo, hi)
+        self.lo, self.hi = (np.broadcast_to(np.asarray(end, np.float64), (n,)) for end in (lo, hi))
+        low = np.where(np.isfinite(self.lo), self.lo, -1.0)
+        high = np.where(np.isfinite(self.hi), self.hi, 1.0)
+        weight = rng.standard_normal((classes, n))
+        bias = 0.3 * rng.standard_normal(classes) - weight @ ((low + high) / 2)
+        self.layer = Layer(weight.astype(np.float32), bias.astype(np.float32))
+        self.network = Network([self.layer])
+        points = low + (high - low) * rng.random((4000, n))
+        ordered = np.sort(self.logits(points), axis=1)
+        clear = ordered[:, -1] - ordered[:, -2] > 1e-2
+        seen = np.unique(self.logits(points[clear]).argmax(axis=1))
+        assert len(seen) >= 2
+        x = low + (high - low) * rng.random((rows, n))
+        self.x = np.clip(x.astype(np.float32), self.lo, self.hi).astype(np.float32)
+        self.label = self.logits(self.x).argmax(axis=1)
+        self.target = np.array([rng.choice(seen[seen != label]) for label in self.label])
+
+    def logits(self, x: Any) -> Any:
+        weight, bias = self.layer.weight.astype(np.float64), self.layer.bias.astype(np.float64)
+        return x.astype(np.float64) @ weight.T + bias
+
+    def versus(self, row: int, winner: Any, loser: Any, confidence: float) -> tuple[Any, Any]:
+        """Margins of winners over losers as ``a @ r + b >= 0``."""
+        weight, z = self.layer.weight.astype(np.float64), self.logits(self.x[row : row + 1])[0]
+        return weight[winner] - weight[loser], z[winner] - z[loser] - confidence
+
+    def targeted(self, confidence: float = CONFIDENCE) -> Any:
+        """Exact distortion of each image."""
+        found = []
+        for row, (x, target) in enumerate(zip(self.x, self.target, strict=True)):
+            others = np.delete(np.arange(self.network.classes), target)
+            r = nearest(
+                *self.versus(row, target, others, confidence), self.lo - x, self.hi - x
+            )
+            found.append(np.linalg.norm(r))
+        return np.array(found)
+
+    def untargeted(self, confidence: float = CONFIDENCE) -> Any:
+        """Exact distortion of each image, the smallest over all classes that it may become."""
+        found = []
+        for row, (x, label) in enumerate(zip(self.x, self.label, strict=True)):
+            others = np.delete(np.arange(self.network.classes), label)
+            a, b = self.versus(row, others, label, confidence)
+            bound, best = -b / np.linalg.norm(a, axis=1), np.inf
+            for j in np.argsort(bound):
+                if bound[j] >= best:
+                    break
+                r = nearest(a[j : j + 1], b[j : j + 1], self.lo - x, self.hi - x)
+                best = best if r is None else min(best, np.linalg.norm(r))
+            found.append(best)
+        return np.array(found)
+
+
+def check(result: Any, exact: Any, problem: Affine, confidence: float = CONFIDENCE) -> None:
+    assert result.success.all()
+    gap = result.distortion / exact - 1
+    assert gap.min() > -1e-4  # float32
+    assert gap.max() < 1e-3
+    assert gap.mean() < 1e-4
+    np.testing.assert_allclose(
+        np.linalg.norm(result.adversarial.astype(np.float64) - problem.x, axis=1),
+        result.distortion,
+        rtol=1e-6,
+    )
+    assert (result.adversarial >= problem.lo).all()
+    assert (result.adversarial <= problem.hi).all()
+    assert (result.margin >= confidence).all()
+    assert (result.c > 0).all()
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-INF, INF)], ids=["box", "free"])
+@pytest.mark.parametrize(("n", "classes"), SIZES)
+def test_targeted_affine(n: int, classes: int, bounds: tuple[float, float]) -> None:
+    problem = Affine(n, classes, *bounds)
+    result = advcore.minimize_distortion(
+        problem.network, problem.x, problem.target, bounds=bounds
+    )
+    check(result, problem.targeted(), problem)
+    np.testing.assert_array_equal(result.prediction, problem.target)
+    np.testing.assert_array_equal(result.target, problem.target)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-INF, INF)], ids=["box", "free"])
+@pytest.mark.parametrize(("n", "classes"), SIZES)
+def test_untargeted_affine(n: int, classes: int, bounds: tuple[float, float]) -> None:
+    problem = Affine(n, classes, *bounds)
+    result = advcore.minimize_distortion(problem.network, problem.x, bounds=bounds)
+    check(result, problem.untargeted(), problem)
+    assert (result.prediction != problem.label).all()
+    assert (result.target == -1).all()
+
+
+def test_the_box_matters() -> None:
+    """The problems above would not tell a solver that ignores the bounds otherwise."""
+    boxed, free = Affine(784, 10, 0.0, 1.0), Affine(784, 10, 0.0, 1.0)
+    free.lo, free.hi = np.full(784, -INF), np.full(784, INF)
+    assert (boxed.targeted() > 1.001 * free.targeted()).sum() >= 6
+
+
+@pytest.mark.parametrize(("n", "classes"), [(7, 3), (17, 10), (784, 10)])
+def test_array_bounds_with_infinite_and_frozen_values(n: int, classes: int) -> None:
+    rng = np.random.default_rng(n)
+    lo = rng.choice([-INF, -0.5, 0.0], n)
+    hi = rng.choice([0.25, 0.5, INF], n)
+    frozen = rng.random(n) < 0.2
+    lo[frozen] = hi[frozen] = 0.125
+    problem = Affine(n, classes, lo, hi)
+    result = advcore.minimize_distortion(
+        problem.network, problem.x, problem.target, bounds=(lo, hi)
+    )
+    check(result, problem.targeted(), problem)
+    np.testing.assert_array_equal(result.adversarial[:, frozen], problem.x[:, frozen])
+
+
+def test_bounds_of_each_image() -> None:
+    problem = Affine(16, 10, 0.0, 1.0)
+    lo = np.clip(problem.x - 0.4, 0, 1).astype(np.float64)
+    hi = np.clip(problem.x + 0.4, 0, 1).astype(np.float64)
+    both = advcore.minimize_distortion(
+        problem.network, problem.x, problem.target, bounds=(lo, hi)
+    )
+    solved = 0
+    for row in range(len(problem.x)):
+        part = Affine(16, 10, 0.0, 1.0)
+        part.x, part.label, part.target = (
+            v[row : row + 1] for v in (problem.x, problem.label, problem.target)
+        )
+        part.lo, part.hi = lo[row], hi[row]
+        others = np.delete(np.arange(10), part.target[0])
+        x = part.x[0]
+        r = nearest(
+            *part.versus(0, part.target[0], others, CONFIDENCE), lo[row] - x, hi[row] - x
+        )
+        assert both.success[row] == (r is not None)
+        if r is not None:
+            solved += 1
+            assert both.distortion[row] / np.linalg.norm(r) - 1 < 1e-3
+            assert (both.adversarial[row] >= lo[row]).all()
+            assert (both.adversarial[row] <= hi[row]).all()
+    assert solved >= 6
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-INF, INF)], ids=["box", "free"])
+@pytest.mark.parametrize("confidence", [0.0, 0.05, 0.5])
+def test_confidence_is_the_margin_required(
+    bounds: tuple[float, float], confidence: float, targeted: bool
+) -> None:
+    problem = Affine(784, 2, *bounds)
+    result = advcore.minimize_distortion(
+        problem.network,
+        problem.x,
+        problem.target if targeted else None,
+        bounds=bounds,
+        confidence=confidence,
+    )
+    check(result, problem.targeted(confidence), problem, confidence)
+
+
+@pytest.mark.parametrize("effort", ["fast", "default", "thorough"])
+def test_every_effort_is_exact_on_two_classes(effort: str) -> None:
+    problem = Affine(784, 2, 0.0, 1.0)
+    result = advcore.minimize_distortion(
+        problem.network, problem.x, problem.target, effort=effort
+    )
+    assert result.success.all()
+    gap = result.distortion / problem.targeted() - 1
+    assert gap.min() > -1e-4
+    assert gap.max() < (5e-3 if effort == "fast" else 1e-3)
+
+
+# --- c and the paper's loss
+
+
+def sigmoids(n: int = 12, hidden: int = 10, classes: int = 4, seed: int = 0) -> Network:
+    rng = np.random.default_rng(seed)
+    first = (2 * rng.standard_normal((hidden, n)) / np.sqrt(n)).astype(np.float32)
+    last = (2 * rng.standard_normal((classes, hidden))).astype(np.float32)
+    return Network(
+        [
+            Layer(first, rng.standard_normal(hidden).astype(np.float32), "sigmoid"),
+            Layer(last, np.zeros(classes, np.float32)),
+        ]
+    )
+
+
+def digits(rows: int = 4, n: int = 12) -> Any:
+    return np.random.default_rng(1).random((rows, n), dtype=np.float32)
+
+
+@pytest.mark.parametrize("loss", ["margin", "cross_entropy"])
+@pytest.mark.parametrize("c_search", ["fused", "bisection"])
+def test_c_of_the_unsquared_norm_is_twice_c_times_the_distortion(loss: str, c_search: str) -> None:
+    network, x = sigmoids(), digits()
+    options = {"loss": loss, "c_search": c_search}
+    squared = advcore.minimize_distortion(network, x, **options)  # type: ignore[arg-type]
+    unsquared = advcore.minimize_distortion(
+        network, x, norm="l2_unsquared", **options  # type: ignore[arg-type]
+    )
+    assert (squared.c > 0).all()
+    assert (squared.norm, unsquared.norm) == ("l2", "l2_unsquared")
+    np.testing.assert_allclose(unsquared.distortion, squared.distortion, rtol=1e-6)
+    np.testing.assert_allclose(unsquared.c, 2 * squared.c * squared.distortion, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l2_unsquared"])
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_the_first_c_is_free(norm: str, factor: float) -> None:
+    """A bad first c costs evaluations, not distortion."""
+    problem = Affine(17, 3, 0.0, 1.0)
+    auto = advcore.minimize_distortion(problem.network, problem.x, problem.target, norm=norm)
+    first = factor * float(np.median(auto.c))
+    own = advcore.minimize_distortion(
+        problem.network, problem.x, problem.target, norm=norm, c_init=first
+    )
+    assert own.success.all()
+    np.testing.assert_allclose(own.distortion, auto.distortion, rtol=1e-3)
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+@pytest.mark.parametrize("norm", ["l2", "l2_unsquared"])
+def test_bisection_on_cross_entropy_is_the_reference(norm: str, targeted: bool) -> None:
+    network, x = sigmoids(), digits()
+    targets = (network.forward(x).argmax(axis=1) + 1) % 4 if targeted else None
+    paper = reference.minimize_distortion(
+        network, x, targets, norm=norm, confidence=CONFIDENCE, ftol=1e-14, gtol=1e-9
+    )
+    ours = advcore.minimize_distortion(
+        network, x, targets, norm=norm, loss="cross_entropy", c_search="bisection"
+    )
+    assert paper.success.all()
+    assert ours.success.all()
+    assert ours.loss == "cross_entropy"
+    assert ours.penalty_distortion is not None
+    assert paper.penalty_distortion is not None
+    np.testing.assert_allclose(ours.penalty_distortion, paper.penalty_distortion, rtol=1e-3)
+    np.testing.assert_allclose(ours.c, paper.c, rtol=1e-2)
+    assert (ours.distortion <= ours.penalty_distortion * (1 + 1e-6)).all()
+
+
+def test_margin_loss_beats_the_papers() -> None:
+    """Cross-entropy is biased: its minimiser keeps all other classes down, not the best one."""
+    problem = Affine(784, 10, 0.0, 1.0)
+    paper = advcore.minimize_distortion(
+        problem.network, problem.x, problem.target, loss="cross_entropy"
+    )
+    ours = advcore.minimize_distortion(problem.network, problem.x, problem.target)
+    exact = problem.targeted()
+    assert paper.success.all()
+    assert paper.penalty_distortion is not None
+    assert (paper.distortion > exact * (1 - 1e-4)).all()
+    assert (paper.distortion <= paper.penalty_distortion * (1 + 1e-6)).all()
+    assert (ours.distortion <= paper.distortion * (1 + 1e-4)).all()
+    assert ours.penalty_distortion is None
