@@ -199,7 +199,7 @@ def minimize_distortion(
     path = choose_path(model, flat[:SAMPLE], given.shape[1:], device)
     size = batch_size or 1024
     required = confidence
-    if path.oracle is not None and count:
+    if count:
         required += 4 * _logit_noise(path, _probes(lo, hi))
     truth = None
     if labels is not None:
@@ -388,13 +388,21 @@ def _probes(lo: Floats, hi: Floats) -> Floats:
     return np.clip(low + (high - low) * u, lo, hi)
 
 
-def _logit_noise(path: Path, sample: Floats) -> float:
-    """Of the model's own forward between batch sizes and, where it was lowered, to the engine's."""
-    small = sample[:8]
+def _logit_noise(path: Path, probes: Floats) -> float:
+    """Rounding of the logits: by how much forwards that sum in another order differ.
+
+    Of a model: between batch sizes and, where it was lowered, from the engine's. Of a `Network`:
+    from the same one with all units in reverse.
+    """
+    if path.oracle is None:
+        assert path.network is not None
+        mirror = path.network.reversed()
+        return verify.noise(path.network.forward, lambda x: mirror.forward(x[:, ::-1]), probes)
+    small = probes[:8]
     alone = verify.noise(path.forward, lambda x: verify.batched(path.forward, x, 1), small)
     if path.network is None:
         return alone
-    return max(alone, verify.noise(path.network.forward, path.forward, sample))
+    return max(alone, verify.noise(path.network.forward, path.forward, probes))
 
 
 def _predict(path: Path, flat: Floats, size: int) -> NDArray[np.int32]:

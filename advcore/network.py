@@ -225,6 +225,15 @@ class Network:
 
         return Network(lower(module, tuple(int(extent) for extent in input_shape)))
 
+    def reversed(self) -> Network:
+        """The same function of ``x[:, ::-1]``, with its sums in another order; classes stay."""
+        layers = []
+        for index, layer in enumerate(self._layers):
+            step = 1 if index + 1 == len(self._layers) else -1
+            weight, bias = layer.weight[::step, ::-1], layer.bias[::step]
+            layers.append(Layer(weight, bias, layer.activation, layer.slope))
+        return Network(layers)
+
     def to_torch(self) -> torch.nn.Sequential:
         """The same network as torch modules, float32 on the CPU, in eval mode."""
         import torch

@@ -30,9 +30,10 @@ def margins(
 
 
 def noise(forward: Forward, other: Forward, x: Floats) -> float:
-    """Largest difference between the logits of two forwards of the same network."""
-    difference = np.abs(forward(x) - other(x))
-    return float(np.nan_to_num(difference).max(initial=0.0))
+    """Largest finite difference between the logits of two forwards of the same network."""
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        difference = np.abs(forward(x) - other(x))
+    return float(difference[np.isfinite(difference)].max(initial=0.0))
 
 
 def confirm(

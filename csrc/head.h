@@ -43,11 +43,12 @@ void head(const Team& team, const Params& params, State& s, float* z, float* see
   }
 
   const float sign = s.targeted ? 1.0f : -1.0f;
-  e.kappa = max(params.confidence, 16 * 1.1920929e-7f * largest);
+  e.rounding = 16 * 1.1920929e-7f * largest;
+  e.kappa = max(params.confidence, e.rounding);
   e.runner_up = runner_up;
   e.margin = sign * (z_label - other) - e.kappa;
   if (s.T < 0) {
-    const float fraction = params.schedule[s.schedule].temperature;
+    const float fraction = params.schedule[s.schedule].temperature[s.stage];
     s.T = max(fraction * abs(e.margin), 64 * 1.1920929e-7f * largest);
   }
   e.log_odds = e.margin;

@@ -95,7 +95,7 @@ Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : 
     std::memcpy(bias, layer.bias.data(), layer.bias.size() * sizeof(float));
     layers_.push_back(
         {layer.inputs, layer.outputs, layer.activation, layer.slope, forward, backward, bias});
-    smoothable_ = smoothable_ || has_kink(layer.activation);
+    smoothable_ = smoothable_ || has_smoothed_form(layer.activation);
   }
   packed_ = {layers.front().inputs, layers.back().outputs, static_cast<int>(layers_.size()),
              layers_.data()};

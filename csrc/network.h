@@ -32,7 +32,7 @@ class Network {
   int inputs() const { return packed_.inputs; }
   int classes() const { return packed_.classes; }
   int layers() const { return packed_.layers; }
-  bool smoothable() const { return smoothable_; }  // any relu or leaky_relu
+  bool smoothable() const { return smoothable_; }  // any relu, leaky_relu, sigmoid, tanh
   const PackedNetwork& packed() const { return packed_; }
   const IsaTable& isa() const { return isa_; }  // the one that it is packed for
 

@@ -89,6 +89,35 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
   return dual_pass<kMaxCuts>(team, params, p, s, dual, w, out);
 }
 
+// Newton's step of the active multipliers. Those that it would take below zero go to zero, and the
+// others are solved for again: clamped alone, it would not descend (Bertsekas 1982).
+inline void newton_step(const DualPoint& at, const float* dual, const int* active, int count,
+                        double* step) {
+  double H[kMaxCuts][kMaxCuts], b[kMaxCuts], solved[kMaxCuts];
+  bool zero[kMaxCuts] = {};
+  for (bool again = true; again;) {
+    int kept[kMaxCuts], left = 0;
+    for (int i = 0; i < count; ++i)
+      if (!zero[i]) kept[left++] = i;
+    for (int k = 0; k < left; ++k) {
+      const int j = active[kept[k]];
+      b[k] = -at.residual[j];
+      for (int l = 0; l < left; ++l) H[k][l] = at.hessian[j][active[kept[l]]];
+      for (int i = 0; i < count; ++i)
+        if (zero[i]) b[k] += at.hessian[j][active[i]] * dual[active[i]];
+    }
+    solve_positive(left, H, b, solved);
+    again = false;
+    for (int k = 0; k < left; ++k) {
+      const int i = kept[k];
+      step[i] = solved[k];
+      if (dual[active[i]] + solved[k] >= 0) continue;
+      step[i] = -dual[active[i]];
+      zero[i] = again = true;
+    }
+  }
+}
+
 // Writes the projection to `out`, its multipliers to s.dual. Where the cuts miss the box, the
 // multipliers stop at a point that reaches as far along them as the box allows.
 template <class Team>
@@ -101,6 +130,12 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
     for (int j = 0; j < P; ++j) v += dual[j] * d.residual[j];
     return v;
   };
+  const auto violation = [&](const DualPoint& d, const float* dual) {
+    float worst = 0;
+    for (int j = 0; j < P; ++j)
+      worst = max(worst, dual[j] > 0 ? abs(d.residual[j]) : -d.residual[j]);
+    return worst;
+  };
   float dual[kMaxCuts];
   for (int j = 0; j < P; ++j) dual[j] = s.dual[j];
   DualPoint at;
@@ -108,20 +143,13 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
   for (int pass = 0; pass < kPasses; ++pass) {
     // Residuals are distances: 1e-6 of the distortion is what float32 sums can resolve.
     const float enough = 1e-6f * (__builtin_sqrtf(at.distance2) + 1e-6f);
-    float violation = 0;
+    const float worst = violation(at, dual);
+    if (!(worst > enough)) break;
     int active[kMaxCuts], count = 0;
-    for (int j = 0; j < P; ++j) {
-      violation = max(violation, dual[j] > 0 ? abs(at.residual[j]) : -at.residual[j]);
+    for (int j = 0; j < P; ++j)
       if (dual[j] > 0 || at.residual[j] < 0) active[count++] = j;
-    }
-    if (!(violation > enough)) break;
-    double H[kMaxCuts][kMaxCuts], b[kMaxCuts], step[kMaxCuts];
     bool blocked = true;  // nothing that these cuts could move is inside the box
-    for (int i = 0; i < count; ++i) {
-      b[i] = -at.residual[active[i]];
-      for (int j = 0; j < count; ++j) H[i][j] = at.hessian[active[i]][active[j]];
-      blocked = blocked && H[i][i] <= 0;
-    }
+    for (int i = 0; i < count; ++i) blocked = blocked && at.hessian[active[i]][active[i]] <= 0;
     if (blocked) {  // the cuts miss the box, or multipliers kept from an older bundle are too large
       bool back = false;
       for (int i = 0; i < count; ++i) {
@@ -134,7 +162,8 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
       dual_pass(team, params, p, s, dual, w, at);
       continue;
     }
-    solve_positive(count, H, b, step);
+    double step[kMaxCuts];
+    newton_step(at, dual, active, count, step);
     const float f = value(at, dual);
     float length = 1, next[kMaxCuts];
     bool moved = false;
@@ -148,10 +177,18 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
       }
       DualPoint trial;
       dual_pass(team, params, p, s, next, w, trial);
-      moved = value(trial, next) <= f + 1e-4f * (float)descent + 2e-7f * at.distance2;
+      // The values of near points differ by less than their rounding, the violations do not.
+      moved = value(trial, next) <= f + 1e-4f * (float)descent + 2e-7f * at.distance2 ||
+              violation(trial, next) <= 0.5f * worst;
       if (moved) at = trial;
     }
-    if (!moved) break;
+    if (!moved) {  // the gradient step that descends for any rows of unit length
+      for (int j = 0; j < P; ++j) next[j] = max(dual[j] - at.residual[j] / P, 0.0f);
+      DualPoint trial;
+      dual_pass(team, params, p, s, next, w, trial);
+      if (!(value(trial, next) < f)) break;
+      at = trial;
+    }
     for (int j = 0; j < P; ++j) dual[j] = next[j];
   }
   for (int j = 0; j < P; ++j) s.dual[j] = dual[j];

@@ -49,7 +49,7 @@ struct Schedule {
   int stages = 1;
   float smoothing[kMaxStages] = {0};  // k of each stage; 0 is the exact network
   int budget[kMaxStages] = {50};      // evaluations of each stage
-  float temperature = 0.02f;          // T as a fraction of the margin deficit at x0
+  float temperature[kMaxStages] = {0.02f};  // T of each as a fraction of the margin at x0
 };
 
 struct Params {
@@ -72,7 +72,7 @@ struct Params {
   int schedules = 1;  // the first `attempts` are always run, the others until one succeeds
   int attempts = 1;
   Schedule schedule[kMaxSchedules];
-  bool smoothable = false;  // the oracle can smooth its kinks
+  bool smoothable = false;  // the oracle can smooth its activations
   int starts = 0;           // adversarial starting images given for each image
   uint64_t seed = 0;
 };
@@ -82,7 +82,8 @@ struct Params {
 struct Evaluation {
   float margin = 0;    // m
   float log_odds = 0;  // m_T, the smoothed margin
-  float kappa = 0;     // what was taken off: max(confidence, 16 eps max|z|)
+  float kappa = 0;     // what was taken off: max(confidence, rounding)
+  float rounding = 0;  // 16 eps max|z|
   int prediction = -1;
   int runner_up = -1;  // best class that is not `label`
   bool finite = true;

@@ -237,15 +237,15 @@ class Session : public Run {
 };
 
 void add_schedule(Params& params, const std::vector<float>& smoothing,
-                  const std::vector<int>& budget, float temperature) {
+                  const std::vector<int>& budget, const std::vector<float>& temperature) {
   if (params.schedules == kMaxSchedules || smoothing.empty() || smoothing.size() > kMaxStages ||
-      smoothing.size() != budget.size())
+      smoothing.size() != budget.size() || smoothing.size() != temperature.size())
     throw std::invalid_argument("a schedule has 1 to 8 stages, Params up to 4 schedules");
   Schedule& schedule = params.schedule[params.schedules++];
   schedule.stages = static_cast<int>(smoothing.size());
   std::copy(smoothing.begin(), smoothing.end(), schedule.smoothing);
   std::copy(budget.begin(), budget.end(), schedule.budget);
-  schedule.temperature = temperature;
+  std::copy(temperature.begin(), temperature.end(), schedule.temperature);
 }
 
 }  // namespace
@@ -297,7 +297,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("starts", &Params::starts)
       .def_readwrite("seed", &Params::seed)
       .def("add_schedule", &add_schedule, py::arg("smoothing"), py::arg("budget"),
-           py::arg("temperature") = 0.02f);
+           py::arg("temperature"));
 
   py::class_<PyNetwork>(m, "Network", "A fully connected network packed for this CPU.")
       .def(py::init<const Layers&>(), py::arg("layers"))

@@ -286,6 +286,26 @@ def test_embedded_digits_are_confirmed_by_torch(targeted: bool) -> None:
     assert result.evaluations.mean() <= 40
 
 
+@pytest.mark.parametrize("confidence", [0.0, 1e-4])
+@pytest.mark.parametrize("lowered", [True, False])
+def test_rounding_makes_no_success(confidence: float, lowered: bool, random_network: Any) -> None:
+    """Long sums that cancel: the logits' rounding is far above 16 eps of their size."""
+    torch = pytest.importorskip("torch")
+    network = random_network(sizes=(3072, 10), gain=55.0)
+    x = np.random.default_rng(0).random((400, 3072), dtype=np.float32)
+    module = network.to_torch()
+    model = module if lowered else network
+    targets = (network.forward(x).argmax(1) + 1) % 10
+    result = advcore.minimize_distortion(model, x, targets, confidence=confidence)
+    assert result.success.all()
+    found = torch.from_numpy(result.adversarial)
+    with torch.no_grad():
+        np.testing.assert_array_equal(module(found).argmax(1), targets)
+        for row in range(50):
+            assert int(module(found[row : row + 1]).argmax()) == targets[row]
+        np.testing.assert_array_equal(module.double()(found.double()).argmax(1), targets)
+
+
 # --- paths and instruction sets
 
 
@@ -294,7 +314,7 @@ def test_native_torch_and_numpy_paths_agree_on_smooth_networks(
     activation: str, random_network: Any, random_images: Any
 ) -> None:
     pytest.importorskip("torch")
-    network, x = random_network(activation=activation), random_images(60)
+    network, x = random_network(activation=activation, gain=1.5), random_images(60)
     targets = (network.forward(x).argmax(1) + 1) % 5
     module = network.to_torch()
     native = advcore.minimize_distortion(network, x, targets)
@@ -339,7 +359,7 @@ def test_instruction_sets_agree(tmp_path: Path, random_network: Any, random_imag
     x = random_images(60)
     paths = []
     for activation in ("sigmoid", "tanh", "gelu"):
-        network = random_network(activation=activation)
+        network = random_network(activation=activation, gain=1.5)
         paths.append(str(tmp_path / f"{activation}.safetensors"))
         network.save(paths[-1])
     targets = np.arange(60) % 5
@@ -573,9 +593,9 @@ try:
     advcore.minimize_distortion(
         model, x, labels=np.arange(len(x)) % 5, threads=2, effort="thorough"
     )
-except advcore.Interrupted as interrupted:
+except advcore.Interrupted as error:
     waited = time.perf_counter() - sent
-    result = interrupted.result
+    interrupted, result = error, error.result
 else:
     sys.exit("ran to the end")
 timer.join()

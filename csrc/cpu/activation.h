@@ -4,6 +4,10 @@
 // relu and leaky_relu take a half-width d: for d > 0 the kink is replaced by a quadratic spline,
 //   relu_d(z) = 0 (z <= -d), (z + d)^2 / 4d (|z| < d), z (z >= d);  leaky: slope z + (1 - slope)
 //   relu_d
+// and sigmoid and tanh are stretched as if z had noise of standard deviation d (the convolution
+// with a normal density, by the probit approximation; MacKay 1992): so units that are saturated
+// at the clean image pass gradients in the first stages,
+//   sigmoid_d(z) = sigmoid(z / sqrt(1 + pi d^2 / 8)),  tanh_d(z) = tanh(z / sqrt(1 + pi d^2 / 2))
 #pragma once
 
 #include "cpu/lanes.h"
@@ -94,6 +98,16 @@ inline void map(const float* z, float* h, float* dh, int n, F f) {
   }
 }
 
+// f(z / sqrt(1 + variance))
+template <class F>
+inline void map_stretched(const float* z, float* h, float* dh, int n, float variance, F f) {
+  const float a = 1.0f / __builtin_sqrtf(1.0f + variance);
+  map(z, h, dh, n, [a, f](Lane x) {
+    const Value v = f(a * x);
+    return Value{v.h, a * v.dh};
+  });
+}
+
 // z, h, dh: rows (n); h may be z
 void activate(Activation kind, float slope, float d, const float* z, float* h, float* dh, int n) {
   switch (kind) {
@@ -106,9 +120,11 @@ void activate(Activation kind, float slope, float d, const float* z, float* h, f
       if (!(d > 0.0f)) return map(z, h, dh, n, [slope](Lane x) { return leaky_relu(x, slope); });
       return map(z, h, dh, n, [slope, d](Lane x) { return smoothed_leaky_relu(x, slope, d); });
     case Activation::sigmoid:
-      return map(z, h, dh, n, [](Lane x) { return sigmoid(x); });
+      if (!(d > 0.0f)) return map(z, h, dh, n, [](Lane x) { return sigmoid(x); });
+      return map_stretched(z, h, dh, n, 0.3926991f * d * d, [](Lane x) { return sigmoid(x); });
     case Activation::tanh:
-      return map(z, h, dh, n, [](Lane x) { return tanh(x); });
+      if (!(d > 0.0f)) return map(z, h, dh, n, [](Lane x) { return tanh(x); });
+      return map_stretched(z, h, dh, n, 1.5707963f * d * d, [](Lane x) { return tanh(x); });
     case Activation::softplus:
       return map(z, h, dh, n, [](Lane x) { return softplus(x); });
     case Activation::gelu:

@@ -22,6 +22,9 @@ constexpr int kActivations = 8;
 static constexpr bool has_kink(Activation a) {
   return a == Activation::relu || a == Activation::leaky_relu;
 }
+static constexpr bool has_smoothed_form(Activation a) {
+  return has_kink(a) || a == Activation::sigmoid || a == Activation::tanh;
+}
 
 struct PackedLayer {
   int inputs, outputs;

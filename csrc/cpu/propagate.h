@@ -87,7 +87,7 @@ void forward(const PackedNetwork& net, Scratch& scratch, const float* const* x, 
     for (int r = 0; r < rows; ++r) {
       if (measure && measure[r]) widths[r][l] = spread(h[r], layer.outputs);
       if (layer.activation == Activation::identity) continue;
-      const bool smooth = k && k[r] > 0.0f && has_kink(layer.activation);
+      const bool smooth = k && k[r] > 0.0f && has_smoothed_form(layer.activation);
       activate(layer.activation, layer.slope, smooth ? k[r] * widths[r][l] : 0.0f, h[r], h[r],
                dh[r], layer.outputs);
     }

@@ -142,7 +142,7 @@ Params random_params(Random& rng, bool kinked, int classes) {
     params.schedules = 2;
     params.attempts = coin(0.5) ? 2 : 1;
     params.schedule[1] = params.schedule[0];
-    params.schedule[1].temperature = 0.1f;
+    for (float& temperature : params.schedule[1].temperature) temperature = 0.1f;
   }
   if (coin(0.2)) params.schedule[0].budget[0] = 2;
   return params;
