@@ -42,8 +42,8 @@ class Path:
         return self.network.classes if self.network is not None else self._oracle.classes
 
     @property
-    def smoothable(self) -> bool:
-        return (self.network if self.network is not None else self._oracle).smoothable
+    def kind(self) -> str:
+        return (self.network if self.network is not None else self._oracle).kind
 
     @property
     def model(self) -> Network | Oracle:
@@ -218,7 +218,7 @@ def minimize_distortion(
             n=math.prod(given.shape[1:]),
             classes=path.classes,
             targeted=targeted,
-            smoothable=path.smoothable,
+            kind=path.kind,
             loss=loss,
             norm=norm,
             c_search=c_search,

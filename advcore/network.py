@@ -48,7 +48,8 @@ ACTIVATIONS = (
 """Names shared with the engine; ``gelu`` is the exact form with erf, ``gelu_tanh`` torch's."""
 
 KINKED = ("relu", "leaky_relu")
-"""Activations that have a smoothed form."""
+SATURATING = ("sigmoid", "tanh")
+"""These two families have a smoothed form in the engine."""
 
 FILE_FORMAT = "advcore.network.1"
 
@@ -161,9 +162,13 @@ class Network:
         return self._layers[-1].outputs
 
     @property
-    def smoothable(self) -> bool:
-        """Whether any activation has a kink that the engine can smooth."""
-        return any(layer.activation in KINKED for layer in self._layers)
+    def kind(self) -> str:
+        """"kinked" where any activation is piecewise linear, "saturating" where any other is a
+        sigmoid or tanh, else "smooth": decides how the engine smooths the network at first."""
+        used = {layer.activation for layer in self._layers}
+        if used & set(KINKED):
+            return "kinked"
+        return "saturating" if used & set(SATURATING) else "smooth"
 
     @property
     def core(self) -> Any:

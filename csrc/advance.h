@@ -339,7 +339,9 @@ struct Machine {
       s.goal = 2 * s.goal + goal();
     }
     if (s.stage_best < kNone && s.since >= params.patience) return end_stage(Status::stalled);
-    if (s.rounds >= schedule().budget[s.stage]) return end_stage(Status::stalled);
+    // The exact network is not left empty-handed before three times its budget.
+    const int patience = s.k == 0 && s.stage_best == kNone ? 3 : 1;
+    if (s.rounds >= patience * schedule().budget[s.stage]) return end_stage(Status::stalled);
     propose();
   }
 

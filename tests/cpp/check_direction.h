@@ -14,7 +14,7 @@ using Pair = std::pair<dense::Vector, dense::Vector>;
 
 // Pushes s and y as differences of points and of scaled gradients, as the solver does.
 void push(Slot& slot, State& s, Random& rng, const dense::Vector& step,
-                 const dense::Vector& change) {
+          const dense::Vector& change) {
   const size_t n = slot.size(), padded = static_cast<size_t>(slot.params.padded_n);
   const AlignedMemory rows(4 * padded);
   float* const from = rows.get();
@@ -75,8 +75,7 @@ parts::Model model_of(Slot& slot, const State& s, const Penalty& at, double thet
   const size_t padded = static_cast<size_t>(slot.params.padded_n);
   const AlignedMemory rows(2 * padded);
   for (const size_t i : at.free) rows.get()[i] = 1;
-  for (size_t i = 0; i < slot.size(); ++i)
-    rows.get()[padded + i] = slot.p.x[i] - slot.p.x0[i];
+  for (size_t i = 0; i < slot.size(); ++i) rows.get()[padded + i] = slot.p.x[i] - slot.p.x0[i];
   parts::Model model;
   model.pairs = s.pairs, model.theta = static_cast<float>(theta), model.shift = s.shift;
   model.sigma = s.sigma, model.margin = s.margin;
@@ -148,8 +147,8 @@ void check_direction(int n, int history, int pushes, Random& rng, double& worst)
     expect(error < 2e-4, "%s: direction off by %.1e", where.c_str(), error);
     expect(margin < 2e-4, "%s lane %zu: predicted margin %g, expected %g", where.c_str(), lane,
            step.margin[lane], at.margin + gain);
-    expect(fall < 2e-4, "%s lane %zu: slope %g, expected %g", where.c_str(), lane,
-           step.slope[lane], slope);
+    expect(fall < 2e-4, "%s lane %zu: slope %g, expected %g", where.c_str(), lane, step.slope[lane],
+           slope);
     worst = std::max({worst, error, margin, fall});
   }
 }

@@ -75,8 +75,8 @@ void check_logits(const advcore::IsaTable& isa, int classes, State s, float temp
   expect(dense::from_floats(rows.z(), K) == z, "%s K %d: logits were not restored", isa.name,
          classes);
   const PlainHead at_zero = plain_head(z, s, 0, 0);
-  const double kappa = std::max(static_cast<double>(params.confidence),
-                                16 * 1.1920929e-7 * at_zero.largest);
+  const double kappa =
+      std::max(static_cast<double>(params.confidence), 16 * 1.1920929e-7 * at_zero.largest);
   double T = static_cast<double>(temperature);
   if (T < 0)
     T = std::max(0.02 * std::fabs(at_zero.margin - kappa), 64 * 1.1920929e-7 * at_zero.largest);

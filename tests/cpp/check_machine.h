@@ -75,7 +75,7 @@ void check_affine_targeted(const advcore::IsaTable& isa, int n, int classes, boo
       break;
     }
   const double gap = static_cast<double>(trace.state.best_norm) / exact - 1;
-  expect(gap > -1e-5 && gap < 5e-4, "%s affine n %d K %d: distortion %g, optimum %g, gap %.1e",
+  expect(gap > -1e-5 && gap < 3e-4, "%s affine n %d K %d: distortion %g, optimum %g, gap %.1e",
          isa.name, n, classes, static_cast<double>(trace.state.best_norm), exact, gap);
   gaps.worst = std::max(gaps.worst, gap), ++gaps.solved;
 }
@@ -119,10 +119,11 @@ void check_affine(const advcore::IsaTable& isa) {
         }
   expect(targeted.solved > 60 && targeted.active > 20, "%d optima known, %d on bounds",
          targeted.solved, targeted.active);
-  std::printf("%s affine: %d exact optima, %d on bounds, largest gap %.1e; untargeted %d of %d "
-              "smallest over the classes\n",
-              isa.name, targeted.solved, targeted.active, targeted.worst, untargeted.active,
-              untargeted.solved);
+  std::printf(
+      "%s affine: %d exact optima, %d on bounds, largest gap %.1e; untargeted %d of %d "
+      "smallest over the classes\n",
+      isa.name, targeted.solved, targeted.active, targeted.worst, untargeted.active,
+      untargeted.solved);
 }
 
 // ---- any model, any options
@@ -170,8 +171,8 @@ void check_replay(const advcore::IsaTable& isa, const Instance& at, const Trace&
   for (size_t k = 0; k < trace.rounds.size(); ++k) {
     const Round& round = trace.rounds[k];
     if (p.state.phase != round.phase || !same_bits({p.trial, p.trial + length}, round.trial)) {
-      expect(false, "%s: the replay asks for another trial in round %zu, phase %d, not %d", isa.name,
-             k, static_cast<int>(p.state.phase), static_cast<int>(round.phase));
+      expect(false, "%s: the replay asks for another trial in round %zu, phase %d, not %d",
+             isa.name, k, static_cast<int>(p.state.phase), static_cast<int>(round.phase));
       return;
     }
     p.state.eval = round.eval;

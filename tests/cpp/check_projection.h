@@ -43,8 +43,8 @@ void cut(Slot& slot, State& s, int j, const dense::Vector& normal, const dense::
   const double expected = dense::norm(normal);
   expect(std::fabs(static_cast<double>(length) / expected - 1) < 1e-5 &&
              std::fabs(dense::norm(row) - 1) < 1e-5,
-         "cut of a gradient of norm %g: %g, row of norm %g", expected,
-         static_cast<double>(length), dense::norm(row));
+         "cut of a gradient of norm %g: %g, row of norm %g", expected, static_cast<double>(length),
+         dense::norm(row));
   const dense::Vector away = dense::minus(slot.vector(rows.get() + padded), slot.vector(slot.p.x0));
   const double value = dense::dot(row, away) + static_cast<double>(s.offset[j]);
   expect(std::fabs(value - margin / expected) < 2e-6 * (1 + dense::norm(away)) && s.dual[j] == 0,
@@ -75,7 +75,8 @@ void check_one_cut(int n, bool bounded, double w, Random& rng, double& worst) {
   const dense::Vector normal = normals(rng, slot.size()), x0 = slot.vector(slot.p.x0);
   // Between what the clean image reaches and what the box allows, and beyond either end.
   double reach = 0;
-  for (size_t i = 0; i < slot.size(); ++i) reach += std::max(normal[i] * (1 - x0[i]), -normal[i] * x0[i]);
+  for (size_t i = 0; i < slot.size(); ++i)
+    reach += std::max(normal[i] * (1 - x0[i]), -normal[i] * x0[i]);
   const double part = uniform(rng, -0.2, 1.3);
   cut(slot, s, 0, normal, x0, -part * reach);
   s.cuts = 1;
@@ -132,9 +133,11 @@ void check_many_cuts(int n, int cuts, bool bounded, double w, Random& rng, doubl
   expect(error < 3e-4, "%d cuts, n %d, w %g: off by %.1e", cuts, n, w, error);
   for (size_t j = 0; j < dual.size(); ++j) {
     const double residual = set.residuals(got.x)[j];
-    expect(residual > -1e-5 * scale, "%d cuts, n %d: cut %zu missed by %.1e", cuts, n, j, -residual);
+    expect(residual > -1e-5 * scale, "%d cuts, n %d: cut %zu missed by %.1e", cuts, n, j,
+           -residual);
     expect(got.dual[j] >= 0 && (got.dual[j] == 0 || std::fabs(residual) < 1e-5 * scale),
-           "%d cuts, n %d: multiplier %g of a cut at distance %.1e", cuts, n, got.dual[j], residual);
+           "%d cuts, n %d: multiplier %g of a cut at distance %.1e", cuts, n, got.dual[j],
+           residual);
   }
 }
 
@@ -229,11 +232,10 @@ void check_box() {
     float x, total, lo, hi, free, clipped;
   };
   const Case cases[] = {
-      {0, 1, 0, 1, 0, 0},      {0, -1, 0, 1, 1, 0},     {1, -1, 0, 1, 0, 1},
-      {1, 1, 0, 1, 1, 1},      {0, 0, 0, 1, 0, 0},      {1, 0, 0, 1, 0, 1},
-      {0.5f, 3, 0, 1, 1, .5f}, {0.5f, 0, 0, 1, 1, .5f}, {2, 1, 2, 2, 0, 2},
-      {2, -1, 2, 2, 0, 2},     {-3, 1, 0, 1, 0, 0},     {3, -1, 0, 1, 0, 1},
-      {-3, -1, 0, 1, 1, 0},    {nan, 1, 0, 1, 1, 0},
+      {0, 1, 0, 1, 0, 0},   {0, -1, 0, 1, 1, 0},  {1, -1, 0, 1, 0, 1},     {1, 1, 0, 1, 1, 1},
+      {0, 0, 0, 1, 0, 0},   {1, 0, 0, 1, 0, 1},   {0.5f, 3, 0, 1, 1, .5f}, {0.5f, 0, 0, 1, 1, .5f},
+      {2, 1, 2, 2, 0, 2},   {2, -1, 2, 2, 0, 2},  {-3, 1, 0, 1, 0, 0},     {3, -1, 0, 1, 0, 1},
+      {-3, -1, 0, 1, 1, 0}, {nan, 1, 0, 1, 1, 0},
   };
   for (size_t k = 0; k < std::size(cases); ++k) {
     alignas(64) float out[16];

@@ -28,7 +28,7 @@ std::vector<dense::Matrix> random_quasi_definite(Random& rng, size_t size, size_
 
 // x of K x = b, a lane each, by the solver's own elimination.
 std::vector<dense::Vector> quasi_definite(const std::vector<dense::Matrix>& K, size_t m,
-                                                 const std::vector<dense::Vector>& b) {
+                                          const std::vector<dense::Vector>& b) {
   const size_t size = K[0].n;
   Shifts packed[advcore::kMaxHistory * (2 * advcore::kMaxHistory + 1)];
   Shifts x[2 * advcore::kMaxHistory];
@@ -46,7 +46,7 @@ std::vector<dense::Vector> quasi_definite(const std::vector<dense::Matrix>& K, s
 
 // `dropped` of x is zero and the others solve the system without it.
 void expect_dropped(const char* solver, const dense::Matrix& A, const dense::Vector& b,
-                           const dense::Vector& x, size_t dropped, double tolerance) {
+                    const dense::Vector& x, size_t dropped, double tolerance) {
   std::vector<size_t> kept;
   dense::Vector right, left;
   for (size_t i = 0; i < A.n; ++i) {

@@ -43,6 +43,7 @@ Params kinked_params(int classes) {
   for (int i = 0; i < 3; ++i) {
     params.schedule[0].smoothing[i] = k[i];
     params.schedule[0].budget[i] = budget[i];
+    params.schedule[0].temperature[i] = 0.02f;
   }
   return params;
 }
@@ -55,8 +56,7 @@ int most_rounds(const Params& params) {
     const advcore::Schedule& schedule = params.schedule[q];
     rounds += 17 + polish;
     for (int i = 0; i < schedule.stages; ++i)
-      rounds += 3 + schedule.budget[i] *
-                        (params.c_search == advcore::CSearch::bisection ? 40 : 1);
+      rounds += 3 + schedule.budget[i] * (params.c_search == advcore::CSearch::bisection ? 40 : 1);
   }
   return rounds;
 }

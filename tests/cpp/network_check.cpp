@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,24 +12,13 @@
 #include <string>
 #include <vector>
 
+#include "check.h"
 #include "fma_peak.h"
 #include "network.h"
 #include "network_tile.h"
 #include "problem.h"
 
 namespace {
-
-int failures = 0;
-
-__attribute__((format(printf, 2, 3))) void expect(bool holds, const char* format, ...) {
-  if (holds || ++failures > 20) return;
-  va_list args;
-  va_start(args, format);
-  std::fputs("FAILED: ", stdout);
-  std::vprintf(format, args);
-  std::fputs("\n", stdout);
-  va_end(args);
-}
 
 // h(z) and dh/dz in double.
 void plain_activation(Activation kind, double slope, double d, double z, double& h, double& dh) {

@@ -1,7 +1,15 @@
-#include "check_solves.h"
-#include "check_direction.h"
+// Checks of the solver against plain double computations: its parts for one vector length, compiled
+// with this program; head and state machine for every instruction set that this CPU has (or
+// ADVCORE_ISA alone).
+#include <cstdlib>
+
 #include "check_c.h"
+#include "check_direction.h"
+#include "check_head.h"
+#include "check_machine.h"
 #include "check_projection.h"
+#include "check_solves.h"
+
 int main() {
   check_quasi_definite();
   check_positive();
@@ -9,5 +17,15 @@ int main() {
   check_choose_c();
   check_bisection();
   check_projections();
+  for (const char* name : {"base", "v3", "v4"}) {
+    const advcore::IsaTable* const table = advcore::find_isa(name);
+    if (!table || (std::getenv("ADVCORE_ISA") && table != &advcore::isa())) continue;
+    check_heads(*table);
+    check_affine(*table);
+    check_machine(*table);
+    check_failures_and_budgets(*table);
+    check_flat_start(*table);
+  }
+  if (failures) std::printf("%d checks failed\n", failures);
   return failures ? 1 : 0;
 }
