@@ -263,6 +263,7 @@ def minimize_distortion(
     margin: Floats = found["margin"]
     prediction = found["prediction"].astype(np.int64)
     model_failed = isinstance(error, Exception) and error is not watch.error
+    before = success.copy()
     if levels is not None and not model_failed:
         from .levels import to_grid
 
@@ -280,7 +281,6 @@ def minimize_distortion(
             size,
         )
     if (path.oracle is not None or levels is not None) and not model_failed:
-        before = success.copy()
         seen, predicted = verify.confirm(
             path.forward,
             size,
@@ -294,9 +294,13 @@ def minimize_distortion(
             success,
             pushes=0 if levels is not None else verify.PUSHES,
         )
+        lost = np.flatnonzero(before & ~success)
+        if len(lost):  # what is returned for them is the clean image
+            z = verify.batched(path.forward, flat[lost], size)
+            seen[lost], predicted[lost] = verify.margins(z, aim[lost], targeted)
+            found["status"][lost] = _core.Status.not_found
         margin = np.where(before, seen, margin)
         prediction = np.where(before, predicted, prediction)
-        found["status"][before & ~success] = _core.Status.not_found
     result = _result(
         path, images, given, flat, job, found, success, adversarial, margin, prediction, norm, loss
     )

@@ -171,7 +171,7 @@ def _job(
         if labels is not None or starts is not None:
             raise ValueError("--labels and --starts need --images")
         if targets is None and not untargeted:
-            wanted = random_targets(truth, classes=10, seed=seed)
+            wanted = data.random_targets(truth, classes=10, seed=seed)
     else:
         pixels = loading.array(images, "--images")
         truth = None if labels is None else loading.array(labels, "--labels")
@@ -183,12 +183,6 @@ def _job(
             raise ValueError(f"{option} has {len(values)} entries for {len(pixels)} images")
     network = data.embedded_network() if model is None else loading.model(model)
     return loading.Job(network, pixels, truth, wanted, begin).first(count)
-
-
-def random_targets(labels: NDArray[Any], *, classes: int, seed: int) -> NDArray[np.int64]:
-    """(N,) int64, each uniform over the classes other than the label; the same for one seed."""
-    shift = np.random.default_rng(seed).integers(1, classes, len(labels))
-    return (labels.astype(np.int64) + shift) % classes
 
 
 def _run(

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,14 @@ def embedded_network() -> Network:
     from .network import Network
 
     return Network.load(_DATA / "fc100_100_10.safetensors")
+
+
+def random_targets(
+    labels: NDArray[np.integer[Any]], *, classes: int, seed: int
+) -> NDArray[np.int64]:
+    """(N,) int64, each uniform over the classes other than the label; the same for one seed."""
+    shift = np.random.default_rng(seed).integers(1, classes, len(labels))
+    return (labels.astype(np.int64) + shift) % classes
 
 
 def _unit_interval(images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -26,13 +26,14 @@ class Oracle(Protocol):
 
     Attributes
     ----------
-    smoothable : bool
-        Whether k > 0 means anything; where not, the solver keeps k = 0.
+    kind : str
+        What k > 0 smooths: "kinked" (any ReLU or leaky ReLU), "saturating" (else, any sigmoid or
+        tanh) or "smooth" (nothing: the solver keeps k = 0).
     classes : int
         Number K >= 2 of logits that `forward` returns.
     """
 
-    smoothable: bool
+    kind: str
     classes: int
 
     def forward(
@@ -133,7 +134,7 @@ class NumpyOracle:
         Images to find the number of classes with; default one image of 0.5.
     """
 
-    smoothable = False
+    kind = "smooth"
 
     def __init__(
         self, model: NumpyModel, image_shape: Sequence[int], sample: Floats | None = None
@@ -158,6 +159,8 @@ class NumpyOracle:
     ) -> Floats:
         """See `Oracle`; ``k``, ``slots`` and ``measure`` are ignored."""
         output = self._model.forward(x.reshape(len(x), *self._shape))
+        if isinstance(output, (tuple, dict)):
+            raise TypeError(f"model must return an array (B, K), got {type(output).__name__}")
         return self._logits.take(np.asarray(output), len(x))
 
     def backward(self, dlogits: Floats) -> Floats:
@@ -193,9 +196,9 @@ class TorchOracle:
     Inputs have the dtype of the module's first floating-point parameter, else float32. On the CPU
     they are views of the solver's memory (DLPack); a model that writes to its input gets copies.
     Calls run outside autocast. The trial forwards of the constructor find the number of classes
-    and the ReLU calls that `advcore.smoothing` can smooth; a module that has none, that runs them
-    again in its backward (checkpointing) or that hides them (TorchScript, ``torch.compile``) is
-    not smoothable.
+    and the activations that `advcore.smoothing` can smooth; a module that has none, that runs them
+    again in its backward (checkpointing) or that hides them (TorchScript, ``torch.compile``) has
+    the kind "smooth".
 
     Raises
     ------
@@ -232,7 +235,7 @@ class TorchOracle:
         self._leaf: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
         self._widths: Widths | None = None
-        self.smoothable = False
+        self.kind = "smooth"
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
         self._try(np.ascontiguousarray(x, dtype=np.float32))
         self.classes = self._logits.classes
@@ -355,10 +358,10 @@ class TorchOracle:
             self._survey(x)
         except Exception:  # whatever a model does under a function mode, it still runs without
             self._leaf = self._output = self._widths = None
-            self.smoothable = False
+            self.kind = "smooth"
 
     def _survey(self, x: Floats) -> None:
-        """Number the ReLU calls by forwards with 2 and 3 rows; keep those that follow the rows."""
+        """Number the activations in forwards with 2 and 3 rows; keep those that follow the rows."""
         from .smoothing import Recomputation, Survey, Widths
 
         torch = self._torch
@@ -366,20 +369,20 @@ class TorchOracle:
             kinds = {type(module).__name__ for module in self._model.modules()}
             if "OptimizedModule" in kinds:  # torch.compile would trace the mode itself
                 return
-        shapes = []
+        surveyed = []
         for count in (2, 3):
             mode = Survey()
             with torch.inference_mode(False), torch.enable_grad():
                 leaf = self._wrap(np.repeat(x[:1], count, axis=0)).clone().requires_grad_(True)
                 output = self._call(leaf.clone().to(self._device, self._dtype), mode)
-                if mode.shapes and output.requires_grad:
+                if mode.calls and output.requires_grad:
                     with Recomputation() as backward:
                         torch.autograd.grad(output.sum(), leaf, allow_unused=True)
                     if backward.seen:
                         return
-            shapes.append(mode.shapes)
+            surveyed.append(mode.calls)
         widths = Widths()
-        widths.learn(*shapes)
+        widths.learn(*surveyed)
         if not widths.tails:
             return
         self._widths = widths
@@ -389,7 +392,7 @@ class TorchOracle:
         self.forward(x[:1], k, slots)
         self.backward(np.zeros_like(plain))
         widths.stored.clear()
-        self.smoothable = True
+        self.kind = widths.kind
 
     if TYPE_CHECKING:  # both are oracles
 

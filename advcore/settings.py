@@ -79,7 +79,7 @@ SMOOTH = {
 }
 # For targets that these do not reach.
 RESCUE = {
-    "kinked": Schedule((4.0, 2.0, 1.0, 0.5, 0.2, 0.05), (25,) * 6, (0.02,) * 6),
+    "kinked": Schedule((2.0, 0.5, 0.1, 0.0), (30, 30, 30, 60), (0.05, 0.05, 0.02, 0.02)),
     "saturating": Schedule((1.0, 0.3, 0.0), (60, 60, 60), (0.1, 0.05, 0.02)),
     "smooth": Schedule((0.0,), (150,), (0.3,)),
 }

@@ -1,22 +1,30 @@
-"""Smoothed ReLUs for any torch module, by intercepting its calls; the module is never altered.
+"""Smoothed activations for any torch module, by intercepting its calls; it is never altered.
 
-A network with kinks has a loss whose gradient jumps. For the first stages of a solve every ReLU is
-replaced by a quadratic spline of half-width d, ::
+Two families have a smoothed form, used in the first stages of a solve. A network with kinks has a
+loss whose gradient jumps: every ReLU is replaced by a quadratic spline of half-width d, ::
 
     relu_d(h) = 0 for h <= -d;  (h + d)^2 / (4 d) for |h| < d;  h for h >= d
     relu_d'(h) = clamp((h + d) / (2 d), 0, 1)
 
-and a leaky ReLU by ``slope * h + (1 - slope) * relu_d(h)``. d = k * width: k is the row's
-smoothing (0 = the exact network), width the standard deviation of that image's own pre-activation
-at its clean image, so that nothing depends on the neighbours in the batch.
+and a leaky ReLU by ``slope * h + (1 - slope) * relu_d(h)``. Units that saturate pass no gradient:
+sigmoid and tanh are stretched as if h had noise of standard deviation d (their convolution with a
+normal density, by the probit approximation; MacKay 1992), ::
+
+    sigmoid_d(h) = sigmoid(h / sqrt(1 + pi d^2 / 8)),  tanh_d(h) = tanh(h / sqrt(1 + pi d^2 / 2))
+
+d = k * width: k is the row's smoothing (0 = the exact network), width the standard deviation of
+that image's own pre-activation at its clean image, so that nothing depends on the neighbours in
+the batch. The compiled networks have the same forms.
 
 Importing this file imports torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +67,23 @@ def smoothed_relu(h: Tensor, d: Tensor, slope: float = 0.0) -> Tensor:
     return out
 
 
+def smoothed_sigmoid(h: Tensor, d: Tensor) -> Tensor:
+    """``sigmoid(h / sqrt(1 + pi d^2 / 8))`` for ``d >= 0`` as in `smoothed_relu`."""
+    return _stretched(torch.sigmoid, h, math.sqrt(math.pi / 8) * d)
+
+
+def smoothed_tanh(h: Tensor, d: Tensor) -> Tensor:
+    """``tanh(h / sqrt(1 + pi d^2 / 2))`` for ``d >= 0`` as in `smoothed_relu`."""
+    return _stretched(torch.tanh, h, math.sqrt(math.pi / 2) * d)
+
+
+def _stretched(function: Callable[[Tensor], Tensor], h: Tensor, d: Tensor) -> Tensor:
+    # Rows with d = 0 are taken from function(h): h / 1 has other strides where h is a slice, and
+    # torch's loops over strided and contiguous memory differ in the last bit.
+    stretched = function(h / torch.hypot(torch.ones_like(d), d))
+    return torch.where(d > 0, stretched, function(h))
+
+
 def unit_width(h: Tensor) -> Tensor:
     """Width of each row of a pre-activation, (B, C).
 
@@ -74,11 +99,21 @@ def unit_width(h: Tensor) -> Tensor:
     return torch.maximum(deviation, floor).clamp_min(ABSOLUTE_FLOOR)
 
 
+class Surveyed(NamedTuple):
+    """An interceptable call of a forward: its kind, as `Activation.kind`, and shape with batch."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+
 class Widths:
-    """Which ReLU calls of a module can be smoothed, and the widths of every slot.
+    """Which activation calls of a module can be smoothed, and the widths of every slot.
 
     Attributes
     ----------
+    kind : str
+        "kinked" where any of them is a ReLU or leaky ReLU, else "saturating" where any is a
+        sigmoid or tanh, else "smooth".
     tails : dict of call index to shape
         Shape without the batch of each call whose first dimension is the batch. Calls are
         numbered in the order of the forward; a call that is not here, or comes with another
@@ -88,17 +123,21 @@ class Widths:
     """
 
     def __init__(self) -> None:
+        self.kind = "smooth"
         self.tails: dict[int, tuple[int, ...]] = {}
         self.stored: dict[int, Tensor] = {}
 
-    def learn(self, few: dict[int, tuple[int, ...]], more: dict[int, tuple[int, ...]]) -> None:
-        """Take the shapes of all calls of two forwards with 2 and 3 rows."""
-        self.tails = {
-            index: shape[1:]
-            for index, shape in few.items()
-            if len(few) == len(more) and len(shape) > 1 and 0 not in shape
-            and shape[0] == 2 and more[index] == (3, *shape[1:])
+    def learn(self, few: list[Surveyed], more: list[Surveyed]) -> None:
+        """Take all calls of two forwards with 2 and 3 rows."""
+        found = {
+            index: one
+            for index, (one, two) in enumerate(zip(few, more, strict=False))
+            if len(few) == len(more) and len(one.shape) > 1 and 0 not in one.shape
+            and one.shape[0] == 2 and two == Surveyed(one.kind, (3, *one.shape[1:]))
         }  # fmt: skip
+        self.tails = {index: call.shape[1:] for index, call in found.items()}
+        kinds = {call.kind for call in found.values()}
+        self.kind = next((kind for kind in ("kinked", "saturating") if kind in kinds), "smooth")
 
     def record(self, index: int, slots: Tensor, widths: Tensor) -> None:
         """Store ``widths`` (B, C) of the call for ``slots`` (B,), growing the table."""
@@ -158,25 +197,24 @@ class Smoothing(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        kink = find_kink(func, args, kwargs)
-        if kink is None:
+        call = find_activation(func, args, kwargs)
+        if call is None:
             return func(*args, **kwargs)
-        h, slope, inplace = kink
         index = self.calls
         self.calls += 1
-        d = self.half_width(index, h)
+        d = self.half_width(index, call.h)
         if d is None:
             return func(*args, **kwargs)
-        out = smoothed_relu(h, d, slope)
-        return h.copy_(out) if inplace else out
+        out = call.smoothed(call.h, d)
+        return call.h.copy_(out) if call.inplace else out
 
 
 class Survey(TorchFunctionMode):
-    """Function mode that notes the shape of every interceptable call and changes nothing."""
+    """Function mode that notes every interceptable call and changes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes: dict[int, tuple[int, ...]] = {}
+        self.calls: list[Surveyed] = []
 
     def __torch_function__(
         self,
@@ -186,16 +224,17 @@ class Survey(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        kink = find_kink(func, args, kwargs)
-        if kink is not None:
-            self.shapes[len(self.shapes)] = tuple(kink[0].shape)
+        call = find_activation(func, args, kwargs)
+        if call is not None:
+            self.calls.append(Surveyed(call.kind, tuple(call.h.shape)))
         return func(*args, **kwargs)
 
 
 class Recomputation(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
-    """Dispatch mode for a backward: sees whether ReLUs run again in it, as checkpointing does.
+    """Dispatch mode for a backward: sees activations that run again, as checkpointing does.
 
-    Those calls would come without the function mode, and so with the wrong derivative.
+    Those calls would come without the function mode, and so with the wrong derivative. Their own
+    derivatives have other names (``sigmoid_backward``).
     """
 
     def __init__(self) -> None:
@@ -210,60 +249,95 @@ class Recomputation(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = func.overloadpacket.__name__.rstrip("_")
-        self.seen |= name in ("relu", "leaky_relu", "clamp", "clamp_min")
+        self.seen |= name in ("relu", "leaky_relu", "clamp", "clamp_min", "sigmoid", "tanh")
         return func(*args, **(kwargs or {}))
 
 
-_RELU = ("input", "inplace")
-_LEAKY = ("input", "negative_slope", "inplace")
-_CLAMP = ("input", "min", "max")
+class Activation(NamedTuple):
+    """A call that has a smoothed form.
 
-# function: (its parameters, whether it always works in place)
-_KINKS: dict[Any, tuple[tuple[str, ...], bool]] = {
-    functional.relu: (_RELU, False),
-    torch.relu: (_RELU, False),
-    torch.relu_: (_RELU, True),
-    Tensor.relu: (_RELU, False),
-    Tensor.relu_: (_RELU, True),
-    functional.leaky_relu: (_LEAKY, False),
-    functional.leaky_relu_: (_LEAKY, True),
-    torch._C._nn.leaky_relu: (_LEAKY, False),
-    torch.clamp: (_CLAMP, False),
-    torch.clip: (_CLAMP, False),
-    torch.clamp_min: (_CLAMP, False),
-    torch.clamp_: (_CLAMP, True),
-    torch.clip_: (_CLAMP, True),
-    torch.clamp_min_: (_CLAMP, True),
-    Tensor.clamp: (_CLAMP, False),
-    Tensor.clip: (_CLAMP, False),
-    Tensor.clamp_min: (_CLAMP, False),
-    Tensor.clamp_: (_CLAMP, True),
-    Tensor.clip_: (_CLAMP, True),
-    Tensor.clamp_min_: (_CLAMP, True),
+    Attributes
+    ----------
+    kind : str
+        "kinked" or "saturating".
+    h : Tensor
+        The pre-activation.
+    smoothed : callable
+        The smoothed form, of ``h`` and half-widths d.
+    inplace : bool
+        Whether the result goes to ``h``.
+    """
+
+    kind: str
+    h: Tensor
+    smoothed: Callable[[Tensor, Tensor], Tensor]
+    inplace: bool
+
+
+# form: (its parameters, kind, smoothed form without the slope)
+_FORMS: dict[str, tuple[tuple[str, ...], str, Callable[..., Tensor]]] = {
+    "relu": (("input", "inplace"), "kinked", smoothed_relu),
+    "leaky_relu": (("input", "negative_slope", "inplace"), "kinked", smoothed_relu),
+    "clamp": (("input", "min", "max"), "kinked", smoothed_relu),
+    "sigmoid": (("input",), "saturating", smoothed_sigmoid),
+    "tanh": (("input",), "saturating", smoothed_tanh),
+}
+
+# function: (its form, whether it always works in place)
+_FUNCTIONS: dict[Any, tuple[str, bool]] = {
+    functional.relu: ("relu", False),
+    torch.relu: ("relu", False),
+    torch.relu_: ("relu", True),
+    Tensor.relu: ("relu", False),
+    Tensor.relu_: ("relu", True),
+    functional.leaky_relu: ("leaky_relu", False),
+    functional.leaky_relu_: ("leaky_relu", True),
+    torch._C._nn.leaky_relu: ("leaky_relu", False),
+    torch.clamp: ("clamp", False),
+    torch.clip: ("clamp", False),
+    torch.clamp_min: ("clamp", False),
+    torch.clamp_: ("clamp", True),
+    torch.clip_: ("clamp", True),
+    torch.clamp_min_: ("clamp", True),
+    Tensor.clamp: ("clamp", False),
+    Tensor.clip: ("clamp", False),
+    Tensor.clamp_min: ("clamp", False),
+    Tensor.clamp_: ("clamp", True),
+    Tensor.clip_: ("clamp", True),
+    Tensor.clamp_min_: ("clamp", True),
+    torch.sigmoid: ("sigmoid", False),
+    torch.sigmoid_: ("sigmoid", True),
+    Tensor.sigmoid: ("sigmoid", False),
+    Tensor.sigmoid_: ("sigmoid", True),
+    torch.special.expit: ("sigmoid", False),
+    torch.tanh: ("tanh", False),
+    torch.tanh_: ("tanh", True),
+    Tensor.tanh: ("tanh", False),
+    Tensor.tanh_: ("tanh", True),
 }
 
 
-def find_kink(
+def find_activation(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor, float, bool] | None:
-    """``(h, slope, in place)`` if the call is a ReLU or leaky ReLU in any spelling, else None.
+) -> Activation | None:
+    """The call as one that has a smoothed form, in any spelling; None for every other call.
 
-    ``clamp`` counts where its lower bound is the number 0 and it has no upper bound.
+    ``clamp`` is a ReLU where its lower bound is the number 0 and it has no upper bound.
+    ``functional.sigmoid`` and ``functional.tanh`` come as the methods they call.
     """
-    known = _KINKS.get(func)
-    if known is None or "out" in kwargs:
+    form, inplace = _FUNCTIONS.get(func, ("", False))
+    if not form or "out" in kwargs:
         return None
-    names, inplace = known
-    given = dict(zip(names, args, strict=False)) | kwargs
+    parameters, kind, smoothed = _FORMS[form]
+    given = dict(zip(parameters, args, strict=False)) | kwargs
     h = given.get("input")
     if not isinstance(h, Tensor) or not h.is_floating_point():
         return None
-    slope = 0.0
-    if names is _CLAMP:
+    if form == "clamp":
         low = given.get("min")
         number = isinstance(low, (int, float)) and not isinstance(low, bool)
         if not number or low != 0 or given.get("max") is not None:
             return None
-    elif names is _LEAKY:
-        slope = float(given.get("negative_slope", 0.01))
-    return h, slope, inplace or bool(given.get("inplace", False))
+    if form == "leaky_relu":
+        smoothed = partial(smoothed, slope=float(given.get("negative_slope", 0.01)))
+    return Activation(kind, h, smoothed, inplace or bool(given.get("inplace", False)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,17 +40,22 @@ def nearest_starts(
                 f"starts must be images of shape (M, {', '.join(map(str, shape[1:]))}) and (M,) "
                 f"integer classes, got {pool.shape} and {kinds.shape} {kinds.dtype}"
             )
-        chosen = _choose(pool.reshape(len(pool), -1), kinds, images, labels, targeted)
+        _check_finite(pool)
+        chosen = _choose(pool.reshape(len(pool), math.prod(shape[1:])), kinds, images, labels, targeted)
     else:
         given = array(starts, "starts")
         several = given.ndim == len(shape) + 1
         if given.shape[:1] + given.shape[1 + several :] != shape:
             raise ValueError(f"starts must have the images' shape {shape}, got {given.shape}")
-        chosen = given.reshape(shape[0], given.shape[1] if several else 1, -1)
-    if not np.isfinite(chosen).all():
-        raise ValueError("starts must be finite, got NaN or infinity")
+        _check_finite(given)
+        chosen = given.reshape(shape[0], given.shape[1] if several else 1, math.prod(shape[1:]))
     low, high = (bound if bound.ndim == 1 else bound[:, None] for bound in (lo, hi))
     return np.ascontiguousarray(np.clip(chosen, low, high), dtype=np.float32)
+
+
+def _check_finite(given: NDArray[Any]) -> None:
+    if not np.isfinite(given).all():
+        raise ValueError("starts must be finite, got NaN or infinity")
 
 
 def _choose(

@@ -24,7 +24,7 @@ import torch
 
 import advcore
 from advcore import data, reference
-from advcore.commands import random_targets
+from advcore.data import random_targets
 from advcore.reference_oracles import NumpyNetwork, TorchModel
 
 IMAGES = int(os.environ.get("ADVCORE_BENCH_IMAGES", "200"))

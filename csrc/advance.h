@@ -339,8 +339,8 @@ struct Machine {
       s.goal = 2 * s.goal + goal();
     }
     if (s.stage_best < kNone && s.since >= params.patience) return end_stage(Status::stalled);
-    // The exact network is not left empty-handed before three times its budget.
-    const int patience = s.k == 0 && s.stage_best == kNone ? 3 : 1;
+    // A network is not left empty-handed before three times its budget.
+    const int patience = s.stage_best == kNone ? 3 : 1;
     if (s.rounds >= patience * schedule().budget[s.stage]) return end_stage(Status::stalled);
     propose();
   }

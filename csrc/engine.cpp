@@ -120,6 +120,36 @@ void Tile::advance() {
   }
 }
 
+void Tile::gather(float* x, float* k, int32_t* slots, bool* measure) {
+  for (int row = 0; row < rows(); ++row) {
+    const Problem& p = problem(row);
+    std::copy_n(p.trial, params_.n, x + static_cast<size_t>(row) * static_cast<size_t>(params_.n));
+    k[row] = p.state.k;
+    slots[row] = slot(row);
+    measure[row] = p.state.measure;
+  }
+}
+
+void Tile::heads(const float* logits, float* seeds) {
+  const size_t classes = static_cast<size_t>(params_.classes);
+  const size_t padded = (classes + kPad - 1) / kPad * kPad;
+  if (!logits_) logits_.reset(allocate(2 * padded * sizeof(float)));
+  float* const z = logits_.get();
+  for (int row = 0; row < rows(); ++row) {
+    const size_t at = static_cast<size_t>(row) * classes;
+    std::copy_n(logits + at, classes, z);
+    std::fill(z + classes, z + padded, kPadLogit);
+    head(row, z, z + padded);
+    if (row < gradient_rows_) std::copy_n(z + padded, classes, seeds + at);
+  }
+}
+
+void Tile::take_gradients(const float* gradients) {
+  const size_t n = static_cast<size_t>(params_.n);
+  for (int row = 0; row < gradient_rows_; ++row)
+    std::copy_n(gradients + static_cast<size_t>(row) * n, n, problem(row).trial_gradient);
+}
+
 void Tile::interrupt() {
   for (Problem& p : slots_) {
     if (p.index < 0) continue;

@@ -62,6 +62,14 @@ class Tile {
 
   void head(int row, float* logits, float* seed) { isa_.head(params_, problem(row).state, logits, seed); }
   void advance();    // all rows; finished images leave their slots
+
+  // The same on dense arrays, for evaluations outside: trial points (rows, n) with k, slot and
+  // measure of each; logits (rows, classes) to seeds (gradient_rows, classes); gradients
+  // (gradient_rows, n).
+  void gather(float* x, float* k, int32_t* slots, bool* measure);
+  void heads(const float* logits, float* seeds);
+  void take_gradients(const float* gradients);
+
   void interrupt();  // delivers what the unfinished images have, as interrupted
 
  private:
@@ -76,7 +84,7 @@ class Tile {
   const Job job_;
   Feed& feed_;
   const IsaTable& isa_;
-  std::unique_ptr<float, Free> arena_, bounds_;
+  std::unique_ptr<float, Free> arena_, bounds_, logits_;
   std::vector<Problem> slots_;
   std::vector<int> row_;
   int gradient_rows_ = 0;

@@ -1,5 +1,6 @@
 #include "network.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <new>
@@ -7,6 +8,7 @@
 #include <string>
 
 #include "problem.h"
+#include "workspace.h"
 
 namespace advcore {
 namespace {
@@ -99,6 +101,49 @@ Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : 
   }
   packed_ = {layers.front().inputs, layers.back().outputs, static_cast<int>(layers_.size()),
              layers_.data()};
+}
+
+void Propagation::forward(const float* x, int rows, const float* k, float* widths, bool measure,
+                          float* logits) {
+  rows_ = rows;
+  const size_t count = static_cast<size_t>(rows), layers = static_cast<size_t>(network_.layers());
+  const size_t inputs = static_cast<size_t>(network_.inputs());
+  const size_t classes = static_cast<size_t>(network_.classes());
+  const size_t in = static_cast<size_t>(padded_length(network_.inputs()));
+  const size_t out = static_cast<size_t>(padded_length(network_.classes()));
+  const int slots = std::max(rows, 1);
+  const size_t scratch = network_.isa().scratch_bytes(network_.packed(), slots) / sizeof(float);
+  memory_.assign(scratch + count * (in + 2 * out) + 16, 0.0f);
+  float* memory = memory_.data();
+  while (reinterpret_cast<uintptr_t>(memory) % 64) ++memory;
+  scratch_ = network_.isa().carve_scratch(network_.packed(), slots, memory);
+  memory += scratch;
+  x_.resize(count), logits_.resize(count), seed_.resize(count);
+  std::vector<float*> width(count);
+  const std::vector<uint8_t> flags(count, measure);
+  for (size_t r = 0; r < count; ++r, memory += in + 2 * out) {
+    x_[r] = memory, logits_[r] = memory + in, seed_[r] = memory + in + out;
+    std::copy_n(x + r * inputs, inputs, x_[r]);
+    if (widths) width[r] = widths + r * layers;
+  }
+  network_.isa().forward(network_.packed(), *scratch_, x_.data(), rows, k, width.data(),
+                         flags.data(), logits_.data());
+  for (size_t r = 0; r < count; ++r) std::copy_n(logits_[r], classes, logits + r * classes);
+}
+
+void Propagation::backward(const float* dlogits, float* dx) {
+  const size_t count = static_cast<size_t>(rows_);
+  const size_t inputs = static_cast<size_t>(network_.inputs());
+  const size_t classes = static_cast<size_t>(network_.classes());
+  std::vector<int> which(count);
+  for (size_t r = 0; r < count; ++r) {
+    which[r] = static_cast<int>(r);
+    std::copy_n(dlogits + r * classes, classes, seed_[r]);
+  }
+  if (rows_ > 0)
+    network_.isa().backward(network_.packed(), *scratch_, which.data(), rows_, seed_.data(),
+                            x_.data());
+  for (size_t r = 0; r < count; ++r) std::copy_n(x_[r], inputs, dx + r * inputs);
 }
 
 }  // namespace advcore

@@ -48,4 +48,25 @@ class Network {
   bool smoothable_ = false;
 };
 
+// Forward and backward of a network on dense arrays, any number of rows; remembers the last forward.
+class Propagation {
+ public:
+  explicit Propagation(const Network& network) : network_(network) {}
+
+  // x (rows, inputs) -> logits (rows, classes). k (rows) or null; widths (rows, layers) are
+  // written where `measure`, read where k > 0.
+  void forward(const float* x, int rows, const float* k, float* widths, bool measure,
+               float* logits);
+  // dlogits (rows, classes) -> dx (rows, inputs)
+  void backward(const float* dlogits, float* dx);
+  int rows() const { return rows_; }
+
+ private:
+  const Network& network_;
+  int rows_ = 0;
+  std::vector<float> memory_;
+  Scratch* scratch_ = nullptr;
+  std::vector<float*> x_, logits_, seed_;
+};
+
 }  // namespace advcore

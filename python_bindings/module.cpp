@@ -7,7 +7,6 @@
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
-#include <cstring>
 #include <tuple>
 
 #include "engine.h"
@@ -37,66 +36,29 @@ std::vector<LayerSpec> layer_specs(const Layers& layers) {
   return specs;
 }
 
-// A network with the scratch of its last forward.
-class PyNetwork {
- public:
-  explicit PyNetwork(const Layers& layers) : net(layer_specs(layers)) {}
+struct PyNetwork {
+  explicit PyNetwork(const Layers& layers) : net(layer_specs(layers)), rows(net) {}
 
-  // widths (B, layers) are written where `measure`, read where k > 0.
   Floats forward(const Floats& x, const std::optional<Floats>& k, std::optional<Floats> widths,
                  bool measure) {
-    rows_ = static_cast<int>(x.shape(0));
-    const size_t rows = static_cast<size_t>(rows_), layers = static_cast<size_t>(net.layers());
-    const size_t in = static_cast<size_t>(padded_length(net.inputs()));
-    const size_t out = static_cast<size_t>(padded_length(net.classes()));
-    const size_t bytes = net.isa().scratch_bytes(net.packed(), std::max(rows_, 1));
-    memory_.assign(bytes / 4 + rows * (in + 2 * out) + 16, 0.0f);
-    float* base = memory_.data();
-    while (reinterpret_cast<uintptr_t>(base) % 64) ++base;
-    scratch_ = net.isa().carve_scratch(net.packed(), std::max(rows_, 1), base);
-    base += bytes / 4;
-    x_.resize(rows), logits_.resize(rows), seed_.resize(rows);
-    std::vector<float*> width(rows);
-    const std::vector<uint8_t> flags(rows, measure);
-    for (size_t r = 0; r < rows; ++r, base += in + 2 * out) {
-      x_[r] = base, logits_[r] = base + in, seed_[r] = base + in + out;
-      std::memcpy(base, x.data() + r * net.inputs(), sizeof(float) * net.inputs());
-      if (widths) width[r] = widths->mutable_data() + r * layers;
-    }
-    net.isa().forward(net.packed(), *scratch_, x_.data(), rows_, k ? k->data() : nullptr,
-                      width.data(), flags.data(), logits_.data());
-    return gather(logits_, net.classes());
+    if (x.ndim() != 2 || x.shape(1) != net.inputs())
+      throw std::invalid_argument("x must be (rows, inputs)");
+    Floats logits({x.shape(0), static_cast<py::ssize_t>(net.classes())});
+    rows.forward(x.data(), static_cast<int>(x.shape(0)), k ? k->data() : nullptr,
+                 widths ? widths->mutable_data() : nullptr, measure, logits.mutable_data());
+    return logits;
   }
-
-  Floats backward(const Floats& seeds) {
-    if (seeds.ndim() != 2 || seeds.shape(0) != rows_ || seeds.shape(1) != net.classes())
+  Floats backward(const Floats& dlogits) {
+    if (dlogits.ndim() != 2 || dlogits.shape(0) != rows.rows() ||
+        dlogits.shape(1) != net.classes())
       throw std::invalid_argument("dlogits must have the shape of the last forward's logits");
-    std::vector<int> which(static_cast<size_t>(rows_));
-    for (int r = 0; r < rows_; ++r) {
-      which[static_cast<size_t>(r)] = r;
-      std::memcpy(seed_[static_cast<size_t>(r)], seeds.data() + r * net.classes(),
-                  sizeof(float) * net.classes());
-    }
-    if (rows_ > 0)
-      net.isa().backward(net.packed(), *scratch_, which.data(), rows_, seed_.data(), x_.data());
-    return gather(x_, net.inputs());
+    Floats dx({dlogits.shape(0), static_cast<py::ssize_t>(net.inputs())});
+    rows.backward(dlogits.data(), dx.mutable_data());
+    return dx;
   }
 
   Network net;
-
- private:
-  Floats gather(const std::vector<float*>& rows, int columns) const {
-    Floats out({rows_, columns});
-    for (int r = 0; r < rows_; ++r)
-      std::memcpy(out.mutable_data() + static_cast<size_t>(r) * columns,
-                  rows[static_cast<size_t>(r)], sizeof(float) * columns);
-    return out;
-  }
-
-  int rows_ = 0;
-  std::vector<float> memory_;
-  Scratch* scratch_ = nullptr;
-  std::vector<float*> x_, logits_, seed_;
+  Propagation rows;
 };
 
 // A job and the arrays that it writes; `results` names them.
@@ -175,24 +137,17 @@ class Session : public Run {
   Session(const Params& params, Floats images, Array<int32_t> labels, Floats lo, Floats hi,
           std::optional<Floats> starts, int slots)
       : Run(params, images, labels, lo, hi, starts),
-        tile_(this->params, job, feed, slots, isa()),
-        row_(static_cast<size_t>(2 * ((params.classes + kPad - 1) / kPad * kPad)) + kPad) {
+        tile_(this->params, job, feed, slots, isa()) {
     clear_results(this->params, job);
   }
 
   // (x (B, n), k (B), slots (B), measure (B), gradient rows, which come first)
   py::typing::Tuple<Floats, Floats, Array<int32_t>, Array<bool>, int> fill() {
-    const int rows = tile_.fill(), n = params.n;
-    Floats x({rows, n}), k(rows);
+    const int rows = tile_.fill();
+    Floats x({rows, params.n}), k(rows);
     Array<int32_t> slots(rows);
     Array<bool> measure(rows);
-    for (int r = 0; r < rows; ++r) {
-      const Problem& p = tile_.problem(r);
-      std::memcpy(x.mutable_data() + static_cast<size_t>(r) * n, p.trial, sizeof(float) * n);
-      k.mutable_data()[r] = p.state.k;
-      slots.mutable_data()[r] = tile_.slot(r);
-      measure.mutable_data()[r] = p.state.measure;
-    }
+    tile_.gather(x.mutable_data(), k.mutable_data(), slots.mutable_data(), measure.mutable_data());
     return py::make_tuple(x, k, slots, measure, tile_.gradient_rows());
   }
 
@@ -200,18 +155,8 @@ class Session : public Run {
   Floats head(const Floats& logits) {
     if (logits.ndim() != 2 || logits.shape(0) != tile_.rows() || logits.shape(1) != params.classes)
       throw std::invalid_argument("logits must be (rows of the last fill, classes)");
-    const size_t classes = static_cast<size_t>(params.classes);
-    const size_t padded = (classes + kPad - 1) / kPad * kPad;
-    float* z = row_.data();
-    while (reinterpret_cast<uintptr_t>(z) % 64) ++z;
     Floats seeds({tile_.gradient_rows(), params.classes});
-    for (int r = 0; r < tile_.rows(); ++r) {
-      std::memcpy(z, logits.data() + r * classes, sizeof(float) * classes);
-      std::fill(z + classes, z + padded, kPadLogit);
-      tile_.head(r, z, z + padded);
-      if (r < tile_.gradient_rows())
-        std::memcpy(seeds.mutable_data() + r * classes, z + padded, sizeof(float) * classes);
-    }
+    tile_.heads(logits.data(), seeds.mutable_data());
     return seeds;
   }
 
@@ -220,9 +165,7 @@ class Session : public Run {
     if (gradients.ndim() != 2 || gradients.shape(0) != tile_.gradient_rows() ||
         gradients.shape(1) != params.n)
       throw std::invalid_argument("gradients must be (gradient rows of the last fill, n)");
-    for (int r = 0; r < tile_.gradient_rows(); ++r)
-      std::memcpy(tile_.problem(r).trial_gradient,
-                  gradients.data() + static_cast<size_t>(r) * params.n, sizeof(float) * params.n);
+    tile_.take_gradients(gradients.data());
     tile_.advance();
   }
 
@@ -233,7 +176,6 @@ class Session : public Run {
 
  private:
   Tile tile_;
-  std::vector<float> row_;
 };
 
 void add_schedule(Params& params, const std::vector<float>& smoothing,

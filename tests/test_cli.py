@@ -66,7 +66,7 @@ def test_main_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "advcore_attack.png").read_bytes().startswith(b"\x89PNG")
     result = advcore.Result.load(tmp_path / "result.npz")
     images, labels = data.embedded_digits()
-    targets = commands.random_targets(labels, classes=10, seed=0)[:20]
+    targets = data.random_targets(labels, classes=10, seed=0)[:20]
     assert not np.any(targets == labels[:20])
     logits = data.embedded_network().forward(result.adversarial)
     np.testing.assert_array_equal(logits.argmax(1), targets)
@@ -76,10 +76,10 @@ def test_main_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_random_targets_do_not_depend_on_the_count() -> None:
     labels = np.arange(1000) % 10
-    targets = commands.random_targets(labels, classes=10, seed=0)
+    targets = data.random_targets(labels, classes=10, seed=0)
     assert np.all((targets >= 0) & (targets < 10) & (targets != labels))
     assert len(np.unique((targets - labels) % 10)) == 9
-    assert not np.array_equal(targets, commands.random_targets(labels, classes=10, seed=1))
+    assert not np.array_equal(targets, data.random_targets(labels, classes=10, seed=1))
 
 
 @pytest.mark.parametrize("name", ["build", "made"])

@@ -13,6 +13,7 @@ from advcore.network import ACTIVATIONS, Layer, Network
 torch = pytest.importorskip("torch")
 
 SHAPES = [(1, 1, 2), (3, 7, 2), (16, 16, 16), (17, 33, 10), (50, 5, 1000), (784, 100, 10)]
+SMOOTHED = ["relu", "leaky_relu", "sigmoid", "tanh"]
 SLOPE = 0.2
 
 
@@ -31,7 +32,7 @@ def network(shape: tuple[int, ...], activation: str, depth: int = 2) -> Network:
 
 
 def activate(h: Any, layer: Layer, d: Any) -> Any:
-    """Float64; with half-widths d > 0 (B, 1) the smoothed form, as its formula says."""
+    """Float64; with d > 0 (B, 1) the smoothed form, as its formula says."""
     functional = torch.nn.functional
     if layer.activation in ("relu", "leaky_relu"):
         slope = layer.slope if layer.activation == "leaky_relu" else 0.0
@@ -41,8 +42,8 @@ def activate(h: Any, layer: Layer, d: Any) -> Any:
         return slope * h + (1 - slope) * spline
     return {
         "identity": lambda: h,
-        "sigmoid": lambda: torch.sigmoid(h),
-        "tanh": lambda: torch.tanh(h),
+        "sigmoid": lambda: torch.sigmoid(h / torch.sqrt(1 + np.pi * d**2 / 8)),
+        "tanh": lambda: torch.tanh(h / torch.sqrt(1 + np.pi * d**2 / 2)),
         "softplus": lambda: torch.logaddexp(h, torch.zeros_like(h)),
         "gelu": lambda: functional.gelu(h),
         "gelu_tanh": lambda: functional.gelu(h, approximate="tanh"),
@@ -132,7 +133,7 @@ def test_activation_and_derivative_over_all_magnitudes(activation: str, scale: f
 
 @pytest.mark.parametrize("k", [0.05, 0.8, 4.0])
 @pytest.mark.parametrize("shape", [(3, 7, 2), (17, 33, 10), (784, 100, 10)])
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", SMOOTHED)
 def test_smoothed_form(activation: str, shape: tuple[int, ...], k: float) -> None:
     net = network(shape, activation)
     x, seed = rows_of(shape)
@@ -149,11 +150,17 @@ def test_smoothed_form(activation: str, shape: tuple[int, ...], k: float) -> Non
         assert np.abs(net.forward(x) - logits)[ks > 0].max() > 1e-3  # it is another network
 
 
-def test_smoothing_leaves_smooth_activations_alone() -> None:
+def test_smoothing_leaves_the_other_activations_alone() -> None:
+    kinds = {
+        "relu": "kinked",
+        "leaky_relu": "kinked",
+        "sigmoid": "saturating",
+        "tanh": "saturating",
+    }
     for activation in ACTIVATIONS:
         net = network((17, 33, 10), activation)
-        assert net.smoothable == (activation in ("relu", "leaky_relu"))
-        if net.smoothable:
+        assert net.kind == kinds.get(activation, "smooth")
+        if activation in SMOOTHED:
             continue
         x, _ = rows_of((17, 33, 10))
         widths = np.ones((len(x), 3), np.float32)
@@ -161,7 +168,7 @@ def test_smoothing_leaves_smooth_activations_alone() -> None:
         np.testing.assert_array_equal(smoothed, net.forward(x))
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", SMOOTHED)
 def test_widths_are_the_deviations_of_the_own_pre_activations(activation: str) -> None:
     shape = (17, 33, 10)
     net = network(shape, activation)

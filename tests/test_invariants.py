@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +124,7 @@ def test_numpy_result_of_an_image_is_its_own(random_network: Any, random_images:
     assert whole.success.all()
     for rows in (slice(None, None, -1), slice(5, 6), slice(3, 17)):
         for batch_size in (None, 1, 7):
-            part = advcore.minimize_distortion(
-                model, x[rows], targets[rows], batch_size=batch_size
-            )
+            part = advcore.minimize_distortion(model, x[rows], targets[rows], batch_size=batch_size)
             same(part, whole, rows_b=rows)
 
 
@@ -309,10 +305,11 @@ def test_rounding_makes_no_success(confidence: float, lowered: bool, random_netw
 # --- paths and instruction sets
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "softplus"])
+@pytest.mark.parametrize("activation", ["softplus", "gelu", "sigmoid", "tanh"])
 def test_native_torch_and_numpy_paths_agree_on_smooth_networks(
     activation: str, random_network: Any, random_images: Any
 ) -> None:
+    """A NumPy model cannot be smoothed at first, so its search differs."""
     pytest.importorskip("torch")
     network, x = random_network(activation=activation, gain=1.5), random_images(60)
     targets = (network.forward(x).argmax(1) + 1) % 5
@@ -327,7 +324,9 @@ def test_native_torch_and_numpy_paths_agree_on_smooth_networks(
         assert results[-1].engine["path"] == "numpy"
     for other in results:
         assert other.success.all()
-        np.testing.assert_allclose(other.distortion, native.distortion, rtol=1e-3)
+        assert other.distortion.mean() == pytest.approx(native.distortion.mean(), rel=1e-3)
+        tolerance = 2e-2 if other.engine["path"] == "numpy" else 1e-3
+        np.testing.assert_allclose(other.distortion, native.distortion, rtol=tolerance, atol=1e-5)
 
 
 def test_relu_through_torch_is_as_good_as_native(random_network: Any, random_images: Any) -> None:
@@ -380,7 +379,7 @@ def test_instruction_sets_agree(tmp_path: Path, random_network: Any, random_imag
     for isa, distortions in found.items():
         for path in paths:
             np.testing.assert_allclose(
-                distortions[path], found["base"][path], rtol=1e-3, err_msg=isa
+                distortions[path], found["base"][path], rtol=1e-3, atol=1e-5, err_msg=isa
             )
 
 
@@ -408,226 +407,3 @@ def test_threads_from_the_environment(
         monkeypatch.setenv("ADVCORE_NUM_THREADS", value)
         with pytest.raises(ValueError, match=f"ADVCORE_NUM_THREADS must be .* got '{value}'"):
             advcore.minimize_distortion(network, x)
-
-
-# --- interruption, limits, threads
-
-
-def long_run(random_network: Any, random_images: Any, rows: int = 100_000) -> tuple[Any, Any]:
-    """Work for many seconds on one thread."""
-    x = np.tile(random_images(1000), (rows // 1000, 1))
-    return random_network(sizes=(20, 64, 5), activation="relu"), x
-
-
-def check_partial(network: Any, x: Any, result: Any) -> None:
-    """Finished images are as in a whole run; the others are marked and hold their best or x."""
-    left = np.array(result.status) == int(Status.interrupted)
-    assert left.any()
-    assert not left.all()
-    finished = np.flatnonzero(~left)[:200]
-    whole = advcore.minimize_distortion(network, x[finished], threads=1, effort="thorough")
-    same(result, whole, rows_a=finished)
-    failed = ~result.success
-    np.testing.assert_array_equal(result.adversarial[failed], x[failed])
-    rows = np.flatnonzero(result.success & left)
-    if len(rows):
-        label = network.forward(x[rows]).argmax(1)
-        assert (network.forward(result.adversarial[rows]).argmax(1) != label).all()
-
-
-def test_time_limit(random_network: Any, random_images: Any) -> None:
-    network, x = long_run(random_network, random_images)
-    result = advcore.minimize_distortion(network, x, time_limit=0.3, threads=1, effort="thorough")
-    assert 0.3 < result.seconds < 1.3
-    check_partial(network, x, result)
-
-
-def test_callback_sees_progress_and_stops_the_run(random_network: Any, random_images: Any) -> None:
-    network, x = long_run(random_network, random_images)
-    states: list[advcore.Progress] = []
-
-    def callback(state: advcore.Progress) -> bool:
-        states.append(state)
-        return len(states) >= 4
-
-    result = advcore.minimize_distortion(
-        network, x, callback=callback, threads=1, effort="thorough"
-    )
-    check_partial(network, x, result)
-    done = [state.finished for state in states]
-    assert done == sorted(done)
-    assert 0 < done[-1] < len(x)
-    assert states[-1].total == len(x)
-    assert 0 < states[-1].succeeded <= len(x)
-    assert states[-1].evaluations > states[-1].finished
-    assert 0 < states[0].seconds < states[-1].seconds
-
-
-def test_callback_that_returns_none_runs_to_the_end(
-    random_network: Any, random_images: Any
-) -> None:
-    states: list[advcore.Progress] = []
-    result = advcore.minimize_distortion(random_network(), random_images(20), callback=states.append)
-    assert result.success.all()
-    assert states[-1].finished == states[-1].total == states[-1].succeeded == 20
-    assert states[-1].evaluations == result.evaluations.sum()
-
-
-class Stumble:
-    """A callback that raises once and is not called again."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, state: advcore.Progress) -> None:
-        self.calls += 1
-        raise ZeroDivisionError("in the callback")
-
-
-def test_callback_that_raises_on_the_native_path(random_network: Any, random_images: Any) -> None:
-    network, x = long_run(random_network, random_images)
-    begin, stumble = time.perf_counter(), Stumble()
-    with pytest.raises(ZeroDivisionError, match="in the callback"):
-        advcore.minimize_distortion(network, x, callback=stumble, threads=2)
-    assert stumble.calls == 1
-    assert time.perf_counter() - begin < 1.5
-
-
-def test_callback_that_raises_with_a_numpy_model(random_network: Any, random_images: Any) -> None:
-    """It is the callback's error, not the model's."""
-    model, stumble = RowWise(random_network(activation="tanh")), Stumble()
-    with pytest.raises(ZeroDivisionError, match="in the callback"):
-        advcore.minimize_distortion(model, random_images(20), callback=stumble)
-    assert stumble.calls == 1
-
-
-def test_no_thread_outlives_a_run(random_network: Any, random_images: Any) -> None:
-    tasks = Path("/proc/self/task")
-    if not tasks.is_dir():
-        pytest.skip("no /proc")
-    network, x = long_run(random_network, random_images, 20_000)
-    advcore.minimize_distortion(network, x[:10])
-    before = len(list(tasks.iterdir()))
-    during = 0
-
-    def callback(state: advcore.Progress) -> bool:
-        nonlocal during
-        during = max(during, len(list(tasks.iterdir())))
-        return state.seconds > 0.15
-
-    advcore.minimize_distortion(network, x, threads=4, callback=callback, effort="thorough")
-    assert during == before + 4
-    assert len(list(tasks.iterdir())) == before
-    with pytest.raises(ZeroDivisionError):
-        advcore.minimize_distortion(network, x, threads=4, callback=Stumble())
-    assert len(list(tasks.iterdir())) == before
-
-
-def test_python_runs_beside_the_engine(random_network: Any, random_images: Any) -> None:
-    """The GIL is released: another thread ticks all the while."""
-    network, x = long_run(random_network, random_images)
-    ticks, stop = 0, threading.Event()
-
-    def tick() -> None:
-        nonlocal ticks
-        while not stop.wait(0.002):
-            ticks += 1
-
-    thread = threading.Thread(target=tick)
-    thread.start()
-    try:
-        advcore.minimize_distortion(network, x, time_limit=0.5, threads=1, effort="thorough")
-    finally:
-        stop.set()
-        thread.join()
-    assert ticks > 50  # 20 would be one for each of the engine's own polls
-
-
-def test_two_runs_at_once_on_one_network(random_network: Any, random_images: Any) -> None:
-    network, x = random_network(activation="relu"), random_images(400)
-    alone = advcore.minimize_distortion(network, x, labels=np.arange(400) % 5, threads=1)
-    found: list[Any] = []
-
-    def work() -> None:
-        found.append(
-            advcore.minimize_distortion(network, x, labels=np.arange(400) % 5, threads=1)
-        )
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    for result in found:
-        same(result, alone)
-
-
-INTERRUPT_PROGRAM = """
-import os, signal, sys, threading, time
-import numpy as np, advcore
-from advcore import Network, Status
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-network = Network.load(sys.argv[1])
-x = np.tile(np.random.default_rng(1).random((1000, 20), dtype=np.float32), (200, 1))
-if sys.argv[2] == "numpy":
-    class Slow:
-        def forward(self, x):
-            time.sleep(0.02)
-            return network.forward(x)
-        def backward(self, dlogits):
-            return network.backward(dlogits)
-    model = Slow()
-else:
-    model = network
-sent = 0.0
-def send():
-    global sent
-    sent = time.perf_counter()
-    os.kill(os.getpid(), signal.SIGINT)
-tasks = len(os.listdir("/proc/self/task"))
-timer = threading.Timer(1.0, send)
-timer.start()
-try:
-    advcore.minimize_distortion(
-        model, x, labels=np.arange(len(x)) % 5, threads=2, effort="thorough"
-    )
-except advcore.Interrupted as error:
-    waited = time.perf_counter() - sent
-    interrupted, result = error, error.result
-else:
-    sys.exit("ran to the end")
-timer.join()
-assert isinstance(interrupted, KeyboardInterrupt)
-assert waited < 1, f"{waited} s"
-assert len(os.listdir("/proc/self/task")) == tasks
-left = result.status == int(Status.interrupted)
-assert left.any() and not left.all(), (left.sum(), len(left))
-rows = np.flatnonzero(~left & (result.distortion > 0))[:50]
-assert result.success[rows].all()
-assert (network.forward(result.adversarial[rows]).argmax(1) != rows % 5).all()
-if model is network:
-    whole = advcore.minimize_distortion(network, x[rows], labels=rows % 5, effort="thorough")
-    assert np.array_equal(whole.adversarial, result.adversarial[rows])
-print(f"{waited:.3f}")
-"""
-
-
-@pytest.mark.parametrize("path", ["native", "numpy"])
-def test_ctrl_c_stops_within_a_second_and_keeps_what_is_done(
-    path: str, tmp_path: Path, random_network: Any
-) -> None:
-    if not Path("/proc/self/task").is_dir():
-        pytest.skip("no /proc")
-    random_network(sizes=(20, 64, 5), activation="relu").save(tmp_path / "n.safetensors")
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPT_PROGRAM, str(tmp_path / "n.safetensors"), path],
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    assert 0 <= float(done.stdout) < 1

@@ -56,7 +56,7 @@ int most_rounds(const Params& params) {
     const advcore::Schedule& schedule = params.schedule[q];
     rounds += 17 + polish;
     for (int i = 0; i < schedule.stages; ++i)
-      rounds += 3 + schedule.budget[i] * (params.c_search == advcore::CSearch::bisection ? 40 : 1);
+      rounds += 3 + schedule.budget[i] * (params.c_search == advcore::CSearch::bisection ? 40 : 3);
   }
   return rounds;
 }

@@ -9,23 +9,24 @@
 #define ADVCORE_LANES ADVCORE_CHECK_LANES
 
 #include "problem.h"
+
 // in the order of their dependences
 #include "cpu/lanes.h"
-// then
+
 #include "team.h"
-// then
+
 #include "box.h"
-// then
+
 #include "head.h"
-// then
+
 #include "small_solve.h"
-// then
+
 #include "history.h"
-// then
+
 #include "c_search.h"
-// then
+
 #include "polish.h"
-// then
+
 #include "advance.h"
 
 namespace parts = advcore::parts;

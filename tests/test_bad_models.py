@@ -1,0 +1,293 @@
+"""Models that are not what they should be, or that fail: errors that name it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+import advcore
+from advcore import Layer, ModelError, Network, Status
+
+N, K = 6, 3
+INF, NAN = float("inf"), float("nan")
+
+
+def affine(classes: int = K, n: int = N, seed: int = 0) -> Network:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((classes, n)).astype(np.float32)
+    bias = -weight.sum(axis=1) / 2 + 0.3 * rng.standard_normal(classes).astype(np.float32)
+    return Network([Layer(weight, bias)])
+
+
+def images(rows: int = 4, n: int = N) -> Any:
+    return np.random.default_rng(1).random((rows, n), dtype=np.float32)
+
+
+def names(result: Any) -> list[str]:
+    return [Status(int(code)).name for code in result.status]
+
+
+class Model:
+    """A NumPy model made of two functions; the default is affine."""
+
+    def __init__(self, forward: Any = None, backward: Any = None, classes: int = K) -> None:
+        self.a = np.random.default_rng(0).standard_normal((classes, N))
+        self._forward, self._backward = forward, backward
+
+    def forward(self, x: Any) -> Any:
+        flat = x.reshape(len(x), -1).astype(np.float64)
+        return self._forward(flat) if self._forward else (flat - 0.5) @ self.a.T
+
+    def backward(self, dlogits: Any) -> Any:
+        return self._backward(dlogits) if self._backward else dlogits @ self.a
+
+
+def refuse(error: type[Exception], text: str, *args: Any, **options: Any) -> None:
+    with pytest.raises(error, match=text):
+        advcore.minimize_distortion(*args, **options)
+
+
+# --- models
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "text"),
+    [
+        (3, TypeError, "model must be a torch.nn.Module, .* got int"),
+        (None, TypeError, "model must be a torch.nn.Module, .* got NoneType"),
+        (object(), TypeError, "model must be a torch.nn.Module, .* got object"),
+        (
+            Model(lambda x: np.zeros(len(x))),
+            ValueError,
+            r"model must return logits of shape \(B, K\), here \(4, K\), got \(4,\)",
+        ),
+        (Model(lambda x: np.zeros((len(x), 2, 2))), ValueError, r"\(B, K\), .* got \(4, 2, 2\)"),
+        (Model(lambda x: np.zeros((len(x), 0))), ValueError, r"\(B, K\), .* got \(4, 0\)"),
+        (Model(lambda x: np.zeros((3, K))), ValueError, r"\(B, K\), here \(4, K\), got \(3, 3\)"),
+        (Model(lambda x: np.zeros((len(x), K), int)), TypeError, "floating-point .* got int64"),
+        (Model(lambda x: (np.zeros((len(x), K)),)), TypeError, r"an array \(B, K\), got tuple"),
+        (
+            Model(lambda x: np.exp(x[:, :3]) / np.exp(x[:, :3]).sum(1, keepdims=True)),
+            ValueError,
+            "model must return logits, got rows in .* the output of a softmax",
+        ),
+    ],
+)
+def test_models(model: Any, error: Any, text: str) -> None:
+    refuse(error, text, model, images())
+
+
+def test_model_that_raises_at_once_raises_its_own_error() -> None:
+    def forward(x: Any) -> Any:
+        raise ZeroDivisionError("broken model")
+
+    refuse(ZeroDivisionError, "broken model", Model(forward), images())
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_model_that_raises_in_the_middle(part: str) -> None:
+    """ModelError with the cause and what was computed."""
+    x = images(20)
+    model = Model()
+    calls = 0
+
+    def failing(value: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 40:
+            raise ZeroDivisionError("broken model")
+        return value @ model.a if part == "backward" else (value - 0.5) @ model.a.T
+
+    broken = Model(**{part: failing})
+    with pytest.raises(
+        ModelError, match="the model raised ZeroDivisionError: broken model"
+    ) as info:
+        advcore.minimize_distortion(broken, x, batch_size=4)
+    assert isinstance(info.value.__cause__, ZeroDivisionError)
+    result = info.value.result
+    assert len(result) == 20
+    left = np.array(names(result)) == "interrupted"
+    assert left.any()
+    assert not left.all()
+    whole = advcore.minimize_distortion(model, x, batch_size=4)
+    np.testing.assert_array_equal(result.adversarial[~left], whole.adversarial[~left])
+    np.testing.assert_array_equal(result.success[~left], whole.success[~left])
+    np.testing.assert_array_equal(result.adversarial[~result.success], x[~result.success])
+
+
+def test_backward_of_a_wrong_shape_is_named() -> None:
+    model = Model(backward=lambda d: np.zeros((len(d), N + 1)))
+    with pytest.raises(ModelError, match=r"model\.backward must return shape \(4, 6\), got"):
+        advcore.minimize_distortion(model, images())
+
+
+def test_number_of_classes_that_changes_is_named() -> None:
+    count = 0
+
+    def forward(x: Any) -> Any:
+        nonlocal count
+        count += 1
+        return np.tile(np.arange(3.0 if count < 8 else 4.0), (len(x), 1))
+
+    with pytest.raises((ModelError, ValueError), match="model returned 3 logits before, now 4"):
+        advcore.minimize_distortion(Model(forward), images(40), batch_size=1)
+
+
+# --- torch
+
+
+@pytest.fixture
+def torch() -> Any:
+    return pytest.importorskip("torch")
+
+
+def module(torch: Any, classes: int = K) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(
+            torch.nn.Linear(N, 8), torch.nn.Tanh(), torch.nn.Linear(8, classes)
+        ).eval()
+
+
+def test_training_mode_is_named(torch: Any) -> None:
+    model = module(torch)
+    model[1].train()
+    text = re.escape("model must be in eval mode, 1 is in training mode; call model.eval()")
+    refuse(ValueError, text, model, images())
+    refuse(ValueError, "the module is in training mode", module(torch).train(), images())
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda t, m: lambda x: (m(x), x), TypeError, r"return a tensor \(B, K\), got tuple"),
+        (lambda t, m: lambda x: m(x)[:, 0], ValueError, r"logits of shape \(B, K\), .* got \(4,\)"),
+        (lambda t, m: lambda x: m(x)[None], ValueError, r"\(B, K\), .* got \(1, 4, 3\)"),
+        (lambda t, m: lambda x: m(x).argmax(1, keepdim=True), TypeError, "got torch.int64"),
+        (lambda t, m: lambda x: m(x.detach()).detach(), ValueError, "must be differentiable"),
+        (lambda t, m: lambda x: t.softmax(m(x), 1), ValueError, "the output of a softmax"),
+        (
+            lambda t, m: t.nn.Sequential(m, t.nn.Softmax(1)).eval(),
+            ValueError,
+            "the output of a softmax; pass the model without it",
+        ),
+        (lambda t, m: t.nn.Sequential(m, t.nn.Sigmoid()).eval(), None, ""),
+    ],
+)
+def test_torch_outputs(torch: Any, make: Any, error: Any, text: str) -> None:
+    model = make(torch, module(torch))
+    if error is None:
+        assert advcore.minimize_distortion(model, images()).success.all()
+    else:
+        refuse(error, text, model, images())
+
+
+def test_wrong_input_size_in_torch(torch: Any) -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        advcore.minimize_distortion(module(torch), images(n=7))
+
+
+@pytest.mark.parametrize("lowered", [True, False])
+def test_tensors_come_back_as_tensors(torch: Any, lowered: bool) -> None:
+    net, x = module(torch), images(8)
+    model = net if lowered else lambda v: net(v)
+    expected = advcore.minimize_distortion(model, x)
+    assert isinstance(expected.adversarial, np.ndarray)
+    for tensor in (
+        torch.from_numpy(x.copy()),
+        torch.from_numpy(x.copy()).double(),
+        torch.from_numpy(x.copy()).requires_grad_(True),
+        torch.from_numpy(np.ascontiguousarray(x.T)).T,
+    ):
+        result = advcore.minimize_distortion(
+            model, tensor, labels=torch.from_numpy(expected.prediction * 0)
+        )
+        assert isinstance(result.adversarial, torch.Tensor)
+        assert result.adversarial.dtype == torch.float32
+        assert not result.adversarial.requires_grad
+        same = advcore.minimize_distortion(model, x, labels=[0] * 8)
+        np.testing.assert_array_equal(result.adversarial.numpy(), same.adversarial)
+    half = torch.from_numpy(np.rint(8 * x) / 8)
+    rounded = advcore.minimize_distortion(model, half.bfloat16())
+    exact = advcore.minimize_distortion(model, half)
+    np.testing.assert_array_equal(rounded.adversarial.numpy(), exact.adversarial.numpy())
+
+
+@pytest.mark.parametrize("lowered", [True, False])
+def test_single_logit_in_torch_is_the_binary_form(torch: Any, lowered: bool) -> None:
+    net, x = module(torch, classes=1), images(12)
+    model = net if lowered else lambda v: net(v)
+    result = advcore.minimize_distortion(model, x, bounds=(-20, 20))
+    assert result.engine["path"] == ("native" if lowered else "torch")
+    with torch.no_grad():
+        clean = net(torch.from_numpy(x))[:, 0].numpy() > 0
+        found = net(torch.from_numpy(result.adversarial))[:, 0].numpy() > 0
+    assert result.success.any()
+    assert (clean != found)[result.success].all()
+    np.testing.assert_array_equal(result.prediction[result.success], found[result.success])
+
+
+def test_nan_in_torch_for_some_images(torch: Any) -> None:
+    net, x = module(torch), images(8)
+    x[:, 0] = 0
+    x[3, 0] = 1
+
+    def model(v: Any) -> Any:
+        return net(v) + torch.where(v[:, :1] == 1, NAN, 0.0)
+
+    frozen = np.arange(N) == 0
+    bounds = (np.where(frozen, x, -5), np.where(frozen, x, 5))
+    result = advcore.minimize_distortion(model, x, bounds=bounds)
+    assert names(result)[3] == "non_finite"
+    rest = np.arange(8) != 3
+    assert "non_finite" not in np.array(names(result))[rest]
+    alone = advcore.minimize_distortion(model, x[rest], bounds=(bounds[0][rest], bounds[1][rest]))
+    np.testing.assert_array_equal(result.success[rest], alone.success)
+    np.testing.assert_allclose(result.distortion[rest], alone.distortion, rtol=1e-3)
+
+
+def test_torch_model_that_raises_in_the_middle(torch: Any) -> None:
+    net, calls = module(torch), 0
+
+    def model(v: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 40:
+            raise RuntimeError("out of memory")
+        return net(v)
+
+    with pytest.raises(ModelError, match="RuntimeError: out of memory") as info:
+        advcore.minimize_distortion(model, images(30), batch_size=2)
+    assert len(info.value.result) == 30
+    assert "interrupted" in names(info.value.result)
+    assert isinstance(info.value.result.adversarial, np.ndarray)
+
+
+def test_devices_that_are_not_there(torch: Any) -> None:
+    with pytest.raises((RuntimeError, ValueError), match="device"):
+        advcore.minimize_distortion(module(torch), images(), device="nonsense")
+    result = advcore.minimize_distortion(module(torch), images(), device="cpu", bounds=(-5, 5))
+    assert result.engine["device"] == "cpu"
+    assert result.engine["path"] == "native"
+    if not torch.cuda.is_available():
+        with pytest.raises((RuntimeError, AssertionError, ValueError), match=r"(?i)cuda"):
+            advcore.minimize_distortion(module(torch), images(), device="cuda")
+
+
+def test_the_module_is_left_as_it_was(torch: Any) -> None:
+    for activation in (torch.nn.Tanh(), torch.nn.ReLU()):
+        net = module(torch)
+        net[1] = activation.eval()
+        net[0].weight.requires_grad_(False)
+        before = {k: v.clone() for k, v in net.state_dict().items()}
+        for model in (net, lambda v, m=net: m(v)):
+            advcore.minimize_distortion(model, images())
+        assert not net.training
+        assert [p.requires_grad for p in net.parameters()] == [False, True, True, True]
+        assert all(p.grad is None for p in net.parameters())
+        for key, value in net.state_dict().items():
+            assert torch.equal(value, before[key])
+        assert not net[1]._forward_hooks

@@ -1,0 +1,255 @@
+"""Time limit, callback, Ctrl-C, and threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import advcore
+from advcore import Network, Status
+
+FIELDS = (
+    "adversarial", "success", "distortion", "rms_distortion", "margin", "prediction", "target",
+    "c", "status", "evaluations", "forwards", "iterations",
+)  # fmt: skip
+
+
+def same(a: Any, b: Any, rows_a: Any = slice(None), rows_b: Any = slice(None)) -> None:
+    """Every array of two results, bit for bit."""
+    for name in FIELDS:
+        ours, theirs = getattr(a, name)[rows_a], getattr(b, name)[rows_b]
+        np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+class AsNumpy:
+    """A network as a NumPy model."""
+
+    def __init__(self, network: Network) -> None:
+        self.forward, self.backward = network.forward, network.backward
+
+
+def long_run(random_network: Any, random_images: Any, rows: int = 100_000) -> tuple[Any, Any]:
+    """Work for many seconds on one thread."""
+    x = np.tile(random_images(1000), (rows // 1000, 1))
+    return random_network(sizes=(20, 64, 5), activation="relu"), x
+
+
+def check_partial(network: Any, x: Any, result: Any) -> None:
+    """Finished images are as in a whole run; the others are marked and hold their best or x."""
+    left = np.array(result.status) == int(Status.interrupted)
+    assert left.any()
+    assert not left.all()
+    finished = np.flatnonzero(~left)[:200]
+    whole = advcore.minimize_distortion(network, x[finished], threads=1, effort="thorough")
+    same(result, whole, rows_a=finished)
+    failed = ~result.success
+    np.testing.assert_array_equal(result.adversarial[failed], x[failed])
+    rows = np.flatnonzero(result.success & left)
+    if len(rows):
+        label = network.forward(x[rows]).argmax(1)
+        assert (network.forward(result.adversarial[rows]).argmax(1) != label).all()
+
+
+def test_time_limit(random_network: Any, random_images: Any) -> None:
+    network, x = long_run(random_network, random_images)
+    result = advcore.minimize_distortion(network, x, time_limit=0.3, threads=1, effort="thorough")
+    assert 0.3 < result.seconds < 1.3
+    check_partial(network, x, result)
+
+
+def test_callback_sees_progress_and_stops_the_run(random_network: Any, random_images: Any) -> None:
+    network, x = long_run(random_network, random_images)
+    states: list[advcore.Progress] = []
+
+    def callback(state: advcore.Progress) -> bool:
+        states.append(state)
+        return len(states) >= 4
+
+    result = advcore.minimize_distortion(
+        network, x, callback=callback, threads=1, effort="thorough"
+    )
+    check_partial(network, x, result)
+    done = [state.finished for state in states]
+    assert done == sorted(done)
+    assert 0 < done[-1] < len(x)
+    assert states[-1].total == len(x)
+    assert 0 < states[-1].succeeded <= len(x)
+    assert states[-1].evaluations > states[-1].finished
+    assert 0 < states[0].seconds < states[-1].seconds
+
+
+def test_callback_that_returns_none_runs_to_the_end(
+    random_network: Any, random_images: Any
+) -> None:
+    states: list[advcore.Progress] = []
+    result = advcore.minimize_distortion(
+        random_network(), random_images(20), callback=states.append
+    )
+    assert result.success.all()
+    assert states[-1].finished == states[-1].total == states[-1].succeeded == 20
+    assert states[-1].evaluations == result.evaluations.sum()
+
+
+class Stumble:
+    """A callback that raises once and is not called again."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, state: advcore.Progress) -> None:
+        self.calls += 1
+        raise ZeroDivisionError("in the callback")
+
+
+def test_callback_that_raises_on_the_native_path(random_network: Any, random_images: Any) -> None:
+    network, x = long_run(random_network, random_images)
+    begin, stumble = time.perf_counter(), Stumble()
+    with pytest.raises(ZeroDivisionError, match="in the callback"):
+        advcore.minimize_distortion(network, x, callback=stumble, threads=2)
+    assert stumble.calls == 1
+    assert time.perf_counter() - begin < 1.5
+
+
+def test_callback_that_raises_with_a_numpy_model(random_network: Any, random_images: Any) -> None:
+    """It is the callback's error, not the model's."""
+    model, stumble = AsNumpy(random_network(activation="tanh")), Stumble()
+    with pytest.raises(ZeroDivisionError, match="in the callback"):
+        advcore.minimize_distortion(model, random_images(20), callback=stumble)
+    assert stumble.calls == 1
+
+
+def test_no_thread_outlives_a_run(random_network: Any, random_images: Any) -> None:
+    tasks = Path("/proc/self/task")
+    if not tasks.is_dir():
+        pytest.skip("no /proc")
+    network, x = long_run(random_network, random_images, 20_000)
+    advcore.minimize_distortion(network, x[:10])
+    before = len(list(tasks.iterdir()))
+    during = 0
+
+    def callback(state: advcore.Progress) -> bool:
+        nonlocal during
+        during = max(during, len(list(tasks.iterdir())))
+        return state.seconds > 0.15
+
+    advcore.minimize_distortion(network, x, threads=4, callback=callback, effort="thorough")
+    assert during == before + 4
+    assert len(list(tasks.iterdir())) == before
+    with pytest.raises(ZeroDivisionError):
+        advcore.minimize_distortion(network, x, threads=4, callback=Stumble())
+    assert len(list(tasks.iterdir())) == before
+
+
+def test_python_runs_beside_the_engine(random_network: Any, random_images: Any) -> None:
+    """The GIL is released: another thread ticks all the while."""
+    network, x = long_run(random_network, random_images)
+    ticks, stop = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not stop.wait(0.002):
+            ticks += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        advcore.minimize_distortion(network, x, time_limit=0.5, threads=1, effort="thorough")
+    finally:
+        stop.set()
+        thread.join()
+    assert ticks > 50  # 20 would be one for each of the engine's own polls
+
+
+def test_two_runs_at_once_on_one_network(random_network: Any, random_images: Any) -> None:
+    network, x = random_network(activation="relu"), random_images(400)
+    alone = advcore.minimize_distortion(network, x, labels=np.arange(400) % 5, threads=1)
+    found: list[Any] = []
+
+    def work() -> None:
+        found.append(advcore.minimize_distortion(network, x, labels=np.arange(400) % 5, threads=1))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for result in found:
+        same(result, alone)
+
+
+INTERRUPT_PROGRAM = """
+import os, signal, sys, threading, time
+import numpy as np, advcore
+from advcore import Network, Status
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+network = Network.load(sys.argv[1])
+x = np.tile(np.random.default_rng(1).random((1000, 20), dtype=np.float32), (200, 1))
+if sys.argv[2] == "numpy":
+    class Slow:
+        def forward(self, x):
+            time.sleep(0.02)
+            return network.forward(x)
+        def backward(self, dlogits):
+            return network.backward(dlogits)
+    model = Slow()
+else:
+    model = network
+sent = 0.0
+def send():
+    global sent
+    sent = time.perf_counter()
+    os.kill(os.getpid(), signal.SIGINT)
+tasks = len(os.listdir("/proc/self/task"))
+timer = threading.Timer(1.0, send)
+timer.start()
+try:
+    advcore.minimize_distortion(
+        model, x, labels=np.arange(len(x)) % 5, threads=2, effort="thorough"
+    )
+except advcore.Interrupted as error:
+    waited = time.perf_counter() - sent
+    interrupted, result = error, error.result
+else:
+    sys.exit("ran to the end")
+timer.join()
+assert isinstance(interrupted, KeyboardInterrupt)
+assert waited < 1, f"{waited} s"
+assert len(os.listdir("/proc/self/task")) == tasks
+left = result.status == int(Status.interrupted)
+assert left.any() and not left.all(), (left.sum(), len(left))
+rows = np.flatnonzero(~left & (result.distortion > 0))[:50]
+assert result.success[rows].all()
+assert (network.forward(result.adversarial[rows]).argmax(1) != rows % 5).all()
+if model is network:
+    whole = advcore.minimize_distortion(network, x[rows], labels=rows % 5, effort="thorough")
+    assert np.array_equal(whole.adversarial, result.adversarial[rows])
+print(f"{waited:.3f}")
+"""
+
+
+@pytest.mark.parametrize("path", ["native", "numpy"])
+def test_ctrl_c_stops_within_a_second_and_keeps_what_is_done(
+    path: str, tmp_path: Path, random_network: Any
+) -> None:
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("no /proc")
+    random_network(sizes=(20, 64, 5), activation="relu").save(tmp_path / "n.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPT_PROGRAM, str(tmp_path / "n.safetensors"), path],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 0 <= float(done.stdout) < 1

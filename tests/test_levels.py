@@ -1,0 +1,175 @@
+"""Results on a grid of equidistant values: exact values, verified, hardly worse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import advcore
+from advcore import Layer, Network, Status, data
+
+
+def grid(levels: int, low: float = 0.0, high: float = 1.0) -> Any:
+    return (low + np.arange(levels) * (high - low) / (levels - 1)).astype(np.float32)
+
+
+def on_grid(x: Any, levels: int, low: float = 0.0, high: float = 1.0) -> Any:
+    values = grid(levels, low, high)
+    nearest = (
+        np.abs(x[..., None] - values).argmin(axis=-1)
+        if levels < 20
+        else np.rint((x.astype(np.float64) - low) / (high - low) * (levels - 1)).astype(int)
+    )
+    return x == values[nearest]
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Any, Any, Any]:
+    """Images, labels, targets."""
+    x, labels = (v[:100] for v in data.embedded_digits())
+    return x, labels, (labels + 1 + np.arange(100) % 9) % 10
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+def test_8_bits_on_the_embedded_network(digits: Any, targeted: bool) -> None:
+    x, labels, targets = digits
+    network = data.embedded_network()
+    options: Any = {"targets": targets} if targeted else {"labels": labels}
+    free = advcore.minimize_distortion(network, x, **options)
+    result = advcore.minimize_distortion(network, x, levels=256, **options)
+    assert free.success.all()
+    assert result.success.all()
+    steps = result.adversarial * np.float32(255)
+    assert np.abs(steps - np.rint(steps)).max() < 1e-4
+    assert on_grid(result.adversarial, 256).all()
+    bytes_ = np.rint(steps).astype(np.uint8)  # what a PNG holds is what was verified
+    again = (bytes_ / 255).astype(np.float32)
+    np.testing.assert_array_equal(again, result.adversarial)
+    predicted = network.forward(again).argmax(1)
+    assert (predicted == targets if targeted else predicted != labels).all()
+    np.testing.assert_array_equal(result.prediction, predicted)
+    assert (result.margin >= 1e-4).all()
+    moved = free.distortion > 0
+    ratio = result.distortion[moved] / free.distortion[moved]
+    assert ratio.mean() < 1.005
+    assert np.quantile(ratio, 0.95) < 1.02
+    assert ratio.max() < 1.1
+    r = np.linalg.norm(result.adversarial.astype(np.float64) - x, axis=1)
+    np.testing.assert_allclose(result.distortion, r, rtol=1e-6)
+    assert (result.evaluations >= free.evaluations).all()
+
+
+def test_torch_confirms_the_grid_points(digits: Any) -> None:
+    torch = pytest.importorskip("torch")
+    x, _, targets = digits
+    module = data.embedded_network().to_torch()
+    result = advcore.minimize_distortion(module, torch.from_numpy(x[:40]), targets[:40], levels=256)
+    assert result.engine["path"] == "native"
+    assert result.success.all()
+    assert on_grid(result.adversarial.numpy(), 256).all()
+    with torch.no_grad():
+        np.testing.assert_array_equal(module(result.adversarial).argmax(1), targets[:40])
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 16, 1000, 65536])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_any_number_of_levels(
+    levels: int, activation: str, random_network: Any, random_images: Any
+) -> None:
+    network, x = random_network(sizes=(40, 16, 4), activation=activation), random_images(40, 40)
+    free = advcore.minimize_distortion(network, x)
+    result = advcore.minimize_distortion(network, x, levels=levels)
+    found = result.success
+    assert found.sum() >= (30 if levels > 2 else 10)
+    assert on_grid(result.adversarial[found], levels).all()
+    label = network.forward(x).argmax(1)
+    assert (network.forward(result.adversarial[found]).argmax(1) != label[found]).all()
+    np.testing.assert_array_equal(result.adversarial[~found], x[~found])
+    assert np.isinf(result.distortion[~found]).all()
+    assert set(result.status[~found]) <= {int(Status.not_found)}
+    np.testing.assert_array_equal(result.prediction[~found], label[~found])
+    assert (result.margin[~found] < 1e-4).all()
+    if levels >= 1000:
+        assert found.all()
+        step = 1 / (levels - 1)
+        assert (result.distortion <= free.distortion * 1.01 + step * np.sqrt(40)).all()
+
+
+def test_other_bounds(random_network: Any, random_images: Any) -> None:
+    network, x = random_network(), random_images(30)
+    low, high, levels = -0.3, 1.7, 200
+    result = advcore.minimize_distortion(network, x, bounds=(low, high), levels=levels)
+    assert result.success.all()
+    assert on_grid(result.adversarial, levels, low, high).all()
+    assert (result.adversarial.astype(np.float64) >= low).all()
+    assert (result.adversarial.astype(np.float64) <= high).all()
+
+
+def test_confidence_holds_on_the_grid(digits: Any) -> None:
+    x, _, targets = digits
+    network = data.embedded_network()
+    result = advcore.minimize_distortion(network, x[:40], targets[:40], levels=256, confidence=0.5)
+    assert result.success.all()
+    z = network.forward(result.adversarial)
+    rows = np.arange(40)
+    own = z[rows, targets[:40]].copy()
+    z[rows, targets[:40]] = -np.inf
+    assert (own - z.max(1) >= 0.5 - 1e-5).all()
+    assert on_grid(result.adversarial, 256).all()
+
+
+def test_exact_optimum_of_a_small_grid() -> None:
+    """Every point of a 5-level grid in 5 dimensions is tried; the repair must come close."""
+    ratios = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        weight = rng.standard_normal((2, 5)).astype(np.float32)
+        network = Network([Layer(weight, (-weight.sum(1) / 2).astype(np.float32))])
+        values = grid(5)
+        points = np.stack(np.meshgrid(*[values] * 5), axis=-1).reshape(-1, 5)
+        x = points[rng.integers(len(points))][None]
+        label = network.forward(x).argmax(1)
+        z = network.forward(points)
+        margin = z[:, 1 - label[0]] - z[:, label[0]]
+        result = advcore.minimize_distortion(network, x, levels=5)
+        r = np.linalg.norm(points - x, axis=1)
+        best = r[margin >= 1e-4].min()
+        assert result.success.all()
+        assert result.distortion[0] >= best * (1 - 1e-6)
+        ratios.append(result.distortion[0] / best)
+    assert np.median(ratios) == pytest.approx(1, abs=1e-6)
+    assert np.mean(ratios) < 1.1
+
+
+def test_already_adversarial_image_off_the_grid_is_rounded_and_verified() -> None:
+    network = Network([Layer(np.array([[1], [-1]], np.float32), np.array([-0.5, 0.5], np.float32))])
+    x = np.array([[0.9], [0.52]], np.float32)
+    result = advcore.minimize_distortion(network, x, [0, 0], levels=3)
+    assert on_grid(result.adversarial[result.success], 3).all()
+    assert result.success[0]
+    assert result.adversarial[0, 0] == 1.0
+    if result.success[1]:
+        assert network.forward(result.adversarial[1:]).argmax() == 0
+
+
+def test_results_do_not_depend_on_the_batch(random_network: Any, random_images: Any) -> None:
+    network, x = random_network(activation="relu"), random_images(40)
+    whole = advcore.minimize_distortion(network, x, levels=64)
+
+    @settings(
+        max_examples=10,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    @given(rows=st.lists(st.integers(0, 39), min_size=1, max_size=50), size=st.integers(1, 20))
+    def check(rows: list[int], size: int) -> None:
+        part = advcore.minimize_distortion(network, x[rows], levels=64, batch_size=size)
+        np.testing.assert_array_equal(part.adversarial, whole.adversarial[rows])
+        np.testing.assert_array_equal(part.evaluations, whole.evaluations[rows])
+
+    check()

@@ -1,0 +1,144 @@
+"""Starting images: never worse, sometimes better, sometimes the only way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import advcore
+from advcore import Layer, Network, data
+
+
+@pytest.fixture(scope="module")
+def task() -> tuple[Network, Any, Any, Any, Any]:
+    """Embedded network, 60 digits, their targets, and a labelled pool of other digits."""
+    x, labels = data.embedded_digits()
+    targets = (labels[:60] + 1 + np.arange(60) % 9) % 10
+    return data.embedded_network(), x[:60], targets, x[100:], labels[100:]
+
+
+def no_worse(result: Any, plain: Any) -> None:
+    assert (result.success | ~plain.success).all()
+    found = plain.success
+    assert (result.distortion[found] <= plain.distortion[found]).all()
+
+
+@pytest.mark.parametrize("effort", ["fast", "default"])
+@pytest.mark.parametrize("form", ["one", "several", "pool"])
+def test_starts_never_make_a_result_worse(task: Any, form: str, effort: str) -> None:
+    network, x, targets, pool, kinds = task
+    plain = advcore.minimize_distortion(network, x, targets, effort=effort)
+    first = np.stack([pool[kinds == t][:4] for t in targets])
+    starts = {"one": first[:, 0], "several": first, "pool": (pool, kinds)}[form]
+    result = advcore.minimize_distortion(network, x, targets, starts=starts, effort=effort)
+    no_worse(result, plain)
+    assert result.success.all()
+    assert (network.forward(result.adversarial).argmax(1) == targets).all()
+    assert (result.evaluations > plain.evaluations).any()
+
+
+def test_untargeted_starts(task: Any) -> None:
+    network, x, _, pool, kinds = task
+    label = network.forward(x).argmax(1)
+    plain = advcore.minimize_distortion(network, x)
+    result = advcore.minimize_distortion(network, x, starts=(pool, kinds))
+    no_worse(result, plain)
+    assert (network.forward(result.adversarial).argmax(1) != label).all()
+
+
+def test_starts_outside_the_bounds_are_clipped(random_network: Any, random_images: Any) -> None:
+    network, x = random_network(), random_images(20)
+    starts = 5 * random_images(20, seed=9) - 2
+    result = advcore.minimize_distortion(network, x, starts=starts)
+    clipped = advcore.minimize_distortion(network, x, starts=np.clip(starts, 0, 1))
+    np.testing.assert_array_equal(result.adversarial, clipped.adversarial)
+    assert (result.adversarial >= 0).all()
+    assert (result.adversarial <= 1).all()
+
+
+def test_starts_that_are_not_adversarial_change_nothing(
+    random_network: Any, random_images: Any
+) -> None:
+    network, x = random_network(), random_images(20)
+    plain = advcore.minimize_distortion(network, x)
+    result = advcore.minimize_distortion(network, x, starts=np.stack([x, x], axis=1))
+    np.testing.assert_array_equal(result.adversarial, plain.adversarial)
+    assert (result.status == plain.status).all()
+
+
+def test_pool_without_the_wanted_class(random_network: Any, random_images: Any) -> None:
+    network, x = random_network(), random_images(20)
+    targets = (network.forward(x).argmax(1) + 1) % 5
+    plain = advcore.minimize_distortion(network, x, targets)
+    pool = random_images(10, seed=3)
+    empty = (np.zeros((0, 20), np.float32), np.zeros(0, int))
+    for starts in ((pool, np.full(10, 7)), empty):
+        result = advcore.minimize_distortion(network, x, targets, starts=starts)
+        np.testing.assert_array_equal(result.adversarial, plain.adversarial)
+
+
+def plateau(n: int = 8) -> Network:
+    """Class 1 where sum |x - 0.9| <= 0.3: relu(4 - 10 sum |x - 0.9|) >= 1, flat beyond 0.4.
+
+    No gradient leads there, neither from the image nor from a random point nearby.
+    """
+    eye = np.eye(n, dtype=np.float32)
+    first = Layer(np.concatenate([eye, -eye]), np.repeat([-0.9, 0.9], n).astype(np.float32), "relu")
+    second = Layer(np.full((1, 2 * n), -10, np.float32), np.array([4], np.float32), "relu")
+    last = Layer(np.array([[0], [1]], np.float32), np.array([1, 0], np.float32))
+    return Network([first, second, last])
+
+
+def off_the_ball(v: Any, radius: float) -> Any:
+    """v minus its projection on ``sum |v| <= radius``: soft thresholding (Duchi et al. 2008)."""
+    u = np.sort(np.abs(v))[::-1]
+    excess = (np.cumsum(u) - radius) / np.arange(1, len(v) + 1)
+    threshold = excess[np.flatnonzero(u > excess)[-1]]
+    return np.sign(v) * np.minimum(np.abs(v), threshold)
+
+
+@pytest.mark.parametrize("form", ["one", "several", "pool"])
+def test_a_start_rescues_what_no_gradient_reaches(form: str) -> None:
+    network, n = plateau(), 8
+    x = np.random.default_rng(0).random((6, n), dtype=np.float32) * 0.3
+    targets = np.ones(6, int)
+    plain = advcore.minimize_distortion(network, x, targets)
+    assert not plain.success.any()
+    inside = np.full((6, n), 0.9, np.float32)
+    starts: Any = {
+        "one": inside,
+        "several": np.stack([x, inside], axis=1),
+        "pool": (np.concatenate([x, inside]), np.repeat([0, 1], 6)),
+    }[form]
+    result = advcore.minimize_distortion(network, x, targets, starts=starts)
+    assert result.success.all()
+    assert (network.forward(result.adversarial).argmax(1) == 1).all()
+    straight = np.linalg.norm(inside - x, axis=1)
+    assert (result.distortion < straight).all()
+    exact = [np.linalg.norm(off_the_ball(row - 0.9, 0.3 - 1e-5)) for row in x.astype(np.float64)]
+    assert (result.distortion >= np.array(exact) * (1 - 1e-4)).all()
+    assert (result.distortion <= np.array(exact) * 1.01).all()  # a corner of more cuts than kept
+
+
+def test_the_nearest_of_the_pool_are_taken(random_network: Any, random_images: Any) -> None:
+    """Only the three nearest count: far ones beside them change nothing."""
+    network, x = random_network(activation="relu"), random_images(20)
+    targets = (network.forward(x).argmax(1) + 1) % 5
+    near = np.clip(x[:, None] + 0.02 * random_images(60, seed=5).reshape(20, 3, 20), 0, 1)
+    for row in range(3):
+        pool = near[row]
+        far = 1 - np.round(x[row])[None].repeat(5, axis=0)
+        kinds = np.full(3, targets[row])
+        a = advcore.minimize_distortion(
+            network, x[row : row + 1], targets[row : row + 1], starts=(pool, kinds)
+        )
+        b = advcore.minimize_distortion(
+            network,
+            x[row : row + 1],
+            targets[row : row + 1],
+            starts=(np.concatenate([far, pool]), np.full(8, targets[row])),
+        )
+        np.testing.assert_array_equal(a.adversarial, b.adversarial)
+        assert a.evaluations == b.evaluations

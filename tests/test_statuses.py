@@ -1,0 +1,327 @@
+"""Trouble of single images is a status; arrays of every kind are accepted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import advcore
+from advcore import Layer, Network, Status
+
+N, K = 6, 3
+INF, NAN = float("inf"), float("nan")
+
+
+def affine(classes: int = K, n: int = N, seed: int = 0) -> Network:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((classes, n)).astype(np.float32)
+    bias = -weight.sum(axis=1) / 2 + 0.3 * rng.standard_normal(classes).astype(np.float32)
+    return Network([Layer(weight, bias)])
+
+
+def constant(*logits: float, n: int = N) -> Network:
+    return Network([Layer(np.zeros((len(logits), n), np.float32), np.array(logits, np.float32))])
+
+
+def images(rows: int = 4, n: int = N) -> Any:
+    return np.random.default_rng(1).random((rows, n), dtype=np.float32)
+
+
+def names(result: Any) -> list[str]:
+    return [Status(int(code)).name for code in result.status]
+
+
+class Model:
+    """A NumPy model made of two functions; the default is affine."""
+
+    def __init__(self, forward: Any = None, backward: Any = None, classes: int = K) -> None:
+        self.a = np.random.default_rng(0).standard_normal((classes, N))
+        self._forward, self._backward = forward, backward
+
+    def forward(self, x: Any) -> Any:
+        flat = x.reshape(len(x), -1).astype(np.float64)
+        return self._forward(flat) if self._forward else (flat - 0.5) @ self.a.T
+
+    def backward(self, dlogits: Any) -> Any:
+        return self._backward(dlogits) if self._backward else dlogits @ self.a
+
+
+def refuse(error: type[Exception], text: str, *args: Any, **options: Any) -> None:
+    with pytest.raises(error, match=text):
+        advcore.minimize_distortion(*args, **options)
+
+
+# --- trouble of single images is a status
+
+
+def test_already_adversarial() -> None:
+    network, x = affine(), images(8)
+    label = network.forward(x).argmax(1)
+    for options in ({"targets": label}, {"labels": (label + 1) % K}):
+        result = advcore.minimize_distortion(network, x, **options)
+        assert names(result) == ["already_adversarial"] * 8
+        assert result.success.all()
+        assert (result.distortion == 0).all()
+        assert (result.rms_distortion == 0).all()
+        np.testing.assert_array_equal(result.adversarial, x)
+        np.testing.assert_array_equal(result.prediction, label)
+        assert (result.margin >= 1e-4).all()
+        assert (result.evaluations <= 1).all()
+
+
+def test_margin_below_the_confidence_is_not_yet_adversarial() -> None:
+    network, x = affine(), images(8)
+    z = np.sort(network.forward(x), axis=1)
+    lead = float((z[:, -1] - z[:, -2]).max())
+    targets = network.forward(x).argmax(1)
+    result = advcore.minimize_distortion(
+        network, x, targets, confidence=lead + 0.1, bounds=(-10, 10)
+    )
+    assert result.success.all()
+    assert (result.distortion > 0).all()
+    assert (result.margin >= lead + 0.1).all()
+
+
+def assert_not_found(result: Any, x: Any) -> None:
+    assert set(names(result)) == {"not_found"}
+    assert not result.success.any()
+    np.testing.assert_array_equal(result.adversarial, x)
+    assert np.isinf(result.distortion).all()
+    assert np.isinf(result.rms_distortion).all()
+    assert np.isfinite(result.margin).all()
+    assert (result.margin < 1e-4).all()
+
+
+@pytest.mark.parametrize("effort", ["fast", "default", "thorough"])
+@pytest.mark.parametrize("logits", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (3.0, 2.0, 1.0), (0.0, 0.0)])
+def test_constant_network_has_no_adversarial_image(logits: Any, effort: str) -> None:
+    x = images()
+    untargeted = advcore.minimize_distortion(constant(*logits), x, effort=effort)
+    assert_not_found(untargeted, x)
+    np.testing.assert_allclose(untargeted.margin, sorted(logits)[-2] - logits[0])
+    targeted = advcore.minimize_distortion(constant(*logits), x, [1] * 4, effort=effort)
+    assert_not_found(targeted, x)
+    assert targeted.prediction.tolist() == [0] * 4
+
+
+def test_identical_rows_of_weights() -> None:
+    """Two classes that are always equal: neither can win against the other."""
+    weight = np.tile(np.random.default_rng(0).standard_normal(N), (2, 1)).astype(np.float32)
+    x = images()
+    assert_not_found(
+        advcore.minimize_distortion(Network([Layer(weight, np.zeros(2, np.float32))]), x, [1] * 4),
+        x,
+    )
+
+
+def test_zero_gradient_at_the_image_is_left_at_random() -> None:
+    """All units are dead at the image: the sum of relu(10 x - 9) is flat below 0.9."""
+    n = 40
+    hidden = Layer((10 * np.eye(n)).astype(np.float32), np.full(n, -9, np.float32), "relu")
+    last = Layer(
+        np.stack([np.zeros(n), np.ones(n)]).astype(np.float32), np.array([0.5, 0], np.float32)
+    )
+    network = Network([hidden, last])
+    x = (0.85 + 0.03 * images(8, n)).astype(np.float32)
+    network.forward(x)
+    assert (network.backward(np.tile(np.array([0, 1], np.float32), (8, 1))) == 0).all()
+    result = advcore.minimize_distortion(network, x, [1] * 8)
+    assert result.success.all()
+    assert (network.forward(result.adversarial).argmax(1) == 1).all()
+    again = advcore.minimize_distortion(network, x[::-1], [1] * 8)
+    np.testing.assert_array_equal(again.adversarial, result.adversarial[::-1])
+
+
+@pytest.mark.parametrize("as_array", [True, False])
+def test_pixels_that_cannot_move_do_not(as_array: bool) -> None:
+    network, x = affine(), images(40)
+    frozen = np.array([True, False, True, False, False, False])
+    if as_array:
+        lo, hi = np.where(frozen, x, 0).astype(np.float32), np.where(frozen, x, 1)
+    else:
+        x[:, frozen] = 0.3
+        lo, hi = (np.where(frozen, np.float32(0.3), v).astype(np.float32) for v in (0.0, 1.0))
+    result = advcore.minimize_distortion(network, x, bounds=(lo, hi))
+    np.testing.assert_array_equal(result.adversarial[:, frozen], x[:, frozen])
+    assert result.success.sum() >= 30
+    moved = np.abs(result.adversarial - x)[result.success][:, ~frozen]
+    assert (moved.max(axis=1) > 0).all()
+
+
+def test_no_pixel_can_move() -> None:
+    x = images()
+    result = advcore.minimize_distortion(affine(), x, bounds=(x, x))
+    assert_not_found(result, x)
+    label = affine().forward(x).argmax(1)
+    aimed = advcore.minimize_distortion(affine(), x, label, bounds=(x, x))
+    assert names(aimed) == ["already_adversarial"] * 4
+
+
+def test_target_out_of_reach_inside_the_box() -> None:
+    network, x = constant(1.0, 0.0), images()
+    weight = np.zeros((2, N), np.float32)
+    weight[1] = 0.1
+    network = Network([Layer(weight, np.array([1, 0], np.float32))])
+    result = advcore.minimize_distortion(network, x, [1] * 4)
+    assert_not_found(result, x)
+    free = advcore.minimize_distortion(network, x, [1] * 4, bounds=(0, 10))
+    assert free.success.all()
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+def test_nan_for_some_images(targeted: bool) -> None:
+    """Status non_finite for these; the others end as without them."""
+    model = Model()
+
+    def forward(x: Any) -> Any:
+        z = np.stack([(model.a * (row - 0.5)).sum(1) for row in x])
+        z[x[:, 0] == 1] = NAN
+        return z
+
+    def backward(dlogits: Any) -> Any:
+        return np.stack([(model.a.T * row).sum(1) for row in dlogits])
+
+    x = images(12)
+    x[:, 0] = 0
+    x[[0, 5, 11], 0] = 1
+    lo, hi = np.zeros(N), np.ones(N)
+    bounds = (np.where(np.arange(N) == 0, x, lo), np.where(np.arange(N) == 0, x, hi))
+    good = x[:, 0] == 0
+    picky = Model(forward, backward)
+    targets = np.arange(12) % K if targeted else None
+    result = advcore.minimize_distortion(picky, x, targets, bounds=bounds)
+    alone = advcore.minimize_distortion(
+        picky,
+        x[good],
+        None if targets is None else targets[good],
+        bounds=(bounds[0][good], bounds[1][good]),
+    )
+    assert {n for n, ok in zip(names(result), good, strict=True) if not ok} == {"non_finite"}
+    assert "non_finite" not in {n for n, ok in zip(names(result), good, strict=True) if ok}
+    for name in ("adversarial", "success", "distortion", "margin", "prediction", "c", "status"):
+        np.testing.assert_array_equal(getattr(result, name)[good], getattr(alone, name))
+    assert not result.success[~good].any()
+    np.testing.assert_array_equal(result.adversarial[~good], x[~good])
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_model_that_returns_nothing_finite(value: float) -> None:
+    x = images()
+    result = advcore.minimize_distortion(Model(lambda v: np.full((len(v), K), value)), x)
+    assert names(result) == ["non_finite"] * 4
+    np.testing.assert_array_equal(result.adversarial, x)
+
+
+def test_gradient_that_is_not_finite() -> None:
+    x = images()
+    model = Model(backward=lambda d: np.full((len(d), N), NAN))
+    result = advcore.minimize_distortion(model, x)
+    assert not result.success.any()
+    assert set(names(result)) <= {"non_finite", "not_found"}
+    np.testing.assert_array_equal(result.adversarial, x)
+
+
+# --- arrays that are accepted
+
+
+def variants() -> dict[str, Any]:
+    x = (np.rint(8 * images(8)) / 8).astype(np.float32)  # exact in every dtype here
+    wide = np.zeros((8, 2 * N), np.float32)
+    wide[:, ::2] = x
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    return {
+        "float32": x,
+        "float64": x.astype(np.float64),
+        "float16": x.astype(np.float16),
+        "longdouble": x.astype(np.longdouble),
+        "big endian": x.astype(">f4"),
+        "Fortran": np.asfortranarray(x),
+        "strided": wide[:, ::2],
+        "reversed": x[::-1].copy()[::-1],
+        "read-only": frozen,
+        "list": x.tolist(),
+    }
+
+
+@pytest.mark.parametrize("kind", list(variants()))
+def test_arrays_of_any_layout(kind: str) -> None:
+    network, given = affine(), variants()
+    expected = advcore.minimize_distortion(network, given["float32"])
+    before = np.array(given[kind], dtype=np.float64)
+    result = advcore.minimize_distortion(network, given[kind])
+    assert result.adversarial.dtype == np.float32
+    assert result.adversarial.flags.c_contiguous
+    np.testing.assert_array_equal(result.adversarial, expected.adversarial)
+    np.testing.assert_array_equal(np.array(given[kind], dtype=np.float64), before)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.int8])
+def test_integer_images(dtype: Any) -> None:
+    x = np.random.default_rng(0).integers(0, 100, (8, N)).astype(dtype)
+    network = affine()
+    scaled = Network([Layer(network.layers[0].weight / 100, network.layers[0].bias)])
+    result = advcore.minimize_distortion(scaled, x, bounds=(0, 127))
+    same = advcore.minimize_distortion(scaled, x.astype(np.float32), bounds=(0, 127))
+    np.testing.assert_array_equal(result.adversarial, same.adversarial)
+    assert result.success.all()
+    refuse(ValueError, "images must lie inside bounds", scaled, x)
+
+
+def test_float64_images_are_rounded_into_the_bounds() -> None:
+    x = np.full((2, N), 0.1)  # float32(0.1) is above 0.1
+    result = advcore.minimize_distortion(affine(), x, bounds=(0.0, 0.1))
+    assert (result.adversarial.astype(np.float64) <= 0.1).all()
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (1, 3, 2), (6, 1, 1)])
+def test_shape_of_an_image_is_kept(shape: tuple[int, ...]) -> None:
+    x = images()
+    result = advcore.minimize_distortion(affine(), x.reshape(4, *shape))
+    assert result.adversarial.shape == (4, *shape)
+    flat = advcore.minimize_distortion(affine(), x)
+    np.testing.assert_array_equal(result.adversarial.reshape(4, N), flat.adversarial)
+
+
+@pytest.mark.parametrize("options", [{}, {"targets": []}, {"labels": np.zeros(0, int)}])
+@pytest.mark.parametrize("model", [affine(), Model()], ids=["native", "numpy"])
+def test_empty_batch(model: Any, options: Any) -> None:
+    if options.get("targets") == []:
+        options = {"targets": np.zeros(0, np.int64)}
+    result = advcore.minimize_distortion(model, np.zeros((0, N), np.float32), **options)
+    assert len(result) == 0
+    assert result.adversarial.shape == (0, N)
+    assert result.success.shape == result.distortion.shape == result.c.shape == (0,)
+    assert result.summary().startswith("0 images")
+    with_extras = advcore.minimize_distortion(
+        model, np.zeros((0, N), np.float32), levels=256, starts=(images(), [0, 1, 2, 0])
+    )
+    assert len(with_extras) == 0
+
+
+@pytest.mark.parametrize(("n", "classes"), [(1, 2), (1, 3), (6, 2), (15, 3), (17, 1000), (33, 17)])
+def test_batch_of_one_of_any_size(n: int, classes: int) -> None:
+    network = affine(classes, n)
+    x = images(1, n)
+    result = advcore.minimize_distortion(network, x, bounds=(-5, 5))
+    assert result.success.tolist() == [True]
+    assert network.forward(result.adversarial).argmax() != network.forward(x).argmax()
+    assert result.prediction[0] == network.forward(result.adversarial).argmax()
+
+
+def test_single_logit_in_numpy_is_the_binary_form() -> None:
+    one, x = Model(classes=1), images(12)
+    z = one.forward(x)[:, 0]
+    assert 2 <= (z > 0).sum() <= 10
+    result = advcore.minimize_distortion(one, x)
+    assert result.success.all()
+    np.testing.assert_array_equal(result.prediction, z <= 0)
+    exact = (np.abs(z) + 1e-4) / np.linalg.norm(one.a)
+    inside = ((result.adversarial > 0) & (result.adversarial < 1)).all(axis=1)
+    assert inside.sum() >= 4
+    np.testing.assert_allclose(result.distortion[inside], exact[inside], rtol=1e-3)
+    aimed = advcore.minimize_distortion(one, x, (z <= 0).astype(int))
+    np.testing.assert_allclose(aimed.distortion, result.distortion, rtol=1e-3)
+    refuse(ValueError, r"targets must be in \[0, 2\)", one, x, [2] * 12)
