@@ -41,7 +41,8 @@ def nearest_starts(
                 f"integer classes, got {pool.shape} and {kinds.shape} {kinds.dtype}"
             )
         _check_finite(pool)
-        chosen = _choose(pool.reshape(len(pool), math.prod(shape[1:])), kinds, images, labels, targeted)
+        flat = pool.reshape(len(pool), math.prod(shape[1:]))
+        chosen = _choose(flat, kinds, images, labels, targeted)
     else:
         given = array(starts, "starts")
         several = given.ndim == len(shape) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ def make_network(
     """A random network whose classes all occur among random images; nearly linear at gain 1."""
     rng = np.random.default_rng(seed)
     layers = []
-    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         last = i + 2 == len(sizes)
         weight = gain * rng.standard_normal((outputs, inputs)) / np.sqrt(inputs)
         bias = -weight.sum(axis=1) / 2 + 0.3 * rng.standard_normal(outputs)

@@ -160,6 +160,7 @@ def test_smoothing_leaves_the_other_activations_alone() -> None:
     for activation in ACTIVATIONS:
         net = network((17, 33, 10), activation)
         assert net.kind == kinds.get(activation, "smooth")
+        assert net.core.smoothable == (activation in SMOOTHED)
         if activation in SMOOTHED:
             continue
         x, _ = rows_of((17, 33, 10))

@@ -124,10 +124,12 @@ def test_pickle_and_copy_give_the_same_network() -> None:
         assert repr(twin) == "Network(5 -> 7 tanh -> 4 identity)"
 
 
-def test_smoothable_means_a_kink() -> None:
-    assert random_network(["relu", "identity"]).smoothable
-    assert random_network(["leaky_relu", "identity"]).smoothable
-    assert not random_network(["tanh", "gelu", "softplus", "identity"]).smoothable
+def test_kind_is_that_of_the_activations() -> None:
+    assert random_network(["relu", "identity"]).kind == "kinked"
+    assert random_network(["tanh", "leaky_relu", "identity"]).kind == "kinked"
+    assert random_network(["gelu", "tanh", "identity"]).kind == "saturating"
+    assert random_network(["sigmoid", "identity"]).kind == "saturating"
+    assert random_network(["gelu", "gelu_tanh", "softplus", "identity"]).kind == "smooth"
 
 
 # --- torch ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Smoothed ReLUs by interception: formula, derivative, widths, and the untouched module."""
+"""Smoothed activations by interception: formulas, derivatives, widths, the untouched module."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ functional = torch.nn.functional
 from advcore.oracles import TorchOracle  # noqa: E402
 from advcore.smoothing import (  # noqa: E402
     ABSOLUTE_FLOOR,
+    Surveyed,
     Widths,
-    find_kink,
+    find_activation,
     smoothed_relu,
+    smoothed_sigmoid,
+    smoothed_tanh,
     unit_width,
 )
 
@@ -27,6 +30,16 @@ def spline(h: Any, d: Any, slope: float = 0.0) -> Any:
     middle = (h + d) ** 2 / (4 * d)
     relu = torch.where(h >= d, h, torch.where(h <= -d, torch.zeros_like(h), middle))
     return slope * h + (1 - slope) * relu
+
+
+def smoothed(form: float | str, h: Any, d: Any) -> Any:
+    """The formula of a row of `SPELLINGS`: a ReLU's slope, "sigmoid" or "tanh"."""
+    if form == "sigmoid":
+        return 1 / (1 + torch.exp(-h / torch.sqrt(1 + torch.pi * d**2 / 8)))
+    if form == "tanh":
+        return 2 / (1 + torch.exp(-2 * h / torch.sqrt(1 + torch.pi * d**2 / 2))) - 1
+    assert not isinstance(form, str)
+    return spline(h, d, form)
 
 
 def numbers(count: int) -> Any:
@@ -65,11 +78,57 @@ def test_zero_half_width_is_the_exact_relu(slope: float, dtype: Any) -> None:
     assert torch.equal(ours, theirs)
 
 
+STRETCHED = {"sigmoid": (smoothed_sigmoid, torch.sigmoid), "tanh": (smoothed_tanh, torch.tanh)}
+
+
+@pytest.mark.parametrize("form", STRETCHED)
+def test_stretched_forms_against_plain_autograd(form: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(50, 7, generator=generator, dtype=torch.float64).mul_(4).requires_grad_(True)
+    d = 3 * torch.rand(50, 1, generator=generator, dtype=torch.float64) + 0.01
+    out, plain = STRETCHED[form][0](h, d), smoothed(form, h, d)
+    torch.testing.assert_close(out, plain)
+    (a,) = torch.autograd.grad(out.square().sum(), h)
+    (b,) = torch.autograd.grad(plain.square().sum(), h)
+    torch.testing.assert_close(a, b)
+
+
+def test_stretched_forms_at_known_points() -> None:
+    """With d^2 = 8 / pi for the sigmoid and 2 / pi for tanh, h is divided by sqrt(2)."""
+    h = torch.tensor([-2.0, 0.0, 1.0])
+    sigmoid = smoothed_sigmoid(h * 2**0.5, torch.tensor((8 / np.pi) ** 0.5))
+    torch.testing.assert_close(sigmoid, torch.sigmoid(h))
+    tanh = smoothed_tanh(h * 2**0.5, torch.tensor((2 / np.pi) ** 0.5))
+    torch.testing.assert_close(tanh, torch.tanh(h))
+
+
+@pytest.mark.parametrize("form", STRETCHED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_zero_width_is_the_exact_form_in_any_layout(form: str, dtype: Any) -> None:
+    ours, exact = STRETCHED[form]
+    big = (4 * torch.randn(33, 101, generator=torch.Generator().manual_seed(0))).to(dtype)
+    views = (big, big[:, ::2], big.t()[:33], big[:, 3:50], big[:, :1].expand(33, 20))
+    for view in views:
+        h = view.detach().requires_grad_(True)
+        mixed = (torch.arange(33) % 2).to(dtype)[:, None]
+        other = exact(h)
+        (theirs,) = torch.autograd.grad(other.sum(), h, retain_graph=True)
+        for d in (mixed, 0 * mixed):
+            out = ours(h, d)
+            (gradient,) = torch.autograd.grad(out.sum(), h)
+            same = d[:, 0] == 0
+            assert torch.equal(out[same], other[same])
+            assert torch.equal(gradient[same], theirs[same])
+
+
 def test_not_a_number_passes_through() -> None:
-    h = torch.tensor([float("nan"), float("inf"), -float("inf")])
-    out = smoothed_relu(h, torch.tensor(0.5))
-    assert out[0].isnan()
-    assert out[1:].tolist() == [float("inf"), 0.0]
+    inf = float("inf")
+    h = torch.tensor([float("nan"), inf, -inf])
+    limits = {smoothed_relu: [inf, 0.0], smoothed_sigmoid: [1.0, 0.0], smoothed_tanh: [1.0, -1.0]}
+    for function, limit in limits.items():
+        out = function(h, torch.tensor(0.5))
+        assert out[0].isnan()
+        assert out[1:].tolist() == limit
 
 
 def test_widths_of_dense_and_convolutional_values() -> None:
@@ -87,7 +146,7 @@ def test_widths_are_floored() -> None:
     np.testing.assert_allclose(width, [[2e-3], [ABSOLUTE_FLOOR]], rtol=1e-6)
 
 
-SPELLINGS: dict[str, tuple[Callable[[Any], Any], float]] = {
+SPELLINGS: dict[str, tuple[Callable[[Any], Any], float | str]] = {
     "nn.ReLU": (nn.ReLU(), 0.0),
     "nn.ReLU in place": (nn.ReLU(inplace=True), 0.0),
     "functional.relu": (functional.relu, 0.0),
@@ -111,6 +170,20 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], float]] = {
     "Tensor.clip": (lambda h: h.clip(0), 0.0),
     "Tensor.clamp_min": (lambda h: h.clamp_min(0), 0.0),
     "Tensor.clamp_min_, its value dropped": (lambda h: (h.clamp_min_(0), h)[1], 0.0),
+    "nn.Sigmoid": (nn.Sigmoid(), "sigmoid"),
+    "torch.sigmoid": (torch.sigmoid, "sigmoid"),
+    "torch.sigmoid, by name": (lambda h: torch.sigmoid(input=h), "sigmoid"),
+    "torch.sigmoid_": (torch.sigmoid_, "sigmoid"),
+    "Tensor.sigmoid": (lambda h: h.sigmoid(), "sigmoid"),
+    "Tensor.sigmoid_, its value dropped": (lambda h: (h.sigmoid_(), h)[1], "sigmoid"),
+    "functional.sigmoid": (functional.sigmoid, "sigmoid"),
+    "torch.special.expit": (torch.special.expit, "sigmoid"),
+    "nn.Tanh": (nn.Tanh(), "tanh"),
+    "torch.tanh": (torch.tanh, "tanh"),
+    "torch.tanh_": (torch.tanh_, "tanh"),
+    "Tensor.tanh": (lambda h: h.tanh(), "tanh"),
+    "Tensor.tanh_, its value dropped": (lambda h: (h.tanh_(), h)[1], "tanh"),
+    "functional.tanh": (functional.tanh, "tanh"),
 }
 
 
@@ -132,10 +205,10 @@ class Model(nn.Module):  # type: ignore[misc]
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_spelling_is_smoothed_with_the_right_gradient(spelling: str) -> None:
-    activation, slope = SPELLINGS[spelling]
+    activation, form = SPELLINGS[spelling]
     model = Model(activation)
     oracle = TorchOracle(model, (6,))
-    assert oracle.smoothable
+    assert oracle.kind == ("saturating" if isinstance(form, str) else "kinked")
     x = np.random.default_rng(0).random((4, 6), dtype=np.float32)
     clean = oracle.forward(x, slots=numbers(4), measure=np.ones(4, bool), grad=False)
     assert np.array_equal(clean, model(torch.tensor(x)).detach())
@@ -149,7 +222,7 @@ def test_every_spelling_is_smoothed_with_the_right_gradient(spelling: str) -> No
     with torch.no_grad():
         width = model.one(torch.tensor(x)).std(1, correction=0, keepdim=True)
     leaf = torch.tensor(moved, requires_grad=True)
-    z = model.two(spline(model.one(leaf), torch.tensor(k)[:, None] * width, slope))
+    z = model.two(smoothed(form, model.one(leaf), torch.tensor(k)[:, None] * width))
     (expected,) = torch.autograd.grad(z, leaf, torch.tensor(seed))
     np.testing.assert_allclose(logits, z.detach(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
@@ -164,18 +237,36 @@ def test_every_spelling_is_smoothed_with_the_right_gradient(spelling: str) -> No
         lambda h: torch.clamp(h, max=0.0),
         lambda h: torch.clamp(h, torch.zeros(9)),
         functional.relu6,
-        torch.tanh,
+        functional.silu,
+        functional.hardtanh,
+        lambda h: functional.gelu(h, approximate="tanh"),
     ],
 )
 def test_other_calls_are_left_alone(call: Callable[[Any], Any]) -> None:
-    assert not TorchOracle(Model(call), (6,)).smoothable
+    assert TorchOracle(Model(call), (6,)).kind == "smooth"
 
 
-def test_out_argument_and_integers_are_no_kinks() -> None:
-    h = torch.zeros(2)
-    assert find_kink(torch.clamp, (h,), {"min": 0, "out": h}) is None
-    assert find_kink(torch.relu, (torch.zeros(2, dtype=torch.int64),), {}) is None
-    assert find_kink(torch.clamp, (h, 0), {}) is not None
+def test_out_argument_and_integers_are_left_alone() -> None:
+    h, integers = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+    assert find_activation(torch.clamp, (h,), {"min": 0, "out": h}) is None
+    assert find_activation(torch.sigmoid, (h,), {"out": h}) is None
+    assert find_activation(torch.relu, (integers,), {}) is None
+    assert find_activation(torch.tanh, (integers,), {}) is None
+    assert find_activation(torch.clamp, (h, 0), {}) is not None
+
+
+def test_kind_counts_only_calls_that_can_be_smoothed() -> None:
+    """Those of weights, or of values that are not rows by units, stay exact."""
+    gate = torch.linspace(-1, 1, 9)
+    calls: dict[str, tuple[Callable[[Any], Any], str]] = {
+        "both": (lambda h: torch.tanh(h).relu(), "kinked"),
+        "relu of a weight": (lambda h: torch.tanh(h) * torch.relu(gate), "saturating"),
+        "sigmoid of a weight": (lambda h: functional.gelu(h) * torch.sigmoid(gate), "smooth"),
+        "tanh of the transpose": (lambda h: torch.tanh(h.T).T, "smooth"),
+        "sigmoid of a number a row": (lambda h: h * torch.sigmoid(h.sum(1))[:, None], "smooth"),
+    }
+    for name, (call, kind) in calls.items():
+        assert TorchOracle(Model(call), (6,)).kind == kind, name
 
 
 def convolutional() -> Any:
@@ -211,8 +302,24 @@ def test_convolutions_get_a_width_per_channel_and_each_call_its_own() -> None:
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_exact_rows_stay_bit_exact_beside_smoothed_ones() -> None:
-    model = convolutional()
+class Gated(nn.Module):  # type: ignore[misc]
+    """Gates by halves of the channels, which are slices of memory, one of them in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.three = nn.Conv2d(1, 6, 3), nn.Linear(108, 14), nn.Linear(7, 5)
+
+    def forward(self, x: Any) -> Any:
+        h = self.one(x)
+        value, gate = h[:, :3], h[:, 3:].sigmoid_()
+        value, gate = self.two((value * gate).flatten(1)).mul(20).chunk(2, dim=1)
+        return self.three(gate.sigmoid() * torch.tanh(value))
+
+
+@pytest.mark.parametrize("build", [convolutional, Gated])
+def test_exact_rows_stay_bit_exact_beside_smoothed_ones(build: Callable[[], Any]) -> None:
+    model = build()
     oracle = TorchOracle(model, (1, 8, 8))
     x = np.random.default_rng(0).random((4, 64), dtype=np.float32)
     seed = np.random.default_rng(1).standard_normal((4, 5)).astype(np.float32)
@@ -288,11 +395,16 @@ def test_calls_that_do_not_carry_the_batch_stay_exact() -> None:
 def test_widths_learn_only_calls_that_follow_the_rows() -> None:
     widths = Widths()
     widths.learn(
-        {0: (2, 5), 1: (2, 5), 2: (4, 5), 3: (2,)}, {0: (3, 5), 1: (2, 5), 2: (6, 5), 3: (3,)}
+        [Surveyed("saturating", shape) for shape in ((2, 5), (2, 5), (4, 5), (2,))],
+        [Surveyed("saturating", shape) for shape in ((3, 5), (2, 5), (6, 5), (3,))],
     )
-    assert widths.tails == {0: (5,)}
-    widths.learn({0: (2, 5)}, {0: (3, 5), 1: (3, 5)})
-    assert widths.tails == {}
+    assert (widths.tails, widths.kind) == ({0: (5,)}, "saturating")
+    one, two = Surveyed("kinked", (2, 5)), Surveyed("kinked", (3, 5))
+    widths.learn([one], [two])
+    assert (widths.tails, widths.kind) == ({0: (5,)}, "kinked")
+    for more in ([two, two], [Surveyed("saturating", (3, 5))]):
+        widths.learn([one], more)
+        assert (widths.tails, widths.kind) == ({}, "smooth")
 
 
 def test_module_is_never_altered() -> None:
@@ -312,16 +424,17 @@ def test_module_is_never_altered() -> None:
     assert torch.equal(model(torch.tensor(x).view(2, 1, 8, 8)), before)
 
 
-def test_checkpointed_modules_are_not_smoothable() -> None:
+@pytest.mark.parametrize("activation", [torch.relu, torch.sigmoid, torch.tanh])
+def test_checkpointed_modules_are_not_smoothed(activation: Callable[[Any], Any]) -> None:
     checkpoint = pytest.importorskip("torch.utils.checkpoint").checkpoint
-    model = Model(torch.relu)
+    model = Model(activation)
 
     def checkpointed(x: Any) -> Any:
-        again = checkpoint(lambda h: torch.relu(model.one(h)), x, use_reentrant=False)
+        again = checkpoint(lambda h: activation(model.one(h)), x, use_reentrant=False)
         return model.two(again)
 
     oracle = TorchOracle(checkpointed, (6,))
-    assert not oracle.smoothable
+    assert oracle.kind == "smooth"
     x = np.random.default_rng(0).random((2, 6), dtype=np.float32)
     plain = TorchOracle(model, (6,))
     assert np.array_equal(oracle.forward(x), plain.forward(x))
@@ -338,5 +451,5 @@ def test_model_that_fails_under_a_function_mode_still_runs_without() -> None:
         return model(x)
 
     oracle = TorchOracle(picky, (6,))
-    assert not oracle.smoothable
+    assert oracle.kind == "smooth"
     assert oracle.forward(np.zeros((2, 6), np.float32)).shape == (2, 3)

@@ -17,7 +17,11 @@ Instance instance(Model::Kind kind, int n, Params params, bool bounded, Random& 
   Instance out{Slot(n, params), Model(kind, n, params.classes, rng), 0, 0};
   if (bounded) out.slot.bound(0, 1);
   dense::Vector x0(out.slot.size());
-  for (double& v : x0) v = std::clamp(uniform(rng, -0.5, 1.5), 0.0, 1.0);
+  const bool binary = uniform(rng) < 0.3;  // every variable on a bound
+  for (double& v : x0) {
+    v = std::clamp(uniform(rng, -0.5, 1.5), 0.0, 1.0);
+    if (binary) v = std::round(v);
+  }
   out.slot.set(out.slot.p.x0, x0);
   const dense::Vector z = out.model.forward(out.slot.p.x0, 0, false);
   out.clean = static_cast<int>(std::max_element(z.begin(), z.end()) - z.begin());

@@ -22,6 +22,12 @@ namespace {
 
 // h(z) and dh/dz in double.
 void plain_activation(Activation kind, double slope, double d, double z, double& h, double& dh) {
+  if (d > 0 && (kind == Activation::sigmoid || kind == Activation::tanh)) {
+    const double stretch = std::sqrt(1 + M_PI * d * d / (kind == Activation::sigmoid ? 8 : 2));
+    plain_activation(kind, slope, 0, z / stretch, h, dh);
+    dh /= stretch;
+    return;
+  }
   const double s = 1 / (1 + std::exp(-z)), phi = 0.5 * std::erfc(-z * std::sqrt(0.5));
   const double u = std::sqrt(2 / M_PI) * (z + 0.044715 * z * z * z), t = std::tanh(u);
   switch (kind) {
