@@ -60,8 +60,10 @@ class Tile {
   Problem& problem(int row) { return slots_[static_cast<size_t>(row_[static_cast<size_t>(row)])]; }
   int slot(int row) const { return row_[static_cast<size_t>(row)]; }
 
-  void head(int row, float* logits, float* seed) { isa_.head(params_, problem(row).state, logits, seed); }
-  void advance();    // all rows; finished images leave their slots
+  void head(int row, float* logits, float* seed) {
+    isa_.head(params_, problem(row).state, logits, seed);
+  }
+  void advance();  // all rows; finished images leave their slots
 
   // The same on dense arrays, for evaluations outside: trial points (rows, n) with k, slot and
   // measure of each; logits (rows, classes) to seeds (gradient_rows, classes); gradients

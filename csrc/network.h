@@ -48,7 +48,8 @@ class Network {
   bool smoothable_ = false;
 };
 
-// Forward and backward of a network on dense arrays, any number of rows; remembers the last forward.
+// Forward and backward of a network on dense arrays, any number of rows; remembers the last
+// forward.
 class Propagation {
  public:
   explicit Propagation(const Network& network) : network_(network) {}

@@ -3,7 +3,8 @@
 //   q = x0 + w (centre - x0),
 // through its dual in at most kMaxCuts variables: x(dual) = clip(q + A'dual), a projected
 // semismooth Newton method, no sort. Cuts are normalised, ||a|| = 1, so residuals are distances.
-// With one cut it is the first step of the c-search, with several the proximal bundle of the polish.
+// With one cut it is the first step of the c-search, with several the proximal bundle of the
+// polish.
 #pragma once
 
 namespace ADVCORE_NS {

@@ -47,8 +47,8 @@ enum class CSearch : int8_t { fused, bisection };
 // One pass through the stages.
 struct Schedule {
   int stages = 1;
-  float smoothing[kMaxStages] = {0};  // k of each stage; 0 is the exact network
-  int budget[kMaxStages] = {50};      // evaluations of each stage
+  float smoothing[kMaxStages] = {0};        // k of each stage; 0 is the exact network
+  int budget[kMaxStages] = {50};            // evaluations of each stage
   float temperature[kMaxStages] = {0.02f};  // T of each as a fraction of the margin at x0
 };
 
@@ -97,24 +97,25 @@ struct State {
   bool want_gradient = false;
   bool measure = false;  // record the smoothing widths from this forward
   bool targeted = true;
-  int label = 0;         // target, or the class to leave
-  int against = -1;      // >= 0: the margin is z_label - z_against alone
-  float k = 0;           // smoothing of this evaluation
-  float T = 0;           // temperature; 0: exact margin; < 0: head sets it from the margin found
+  int label = 0;     // target, or the class to leave
+  int against = -1;  // >= 0: the margin is z_label - z_against alone
+  float k = 0;       // smoothing of this evaluation
+  float T = 0;       // temperature; 0: exact margin; < 0: head sets it from the margin found
   Evaluation eval;
 
   // best-so-far on the exact network
   float best_norm = 3e38f;
   float best_margin = -3e38f;  // of the best image; without success: the best margin seen
-  int best_prediction = -1;  // there; without success at x0
-  float penalty_norm = -1;  // distortion of the penalty minimiser at the final c; < 0: none
+  int best_prediction = -1;    // there; without success at x0
+  float penalty_norm = -1;     // distortion of the penalty minimiser at the final c; < 0: none
 
   // fused c-search, at the accepted point x
   int schedule = 0, stage = 0;
   bool random_start = false, random_pending = false;
   bool accept_any = false;  // the next trial is the start of the search
-  float margin = 0, log_odds = 0, sigma = 0, loss = 0, norm2 = 0;  // m, m_T, sigmoid(-m_T/T), l, r'r
-  float margin0 = 0;        // m at x0 on the network of this stage
+  float margin = 0, log_odds = 0, sigma = 0, loss = 0,
+        norm2 = 0;    // m, m_T, sigmoid(-m_T/T), l, r'r
+  float margin0 = 0;  // m at x0 on the network of this stage
   float c = 0, c0 = 0, c_last = 0;
   float c_low = 0, c_high = 0;  // bracket of the bisection; 0: open
   int solves = 0;               // of the bisection
@@ -123,7 +124,7 @@ struct State {
   float stage_best = 3e38f;
   int stage_class = -1;  // runner-up there: the class reached, untargeted
   int since = 0, rounds = 0, nans = 0;
-  int pairs = 0, newest = -1;  // ring
+  int pairs = 0, newest = -1;               // ring
   float ss[kMaxHistory][kMaxHistory] = {};  // s_i's_j
   float sy[kMaxHistory][kMaxHistory] = {};  // s_i'y_j for i not older than j; diagonal D
 
@@ -150,13 +151,13 @@ struct Problem {
   const float* lo = nullptr;
   const float* hi = nullptr;
   float* x0 = nullptr;
-  float* x = nullptr;           // accepted point; centre of the polish
-  float* trial = nullptr;       // the point that the oracle is asked to evaluate
-  float* gradient = nullptr;    // of m_T at x; in the polish: the trial that failed
+  float* x = nullptr;               // accepted point; centre of the polish
+  float* trial = nullptr;           // the point that the oracle is asked to evaluate
+  float* gradient = nullptr;        // of m_T at x; in the polish: the trial that failed
   float* trial_gradient = nullptr;  // of m_T at trial, written by the oracle
   float* best = nullptr;
-  float* stage_point = nullptr;  // best of this stage's network
-  float* ring = nullptr;         // max(2 history, kMaxCuts) vectors: y_0.., s_0..; or the cuts
+  float* stage_point = nullptr;   // best of this stage's network
+  float* ring = nullptr;          // max(2 history, kMaxCuts) vectors: y_0.., s_0..; or the cuts
   const float* starts = nullptr;  // (starts, n) of this image, in the caller's memory
 };
 

@@ -9,7 +9,8 @@ namespace advcore {
 // not share the sets of a cache.
 inline int padded_length(int n) { return ((n + kPad - 1) / kPad | 1) * kPad; }
 
-// x0, x, trial, two gradients, best, stage_point; ring or cuts; bounds where each image has its own.
+// x0, x, trial, two gradients, best, stage_point; ring or cuts; bounds where each image has its
+// own.
 inline int slot_vectors(const Params& params, bool own_bounds) {
   const int ring = 2 * params.history > kMaxCuts ? 2 * params.history : kMaxCuts;
   return 7 + ring + (own_bounds ? 2 : 0);

@@ -28,8 +28,10 @@ std::vector<LayerSpec> layer_specs(const Layers& layers) {
   for (const auto& [weight, bias, activation, slope] : layers) {
     if (weight.ndim() != 2 || bias.ndim() != 1)
       throw std::invalid_argument("a layer is (weight (outputs, inputs), bias (outputs), ...)");
-    specs.push_back({static_cast<int>(weight.shape(1)), static_cast<int>(weight.shape(0)),
-                     activation_from_name(activation.c_str()), slope,
+    specs.push_back({static_cast<int>(weight.shape(1)),
+                     static_cast<int>(weight.shape(0)),
+                     activation_from_name(activation.c_str()),
+                     slope,
                      {weight.data(), weight.data() + weight.size()},
                      {bias.data(), bias.data() + bias.size()}});
   }
@@ -49,8 +51,7 @@ struct PyNetwork {
     return logits;
   }
   Floats backward(const Floats& dlogits) {
-    if (dlogits.ndim() != 2 || dlogits.shape(0) != rows.rows() ||
-        dlogits.shape(1) != net.classes())
+    if (dlogits.ndim() != 2 || dlogits.shape(0) != rows.rows() || dlogits.shape(1) != net.classes())
       throw std::invalid_argument("dlogits must have the shape of the last forward's logits");
     Floats dx({dlogits.shape(0), static_cast<py::ssize_t>(net.inputs())});
     rows.backward(dlogits.data(), dx.mutable_data());
@@ -109,9 +110,10 @@ struct Run {
 using Poll = std::function<bool(int64_t, int64_t, int64_t)>;
 
 // Solves on the native network; returns (results, error): what poll raised, or KeyboardInterrupt.
-py::typing::Tuple<Results, py::object> solve_native(const PyNetwork& network, const Params& params, Floats images,
-                       Array<int32_t> labels, Floats lo, Floats hi, std::optional<Floats> starts,
-                       int threads, int slots, const Poll& poll) {
+py::typing::Tuple<Results, py::object> solve_native(const PyNetwork& network, const Params& params,
+                                                    Floats images, Array<int32_t> labels, Floats lo,
+                                                    Floats hi, std::optional<Floats> starts,
+                                                    int threads, int slots, const Poll& poll) {
   Run run(params, images, labels, lo, hi, starts);
   py::object error = py::none();
   const auto watch = [&] {
@@ -136,8 +138,7 @@ class Session : public Run {
  public:
   Session(const Params& params, Floats images, Array<int32_t> labels, Floats lo, Floats hi,
           std::optional<Floats> starts, int slots)
-      : Run(params, images, labels, lo, hi, starts),
-        tile_(this->params, job, feed, slots, isa()) {
+      : Run(params, images, labels, lo, hi, starts), tile_(this->params, job, feed, slots, isa()) {
     clear_results(this->params, job);
   }
 

@@ -339,7 +339,7 @@ def test_torch_path_ends_where_the_native_one_does(targeted: bool, share: float)
     module = wrapped(network)
     x, labels = (v[:20] for v in data.embedded_digits())
     aim = (labels + 1 + np.arange(20) % 9) % 10 if targeted else labels
-    kind = {"targets" if targeted else "labels": aim}
+    kind: dict[str, Any] = {"targets" if targeted else "labels": aim}
     native = advcore.minimize_distortion(network, x, **kind)
     result = advcore.minimize_distortion(module, x, **kind)
     assert (native.engine["path"], result.engine["path"]) == ("native", "torch")

@@ -1,4 +1,4 @@
-// The solver's parts, compiled here for one vector length with the flags of the program.
+// The solver compiled here once more, with the flags of the program, to reach its parts.
 // ADVCORE_CHECK_LANES: floats in a vector.
 #pragma once
 
@@ -6,28 +6,10 @@
 #define ADVCORE_CHECK_LANES 4
 #endif
 #define ADVCORE_NS advcore::parts
+#define ADVCORE_ISA_NAME "parts"
 #define ADVCORE_LANES ADVCORE_CHECK_LANES
 
-#include "problem.h"
-
-// in the order of their dependences
-#include "cpu/lanes.h"
-
-#include "team.h"
-
-#include "box.h"
-
-#include "head.h"
-
-#include "small_solve.h"
-
-#include "history.h"
-
-#include "c_search.h"
-
-#include "polish.h"
-
-#include "advance.h"
+#include "cpu/isa_body.h"
 
 namespace parts = advcore::parts;
 using parts::kShifts;

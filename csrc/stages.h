@@ -1,0 +1,359 @@
+// The stages of the state machine: on each network of the smoothing schedule, one L-BFGS search in
+// which c is chosen anew every round. No line search: a rejected trial still feeds its pair, and a
+// Levenberg-Marquardt shift takes the place of backtracking.
+#pragma once
+
+namespace ADVCORE_NS {
+namespace {
+
+template <class Team>
+void Machine<Team>::start() {
+  if (!s.eval.finite) {
+    ++s.nans;
+    return finish(Status::non_finite);
+  }
+  if (s.eval.margin >= 0) return finish(Status::already_adversarial);
+  if (s.want_gradient) return stage_origin();  // smooth networks: this was the first stage's
+  begin_stage(0);
+}
+
+// The first stage starts at x0; a later one where the last stopped, with its c and its pairs:
+// what they say about the smoother network is a good start for this one (8% fewer evaluations
+// than a fresh ring, at the same distortion).
+template <class Team>
+void Machine<Team>::begin_stage(int stage) {
+  s.stage = stage;
+  s.since = s.rounds = s.solves = 0;
+  s.stage_best = kNone;
+  s.shift = s.c_low = s.c_high = 0;
+  const bool resume = stage > 0 && s.c > 0;
+  copy(team, params, resume ? p.stage_point : p.x0, p.trial);
+  const float T = resume ? schedule().temperature[stage] * abs(s.margin0) : -1.0f;
+  ask(resume ? Phase::stage_resume : Phase::stage_origin, true, schedule().smoothing[stage],
+      exact_loss() ? 1.0f : T);
+}
+
+// The trial becomes the accepted point.
+template <class Team>
+void Machine<Team>::accept(float norm2) {
+  swap(p.x, p.trial);
+  swap(p.gradient, p.trial_gradient);
+  s.margin = s.eval.margin;
+  s.log_odds = s.eval.log_odds;
+  s.sigma = sigma_of(s.log_odds);
+  s.loss = loss_of(s.log_odds);
+  s.norm2 = norm2;
+}
+
+template <class Team>
+float Machine<Team>::sigma_of(float log_odds) const {
+  return 1 / (1 + __builtin_expf(min(log_odds / s.T, 80.f)));
+}
+
+template <class Team>
+float Machine<Team>::loss_of(float log_odds) const {
+  const float u = -log_odds / s.T;
+  return s.T * (max(u, 0.0f) + __builtin_log1pf(__builtin_expf(-abs(u))));
+}
+
+template <class Team>
+void Machine<Team>::stage_origin() {
+  if (!s.eval.finite) {
+    ++s.nans;
+    return end_attempt(Status::not_found);
+  }
+  accept(0);
+  s.margin0 = s.margin;
+  s.goal = goal();
+  clear_ring(s);
+  if (s.margin >= 0) {  // the smoothed network is fooled by the clean image: nothing to search
+    s.stage_best = 0;
+    s.stage_class = s.eval.runner_up;
+    copy(team, params, p.x, p.stage_point);
+    s.c = 0;
+    return end_stage(Status::stalled);
+  }
+  start_search();
+}
+
+// From the accepted point: its linearised margin gives the first c and the first trial.
+template <class Team>
+void Machine<Team>::start_search() {
+  s.cuts = 0;
+  const float norm = write_cut(team, params, p, s, 0, p.gradient, p.x, s.margin);
+  if (norm == 0) return s.random_start ? end_attempt(Status::not_found) : random_start();
+  s.cuts = 1;
+  project(team, params, p, s, 0, p.trial);
+  s.cuts = 0;
+  // Where the network is saturated at x0 its linearisation says nothing about the boundary: the
+  // first step goes no further than kReach of the box, 0.1 rms for images in [0, 1].
+  float range2[1];
+  team.template sums<1>(params.padded_n, range2, [=, this](int i, Lane* acc) {
+    const Lane range = load(p.hi, i) - load(p.lo, i);
+    acc[0] += select(range < 1e30f, range * range, broadcast(1.0f));
+  });
+  const float far = distortion(team, params, p, p.trial);
+  const float reach = kReach * __builtin_sqrtf(range2[0]);
+  if (far > reach) shrink(p.trial, reach / far);
+  // On a two-class tie c* = 1 / (4 lambda), lambda the multiplier of the linearised margin: for
+  // a linear one, c* = |m| / (4 ||r||^2).
+  const float lambda = s.dual[0] / norm;
+  s.c = max(1 / (4 * max(lambda, 1e-30f)), abs(s.margin) / (4 * min(far * far, reach * reach)));
+  if (params.c_init > 0) {
+    s.c = params.c_init;
+    if (params.unsquared) s.c /= max(2 * distortion(team, params, p, p.trial), 1e-12f);
+  }
+  s.c0 = s.c_last = s.c;
+  s.accept_any = true;
+  ask(Phase::stage, true, s.k, s.T);
+}
+
+// x = clip(x0 + t (x - x0)), in place
+template <class Team>
+void Machine<Team>::shrink(float* x, float t) {
+  team.each(params.padded_n, [=, this](int i) {
+    const Lane x0 = load(p.x0, i);
+    store(x, i, clip(x0 + t * (load(x, i) - x0), load(p.lo, i), load(p.hi, i)));
+  });
+  team.sync();
+}
+
+// Zero gradient at x0: once more from a random point, keyed by seed, image and label.
+template <class Team>
+void Machine<Team>::random_start() {
+  s.random_start = s.random_pending = true;
+  uint64_t key = params.seed * 0x9e3779b97f4a7c15ull + (uint64_t)s.label;
+  for (int i = 0; i < params.n; ++i) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, p.x0 + i, 4);
+    key = (key ^ bits) * 0x100000001b3ull;
+  }
+  if (team.leader()) {
+    for (int i = 0; i < params.n; ++i) {
+      uint64_t z = key + 0x9e3779b97f4a7c15ull * (uint64_t)(i + 1);
+      z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+      z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+      const float u = (float)((z ^ (z >> 31)) >> 40) * 0x1p-23f - 1;  // [-1, 1)
+      const float range = p.hi[i] - p.lo[i] < 1e30f ? p.hi[i] - p.lo[i] : 1.0f;
+      p.trial[i] = min(max(p.x0[i] + 0.1f * range * u, p.lo[i]), p.hi[i]);
+    }
+  }
+  team.sync();
+  ask(Phase::stage, true, s.k, s.T);
+}
+
+template <class Team>
+void Machine<Team>::stage_resume() {
+  if (!s.eval.finite) {
+    ++s.nans;
+    return end_stage(Status::stalled);
+  }
+  const float norm = distortion(team, params, p, p.trial);
+  accept(norm * norm);
+  s.c0 = s.c;
+  s.goal = goal();
+  note_stage_best(norm, p.x);
+  propose();
+}
+
+// The margin to aim at: a little inside, in proportion to T.
+template <class Team>
+float Machine<Team>::goal() const {
+  return 0.1f * schedule().temperature[s.stage] * abs(s.margin0);
+}
+
+// s's, s'y and ||trial - x0||^2 of s = trial - x, y = g(trial) - g(x).
+template <class Team>
+void Machine<Team>::displacement(float* dots) {
+  const float old_sigma = s.sigma, new_sigma = sigma_of(s.eval.log_odds);
+  team.template sums<3>(params.padded_n, dots, [=, this](int i, Lane* acc) {
+    const Lane t = load(p.trial, i), d = t - load(p.x, i), r = t - load(p.x0, i);
+    acc[0] += d * d;
+    acc[1] += d * (old_sigma * load(p.gradient, i) - new_sigma * load(p.trial_gradient, i));
+    acc[2] += r * r;
+  });
+}
+
+template <class Team>
+bool Machine<Team>::worth_keeping(const float* dots) const {
+  return dots[0] > 0 && dots[1] > 1e-6f * 2 * s.c * dots[0];
+}
+
+template <class Team>
+void Machine<Team>::push_displacement(const float* dots) {
+  push_pair(team, params, p, s, p.x, p.gradient, s.sigma, p.trial, p.trial_gradient,
+            sigma_of(s.eval.log_odds), dots[0], dots[1]);
+}
+
+// Returns whether the best of this stage improved by more than the tolerance.
+template <class Team>
+bool Machine<Team>::note_stage_best(float norm, const float* point) {
+  if (!(s.eval.margin >= 0 && norm < s.stage_best)) return false;
+  const bool much = s.stage_best - norm > params.tolerance * s.stage_best;
+  s.stage_best = norm;
+  s.stage_class = s.eval.runner_up;
+  copy(team, params, point, p.stage_point);
+  return much;
+}
+
+template <class Team>
+void Machine<Team>::stage() {
+  ++s.rounds;
+  if (s.random_pending) {
+    s.random_pending = false;
+    const float norm = distortion(team, params, p, p.trial);
+    if (s.eval.finite) accept(norm * norm);
+    return start_search();
+  }
+  float dots[3];
+  displacement(dots);
+  const float new_loss = loss_of(s.eval.log_odds), norm2 = dots[2];
+  if (!s.eval.finite || !(dots[1] - dots[1] == 0)) {
+    s.shift = max(4 * s.shift, s.c);
+    s.accept_any = false;
+    if (++s.nans >= 3) return end_stage(Status::stalled);
+    return propose();
+  }
+  const float norm = __builtin_sqrtf(norm2);
+  const bool near = s.stage_best < kNone && norm >= 0.97f * s.stage_best;
+  if (note_stage_best(norm, p.trial))
+    s.since = 0;
+  else if (near)  // a short step says more about being at the end than a long one
+    s.since += __builtin_sqrtf(dots[0]) < 0.01f * norm ? 3 : 1;
+
+  float slope = 0;  // (g + 2 c r)'(trial - x)
+  {
+    float sum[1];
+    const float sigma = s.sigma, c2 = 2 * s.c;
+    team.template sums<1>(params.padded_n, sum, [=, this](int i, Lane* acc) {
+      const Lane x = load(p.x, i);
+      acc[0] += (load(p.trial, i) - x) * (c2 * (x - load(p.x0, i)) - sigma * load(p.gradient, i));
+    });
+    slope = sum[0];
+  }
+  if (worth_keeping(dots)) push_displacement(dots);
+  const float before = s.loss + s.c * s.norm2, after = new_loss + s.c * norm2;
+  const bool first = s.accept_any;
+  const bool accepted = first || after <= before + 1e-4f * slope + 2e-7f * before;
+  if (!first) {
+    const float ratio = (before - after) / max(-0.5f * slope, 1e-37f);
+    if (ratio < 0.05f) s.shift = max(4 * s.shift, s.c);
+    if (ratio > 0.6f) s.shift *= 0.25f;
+    if (s.shift < 1e-3f * s.c) s.shift = 0;
+  }
+  if (accepted) accept(norm2);
+  s.accept_any = false;
+
+  const bool still = accepted && !first && __builtin_sqrtf(dots[0]) < params.tolerance * norm;
+  if (params.c_search == CSearch::bisection) {
+    if (still || s.rounds >= schedule().budget[s.stage]) {
+      if (!bisect_c(s, s.margin >= 0)) return end_stage(Status::converged);
+      s.rounds = 0;
+    }
+    return propose();
+  }
+  if (still && abs(__builtin_logf(s.c / s.c_last)) < params.tolerance) {
+    if (s.stage_best < kNone) return end_stage(Status::converged);
+    s.goal = 2 * s.goal + goal();
+  }
+  if (s.stage_best < kNone && s.since >= params.patience) return end_stage(Status::stalled);
+  // A network is not left empty-handed before three times its budget.
+  const int patience = s.stage_best == kNone ? 3 : 1;
+  if (s.rounds >= patience * schedule().budget[s.stage]) return end_stage(Status::stalled);
+  propose();
+}
+
+template <class Team>
+void Machine<Team>::propose() {
+  ++s.iterations;
+  if (s.sigma < 1e-6f && s.margin > s.goal) return step_back();
+  // A small theta: outside the span of the pairs the curvature of the penalty problem is 2 c.
+  Model model;
+  model.pairs = s.pairs;
+  model.theta = 0.2f * s.c;
+  if (s.pairs > 0)
+    model.theta = min(model.theta, s.sy[s.newest][s.newest] / s.ss[s.newest][s.newest]);
+  model.shift = s.shift;
+  model.sigma = s.sigma;
+  model.margin = s.margin;
+  float* const free = p.trial;  // both are overwritten by the next trial
+  float* const r = p.trial_gradient;
+  const float sigma = s.sigma, c2 = 2 * s.c;
+  team.each(params.padded_n, [=, this](int i) {
+    const Lane x = load(p.x, i), ri = x - load(p.x0, i);
+    const Lane total = c2 * ri - sigma * load(p.gradient, i);
+    store(r, i, ri);
+    store(free, i, free_variable(x, total, load(p.lo, i), load(p.hi, i)));
+  });
+  team.sync();
+  const float* v[kMaxBasis];
+  const int m = s.pairs, count = 2 * m + 2;
+  for (int j = 0; j < m; ++j) {
+    v[j] = ring_y(params, p, j);
+    v[m + j] = ring_s(params, p, j);
+  }
+  v[2 * m] = p.gradient;
+  v[2 * m + 1] = r;
+  masked_gram(team, params.padded_n, free, v, count, model.gram);
+
+  s.c_last = s.c;
+  if (params.c_search == CSearch::fused) {
+    // The shift bounds the step, not c: with it no c would reach the goal, and c would run down.
+    model.shift = 0;
+    s.c = choose_c(params, s, model);
+    model.shift = s.shift;
+  }
+  const Step step = model_step(params, s, model, Shifts{} + (double)s.c);
+  const double inverse = 1 / step.tau[0];
+  bool sound = step.slope[0] < 0 && step.slope[0] > -1e300;
+  float weight[kMaxBasis];
+  for (int j = 0; j < 2 * m; ++j)
+    weight[j] =
+        (float)(sound ? step.q[j][0] * (j < m ? 1.0 : (double)model.theta) * inverse * inverse
+                      : 0.0);
+  weight[2 * m] = (float)(-s.sigma * inverse);
+  weight[2 * m + 1] = (float)(2 * s.c * inverse);
+  team.each(params.padded_n, [=, this, &v, &weight](int i) {
+    Lane d = Lane{};
+    for (int j = 0; j < count; ++j) d += weight[j] * load(v[j], i);
+    const Lane x = load(p.x, i) - load(free, i) * d;
+    store(p.trial, i, clip(x, load(p.lo, i), load(p.hi, i)));
+  });
+  team.sync();
+  ask(Phase::stage, true, s.k, s.T);
+}
+
+// So far inside the target's region that the loss and its gradient vanish: back along the ray
+// toward x0, to where the linearised margin reaches the goal.
+template <class Team>
+void Machine<Team>::step_back() {
+  float dot[1];
+  team.template sums<1>(params.padded_n, dot, [=, this](int i, Lane* acc) {
+    acc[0] += load(p.gradient, i) * (load(p.x, i) - load(p.x0, i));
+  });
+  const float t = dot[0] > 0 ? 1 - (s.margin - s.goal) / dot[0] : 0.5f;
+  between(team, params, p, min(max(t, 0.1f), 0.95f), p.trial);
+  s.c_last = s.c;
+  s.accept_any = true;
+  ask(Phase::stage, true, s.k, s.T);
+}
+
+template <class Team>
+void Machine<Team>::end_stage(Status status) {
+  if (s.k == 0 && params.c_search == CSearch::fused) s.penalty_norm = __builtin_sqrtf(s.norm2);
+  if (s.stage_best == kNone) copy(team, params, p.x, p.stage_point);
+  if (s.stage + 1 < schedule().stages) return begin_stage(s.stage + 1);
+  const bool adversarial = s.k == 0 && s.stage_best < kNone;
+  if (exact_loss()) return end_attempt(adversarial ? status : Status::not_found);
+  swap(p.x, p.stage_point);
+  if (adversarial) {
+    hold_class(s.stage_class);
+    return ask_center();
+  }
+  s.tries = 0;
+  copy(team, params, p.x, p.trial);
+  ask_exact(Phase::push, false);
+}
+
+}  // namespace
+}  // namespace ADVCORE_NS
