@@ -56,7 +56,7 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
     const Lane lo = load(p.lo, i), hi = load(p.hi, i), x0 = load(p.x0, i);
     const Lane q = x0 + w * (load(p.x, i) - x0);
     Lane row[P], y = q;
-#pragma GCC unroll 8
+#pragma GCC unroll 10
     for (int j = 0; j < P; ++j) {
       row[j] = load(a[j], i);
       y += lambda[j] * row[j];
@@ -65,11 +65,11 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
     const Mask inside = (y >= lo) & (y <= hi);
     const Lane x = clip(y, lo, hi), r = x - x0;
     int k = P;
-#pragma GCC unroll 8
+#pragma GCC unroll 10
     for (int j = 0; j < P; ++j) {
       acc[j] += row[j] * r;
       const Lane free = select(inside, row[j], Lane{});
-#pragma GCC unroll 8
+#pragma GCC unroll 10
       for (int l = 0; l <= j; ++l) acc[k++] += free * row[l];
     }
     acc[k] += (x - q) * (x - q);
@@ -87,6 +87,7 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
   if (s.cuts == 1) return dual_pass<1>(team, params, p, s, dual, w, out);
   if (s.cuts == 2) return dual_pass<2>(team, params, p, s, dual, w, out);
   if (s.cuts <= 4) return dual_pass<4>(team, params, p, s, dual, w, out);
+  if (s.cuts <= 6) return dual_pass<6>(team, params, p, s, dual, w, out);
   return dual_pass<kMaxCuts>(team, params, p, s, dual, w, out);
 }
 

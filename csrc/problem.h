@@ -12,7 +12,7 @@ namespace advcore {
 
 constexpr int kPad = 16;        // rows are padded to this many floats, with lo = hi = x0 = 0
 constexpr int kMaxHistory = 8;  // pairs (s, y)
-constexpr int kMaxCuts = 6;     // linearised margins of the polish
+constexpr int kMaxCuts = 10;     // linearised margins of the polish
 constexpr int kMaxStages = 8;
 constexpr int kMaxSchedules = 4;
 constexpr float kPadLogit = -1e30f;

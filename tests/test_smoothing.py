@@ -15,6 +15,7 @@ functional = torch.nn.functional
 from advcore.oracles import TorchOracle  # noqa: E402
 from advcore.smoothing import (  # noqa: E402
     ABSOLUTE_FLOOR,
+    Recomputation,
     Surveyed,
     Widths,
     find_activation,
@@ -440,6 +441,20 @@ def test_checkpointed_modules_are_not_smoothed(activation: Callable[[Any], Any])
     assert np.array_equal(oracle.forward(x), plain.forward(x))
     seed = np.ones((2, 3), np.float32)
     np.testing.assert_allclose(oracle.backward(seed), plain.backward(seed), rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", [torch.relu, torch.sigmoid, torch.tanh, torch.sigmoid_])
+def test_recomputation_is_an_activation_and_not_its_derivative(
+    activation: Callable[[Any], Any],
+) -> None:
+    h = torch.zeros(3, requires_grad=True)
+    out = activation(h * 1)
+    with Recomputation() as backward:
+        torch.autograd.grad(out.sum(), h)
+    assert not backward.seen
+    with Recomputation() as backward:
+        activation(h * 1)
+    assert backward.seen
 
 
 def test_model_that_fails_under_a_function_mode_still_runs_without() -> None:

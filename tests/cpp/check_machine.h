@@ -87,7 +87,7 @@ void check_affine_targeted(const advcore::IsaTable& isa, int n, int classes, boo
     return;
   }
   const double gap = static_cast<double>(trace.state.best_norm) / exact - 1;
-  expect(gap > -1e-5 && gap < 3e-4, "%s affine n %d K %d: distortion %g, optimum %g, gap %.1e",
+  expect(gap > -1e-5 && gap < 5e-4, "%s affine n %d K %d: distortion %g, optimum %g, gap %.1e",
          isa.name, n, classes, static_cast<double>(trace.state.best_norm), exact, gap);
   gaps.worst = std::max(gaps.worst, gap), ++gaps.solved;
 }
