@@ -1,4 +1,3 @@
-# Written by tools/make_stub.py
 """
 Compiled engine of advcore.
 """
@@ -9,27 +8,23 @@ import numpy
 import numpy.typing
 import typing
 __all__: list[str] = ['CSearch', 'Loss', 'Network', 'Params', 'Session', 'Status', 'isa', 'solve']
-
 class Status(enum.IntEnum):
     """
     How the search of one image ended.
     """
-    converged = 0
     already_adversarial = 1
     budget = 2
-    stalled = 3
-    not_found = 4
-    non_finite = 5
+    converged = 0
     interrupted = 6
-
+    non_finite = 5
+    not_found = 4
+    stalled = 3
 class Loss(enum.IntEnum):
-    margin = 0
     cross_entropy = 1
-
+    margin = 0
 class CSearch(enum.IntEnum):
-    fused = 0
     bisection = 1
-
+    fused = 0
 class Params:
     """
     Options of a run; csrc/problem.h describes each.
@@ -39,191 +34,142 @@ class Params:
     smoothable: bool
     targeted: bool
     unsquared: bool
-
     def __init__(self) -> None:
         ...
-
-    def add_schedule(self, smoothing: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], budget: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], temperature: typing.SupportsFloat | typing.SupportsIndex=0.019999999552965164) -> None:
+    def add_schedule(self, smoothing: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], budget: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], temperature: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]) -> None:
         ...
-
     @property
     def attempts(self) -> int:
         ...
-
     @attempts.setter
     def attempts(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-
     @property
     def c_factor(self) -> float:
         ...
-
     @c_factor.setter
     def c_factor(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
-
     @property
     def c_init(self) -> float:
         ...
-
     @c_init.setter
     def c_init(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
-
     @property
     def classes(self) -> int:
         ...
-
     @classes.setter
     def classes(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-
     @property
     def confidence(self) -> float:
         ...
-
     @confidence.setter
     def confidence(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
-
     @property
     def history(self) -> int:
         ...
-
     @history.setter
     def history(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-
     @property
     def max_evaluations(self) -> int:
         ...
-
     @max_evaluations.setter
     def max_evaluations(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-
     @property
     def n(self) -> int:
         ...
-
     @n.setter
     def n(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-
     @property
     def patience(self) -> int:
         ...
-
     @patience.setter
     def patience(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-
     @property
     def polish_budget(self) -> int:
         ...
-
     @polish_budget.setter
     def polish_budget(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-
     @property
     def polish_tolerance(self) -> float:
         ...
-
     @polish_tolerance.setter
     def polish_tolerance(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
-
     @property
     def seed(self) -> int:
         ...
-
     @seed.setter
     def seed(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-
     @property
     def starts(self) -> int:
         ...
-
     @starts.setter
     def starts(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-
     @property
     def tolerance(self) -> float:
         ...
-
     @tolerance.setter
     def tolerance(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
-
 class Network:
     """
     A fully connected network packed for this CPU.
     """
-
     def __init__(self, layers: collections.abc.Sequence[tuple[typing.Annotated[numpy.typing.ArrayLike, numpy.float32], typing.Annotated[numpy.typing.ArrayLike, numpy.float32], str, typing.SupportsFloat | typing.SupportsIndex]]) -> None:
         ...
-
     def backward(self, dlogits: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
         ...
-
-    def forward(self, x: numpy.typing.NDArray[numpy.float32], k: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None=None, widths: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None=None, measure: bool=False) -> numpy.typing.NDArray[numpy.float32]:
+    def forward(self, x: numpy.typing.NDArray[numpy.float32], k: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None = None, widths: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None = None, measure: bool = False) -> numpy.typing.NDArray[numpy.float32]:
         ...
-
     @property
     def classes(self) -> int:
         ...
-
     @property
     def inputs(self) -> int:
         ...
-
     @property
     def smoothable(self) -> bool:
         ...
-
 class Session:
     """
     Rounds of the solver with the evaluations left to the caller.
     """
-
     def __init__(self, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, slots: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-
     def advance(self, gradients: numpy.typing.NDArray[numpy.float32]) -> None:
         ...
-
-    def fill(self) -> tuple[typing.Any, ...]:
+    def fill(self) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.bool], int]:
         ...
-
     def head(self, logits: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
         ...
-
     def interrupt(self) -> None:
         ...
-
     @property
     def evaluations(self) -> int:
         ...
-
     @property
     def finished(self) -> int:
         ...
-
     @property
-    def results(self) -> dict[str, typing.Any]:
+    def results(self) -> dict[str, numpy.ndarray]:
         ...
-
     @property
     def succeeded(self) -> int:
         ...
-
 def isa() -> str:
     """
     The instruction set in use: base, v3 or v4.
     """
-
-def solve(network: Network, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, threads: typing.SupportsInt | typing.SupportsIndex, slots: typing.SupportsInt | typing.SupportsIndex, poll: collections.abc.Callable[[int, int, int], bool]) -> tuple[typing.Any, ...]:
+def solve(network: Network, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, threads: typing.SupportsInt | typing.SupportsIndex, slots: typing.SupportsInt | typing.SupportsIndex, poll: collections.abc.Callable[[int, int, int], bool]) -> tuple[dict[str, numpy.ndarray], typing.Any]:
     ...

@@ -101,7 +101,8 @@ def minimize_distortion(
     images : array or tensor (N, ...), inside ``bounds``
         float32; other real dtypes, and arrays that are not contiguous, are copied once.
     targets : (N,) int, optional
-        Class that each image shall be taken for. None: untargeted, any class but ``labels``.
+        Class that each image shall be taken for. None: untargeted, any class but ``labels``: the
+        search follows the class that it reaches first, which is not always the nearest one.
     labels : (N,) int, optional
         True classes, for untargeted runs; None: the model's own prediction. Where targets are
         given they decide alone, and labels are only checked.

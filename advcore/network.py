@@ -163,8 +163,11 @@ class Network:
 
     @property
     def kind(self) -> str:
-        """"kinked" where any activation is piecewise linear, "saturating" where any other is a
-        sigmoid or tanh, else "smooth": decides how the engine smooths the network at first."""
+        """What the engine smooths at first, and how.
+
+        "kinked" where any activation is piecewise linear, "saturating" where any other is a
+        sigmoid or tanh, else "smooth".
+        """
         used = {layer.activation for layer in self._layers}
         if used & set(KINKED):
             return "kinked"

@@ -77,11 +77,17 @@ SMOOTH = {
         60,
     ),
 }
-# For targets that these do not reach.
+# For targets that these do not reach, one after the other until one does.
 RESCUE = {
-    "kinked": Schedule((2.0, 0.5, 0.1, 0.0), (30, 30, 30, 60), (0.05, 0.05, 0.02, 0.02)),
-    "saturating": Schedule((1.0, 0.3, 0.0), (60, 60, 60), (0.1, 0.05, 0.02)),
-    "smooth": Schedule((0.0,), (150,), (0.3,)),
+    "kinked": (
+        Schedule((2.0, 0.5, 0.1, 0.0), (30, 30, 30, 60), (0.05, 0.05, 0.02, 0.02)),
+        Schedule((4.0, 2.0, 1.0, 0.5, 0.2, 0.05), (25,) * 6, (0.02,) * 6),
+    ),
+    "saturating": (
+        Schedule((1.0, 0.3, 0.0), (60, 60, 60), (0.1, 0.05, 0.02)),
+        Schedule((3.0, 1.5, 0.7, 0.3, 0.0), (60,) * 5, (0.05,) * 5),
+    ),
+    "smooth": (Schedule((0.0,), (150,), (0.3,)),),
 }
 EFFORT = {"kinked": KINKED, "saturating": SATURATING, "smooth": SMOOTH}
 # The paper's loss has one temperature, and stops at the minimiser of the penalty problem.
@@ -134,7 +140,7 @@ def engine_params(
         schedules: tuple[Schedule, ...] = (PENALTY,)
         params.attempts = 1
     else:
-        schedules = (*chosen.schedules, RESCUE[kind])
+        schedules = (*chosen.schedules, *RESCUE[kind])
         params.attempts = len(chosen.schedules)
     for schedule in schedules:
         params.add_schedule(schedule.smoothing, schedule.budget, schedule.temperature)

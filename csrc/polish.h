@@ -25,7 +25,7 @@ float write_cut(const Team& team, const Params& params, const Problem& p, State&
     acc[1] += g * (load(at, i) - load(p.x0, i));
   });
   const float norm = __builtin_sqrtf(dots[0]);
-  if (!(norm > 1e-30f && norm < 1e30f)) return 0;
+  if (!(norm > 1e-18f && norm < 1e18f)) return 0;  // beyond, its square is not a float
   const float inverse = 1 / norm;
   float* const row = cut_row(params, p, i);
   team.each(params.padded_n, [=](int i) { store(row, i, load(gradient, i) * inverse); });

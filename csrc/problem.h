@@ -12,9 +12,9 @@ namespace advcore {
 
 constexpr int kPad = 16;        // rows are padded to this many floats, with lo = hi = x0 = 0
 constexpr int kMaxHistory = 8;  // pairs (s, y)
-constexpr int kMaxCuts = 10;     // linearised margins of the polish
+constexpr int kMaxCuts = 10;    // linearised margins of the polish
 constexpr int kMaxStages = 8;
-constexpr int kMaxSchedules = 4;
+constexpr int kMaxSchedules = 6;
 constexpr float kPadLogit = -1e30f;
 
 enum class Status : int8_t {
@@ -114,8 +114,9 @@ struct State {
   bool random_start = false, random_pending = false;
   bool accept_any = false;  // the next trial is the start of the search
   float margin = 0, log_odds = 0, sigma = 0, loss = 0,
-        norm2 = 0;    // m, m_T, sigmoid(-m_T/T), l, r'r
-  float margin0 = 0;  // m at x0 on the network of this stage
+        norm2 = 0;         // m, m_T, sigmoid(-m_T/T), l, r'r
+  float clean_margin = 0;  // |m| at x0 on the exact network
+  float margin0 = 0;       // m at x0 on the network of the first stage
   float c = 0, c0 = 0, c_last = 0;
   float c_low = 0, c_high = 0;  // bracket of the bisection; 0: open
   int solves = 0;               // of the bisection

@@ -25,7 +25,7 @@ inline void solve_quasi_definite(int size, int negative, Shifts* K, Shifts* b) {
       d -= v[p] * kj[p] * side;
     }
     // Relative rounding of the float32 sums behind K is about 1e-6.
-    const ShiftMask sound = d > 1e-9 * full;
+    const ShiftMask sound = (d > 1e-9 * full) & (d > 0.0);
     kj[j] = sound ? d * side : Shifts{} + 1e300 * side;
     for (int i = j + 1; i < size; ++i) {
       Shifts* ki = K + row(i);

@@ -13,6 +13,7 @@ void Machine<Team>::start() {
     return finish(Status::non_finite);
   }
   if (s.eval.margin >= 0) return finish(Status::already_adversarial);
+  s.clean_margin = abs(s.eval.margin);
   if (s.want_gradient) return stage_origin();  // smooth networks: this was the first stage's
   begin_stage(0);
 }
@@ -28,7 +29,8 @@ void Machine<Team>::begin_stage(int stage) {
   s.shift = s.c_low = s.c_high = 0;
   const bool resume = stage > 0 && s.c > 0;
   copy(team, params, resume ? p.stage_point : p.x0, p.trial);
-  const float T = resume ? schedule().temperature[stage] * abs(s.margin0) : -1.0f;
+  const float T =
+      resume ? max(schedule().temperature[stage] * s.clean_margin, 4 * s.eval.rounding) : -1.0f;
   ask(resume ? Phase::stage_resume : Phase::stage_origin, true, schedule().smoothing[stage],
       exact_loss() ? 1.0f : T);
 }
@@ -159,7 +161,7 @@ void Machine<Team>::stage_resume() {
 // The margin to aim at: a little inside, in proportion to T.
 template <class Team>
 float Machine<Team>::goal() const {
-  return 0.1f * schedule().temperature[s.stage] * abs(s.margin0);
+  return 0.1f * schedule().temperature[s.stage] * min(s.clean_margin, abs(s.margin0));
 }
 
 // s's, s'y and ||trial - x0||^2 of s = trial - x, y = g(trial) - g(x).
@@ -202,7 +204,10 @@ void Machine<Team>::stage() {
   if (s.random_pending) {
     s.random_pending = false;
     const float norm = distortion(team, params, p, p.trial);
-    if (s.eval.finite) accept(norm * norm);
+    if (s.eval.finite)
+      accept(norm * norm);
+    else
+      ++s.nans;
     return start_search();
   }
   float dots[3];

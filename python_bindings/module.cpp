@@ -183,7 +183,9 @@ void add_schedule(Params& params, const std::vector<float>& smoothing,
                   const std::vector<int>& budget, const std::vector<float>& temperature) {
   if (params.schedules == kMaxSchedules || smoothing.empty() || smoothing.size() > kMaxStages ||
       smoothing.size() != budget.size() || smoothing.size() != temperature.size())
-    throw std::invalid_argument("a schedule has 1 to 8 stages, Params up to 4 schedules");
+    throw std::invalid_argument("a schedule has 1 to 8 stages, Params up to 6 schedules");
+  for (const float T : temperature)
+    if (!(T > 0)) throw std::invalid_argument("a temperature must be positive");
   Schedule& schedule = params.schedule[params.schedules++];
   schedule.stages = static_cast<int>(smoothing.size());
   std::copy(smoothing.begin(), smoothing.end(), schedule.smoothing);

@@ -34,7 +34,7 @@ def random_network(activations: list[str], width: int = 7, inputs: int = 5) -> N
 def test_import_of_network_and_oracles_loads_no_torch() -> None:
     code = "import sys, advcore.network, advcore.oracles, advcore.reference, advcore.result\n"
     code += "sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
 def test_layer_copies_and_freezes_its_arrays() -> None:
