@@ -37,22 +37,21 @@ float write_cut(const Team& team, const Params& params, const Problem& p, State&
 
 struct DualPoint {
   float residual[kMaxCuts];
-  double hessian[kMaxCuts][kMaxCuts];
   float distance2;  // ||x(dual) - q||^2
 };
 
+// Residuals and distance at the multipliers `dual`, and where x(dual) is inside the box: 1 and 0.
 template <int P, class Team>
 void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
-               const float* dual, float w, DualPoint& out) {
-  constexpr int kPairs = P * (P + 1) / 2;
+               const float* dual, float w, float* inside, DualPoint& out) {
   const float* a[P];
   float lambda[P];
   for (int j = 0; j < P; ++j) {  // past the last cut: a copy of it with multiplier zero
     a[j] = cut_row(params, p, j < s.cuts ? j : s.cuts - 1);
     lambda[j] = j < s.cuts ? dual[j] : 0;
   }
-  float dots[P + kPairs + 1];
-  team.template sums<P + kPairs + 1>(params.padded_n, dots, [&](int i, Lane* acc) {
+  float dots[P + 1];
+  team.template sums<P + 1>(params.padded_n, dots, [&](int i, Lane* acc) {
     const Lane lo = load(p.lo, i), hi = load(p.hi, i), x0 = load(p.x0, i);
     const Lane q = x0 + w * (load(p.x, i) - x0);
     Lane row[P], y = q;
@@ -62,39 +61,31 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
       y += lambda[j] * row[j];
     }
     // On a bound counts as inside: a clean image of zeros and ones can still move.
-    const Mask inside = (y >= lo) & (y <= hi);
+    store(inside, i, select((y >= lo) & (y <= hi), broadcast(1.0f), Lane{}));
     const Lane x = clip(y, lo, hi), r = x - x0;
-    int k = P;
 #pragma GCC unroll 10
-    for (int j = 0; j < P; ++j) {
-      acc[j] += row[j] * r;
-      const Lane free = select(inside, row[j], Lane{});
-#pragma GCC unroll 10
-      for (int l = 0; l <= j; ++l) acc[k++] += free * row[l];
-    }
-    acc[k] += (x - q) * (x - q);
+    for (int j = 0; j < P; ++j) acc[j] += row[j] * r;
+    acc[P] += (x - q) * (x - q);
   });
-  int k = P;
-  for (int j = 0; j < P; ++j)
-    for (int l = 0; l <= j; ++l, ++k) out.hessian[j][l] = out.hessian[l][j] = dots[k];
+  team.sync();
   for (int j = 0; j < P; ++j) out.residual[j] = dots[j] + s.offset[j < s.cuts ? j : s.cuts - 1];
-  out.distance2 = dots[k];
+  out.distance2 = dots[P];
 }
 
 template <class Team>
 void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
-               const float* dual, float w, DualPoint& out) {
-  if (s.cuts == 1) return dual_pass<1>(team, params, p, s, dual, w, out);
-  if (s.cuts == 2) return dual_pass<2>(team, params, p, s, dual, w, out);
-  if (s.cuts <= 4) return dual_pass<4>(team, params, p, s, dual, w, out);
-  if (s.cuts <= 6) return dual_pass<6>(team, params, p, s, dual, w, out);
-  return dual_pass<kMaxCuts>(team, params, p, s, dual, w, out);
+               const float* dual, float w, float* inside, DualPoint& out) {
+  if (s.cuts == 1) return dual_pass<1>(team, params, p, s, dual, w, inside, out);
+  if (s.cuts == 2) return dual_pass<2>(team, params, p, s, dual, w, inside, out);
+  if (s.cuts <= 4) return dual_pass<4>(team, params, p, s, dual, w, inside, out);
+  if (s.cuts <= 6) return dual_pass<6>(team, params, p, s, dual, w, inside, out);
+  return dual_pass<kMaxCuts>(team, params, p, s, dual, w, inside, out);
 }
 
 // Newton's step of the active multipliers. Those that it would take below zero go to zero, and the
 // others are solved for again: clamped alone, it would not descend (Bertsekas 1982).
-inline void newton_step(const DualPoint& at, const float* dual, const int* active, int count,
-                        double* step) {
+inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis], const float* dual,
+                        const int* active, int count, double* step) {
   double H[kMaxCuts][kMaxCuts], b[kMaxCuts], solved[kMaxCuts];
   bool zero[kMaxCuts] = {};
   for (bool again = true; again;) {
@@ -102,11 +93,10 @@ inline void newton_step(const DualPoint& at, const float* dual, const int* activ
     for (int i = 0; i < count; ++i)
       if (!zero[i]) kept[left++] = i;
     for (int k = 0; k < left; ++k) {
-      const int j = active[kept[k]];
-      b[k] = -at.residual[j];
-      for (int l = 0; l < left; ++l) H[k][l] = at.hessian[j][active[kept[l]]];
+      b[k] = -at.residual[active[kept[k]]];
+      for (int l = 0; l < left; ++l) H[k][l] = hessian[kept[k]][kept[l]];
       for (int i = 0; i < count; ++i)
-        if (zero[i]) b[k] += at.hessian[j][active[i]] * dual[active[i]];
+        if (zero[i]) b[k] += (double)hessian[kept[k]][i] * dual[active[i]];
     }
     solve_positive(left, H, b, solved);
     again = false;
@@ -140,8 +130,9 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
   };
   float dual[kMaxCuts];
   for (int j = 0; j < P; ++j) dual[j] = s.dual[j];
+  float* const inside = out;  // of the last pass, until the projection is written there
   DualPoint at;
-  dual_pass(team, params, p, s, dual, w, at);
+  dual_pass(team, params, p, s, dual, w, inside, at);
   for (int pass = 0; pass < kPasses; ++pass) {
     // Residuals are distances: 1e-6 of the distortion is what float32 sums can resolve.
     const float enough = 1e-6f * (__builtin_sqrtf(at.distance2) + 1e-6f);
@@ -151,7 +142,11 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
     for (int j = 0; j < P; ++j)
       if (dual[j] > 0 || at.residual[j] < 0) active[count++] = j;
     bool blocked = true;  // nothing that these cuts could move is inside the box
-    for (int i = 0; i < count; ++i) blocked = blocked && at.hessian[active[i]][active[i]] <= 0;
+    const float* rows[kMaxCuts];
+    for (int i = 0; i < count; ++i) rows[i] = cut_row(params, p, active[i]);
+    float hessian[kMaxBasis][kMaxBasis];
+    masked_gram(team, params.padded_n, inside, rows, count, hessian);
+    for (int i = 0; i < count; ++i) blocked = blocked && hessian[i][i] <= 0;
     if (blocked) {  // the cuts miss the box, or multipliers kept from an older bundle are too large
       bool back = false;
       for (int i = 0; i < count; ++i) {
@@ -161,11 +156,11 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
         back = true;
       }
       if (!back) break;
-      dual_pass(team, params, p, s, dual, w, at);
+      dual_pass(team, params, p, s, dual, w, inside, at);
       continue;
     }
     double step[kMaxCuts];
-    newton_step(at, dual, active, count, step);
+    newton_step(at, hessian, dual, active, count, step);
     const float f = value(at, dual);
     float length = 1, next[kMaxCuts];
     bool moved = false;
@@ -178,7 +173,7 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
         descent += at.residual[j] * (next[j] - dual[j]);
       }
       DualPoint trial;
-      dual_pass(team, params, p, s, next, w, trial);
+      dual_pass(team, params, p, s, next, w, inside, trial);
       // The values of near points differ by less than their rounding, the violations do not.
       moved = value(trial, next) <= f + 1e-4f * (float)descent + 2e-7f * at.distance2 ||
               violation(trial, next) <= 0.5f * worst;
@@ -187,7 +182,7 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
     if (!moved) {  // the gradient step that descends for any rows of unit length
       for (int j = 0; j < P; ++j) next[j] = max(dual[j] - at.residual[j] / P, 0.0f);
       DualPoint trial;
-      dual_pass(team, params, p, s, next, w, trial);
+      dual_pass(team, params, p, s, next, w, inside, trial);
       if (!(value(trial, next) < f)) break;
       at = trial;
     }
