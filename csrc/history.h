@@ -65,35 +65,54 @@ inline int age(const Params& params, const State& s, int i) {
   return s.newest - i + (i > s.newest ? params.history : 0);
 }
 
+// Dot products of a[0..R) with b[0..C), or with themselves (the lower triangle), over the free
+// variables; kept in registers.
+template <int R, int C, bool diagonal, class Team>
+void gram_block(const Team& team, int n, const float* free, const float* const* a,
+                const float* const* b, float (*dots)[4]) {
+  float sums[R * C];
+  team.template sums<R * C>(n, sums, [=](int i, Lane* acc) {
+    const Lane m = load(free, i);
+    Lane x[R], y[C];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) x[r] = load(a[r], i);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) y[c] = diagonal ? x[c] : load(b[c], i);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      x[r] *= m;
+#pragma GCC unroll 4
+      for (int c = 0; c < (diagonal ? r + 1 : C); ++c) acc[r * C + c] += x[r] * y[c];
+    }
+  });
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < (diagonal ? r + 1 : C); ++c) dots[r][c] = sums[r * C + c];
+}
+
+template <int R, class Team>
+void gram_rows(const Team& team, int n, const float* free, const float* const* v, int first,
+               float (*gram)[kMaxBasis]) {
+  float dots[4][4];
+  for (int j = 0; j <= first; j += 4) {
+    if (j < first)
+      gram_block<R, 4, false>(team, n, free, v + first, v + j, dots);
+    else
+      gram_block<R, R, true>(team, n, free, v + first, v + first, dots);
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < (j < first ? 4 : r + 1); ++c)
+        gram[first + r][j + c] = gram[j + c][first + r] = dots[r][c];
+  }
+}
+
 // All dot products of the vectors v[0..count), over the free variables.
 template <class Team>
 void masked_gram(const Team& team, int n, const float* free, const float* const* v, int count,
                  float (*gram)[kMaxBasis]) {
-  constexpr int B = 4;
-  for (int I = 0; I < count; I += B) {
-    for (int J = 0; J <= I; J += B) {
-      const float *a[B], *b[B];
-      for (int q = 0; q < B; ++q) {
-        a[q] = v[I + q < count ? I + q : count - 1];
-        b[q] = v[J + q < count ? J + q : count - 1];
-      }
-      float dots[B * B];
-      const float *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3];
-      const float *b0 = b[0], *b1 = b[1], *b2 = b[2], *b3 = b[3];
-      team.template sums<B * B>(n, dots, [=](int i, Lane* acc) {
-        const Lane m = load(free, i);
-        const Lane x[B] = {load(a0, i) * m, load(a1, i) * m, load(a2, i) * m, load(a3, i) * m};
-        const Lane y[B] = {load(b0, i), load(b1, i), load(b2, i), load(b3, i)};
-#pragma GCC unroll 4
-        for (int r = 0; r < B; ++r)
-#pragma GCC unroll 4
-          for (int q = 0; q < B; ++q) acc[r * B + q] += x[r] * y[q];
-      });
-      for (int r = 0; r < B && I + r < count; ++r)
-        for (int q = 0; q < B && J + q < count; ++q)
-          gram[I + r][J + q] = gram[J + q][I + r] = dots[r * B + q];
-    }
-  }
+  int first = 0;
+  for (; first + 4 <= count; first += 4) gram_rows<4>(team, n, free, v, first, gram);
+  if (count - first == 1) gram_rows<1>(team, n, free, v, first, gram);
+  if (count - first == 2) gram_rows<2>(team, n, free, v, first, gram);
+  if (count - first == 3) gram_rows<3>(team, n, free, v, first, gram);
 }
 
 // The model of one round: Gram blocks over the free set, in the order Y, S, gradient of m_T, r.
