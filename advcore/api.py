@@ -344,7 +344,8 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
             "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy forward "
             f"and backward, got {type(model).__name__}"
         )
-    if is_module:
+    # The flags of an exported program or traced graph say nothing: its mode was fixed before.
+    if is_module and not isinstance(model, sys.modules["torch"].fx.GraphModule):
         training = [name or "the module" for name, m in model.named_modules() if m.training]
         if training:
             raise ValueError(

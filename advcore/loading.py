@@ -88,14 +88,11 @@ def _exported(source: str) -> Any:
     require("torch", "torch", "reading a .pt2 file")
     export = importlib.import_module("torch.export")
     try:
-        module = export.load(source).module()
+        return export.load(source).module()
     except Exception as error:  # torch raises its own kinds for broken archives
         raise ValueError(
             f"--model: {source} cannot be read by torch.export.load ({error})"
         ) from None
-    for part in module.modules():
-        part.training = False  # fixed at export: torch refuses eval(), and says "training" of all
-    return module
 
 
 def _network(source: str) -> Any:

@@ -145,6 +145,7 @@ class Network:
         if self.classes < 2:
             raise ValueError("the last layer must give at least 2 logits, got 1")
         self._compiled: Any = None
+        self._mirror: Network | None = None
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -235,12 +236,14 @@ class Network:
 
     def reversed(self) -> Network:
         """The same function of ``x[:, ::-1]``, with its sums in another order; classes stay."""
-        layers = []
-        for index, layer in enumerate(self._layers):
-            step = 1 if index + 1 == len(self._layers) else -1
-            weight, bias = layer.weight[::step, ::-1], layer.bias[::step]
-            layers.append(Layer(weight, bias, layer.activation, layer.slope))
-        return Network(layers)
+        if self._mirror is None:
+            layers = []
+            for index, layer in enumerate(self._layers):
+                step = 1 if index + 1 == len(self._layers) else -1
+                weight, bias = layer.weight[::step, ::-1], layer.bias[::step]
+                layers.append(Layer(weight, bias, layer.activation, layer.slope))
+            self._mirror = Network(layers)
+        return self._mirror
 
     def to_torch(self) -> torch.nn.Sequential:
         """The same network as torch modules, float32 on the CPU, in eval mode."""
