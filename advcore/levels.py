@@ -39,13 +39,15 @@ class Differentiable(Protocol):
 
 
 def check_levels(levels: Any, bounds: Any) -> None:
-    """Raises unless levels is an integer >= 2 and bounds are two finite numbers."""
+    """Raises unless levels is an integer >= 2 and bounds are two finite numbers, lower < upper."""
     validate.integer(levels, "levels", least=2, most=2**16)
     for bound in bounds:
         if not isinstance(bound, numbers.Real) or not np.isfinite(float(bound)):
             raise ValueError(
                 f"bounds must be two finite numbers where levels is given, got {bound!r}"
             )
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds must have lower < upper where levels is given, got {bounds!r}")
 
 
 def to_grid(
@@ -67,6 +69,8 @@ def to_grid(
     the row becomes its clean image and ``success`` False. Returns the evaluations of each image.
     """
     step = (high - low) / (levels - 1)
+    least = validate.inward(np.array(low, np.float64), np.inf)
+    most = validate.inward(np.array(high, np.float64), -np.inf)
     evaluations = np.zeros(len(images), np.int32)
     for rows in np.array_split(np.flatnonzero(success), max(1, -(-int(success.sum()) // size))):
         if not len(rows):
@@ -82,6 +86,7 @@ def to_grid(
             if not len(active):
                 break
             x = (low + level[active] * step).astype(np.float32)
+            x = np.clip(x, least, most)
             margin, smooth, gradient = _margin(model, x, labels[rows[active]], targeted, T[active])
             evaluations[rows[active]] += 1
             r = ((x - clean[active]) ** 2).sum(axis=1)

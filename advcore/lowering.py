@@ -79,7 +79,8 @@ class _Lowering:
         self.check(module)
         kind: type[Any] = type(module)
         if kind is nn.Sequential:
-            for name, child in module.named_children():
+            for name, child in module._modules.items():  # named_children() leaves out repetitions
+                assert child is not None
                 self.visit(child, f"{path}.{name}" if path else name)
         elif kind in (nn.Identity, nn.Dropout):
             return

@@ -102,7 +102,7 @@ class Logits:
             pair[:, 1:] = output
             return pair
         with np.errstate(over="ignore"):  # a float64 logit may overflow: the row is not finite
-            return np.ascontiguousarray(output, dtype=np.float32)
+            return np.array(output, dtype=np.float32, order="C")  # the model may reuse its buffer
 
     def seed(self, dlogits: Floats) -> Floats:
         """The gradient with respect to the model's own output."""

@@ -67,15 +67,16 @@ def _choose(
     targeted: bool,
 ) -> Floats:
     pool = pool.astype(np.float32)
+    exact = pool.astype(np.float64)  # a rank must not depend on which rows share a product
     out = np.repeat(images[:, None], NEAREST, axis=1)
-    size = np.einsum("mn,mn->m", pool, pool)
+    size = np.einsum("mn,mn->m", exact, exact)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         members = np.flatnonzero((kinds == label) if targeted else (kinds != label))
         if not len(members):
             continue
         for part in np.array_split(rows, -(-len(rows) // 256)):
-            distance = size[members] - 2 * images[part] @ pool[members].T
+            distance = size[members] - 2 * images[part].astype(np.float64) @ exact[members].T
             order = np.argsort(distance, axis=1, kind="stable")[:, :NEAREST]
             out[part, : order.shape[1]] = pool[members[order]]
     return out

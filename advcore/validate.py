@@ -67,7 +67,7 @@ def box(
     count, n = shape[0], math.prod(shape[1:])
     limits: list[Floats] = []
     exact: list[NDArray[Any]] = []
-    for name, part, inward in (("lower", low, np.inf), ("upper", high, -np.inf)):
+    for name, part, side in (("lower", low, np.inf), ("upper", high, -np.inf)):
         bound = array(part, f"{name} bound").astype(np.float64)
         if np.isnan(bound).any():
             raise ValueError(f"{name} bound must not be NaN")
@@ -81,11 +81,7 @@ def box(
                 f"{name} bound must be a number or broadcast to images of shape {shape}, "
                 f"got shape {np.shape(part)}"
             ) from None
-        with np.errstate(over="ignore"):
-            rounded = whole.astype(np.float32)
-        outside = rounded < whole if inward > 0 else rounded > whole
-        rounded = np.where(outside, np.nextafter(rounded, np.float32(inward)), rounded)
-        limits.append(rounded.reshape((count, n) if own else (n,)))
+        limits.append(inward(whole, side).reshape((count, n) if own else (n,)))
         exact.append(whole)
     lo, hi = limits
     if lo.ndim != hi.ndim:
@@ -103,6 +99,14 @@ def box(
     if given.dtype != np.float32:
         flat = np.clip(flat, lo, hi)
     return flat, np.ascontiguousarray(lo), np.ascontiguousarray(hi)
+
+
+def inward(bound: NDArray[np.float64], side: float) -> Floats:
+    """The bound in float32, rounded toward ``side``: infinity for a lower one, -infinity else."""
+    with np.errstate(over="ignore"):
+        rounded = bound.astype(np.float32)
+    outside = rounded < bound if side > 0 else rounded > bound
+    return np.where(outside, np.nextafter(rounded, np.float32(side)), rounded)
 
 
 def classes(value: object, name: str, count: int, total: int) -> NDArray[np.int32]:

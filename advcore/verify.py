@@ -65,6 +65,7 @@ def confirm(
         z = batched(forward, adversarial[open_rows], size)
         margin[open_rows], prediction[open_rows] = margins(z, labels[open_rows], targeted)
         failed = ~(margin[open_rows] >= confidence)
+        failed |= (prediction[open_rows] == labels[open_rows]) != targeted  # ties
         open_rows, start = open_rows[failed], start[failed]
         if push < pushes:
             clean = images[open_rows]

@@ -7,6 +7,7 @@ are missing, empty modules stand in for them.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 import types
@@ -17,6 +18,7 @@ import torch
 Attack = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, bool], torch.Tensor]
 
 
+@functools.cache
 def _import() -> types.ModuleType:
     for name, parts in (("torchvision", ("models", "transforms")), ("visdom", ("Visdom",))):
         if importlib.util.find_spec(name) is None:

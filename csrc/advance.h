@@ -3,8 +3,8 @@
 // Phase::done. It never calls a network.
 //
 //   start -> stage_origin -> [stage_resume ->] stage ... -> push -> polish_start
-//         -> polish <-> polish_probe -> done        then, for each given start, seed -> bisect
-//         -> polish_start ...
+//         -> polish <-> polish_probe -> done        and before it, for each given start,
+//            given_start -> bisect -> polish_start ...
 //
 // A pass through the stages is one fused c-search on each network of the smoothing schedule; push
 // hands its point over to the exact network; the polish projects x0 onto the bundle of linearised
@@ -79,8 +79,8 @@ struct Machine {
       case Phase::polish_probe:
         polish_probe();
         break;
-      case Phase::seed:
-        seed();
+      case Phase::given_start:
+        given_start();
         break;
       case Phase::done:
         break;
@@ -111,24 +111,29 @@ struct Machine {
     s.phase = Phase::done;
   }
 
-  // An attempt is over: the next schedule, the next given start, or the end. The status is that of
-  // the attempt which found the best image.
+  // An attempt is over. The status is that of the attempt which found the best image.
   void end_attempt(Status status) {
     if (s.best_norm < s.attempt_best) {
       s.attempt_best = s.best_norm;
-      s.status = status;
+      s.status = status == Status::not_found ? Status::stalled : status;
     }
-    const int wanted = s.best_norm < kNone ? params.attempts : params.schedules;
     release_class();
-    if (s.starts_tried == 0 && s.schedule + 1 < wanted) {
-      ++s.schedule;
+    next_attempt(status);
+  }
+
+  // Given starts first, so that no budget loses them; then the schedules.
+  void next_attempt(Status status) {
+    if (s.starts_tried < params.starts) {
+      team.copy_row(params.n, p.starts + (size_t)s.starts_tried * params.n, p.trial);
+      ++s.starts_tried;
+      return ask_exact(Phase::given_start, false);
+    }
+    if (s.searches < (s.best_norm < kNone ? params.attempts : params.schedules)) {
+      s.schedule = s.searches++;
       s.c = 0;
       return begin_stage(0);
     }
-    if (s.starts_tried == params.starts) return finish(s.best_norm < kNone ? s.status : status);
-    team.copy_row(params.n, p.starts + (size_t)s.starts_tried * params.n, p.trial);
-    ++s.starts_tried;
-    ask_exact(Phase::seed, false);
+    finish(s.best_norm < kNone ? s.status : status);
   }
 
   // stages.h: fused c-search
@@ -166,7 +171,7 @@ struct Machine {
   void segment(float t);
   void polish_probe();
   void end_cut_round();
-  void seed();
+  void given_start();
   void ask_between();
   void bisect();
 };
@@ -180,7 +185,7 @@ void begin(const Team& team, const Params& params, Problem& p, int label) {
   s.phase = Phase::start;
   s.measure = params.smoothable;
   // Where the first stage is the exact network, its evaluation at x0 is this one.
-  s.want_gradient = params.schedule[0].smoothing[0] == 0;
+  s.want_gradient = params.schedule[0].smoothing[0] == 0 && params.starts == 0;
   s.k = 0;
   s.T = !s.want_gradient ? 0.0f : params.loss == Loss::cross_entropy ? 1.0f : -1.0f;
   copy(team, params, p.x0, p.trial);

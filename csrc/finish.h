@@ -61,7 +61,7 @@ bool Machine<Team>::add_cut(const float* gradient, const float* at) {
   // In reserve, so that rounding does not turn a point on the cut into a miss.
   const int slot = cut_slot(s);
   const float margin = s.eval.margin - min(0.25f * s.eval.kappa, 0.5f * s.eval.rounding);
-  if (write_cut(team, params, p, s, slot, gradient, at, margin) == 0) return false;
+  if (!(write_cut(team, params, p, s, slot, gradient, at, margin) > 0)) return false;
   s.born[slot] = s.cut_rounds;
   if (slot == s.cuts) ++s.cuts;
   return true;
@@ -178,7 +178,7 @@ void Machine<Team>::end_cut_round() {
 
 // It may be far away: 12 bisections bring it to the boundary on the way to x0.
 template <class Team>
-void Machine<Team>::seed() {
+void Machine<Team>::given_start() {
   if (!s.eval.finite || s.eval.margin < 0) return end_attempt(Status::not_found);
   hold_class(s.eval.runner_up);
   swap(p.x, p.trial);
@@ -203,6 +203,7 @@ void Machine<Team>::bisect() {
     between(team, params, p, s.t_high, p.trial);
     swap(p.x, p.trial);
   }
+  if (exact_loss()) return end_attempt(Status::stalled);  // the paper's loss has no polish
   ask_center();
 }
 

@@ -44,7 +44,7 @@ void head(const Team& team, const Params& params, State& s, float* z, float* see
 
   const float sign = s.targeted ? 1.0f : -1.0f;
   e.rounding = 16 * 1.1920929e-7f * largest;
-  e.kappa = max(params.confidence, e.rounding);
+  e.kappa = max(max(params.confidence, e.rounding), 1e-30f);  // a tie is not adversarial
   e.runner_up = runner_up;
   e.margin = sign * (z_label - other) - e.kappa;
   if (s.T < 0) {

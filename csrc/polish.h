@@ -14,7 +14,8 @@ inline float* cut_row(const Params& params, const Problem& p, int i) {
   return p.ring + (size_t)i * params.padded_n;
 }
 
-// Cut i from the margin and its gradient at `at`. Returns ||gradient||; 0: no cut was written.
+// Cut i from the margin and its gradient at `at`. Returns ||gradient||; no cut is written where it
+// is 0 or NaN.
 template <class Team>
 float write_cut(const Team& team, const Params& params, const Problem& p, State& s, int i,
                 const float* gradient, const float* at, float margin) {
@@ -25,7 +26,8 @@ float write_cut(const Team& team, const Params& params, const Problem& p, State&
     acc[1] += g * (load(at, i) - load(p.x0, i));
   });
   const float norm = __builtin_sqrtf(dots[0]);
-  if (!(norm > 1e-18f && norm < 1e18f)) return 0;  // beyond, its square is not a float
+  if (!(norm > 1e-18f && norm < 1e18f))  // beyond, its square is not a float
+    return norm - norm;                  // 0, or NaN where it is not finite
   const float inverse = 1 / norm;
   float* const row = cut_row(params, p, i);
   team.each(params.padded_n, [=](int i) { store(row, i, load(gradient, i) * inverse); });

@@ -37,7 +37,7 @@ enum class Phase : int8_t {
   polish_start,  // exact margin and its gradient at the centre
   polish,        // trial of the bundle
   polish_probe,  // forward only: between the centre and a failed trial
-  seed,          // forward only: is a given start adversarial?
+  given_start,   // forward only: is it adversarial?
   done,
 };
 
@@ -110,7 +110,7 @@ struct State {
   float penalty_norm = -1;     // distortion of the penalty minimiser at the final c; < 0: none
 
   // fused c-search, at the accepted point x
-  int schedule = 0, stage = 0;
+  int schedule = 0, stage = 0, searches = 0;  // searches: schedules begun
   bool random_start = false, random_pending = false;
   bool accept_any = false;  // the next trial is the start of the search
   float margin = 0, log_odds = 0, sigma = 0, loss = 0,

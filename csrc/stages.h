@@ -14,13 +14,13 @@ void Machine<Team>::start() {
   }
   if (s.eval.margin >= 0) return finish(Status::already_adversarial);
   s.clean_margin = abs(s.eval.margin);
-  if (s.want_gradient) return stage_origin();  // smooth networks: this was the first stage's
-  begin_stage(0);
+  if (!s.want_gradient) return next_attempt(Status::not_found);
+  s.searches = 1;
+  stage_origin();  // smooth networks: this was the first stage's
 }
 
 // The first stage starts at x0; a later one where the last stopped, with its c and its pairs:
-// what they say about the smoother network is a good start for this one (8% fewer evaluations
-// than a fresh ring, at the same distortion).
+// what they say about the smoother network is a good start for this one (docs/decisions.md).
 template <class Team>
 void Machine<Team>::begin_stage(int stage) {
   s.stage = stage;
@@ -83,6 +83,10 @@ template <class Team>
 void Machine<Team>::start_search() {
   s.cuts = 0;
   const float norm = write_cut(team, params, p, s, 0, p.gradient, p.x, s.margin);
+  if (!(norm >= 0)) {
+    ++s.nans;
+    return end_attempt(Status::not_found);
+  }
   if (norm == 0) return s.random_start ? end_attempt(Status::not_found) : random_start();
   s.cuts = 1;
   project(team, params, p, s, 0, p.trial);
@@ -96,6 +100,13 @@ void Machine<Team>::start_search() {
   });
   const float far = distortion(team, params, p, p.trial);
   const float reach = kReach * __builtin_sqrtf(range2[0]);
+  if (far == 0) {  // nothing can move; or a random start whose linear margin admits x0
+    if (s.norm2 == 0) return end_attempt(Status::not_found);
+    s.c = s.c0 = s.c_last = max(s.clean_margin, abs(s.margin)) / (4 * s.norm2);
+    s.cuts = 0;
+    note_stage_best(__builtin_sqrtf(s.norm2), p.x);
+    return propose();
+  }
   if (far > reach) shrink(p.trial, reach / far);
   // On a two-class tie c* = 1 / (4 lambda), lambda the multiplier of the linearised margin: for
   // a linear one, c* = |m| / (4 ||r||^2).
@@ -248,6 +259,8 @@ void Machine<Team>::stage() {
   }
   if (accepted) accept(norm2);
   s.accept_any = false;
+  if (accepted && s.k == 0 && s.margin >= 0 && params.c_search == CSearch::fused)
+    s.penalty_norm = norm;
 
   const bool still = accepted && !first && __builtin_sqrtf(dots[0]) < params.tolerance * norm;
   if (params.c_search == CSearch::bisection) {
@@ -345,7 +358,6 @@ void Machine<Team>::step_back() {
 
 template <class Team>
 void Machine<Team>::end_stage(Status status) {
-  if (s.k == 0 && params.c_search == CSearch::fused) s.penalty_norm = __builtin_sqrtf(s.norm2);
   if (s.stage_best == kNone) copy(team, params, p.x, p.stage_point);
   if (s.stage + 1 < schedule().stages) return begin_stage(s.stage + 1);
   const bool adversarial = s.k == 0 && s.stage_best < kNone;

@@ -37,6 +37,21 @@ def test_import_of_network_and_oracles_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("shared", ["activation", "linear"])
+def test_modules_used_twice_are_lowered_twice(shared: str) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    act, mid = torch.nn.Tanh(), torch.nn.Linear(8, 8)
+    parts = [torch.nn.Linear(5, 8), act, mid, act if shared == "activation" else torch.nn.Tanh()]
+    if shared == "linear":
+        parts += [mid, torch.nn.Tanh()]
+    module = torch.nn.Sequential(*parts, torch.nn.Linear(8, 3)).eval()
+    x = torch.rand(7, 5)
+    network = Network.from_torch(module, (5,))
+    assert len(network.layers) == (3 if shared == "activation" else 4)
+    np.testing.assert_allclose(network.forward(x.numpy()), module(x).detach(), atol=1e-6)
+
+
 def test_layer_copies_and_freezes_its_arrays() -> None:
     weight = np.asfortranarray(np.arange(6.0).reshape(2, 3))
     layer = Layer(weight, np.zeros(2))  # type: ignore[arg-type]
