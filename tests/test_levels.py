@@ -173,3 +173,21 @@ def test_results_do_not_depend_on_the_batch(random_network: Any, random_images: 
         np.testing.assert_array_equal(part.evaluations, whole.evaluations[rows])
 
     check()
+
+
+@pytest.mark.parametrize("high", [0.1, 0.3, 0.7])
+def test_the_grid_stays_inside_bounds_that_float32_cannot_hold(high: float) -> None:
+    network = data.embedded_network()
+    x, labels = data.embedded_digits()
+    x = (x[:20] * np.float32(0.999 * high)).clip(0, np.nextafter(np.float32(high), np.float32(0)))
+    result = advcore.minimize_distortion(
+        network, x, labels=labels[:20], bounds=(0.0, high), levels=16
+    )
+    assert (result.adversarial.astype(np.float64) <= high).all()
+
+
+def test_levels_need_room_between_the_bounds() -> None:
+    with pytest.raises(ValueError, match="lower < upper"):
+        advcore.minimize_distortion(
+            data.embedded_network(), np.zeros((1, 784), np.float32), bounds=(0, 0), levels=4
+        )

@@ -142,3 +142,15 @@ def test_the_nearest_of_the_pool_are_taken(random_network: Any, random_images: A
         )
         np.testing.assert_array_equal(a.adversarial, b.adversarial)
         assert a.evaluations == b.evaluations
+
+
+def test_starts_survive_any_budget() -> None:
+    x, labels = data.embedded_digits()
+    network = data.embedded_network()
+    x, targets = x[:20], data.random_targets(labels, classes=10, seed=0)[:20]
+    found = advcore.minimize_distortion(network, x, targets)
+    again = advcore.minimize_distortion(
+        network, x, targets, starts=found.adversarial, max_evaluations=1
+    )
+    assert again.success.all()
+    assert (again.distortion <= found.distortion).all()

@@ -325,3 +325,63 @@ def test_single_logit_in_numpy_is_the_binary_form() -> None:
     aimed = advcore.minimize_distortion(one, x, (z <= 0).astype(int))
     np.testing.assert_allclose(aimed.distortion, result.distortion, rtol=1e-3)
     refuse(ValueError, r"targets must be in \[0, 2\)", one, x, [2] * 12)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1e-4])
+def test_a_tie_is_not_adversarial(confidence: float) -> None:
+    result = advcore.minimize_distortion(
+        constant(0.0, 0.0, 0.0), images(), np.array([0, 1, 2, 1]), confidence=confidence
+    )
+    assert names(result) == ["not_found"] * 4
+    assert not result.success.any()
+
+
+def test_images_that_cannot_move_cost_one_evaluation() -> None:
+    x = images()
+    network = affine()
+    targets = network.forward(x).argmin(axis=1)
+    result = advcore.minimize_distortion(network, x, targets, bounds=(x, x))
+    assert names(result) == ["not_found"] * 4
+    assert np.isnan(result.c).all() or np.isfinite(result.c).all()
+    assert (result.evaluations <= 3).all()
+
+
+def test_nan_gradients_with_finite_logits_are_non_finite() -> None:
+    model = Model(backward=lambda dlogits: np.full((len(dlogits), N), NAN))
+    result = advcore.minimize_distortion(model, images(), np.array([2, 2, 2, 2]))
+    failed = ~result.success
+    assert failed.any()
+    assert {name for name, bad in zip(names(result), failed, strict=True) if bad} == {"non_finite"}
+
+
+def test_success_never_comes_with_not_found() -> None:
+    """Flat everywhere, another class in half of the box: only the random start finds it."""
+
+    def step(x: Any) -> Any:
+        up = (x[:, 0] > 0.5).astype(np.float64)
+        return np.stack([1 - up, up, np.full(len(x), -1.0)], axis=1)
+
+    model = Model(forward=step, backward=lambda dlogits: np.zeros((len(dlogits), N)))
+    x = np.full((20, N), 0.45, np.float32) + 1e-3 * images(20)
+    result = advcore.minimize_distortion(model, x, np.ones(20, np.int64))
+    assert result.success.any()
+    for status, success in zip(names(result), result.success, strict=True):
+        assert success != (status == "not_found")
+    assert not np.isinf(result.c).any()
+
+
+def test_logits_in_a_buffer_that_the_model_reuses() -> None:
+    class Buffered(Model):
+        out = np.empty((4096, K))
+
+        def forward(self, x: Any) -> Any:
+            self.out[: len(x)] = super().forward(x)
+            return self.out[: len(x)]
+
+    x = images(40)
+    targets = (Model().forward(x).argmax(axis=1) + 1) % K
+    plain = advcore.minimize_distortion(Model(), x, targets)
+    reused = advcore.minimize_distortion(Buffered(), x, targets)
+    assert plain.success.all()
+    np.testing.assert_array_equal(plain.adversarial, reused.adversarial)
+    np.testing.assert_array_equal(plain.margin, reused.margin)
