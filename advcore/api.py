@@ -1,4 +1,4 @@
-"""`minimize_distortion`: checks, choice of the path, run, verification, result."""
+"""`minimize_distortion`: checks, run, verification, result."""
 
 from __future__ import annotations
 
@@ -6,63 +6,22 @@ import contextlib
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core, validate, verify
-from .errors import Interrupted, ModelError
-from .network import Network, Unsupported
-from .oracles import NumpyOracle, Oracle, TorchOracle, softmax_output
+from .errors import Interrupted, ModelError, ModelRaised
+from .paths import SAMPLE, Path, choose_path, logit_noise, probes
 from .result import Result
 from .run import Job, Progress, Watch, default_threads, run_native, run_oracle
 from .settings import EFFORTS, engine_params
 from .starts import nearest_starts
 
 Floats = NDArray[np.float32]
-SAMPLE = 64
-"""Images on which a model is tried, and the noise of its logits is measured."""
-
-
-@dataclass(frozen=True)
-class Path:
-    """How the model is evaluated: natively where `network`, else by `oracle`, which also has the
-    last word on a lowered module.
-    """
-
-    network: Network | None
-    oracle: Oracle | None
-    info: dict[str, str | int]
-
-    @property
-    def classes(self) -> int:
-        return self.network.classes if self.network is not None else self._oracle.classes
-
-    @property
-    def kind(self) -> str:
-        return (self.network if self.network is not None else self._oracle).kind
-
-    @property
-    def model(self) -> Network | Oracle:
-        """What has the last word: the model itself, not its lowered form."""
-        return self._oracle if self.network is None or self.oracle is not None else self.network
-
-    @property
-    def _oracle(self) -> Oracle:
-        assert self.oracle is not None
-        return self.oracle
-
-    def forward(self, x: Floats) -> Floats:
-        """Logits of the model itself."""
-        if self.oracle is None:
-            assert self.network is not None
-            return self.network.forward(x)
-        return self.oracle.forward(x, grad=False)
-
-
 def minimize_distortion(
     model: Any,
     images: Any,
@@ -100,10 +59,10 @@ def minimize_distortion(
         a NumPy model. One logit z counts as two, (0, z).
     images : array or tensor (N, ...), inside ``bounds``
         float32; other real dtypes, and arrays that are not contiguous, are copied once.
-    targets : (N,) int, optional
+    targets : (N,) int, or an int for all images, optional
         Class that each image shall be taken for. None: untargeted, any class but ``labels``: the
         search follows the class that it reaches first, which is not always the nearest one.
-    labels : (N,) int, optional
+    labels : (N,) int, or an int for all images, optional
         True classes, for untargeted runs; None: the model's own prediction. Where targets are
         given they decide alone, and labels are only checked.
     loss : "margin" or "cross_entropy"
@@ -166,6 +125,11 @@ def minimize_distortion(
         Ctrl-C; a KeyboardInterrupt whose ``result`` holds what was computed.
     ModelError
         The model raised in the middle of the run; ``result`` as above.
+
+    Warns
+    -----
+    UserWarning
+        Most targets are what the model sees already, as with labels passed for targets.
     """
     begin = time.perf_counter()
     given = validate.images(images)
@@ -201,7 +165,7 @@ def minimize_distortion(
     size = batch_size or 1024
     required = confidence
     if count:
-        required += 4 * _logit_noise(path, _probes(lo, hi))
+        required += 4 * logit_noise(path, probes(lo, hi))
     truth = None
     if labels is not None:
         truth = validate.classes(labels, "labels", count, path.classes)
@@ -259,6 +223,8 @@ def minimize_distortion(
                 int(found["success"].sum()),
                 int(found["evaluations"].sum()),
             )
+    if isinstance(error, ModelRaised):
+        error = error.__cause__
     success: NDArray[np.bool_] = found["success"]
     adversarial: Floats = found["adversarial"]
     margin: Floats = found["margin"]
@@ -316,99 +282,14 @@ def minimize_distortion(
         ) from error
     if error is not None:
         raise error
+    already = int((result.status == _core.Status.already_adversarial).sum())
+    if targeted and count >= 10 and 2 * already > count:
+        warnings.warn(
+            f"targets equals the model's own prediction for {already} of {count} images; for an "
+            "untargeted run pass them as labels=",
+            stacklevel=2,
+        )
     return result
-
-
-def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any) -> Path:
-    """The native network where the model is one or can be lowered, else its oracle."""
-    on_cpu = device is None or str(device) == "cpu"
-    info: dict[str, str | int] = {"path": "native", "device": "cpu", "isa": _core.isa()}
-    tried = sample if len(sample) else None
-    if isinstance(model, Network):
-        if not on_cpu:
-            raise ValueError(f"device must be cpu for a native network, got {device}")
-        if math.prod(shape) != model.inputs:
-            raise ValueError(
-                f"images must have {model.inputs} values each for this network, got shape {shape}"
-            )
-        return Path(model, None, {**info, "reason": "the model is an advcore.Network"})
-    torch = sys.modules.get("torch")
-    is_module = torch is not None and isinstance(model, torch.nn.Module)
-    if not is_module and hasattr(model, "forward") and hasattr(model, "backward"):
-        numpy_oracle = NumpyOracle(model, shape, tried)
-        _check_logits(numpy_oracle, tried)
-        info = {"path": "numpy", "device": "cpu", "isa": _core.isa()}
-        return Path(None, numpy_oracle, {**info, "reason": "forward and backward in NumPy"})
-    if not callable(model):
-        raise TypeError(
-            "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy forward "
-            f"and backward, got {type(model).__name__}"
-        )
-    # The flags of an exported program or traced graph say nothing: its mode was fixed before.
-    if is_module and not isinstance(model, sys.modules["torch"].fx.GraphModule):
-        training = [name or "the module" for name, m in model.named_modules() if m.training]
-        if training:
-            raise ValueError(
-                f"model must be in eval mode, {training[0]} is in training mode; call model.eval()"
-            )
-    oracle = TorchOracle(model, shape, device, tried)
-    _check_logits(oracle, tried)
-    reason = "a callable that is not a module"
-    if is_module and on_cpu:
-        try:
-            network = Network.from_torch(model, shape)
-        except Unsupported as unsupported:
-            reason = unsupported.reason
-        else:
-            scale = 1e-3 * (1 + float(np.abs(oracle.forward(sample, grad=False)).max(initial=0)))
-            if not verify.noise(network.forward, _plain(oracle), sample) > scale:
-                info["reason"] = "the module was lowered to a native network"
-                return Path(network, oracle, info)
-            reason = "the lowered network gives other logits"
-    info = {"path": "torch", "device": str(device or oracle.device), "isa": _core.isa()}
-    return Path(None, oracle, {**info, "reason": reason})
-
-
-def _plain(oracle: Oracle) -> Callable[[Floats], Floats]:
-    return lambda x: oracle.forward(x, grad=False)
-
-
-def _check_logits(oracle: Oracle, sample: Floats | None) -> None:
-    if sample is not None and softmax_output(oracle.forward(sample, grad=False)):
-        raise ValueError(
-            "model must return logits, got rows in [0, 1] that sum to 1: the output of a softmax; "
-            "pass the model without it"
-        )
-
-
-def _probes(lo: Floats, hi: Floats) -> Floats:
-    """Random images inside the bounds, (SAMPLE, n).
-
-    Not the caller's: what is measured on them must not depend on which images are in the run.
-    """
-    u = np.random.default_rng(0).random((SAMPLE, lo.shape[-1]), dtype=np.float32)
-    if lo.ndim == 2:
-        return u
-    low = np.where(np.isfinite(lo), lo, np.where(np.isfinite(hi), hi - 1, 0)).astype(np.float32)
-    high = np.where(np.isfinite(hi), hi, low + 1).astype(np.float32)
-    return np.clip(low + (high - low) * u, lo, hi)
-
-
-def _logit_noise(path: Path, probes: Floats) -> float:
-    """Rounding of the logits: by how much forwards that sum in another order differ.
-
-    Of a model: between batch sizes and, where it was lowered, from the engine's. Of a `Network`:
-    from the same one with all units in reverse.
-    """
-    if path.oracle is None:
-        assert path.network is not None
-        mirror = path.network.reversed()
-        return verify.noise(path.network.forward, lambda x: mirror.forward(x[:, ::-1]), probes)
-    small = probes[:8]
-    alone = verify.noise(path.forward, lambda x: verify.batched(path.forward, x, 1), small)
-    if path.network is None:
-        return alone
-    return max(alone, verify.noise(path.network.forward, path.forward, probes))
 
 
 def _predict(path: Path, flat: Floats, size: int) -> NDArray[np.int32]:

@@ -20,6 +20,10 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
+class ModelRaised(ValueError):
+    """The model raised in a forward; its exception is the cause. A run ends with `ModelError`."""
+
+
 class ModelError(RuntimeError):
     """The model raised during a run; its exception is the cause, ``result`` as in `Interrupted`."""
 

@@ -7,11 +7,14 @@ respect to them. Loss, distortion and c belong to the engine. Importing this fil
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .errors import ModelRaised
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +125,18 @@ def softmax_output(logits: NDArray[np.floating[Any]]) -> bool:
     return bool(inside and np.abs(rows.sum(axis=1) - 1.0).max() <= 1e-4)
 
 
+@contextmanager
+def _named(images: Any, hint: str = "") -> Iterator[None]:
+    """Turns what the model raises on ``images`` (B, ...) into one error that names them."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelRaised(
+            f"the model raised on a batch of {len(images)} images of shape "
+            f"{tuple(images.shape[1:])}: {type(error).__name__}: {error}{hint}"
+        ) from error
+
+
 class NumpyOracle:
     """An object with NumPy ``forward`` and ``backward``, see `NumpyModel`.
 
@@ -158,7 +173,9 @@ class NumpyOracle:
         grad: bool = True,
     ) -> Floats:
         """See `Oracle`; ``k``, ``slots`` and ``measure`` are ignored."""
-        output = self._model.forward(x.reshape(len(x), *self._shape))
+        images = x.reshape(len(x), *self._shape)
+        with _named(images):
+            output = self._model.forward(images)
         if isinstance(output, (tuple, dict)):
             raise TypeError(f"model must return an array (B, K), got {type(output).__name__}")
         return self._logits.take(np.asarray(output), len(x))
@@ -203,7 +220,8 @@ class TorchOracle:
     Raises
     ------
     TypeError, ValueError
-        The output is not a floating-point tensor (B, K), or no gradient can flow through it.
+        The model raised, its output is not a floating-point tensor (B, K), or no gradient can
+        flow through it.
     """
 
     def __init__(
@@ -299,7 +317,9 @@ class TorchOracle:
     def _call(self, x: torch.Tensor, mode: Any = None) -> torch.Tensor:
         """The model's output for flat rows ``x``, under the function mode if there is one."""
         images = x.reshape(len(x), *self._shape)
-        with self._torch.autocast(self._device.type, enabled=False):
+        exported = isinstance(self._model, self._torch.fx.GraphModule)
+        hint = "; an exported program needs a dynamic batch dimension" if exported else ""
+        with self._torch.autocast(self._device.type, enabled=False), _named(images, hint):
             if mode is None:
                 output = self._model(images)
             else:
@@ -376,8 +396,9 @@ class TorchOracle:
                 leaf = self._wrap(np.repeat(x[:1], count, axis=0)).clone().requires_grad_(True)
                 output = self._call(leaf.clone().to(self._device, self._dtype), mode)
                 if mode.calls and output.requires_grad:
+                    total = output.sum()
                     with Recomputation() as backward:
-                        torch.autograd.grad(output.sum(), leaf, allow_unused=True)
+                        torch.autograd.grad(total, leaf, allow_unused=True)
                     if backward.seen:
                         return
             surveyed.append(mode.calls)

@@ -241,6 +241,11 @@ class Recomputation(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.seen = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: torch need not import its compiler, which takes 1 s, to keep it out of here."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,

@@ -31,9 +31,14 @@ def margins(
 
 def noise(forward: Forward, other: Forward, x: Floats) -> float:
     """Largest finite difference between the logits of two forwards of the same network."""
+    return difference(forward(x), other(x))
+
+
+def difference(logits: Floats, others: Floats) -> float:
+    """Largest finite one between two arrays of logits."""
     with np.errstate(invalid="ignore"):  # infinity minus infinity
-        difference = np.abs(forward(x) - other(x))
-    return float(difference[np.isfinite(difference)].max(initial=0.0))
+        out = np.abs(logits - others)
+    return float(out[np.isfinite(out)].max(initial=0.0))
 
 
 def confirm(

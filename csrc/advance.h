@@ -15,7 +15,6 @@
 namespace ADVCORE_NS {
 namespace {
 
-constexpr float kNone = 3e38f;
 constexpr float kReach = 0.1f;
 constexpr int kStale = 4;  // rounds of the polish without progress
 

@@ -7,26 +7,9 @@
 #include <exception>
 #include <limits>
 #include <mutex>
-#include <new>
 #include <thread>
 
-#include "workspace.h"
-
 namespace advcore {
-namespace {
-
-constexpr std::align_val_t kAlign{64};
-
-float* allocate(size_t bytes) {
-  void* const memory = ::operator new(std::max<size_t>(bytes, 64), kAlign);
-  std::memset(memory, 0, bytes);
-  return static_cast<float*>(memory);
-}
-
-}  // namespace
-
-void Tile::Free::operator()(float* p) const { ::operator delete(p, kAlign); }
-
 void clear_results(const Params& params, const Job& job) {
   const float inf = std::numeric_limits<float>::infinity();
   const float nan = std::numeric_limits<float>::quiet_NaN();
@@ -44,9 +27,9 @@ void clear_results(const Params& params, const Job& job) {
 
 Tile::Tile(const Params& params, const Job& job, Feed& feed, int slots, const IsaTable& isa)
     : params_(params), job_(job), feed_(feed), isa_(isa), slots_(static_cast<size_t>(slots)) {
-  const size_t bytes = slot_bytes(params, job.own_bounds);
-  arena_.reset(allocate(bytes * slots_.size()));
-  bounds_.reset(allocate(2 * sizeof(float) * static_cast<size_t>(params.padded_n)));
+  const size_t floats = slot_floats(params, job.own_bounds);
+  arena_ = allocate(floats * slots_.size());
+  bounds_ = allocate(2 * static_cast<size_t>(params.padded_n));
   row_.reserve(slots_.size());
   float* const hi = bounds_.get() + params.padded_n;
   if (!job.own_bounds) {
@@ -56,7 +39,7 @@ Tile::Tile(const Params& params, const Job& job, Feed& feed, int slots, const Is
   for (size_t i = 0; i < slots_.size(); ++i) {
     slots_[i].lo = bounds_.get();
     slots_[i].hi = hi;
-    carve_slot(params, job.own_bounds, arena_.get() + i * (bytes / sizeof(float)), slots_[i]);
+    carve_slot(params, job.own_bounds, arena_.get() + i * floats, slots_[i]);
   }
 }
 
@@ -75,7 +58,7 @@ void Tile::load(Problem& p, int64_t index) {
 void Tile::deliver(Problem& p) {
   const State& s = p.state;
   const int64_t i = p.index;
-  const bool success = s.best_norm < 3e38f;
+  const bool success = s.best_norm < kNone;
   if (success)
     std::copy_n(p.best, params_.n,
                 job_.adversarial + static_cast<size_t>(i) * static_cast<size_t>(params_.n));
@@ -132,8 +115,8 @@ void Tile::gather(float* x, float* k, int32_t* slots, bool* measure) {
 
 void Tile::heads(const float* logits, float* seeds) {
   const size_t classes = static_cast<size_t>(params_.classes);
-  const size_t padded = (classes + kPad - 1) / kPad * kPad;
-  if (!logits_) logits_.reset(allocate(2 * padded * sizeof(float)));
+  const size_t padded = static_cast<size_t>(advcore::padded(params_.classes));
+  if (!logits_) logits_ = allocate(2 * padded);
   float* const z = logits_.get();
   for (int row = 0; row < rows(); ++row) {
     const size_t at = static_cast<size_t>(row) * classes;
@@ -166,12 +149,11 @@ void run_tile(const Network& network, const Params& params, const Job& job, int 
   const PackedNetwork& net = network.packed();
   Tile tile(params, job, feed, slots, isa);
   const size_t count = static_cast<size_t>(slots), layers = static_cast<size_t>(net.layers);
-  const size_t padded = static_cast<size_t>((net.classes + kPad - 1) / kPad * kPad);
-  std::unique_ptr<float, void (*)(float*)> memory(
-      allocate(isa.scratch_bytes(net, slots) + 2 * count * padded * sizeof(float)),
-      [](float* p) { ::operator delete(p, kAlign); });
+  const size_t padded = static_cast<size_t>(advcore::padded(net.classes));
+  const size_t scratch_floats = isa.scratch_bytes(net, slots) / sizeof(float);
+  const AlignedFloats memory = allocate(scratch_floats + 2 * count * padded);
   Scratch& scratch = *isa.carve_scratch(net, slots, memory.get());
-  float* rows = memory.get() + isa.scratch_bytes(net, slots) / sizeof(float);
+  float* const rows = memory.get() + scratch_floats;
   std::vector<float*> logits(count), seed(count), dx(count), width(count);
   std::vector<const float*> x(count);
   std::vector<float> widths(count * layers), k(count);

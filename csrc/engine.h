@@ -11,6 +11,7 @@
 #include "cpu/isa.h"
 #include "network.h"
 #include "problem.h"
+#include "workspace.h"
 
 namespace advcore {
 
@@ -78,15 +79,11 @@ class Tile {
   void load(Problem& p, int64_t index);
   void deliver(Problem& p);
 
-  struct Free {
-    void operator()(float* p) const;
-  };
-
   const Params params_;
   const Job job_;
   Feed& feed_;
   const IsaTable& isa_;
-  std::unique_ptr<float, Free> arena_, bounds_, logits_;
+  AlignedFloats arena_, bounds_, logits_;
   std::vector<Problem> slots_;
   std::vector<int> row_;
   int gradient_rows_ = 0;

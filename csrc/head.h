@@ -15,7 +15,7 @@ namespace {
 // seed: (classes) padded, written where the problem wants a gradient.
 template <class Team>
 void head(const Team& team, const Params& params, State& s, float* z, float* seed) {
-  const int classes = params.classes, padded = (classes + kPad - 1) / kPad * kPad;
+  const int classes = params.classes, padded = advcore::padded(classes);
   const int label = s.label;
   Evaluation& e = s.eval;
   float spread[1];

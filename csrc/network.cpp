@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -15,7 +14,6 @@ namespace {
 
 constexpr const char* kNames[kActivations] = {"identity", "relu",     "leaky_relu", "sigmoid",
                                               "tanh",     "softplus", "gelu",       "gelu_tanh"};
-constexpr std::align_val_t kAlignment{64};
 
 [[noreturn]] void refuse(const std::string& text) { throw std::invalid_argument(text); }
 
@@ -54,7 +52,7 @@ void check(const std::vector<LayerSpec>& layers) {
   }
 }
 
-size_t padded(size_t n) { return (n + kPad - 1) / kPad * kPad; }
+size_t whole_lines(size_t n) { return (n + kPad - 1) / kPad * kPad; }
 
 }  // namespace
 
@@ -69,21 +67,19 @@ Activation activation_from_name(const char* name) {
   refuse("activation must be one of " + known + ", not " + name);
 }
 
-void Network::Free::operator()(float* p) const { ::operator delete(p, kAlignment); }
-
 Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : isa_(table) {
   check(layers);
   size_t total = 0;
   for (const LayerSpec& layer : layers)
-    total += padded(table.packed_floats(layer.inputs, layer.outputs)) +
-             padded(table.packed_floats(layer.outputs, layer.inputs)) +
-             padded(static_cast<size_t>(layer.outputs));
-  storage_.reset(static_cast<float*>(::operator new(total * sizeof(float), kAlignment)));
+    total += whole_lines(table.packed_floats(layer.inputs, layer.outputs)) +
+             whole_lines(table.packed_floats(layer.outputs, layer.inputs)) +
+             whole_lines(static_cast<size_t>(layer.outputs));
+  storage_ = allocate(total);
 
   float* next = storage_.get();
   const auto take = [&next](size_t floats) {
     float* const start = next;
-    next += padded(floats);
+    next += whole_lines(floats);
     return start;
   };
   for (const LayerSpec& layer : layers) {
@@ -93,7 +89,7 @@ Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : 
     float* const bias = take(static_cast<size_t>(layer.outputs));
     table.pack(layer.weight.data(), layer.inputs, layer.outputs, 1, width, forward);
     table.pack(layer.weight.data(), layer.outputs, layer.inputs, width, 1, backward);
-    std::memset(bias, 0, padded(layer.bias.size()) * sizeof(float));
+    std::memset(bias, 0, whole_lines(layer.bias.size()) * sizeof(float));
     std::memcpy(bias, layer.bias.data(), layer.bias.size() * sizeof(float));
     layers_.push_back(
         {layer.inputs, layer.outputs, layer.activation, layer.slope, forward, backward, bias});
@@ -109,13 +105,12 @@ void Propagation::forward(const float* x, int rows, const float* k, float* width
   const size_t count = static_cast<size_t>(rows), layers = static_cast<size_t>(network_.layers());
   const size_t inputs = static_cast<size_t>(network_.inputs());
   const size_t classes = static_cast<size_t>(network_.classes());
-  const size_t in = static_cast<size_t>(padded_length(network_.inputs()));
-  const size_t out = static_cast<size_t>(padded_length(network_.classes()));
+  const size_t in = static_cast<size_t>(row_stride(network_.inputs()));
+  const size_t out = static_cast<size_t>(row_stride(network_.classes()));
   const int slots = std::max(rows, 1);
   const size_t scratch = network_.isa().scratch_bytes(network_.packed(), slots) / sizeof(float);
-  memory_.assign(scratch + count * (in + 2 * out) + 16, 0.0f);
-  float* memory = memory_.data();
-  while (reinterpret_cast<uintptr_t>(memory) % 64) ++memory;
+  memory_ = allocate(scratch + count * (in + 2 * out));
+  float* memory = memory_.get();
   scratch_ = network_.isa().carve_scratch(network_.packed(), slots, memory);
   memory += scratch;
   x_.resize(count), logits_.resize(count), seed_.resize(count);

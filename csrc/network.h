@@ -2,11 +2,11 @@
 // threads share it.
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/packed_network.h"
+#include "workspace.h"
 
 namespace advcore {
 
@@ -37,12 +37,8 @@ class Network {
   const IsaTable& isa() const { return isa_; }  // the one that it is packed for
 
  private:
-  struct Free {
-    void operator()(float* p) const;
-  };
-
   const IsaTable& isa_;
-  std::unique_ptr<float, Free> storage_;  // 64-byte aligned: packed weights and biases
+  AlignedFloats storage_;  // packed weights and biases
   std::vector<PackedLayer> layers_;
   PackedNetwork packed_{};
   bool smoothable_ = false;
@@ -65,7 +61,7 @@ class Propagation {
  private:
   const Network& network_;
   int rows_ = 0;
-  std::vector<float> memory_;
+  AlignedFloats memory_;
   Scratch* scratch_ = nullptr;
   std::vector<float*> x_, logits_, seed_;
 };

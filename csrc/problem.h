@@ -1,5 +1,5 @@
 // The data of a run: Params (options, one a run), Problem (one image in a slot), and what an
-// oracle is asked for. Plain data, shared by every backend; no function here.
+// oracle is asked for. Plain data, shared by every backend.
 //
 // Letters of the papers: x0 clean image, r = x - x0, c weight of the distortion, s and y the pairs
 // of L-BFGS (Nocedal), T temperature of the smoothed log-odds, k smoothing of kinked activations.
@@ -15,7 +15,13 @@ constexpr int kMaxHistory = 8;  // pairs (s, y)
 constexpr int kMaxCuts = 10;    // linearised margins of the polish
 constexpr int kMaxStages = 8;
 constexpr int kMaxSchedules = 6;
+constexpr float kNone = 3e38f;  // no distortion yet
 constexpr float kPadLogit = -1e30f;
+
+// n rounded up to kPad; and the floats from row to row, an odd number of 64-byte lines, so that the
+// rows of an image do not share the sets of a cache.
+static constexpr int padded(int n) { return (n + kPad - 1) / kPad * kPad; }
+static constexpr int row_stride(int n) { return ((n + kPad - 1) / kPad | 1) * kPad; }
 
 enum class Status : int8_t {
   converged,            // the stopping rule of the last phase was met
@@ -54,7 +60,7 @@ struct Schedule {
 
 struct Params {
   int n = 0;         // variables of an image
-  int padded_n = 0;  // n rounded up to kPad
+  int padded_n = 0;  // row_stride(n)
   int classes = 0;
   bool targeted = true;
   Loss loss = Loss::margin;
@@ -104,8 +110,8 @@ struct State {
   Evaluation eval;
 
   // best-so-far on the exact network
-  float best_norm = 3e38f;
-  float best_margin = -3e38f;  // of the best image; without success: the best margin seen
+  float best_norm = kNone;
+  float best_margin = -kNone;  // of the best image; without success: the best margin seen
   int best_prediction = -1;    // there; without success at x0
   float penalty_norm = -1;     // distortion of the penalty minimiser at the final c; < 0: none
 
@@ -122,7 +128,7 @@ struct State {
   int solves = 0;               // of the bisection
   float shift = 0;              // mu of Levenberg and Marquardt
   float goal = 0;               // margin that the choice of c aims at
-  float stage_best = 3e38f;
+  float stage_best = kNone;
   int stage_class = -1;  // runner-up there: the class reached, untargeted
   int since = 0, rounds = 0, nans = 0;
   int pairs = 0, newest = -1;               // ring
@@ -140,7 +146,7 @@ struct State {
   float dual[kMaxCuts] = {};
   int born[kMaxCuts] = {};
   int starts_tried = 0;
-  float attempt_best = 3e38f;  // best_norm when the last attempt ended
+  float attempt_best = kNone;  // best_norm when the last attempt ended
 
   int evaluations = 0, forwards = 0, iterations = 0;  // forward+backward pairs; forwards alone
 };

@@ -1,13 +1,26 @@
 // The memory of a slot: one arena a tile, carved before the run; nothing is allocated after.
 #pragma once
 
+#include <cstring>
+#include <memory>
+#include <new>
+
 #include "problem.h"
 
 namespace advcore {
 
-// Floats from vector to vector: an odd number of 64-byte lines, so that the vectors of an image do
-// not share the sets of a cache.
-inline int padded_length(int n) { return ((n + kPad - 1) / kPad | 1) * kPad; }
+struct AlignedFree {
+  void operator()(float* p) const { ::operator delete(p, std::align_val_t{64}); }
+};
+using AlignedFloats = std::unique_ptr<float, AlignedFree>;
+
+// Zeroed memory aligned to 64 bytes.
+inline AlignedFloats allocate(size_t floats) {
+  const size_t bytes = sizeof(float) * (floats > 0 ? floats : 1);
+  AlignedFloats memory(static_cast<float*>(::operator new(bytes, std::align_val_t{64})));
+  std::memset(memory.get(), 0, bytes);
+  return memory;
+}
 
 // x0, x, trial, two gradients, best, stage_point; ring or cuts; bounds where each image has its
 // own.
@@ -16,11 +29,11 @@ inline int slot_vectors(const Params& params, bool own_bounds) {
   return 7 + ring + (own_bounds ? 2 : 0);
 }
 
-inline size_t slot_bytes(const Params& params, bool own_bounds) {
-  return (size_t)slot_vectors(params, own_bounds) * params.padded_n * sizeof(float);
+inline size_t slot_floats(const Params& params, bool own_bounds) {
+  return (size_t)slot_vectors(params, own_bounds) * params.padded_n;
 }
 
-// Sets the pointers of p into `memory`, slot_bytes() zeroed bytes aligned to 64.
+// Sets the pointers of p into `memory`, slot_floats() zeroed floats aligned to 64 bytes.
 inline void carve_slot(const Params& params, bool own_bounds, float* memory, Problem& p) {
   const auto take = [&](int vectors) {
     float* const start = memory;

@@ -14,10 +14,6 @@
 namespace ADVCORE_NS {
 namespace {
 
-// Floats from row to row: an odd number of 64-byte lines, so that rows of wide layers do not share
-// the sets of a cache.
-inline size_t row_stride(int n) { return static_cast<size_t>(((n + kPad - 1) / kPad) | 1) * kPad; }
-
 // Bytes of a scratch; fills it where there is memory.
 size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
   const size_t rows = static_cast<size_t>(max_rows), layers = static_cast<size_t>(net.layers);
@@ -34,7 +30,7 @@ size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
   float** const written = reinterpret_cast<float**>(take(rows * sizeof(float*)));
   if (s) *s = {max_rows, value, derivative, read, written};
   for (size_t l = 0; l < layers; ++l) {
-    const size_t bytes = row_stride(net.layer[l].outputs) * sizeof(float);
+    const size_t bytes = static_cast<size_t>(row_stride(net.layer[l].outputs)) * sizeof(float);
     for (size_t i = l * rows; i < (l + 1) * rows; ++i) {
       float* const h = reinterpret_cast<float*>(take(bytes));
       float* const dh = reinterpret_cast<float*>(take(bytes));

@@ -16,7 +16,7 @@ using Pair = std::pair<dense::Vector, dense::Vector>;
 void push(Slot& slot, State& s, Random& rng, const dense::Vector& step,
           const dense::Vector& change) {
   const size_t n = slot.size(), padded = static_cast<size_t>(slot.params.padded_n);
-  const AlignedMemory rows(4 * padded);
+  const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(4 * padded));
   float* const from = rows.get();
   float *const to = from + padded, *const old_g = to + padded, *const new_g = old_g + padded;
   const float old_sigma = 0.8f, new_sigma = 0.3f;
@@ -73,7 +73,7 @@ dense::Vector proposed(Slot& slot, const State& s) {
 
 parts::Model model_of(Slot& slot, const State& s, const Penalty& at, double theta) {
   const size_t padded = static_cast<size_t>(slot.params.padded_n);
-  const AlignedMemory rows(2 * padded);
+  const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
   for (const size_t i : at.free) rows.get()[i] = 1;
   for (size_t i = 0; i < slot.size(); ++i) rows.get()[padded + i] = slot.p.x[i] - slot.p.x0[i];
   parts::Model model;

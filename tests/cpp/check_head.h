@@ -48,13 +48,14 @@ PlainHead plain_head(const dense::Vector& z, const State& s, double T, double ka
 // Logits and seed in padded rows, as a tile holds them.
 struct HeadRows {
   explicit HeadRows(size_t classes)
-      : padded((classes + advcore::kPad - 1) / advcore::kPad * advcore::kPad), memory(2 * padded) {
+      : padded((classes + advcore::kPad - 1) / advcore::kPad * advcore::kPad),
+        memory(advcore::allocate(2 * padded)) {
     for (size_t i = 0; i < padded; ++i) z()[i] = advcore::kPadLogit, seed()[i] = 7;
   }
   float* z() const { return memory.get(); }
   float* seed() const { return memory.get() + padded; }
   size_t padded;
-  AlignedMemory memory;
+  advcore::AlignedFloats memory;
 };
 
 // temperature: as State::T; the classes in `tied` share the largest logit.

@@ -108,7 +108,7 @@ void expect_consistent(const advcore::IsaTable& isa, const Slot& slot, Model& mo
          "the best image has distortion %g, not %g", distance(slot, trace.best.data()), least);
   expect_in_box(slot, trace.best.data(), "best image");
   const size_t padded = (model.classes + advcore::kPad - 1) / advcore::kPad * advcore::kPad;
-  const AlignedMemory rows(2 * padded);
+  const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
   write_logits(model.forward(trace.best.data(), 0, false), rows.get(), padded);
   State fresh;
   fresh.targeted = slot.params.targeted, fresh.label = label;
@@ -124,7 +124,7 @@ void expect_consistent(const advcore::IsaTable& isa, const Slot& slot, Model& mo
 
 Trace run(const advcore::IsaTable& isa, Slot& slot, Model& model, int label) {
   const size_t padded = (model.classes + advcore::kPad - 1) / advcore::kPad * advcore::kPad;
-  const AlignedMemory rows(2 * padded);
+  const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
   float *const z = rows.get(), *const seed = z + padded;
   const size_t length = static_cast<size_t>(slot.params.padded_n);
   const int bound = most_rounds(slot.params);

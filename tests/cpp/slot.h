@@ -29,18 +29,9 @@ inline dense::Vector normals(Random& rng, size_t n) {
   return out;
 }
 
-struct AlignedMemory {
-  explicit AlignedMemory(size_t floats)
-      : memory(static_cast<float*>(std::aligned_alloc(64, (floats + 15) / 16 * 64)), std::free) {
-    std::memset(memory.get(), 0, (floats + 15) / 16 * 64);
-  }
-  float* get() const { return memory.get(); }
-  std::unique_ptr<float, void (*)(void*)> memory;
-};
-
 struct Slot {
   Slot(int n, Params from)
-      : params(prepared(n, from)), memory(advcore::slot_bytes(params, true) / sizeof(float)) {
+      : params(prepared(n, from)), memory(advcore::allocate(advcore::slot_floats(params, true))) {
     advcore::carve_slot(params, true, memory.get(), p);
     lo = const_cast<float*>(p.lo);
     hi = const_cast<float*>(p.hi);
@@ -48,7 +39,7 @@ struct Slot {
   }
   static Params prepared(int n, Params params) {
     params.n = n;
-    params.padded_n = advcore::padded_length(n);
+    params.padded_n = advcore::row_stride(n);
     return params;
   }
   void bound(float low, float high) {
@@ -68,7 +59,7 @@ struct Slot {
   }
 
   const Params params;
-  AlignedMemory memory;
+  advcore::AlignedFloats memory;
   Problem p;
   float *lo = nullptr, *hi = nullptr;
 };

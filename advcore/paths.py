@@ -1,0 +1,200 @@
+"""How a model is evaluated: the choice between the native engine, torch and NumPy; its trials."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core, verify
+from ._extras import require
+from .network import Network, Unsupported
+from .oracles import NumpyOracle, Oracle, TorchOracle, softmax_output
+
+Floats = NDArray[np.float32]
+SAMPLE = 64
+"""Images on which a model is tried, and the noise of its logits is measured."""
+ALONE = 8
+"""Images of them that are also evaluated one at a time."""
+RANDOM = 0.02
+"""Noise, as a share of the largest logit, that no rounding makes: a model all in bfloat16 is within
+0.004 of itself in float32, over 50 layers."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """How the model is evaluated: natively where `network`, else by `oracle`, which also has the
+    last word on a lowered module.
+    """
+
+    network: Network | None
+    oracle: Oracle | None
+    info: dict[str, str | int]
+
+    @property
+    def classes(self) -> int:
+        return self.network.classes if self.network is not None else self._oracle.classes
+
+    @property
+    def kind(self) -> str:
+        return (self.network if self.network is not None else self._oracle).kind
+
+    @property
+    def model(self) -> Network | Oracle:
+        """What has the last word: the model itself, not its lowered form."""
+        return self._oracle if self.network is None or self.oracle is not None else self.network
+
+    @property
+    def _oracle(self) -> Oracle:
+        assert self.oracle is not None
+        return self.oracle
+
+    def forward(self, x: Floats) -> Floats:
+        """Logits of the model itself."""
+        if self.oracle is None:
+            assert self.network is not None
+            return self.network.forward(x)
+        return self.oracle.forward(x, grad=False)
+
+
+def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any) -> Path:
+    """The native network where the model is one or can be lowered, else its oracle.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The model or the device cannot be used, or the model raised on ``sample`` (B, n).
+    """
+    if isinstance(model, type):
+        raise TypeError(f"model is a class ({model.__name__}); pass an instance")
+    on_cpu = device is None or str(device) == "cpu"
+    info: dict[str, str | int] = {"path": "native", "device": "cpu", "isa": _core.isa()}
+    tried = sample if len(sample) else None
+    if isinstance(model, Network):
+        if not on_cpu:
+            raise ValueError(f"device must be cpu for a native network, got {device}")
+        if math.prod(shape) != model.inputs:
+            raise ValueError(
+                f"images must have {model.inputs} values each for this network, got shape {shape}"
+            )
+        return Path(model, None, {**info, "reason": "the model is an advcore.Network"})
+    torch = sys.modules.get("torch")
+    is_module = torch is not None and isinstance(model, torch.nn.Module)
+    if not is_module and hasattr(model, "forward") and hasattr(model, "backward"):
+        if not on_cpu:
+            raise ValueError(f"device must be cpu for a NumPy model, got {device}")
+        numpy_oracle = NumpyOracle(model, shape, tried)
+        _check_logits(numpy_oracle, tried)
+        info = {"path": "numpy", "device": "cpu", "isa": _core.isa()}
+        return Path(None, numpy_oracle, {**info, "reason": "forward and backward in NumPy"})
+    if not callable(model):
+        raise TypeError(
+            "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy forward "
+            f"and backward, got {type(model).__name__}"
+        )
+    # The flags of an exported program or traced graph say nothing: its mode was fixed before.
+    if is_module and not isinstance(model, sys.modules["torch"].fx.GraphModule):
+        training = [name or "the module" for name, m in model.named_modules() if m.training]
+        if training:
+            raise ValueError(
+                f"model must be in eval mode, {training[0]} is in training mode; call model.eval()"
+            )
+    _check_device(device)
+    oracle = TorchOracle(model, shape, device, tried)
+    _check_logits(oracle, tried)
+    reason = "a callable that is not a module"
+    if is_module and on_cpu:
+        try:
+            network = Network.from_torch(model, shape)
+        except Unsupported as unsupported:
+            reason = unsupported.reason
+        else:
+            scale = 1e-3 * (1 + float(np.abs(oracle.forward(sample, grad=False)).max(initial=0)))
+            if not verify.noise(network.forward, _plain(oracle), sample) > scale:
+                info["reason"] = "the module was lowered to a native network"
+                return Path(network, oracle, info)
+            reason = "the lowered network gives other logits"
+    info = {"path": "torch", "device": str(device or oracle.device), "isa": _core.isa()}
+    return Path(None, oracle, {**info, "reason": reason})
+
+
+def _plain(oracle: Oracle) -> Callable[[Floats], Floats]:
+    return lambda x: oracle.forward(x, grad=False)
+
+
+def _check_device(device: Any) -> None:
+    """Raises unless torch can hold a tensor there."""
+    torch = require("torch", "torch", "a model without NumPy forward and backward")
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=torch.device(device))
+    except Exception as error:  # of many types, and of many lines
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            reason = "torch.cuda.is_available() is False"
+        raise ValueError(
+            f"device must be one that torch can use here, got {str(device)!r} ({reason})"
+        ) from None
+
+
+def _check_logits(oracle: Oracle, sample: Floats | None) -> None:
+    if sample is not None and softmax_output(oracle.forward(sample, grad=False)):
+        raise ValueError(
+            "model must return logits, got rows in [0, 1] that sum to 1: the output of a softmax; "
+            "pass the model without it"
+        )
+
+
+def probes(lo: Floats, hi: Floats) -> Floats:
+    """Random images inside the bounds, (SAMPLE, n).
+
+    Not the caller's: what is measured on them must not depend on which images are in the run.
+    """
+    u = np.random.default_rng(0).random((SAMPLE, lo.shape[-1]), dtype=np.float32)
+    if lo.ndim == 2:
+        return u
+    low = np.where(np.isfinite(lo), lo, np.where(np.isfinite(hi), hi - 1, 0)).astype(np.float32)
+    high = np.where(np.isfinite(hi), hi, low + 1).astype(np.float32)
+    return np.clip(low + (high - low) * u, lo, hi)
+
+
+def logit_noise(path: Path, x: Floats) -> float:
+    """Rounding of the logits: by how much forwards that sum in another order differ on ``x``.
+
+    Of a model: between batch sizes and, where it was lowered, from the engine's. Of a `Network`:
+    from the same one with all units in reverse.
+
+    Raises
+    ------
+    ValueError
+        The logits of a model differ by more than rounding.
+    """
+    if path.oracle is None:
+        assert path.network is not None
+        mirror = path.network.reversed()
+        return verify.noise(path.network.forward, lambda x: mirror.forward(x[:, ::-1]), x)
+    few = x[:ALONE]
+    logits = path.forward(few)
+    alone = verify.difference(logits, verify.batched(path.forward, few, 1))
+    finite = np.abs(logits[np.isfinite(logits)])
+    limit = RANDOM * float(finite.max(initial=0.0)) + 1e-6
+    if alone > limit:
+        again = verify.difference(logits, path.forward(few))
+        if again > limit:
+            raise ValueError(
+                "model must be deterministic: logits of the same images differ by up to "
+                f"{again:.2g} between two forwards (dropout or another random layer active?)"
+            )
+        raise ValueError(
+            "model must give an image the same logits in any batch: they differ by up to "
+            f"{alone:.2g} between batches of {ALONE} and of 1 (statistics of the batch in use?)"
+        )
+    if path.network is None:
+        return alone
+    return max(alone, verify.noise(path.network.forward, path.forward, x))
