@@ -22,6 +22,8 @@ from .settings import EFFORTS, engine_params
 from .starts import nearest_starts
 
 Floats = NDArray[np.float32]
+
+
 def minimize_distortion(
     model: Any,
     images: Any,

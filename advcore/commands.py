@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from rich.table import Table
 import advcore
 
 from . import data, loading
+from .result import already_note, images_per_second
 
 if TYPE_CHECKING:
     from .result import Result
@@ -30,8 +32,24 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Minimum-distortion adversarial examples.",
 )
+_ISA = {"v4": "AVX-512 (v4)", "v3": "AVX2 (v3)", "base": "baseline (base)"}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"advcore {advcore.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def advcore_command(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="show it and exit"),
+    ] = False,
+) -> None:
+    """Minimum-distortion adversarial examples."""
 
 
 @app.command()
@@ -59,32 +77,65 @@ def attack(
     untargeted: Annotated[bool, typer.Option("--untargeted", help="any wrong class will do")] = (
         False
     ),
-    count: Annotated[int | None, typer.Option(help="attack the first COUNT images", min=0)] = None,
-    out: Annotated[Path | None, typer.Option(help="write the result there (.npz)")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="attack the first COUNT images; default: all", min=0)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="write the result there (.npz); default: nowhere")
+    ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(
-            help="write original, adversarial, difference x10 there; default for the package's "
-            "digits: advcore_attack.png"
+            help="write original, adversarial, difference x10 there; default: "
+            "advcore_attack.png for the package's digits, nowhere for your own images"
         ),
     ] = None,
     no_picture: Annotated[bool, typer.Option("--no-picture", help="write no picture")] = False,
-    effort: Annotated[str | None, typer.Option(help="fast, default or thorough")] = None,
-    loss: Annotated[str | None, typer.Option(help="margin or cross_entropy")] = None,
-    norm: Annotated[str | None, typer.Option(help="l2 or l2_unsquared")] = None,
-    c_search: Annotated[str | None, typer.Option(help="fused or bisection")] = None,
-    confidence: Annotated[float | None, typer.Option(help="margin required, in logits")] = None,
+    effort: Annotated[
+        str | None, typer.Option(help="fast, default or thorough; default: default")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="margin or cross_entropy; default: margin")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="l2 or l2_unsquared; default: l2")] = None,
+    c_search: Annotated[str | None, typer.Option(help="fused or bisection; default: fused")] = None,
+    c_init: Annotated[
+        float | None, typer.Option(help="first c; default: from the linearised problem")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="margin required, in logits; default: 1e-4")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="relative change of c and of x that ends a search; default: 1e-3"),
+    ] = None,
+    history: Annotated[int | None, typer.Option(help="pairs of L-BFGS, 3 to 8; default: 5")] = None,
     bounds: Annotated[
-        tuple[float, float] | None, typer.Option(help="least and largest value of a pixel")
+        tuple[float, float] | None,
+        typer.Option(help="least and largest value of a pixel; default: 0 1"),
+    ] = None,
+    levels: Annotated[
+        int | None,
+        typer.Option(help="results on a grid of so many values, 256 for 8 bits; default: no grid"),
     ] = None,
     starts: Annotated[
-        Path | None, typer.Option(help=".npy, (N, ...) adversarial images to start from")
+        Path | None, typer.Option(help=".npy, (N, ...) adversarial images to start from too")
     ] = None,
-    max_evaluations: Annotated[int | None, typer.Option(help="budget of each image")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="seconds for the whole run")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="images in work at once")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, or a device of torch")] = None,
+    max_evaluations: Annotated[
+        int | None, typer.Option(help="budget of each image; default: none but that of the effort")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(help="seconds for the whole run; default: no limit")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="images in work at once; default: chosen for the model")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; default: ADVCORE_NUM_THREADS, else all CPUs")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, or a device of torch; default: the model's")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the random targets and of the engine")] = 0,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
 ) -> None:
@@ -97,15 +148,19 @@ def attack(
         "loss": loss,
         "norm": norm,
         "c_search": c_search,
+        "c_init": c_init,
         "confidence": confidence,
+        "tolerance": tolerance,
+        "history": history,
         "bounds": bounds,
+        "levels": levels,
         "max_evaluations": max_evaluations,
         "time_limit": time_limit,
         "batch_size": batch_size,
         "threads": threads,
         "device": device,
     }
-    with _one_line_errors(debug):
+    with _one_line_errors(debug) as stage:
         if targets is not None and untargeted:
             raise ValueError("--targets and --untargeted exclude each other")
         if out is not None:
@@ -117,9 +172,8 @@ def attack(
             picture = Path("advcore_attack.png")
         if picture is not None and not no_picture:
             loading.check_writable(picture, "--picture")
-        result, stop = _run(
-            job, seed=seed, **{name: value for name, value in options.items() if value is not None}
-        )
+        given = {name: value for name, value in options.items() if value is not None}
+        result, stop = _run(job, stage, seed=seed, **given)
         _print_table(result)
         if out is not None:
             result.save(out)
@@ -133,7 +187,9 @@ def attack(
         print("error: interrupted; the images finished so far are in the result", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if stop is not None:
-        print(f"error: {' '.join(str(stop).split())}", file=sys.stderr)
+        text = " ".join(str(stop).split())
+        text = text.replace("the exception's .result holds", "the table and --out hold")
+        print(f"error: {text}", file=sys.stderr)
         raise typer.Exit(MODEL_RAISED)
 
 
@@ -143,7 +199,7 @@ def info() -> None:
     from . import _core
 
     print(f"advcore {advcore.__version__}")
-    print(f"instruction set: {_core.isa()}")
+    print(f"instruction set: {_ISA.get(_core.isa(), _core.isa())}")
     print("CUDA: no, this version has no CUDA backend")
     for name in ("numpy", "torch"):
         try:
@@ -185,10 +241,21 @@ def _job(
     return loading.Job(network, pixels, truth, wanted, begin).first(count)
 
 
+@dataclass
+class _Stage:
+    """How far the command has come, in words that follow "interrupted"."""
+
+    name: str = "before the run began"
+
+
 def _run(
-    job: loading.Job, **options: Any
+    job: loading.Job, stage: _Stage, **options: Any
 ) -> tuple[Result, advcore.Interrupted | advcore.ModelError | None]:
     """The result, with what cut it short if anything did; shows a progress bar on stderr."""
+
+    def begun(_: advcore.Progress) -> None:
+        stage.name = "after the run"  # in the middle of it Ctrl-C comes as Interrupted
+
     try:
         result = advcore.minimize_distortion(
             job.model,
@@ -197,6 +264,7 @@ def _run(
             labels=job.labels,
             starts=job.starts,
             progress=True,
+            callback=begun,
             **options,
         )
     except (advcore.Interrupted, advcore.ModelError) as stop:
@@ -224,7 +292,8 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
         rows += [
             (
                 "distortion ||r||",
-                f"mean {distortion.mean():.4f}, median {np.median(distortion):.4f}",
+                f"mean {distortion.mean():.4f}, median {np.median(distortion):.4f}"
+                f"{already_note(result)}",
             ),
             ("RMS distortion sqrt(mean r^2)", f"mean {rms.mean():.5f}"),
         ]
@@ -233,22 +302,30 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
         late = np.percentile(evaluations, 99)
         rows += [
             ("evaluations per image", f"mean {evaluations.mean():.1f}, p99 {late:.0f}"),
-            ("images per second", f"{count / max(result.seconds, 1e-9):.0f}"),
+            ("further forwards per image", f"mean {result.forwards.mean():.1f}"),
+            ("images per second", f"{images_per_second(result):.0f}"),
             ("status", ", ".join(f"{name} {n}" for name, n in result.status_counts().items())),
         ]
     rows.append(("seconds", f"{result.seconds:.3f}"))
-    rows += [(f"engine: {key}", str(value)) for key, value in result.engine.items()]
+    rows += [
+        (f"engine: {key}", _ISA.get(str(value), str(value)) if key == "isa" else str(value))
+        for key, value in result.engine.items()
+    ]
     return rows
 
 
 @contextmanager
-def _one_line_errors(debug: bool) -> Iterator[None]:
-    """Turns errors about the user's input into one line on stderr and exit code 2."""
+def _one_line_errors(debug: bool) -> Iterator[_Stage]:
+    """Turns Ctrl-C and errors about the user's input into one line on stderr and an exit code."""
+    stage = _Stage()
     try:
-        yield
+        yield stage
     except (ValueError, TypeError, OSError, ImportError) as error:
         if debug:
             raise
         message = " ".join(str(error).split())
         print(f"error: {message}", file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        print(f"error: interrupted {stage.name}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None

@@ -44,7 +44,8 @@ def check_levels(levels: Any, bounds: Any) -> None:
     for bound in bounds:
         if not isinstance(bound, numbers.Real) or not np.isfinite(float(bound)):
             raise ValueError(
-                f"bounds must be two finite numbers where levels is given, got {bound!r}"
+                "bounds must be two finite numbers where levels is given, got "
+                + validate.shown(bound)
             )
     if not bounds[0] < bounds[1]:
         raise ValueError(f"bounds must have lower < upper where levels is given, got {bounds!r}")

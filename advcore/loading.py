@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,16 +73,28 @@ def model(source: str) -> Any:
         return _exported(source) if source.endswith(".pt2") else _network(source)
     place, colon, name = source.rpartition(":")
     if not colon or not place or not name:
+        pickled = source.endswith((".pt", ".pth"))
+        hint = "; write a build() that loads it" if pickled else ""
         raise ValueError(
-            f"--model: expected x.pt2, x.safetensors or module:function, got {source!r}"
+            f"--model: expected x.pt2, x.safetensors or module:function, got {source!r}{hint}"
         )
     module = _module(place)
     if not hasattr(module, name):
         raise ValueError(f"--model: {place} has no {name!r}")
     build = getattr(module, name)
-    if not callable(build) or hasattr(build, "parameters") or hasattr(build, "forward"):
+    made = hasattr(build, "parameters") or hasattr(build, "forward")
+    if not callable(build) or (made and not isinstance(build, type)):
         return build
-    return build()
+    try:
+        inspect.signature(build).bind()
+    except TypeError:
+        raise ValueError(f"--model: {source} must be callable without arguments") from None
+    except ValueError:  # some that are not written in Python have no signature
+        pass
+    try:
+        return build()
+    except Exception as error:
+        raise ValueError(f"--model: {name}() raised {type(error).__name__}: {error}") from error
 
 
 def _exported(source: str) -> Any:
@@ -102,6 +115,16 @@ def _network(source: str) -> Any:
 
 
 def _module(place: str) -> Any:
+    """The module of that dotted name or file; what it raises becomes one error."""
+    try:
+        return _import(place)
+    except (FileNotFoundError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(f"--model: {place} raised {type(error).__name__}: {error}") from error
+
+
+def _import(place: str) -> Any:
     if not place.endswith(".py"):
         sys.path.insert(0, "")
         return importlib.import_module(place)
@@ -110,7 +133,7 @@ def _module(place: str) -> Any:
         raise FileNotFoundError(f"--model: {place} does not exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"--model: {place} cannot be imported")
+        raise ImportError(f"--model: {place} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses and pickles of the file look themselves up
     sys.path.insert(0, str(path.absolute().parent))

@@ -33,6 +33,10 @@ def lower(module: object, input_shape: tuple[int, ...]) -> list[Layer]:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(module, torch.nn.Module):
         raise Unsupported(f"model ({type(module).__name__}): not a torch.nn.Module")
+    if isinstance(module, torch.fx.GraphModule):
+        raise Unsupported(
+            "an exported program runs through torch; pass the module itself for the native engine"
+        )
     state = torch.nn.modules.module
     for name in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"):
         if getattr(state, f"_global_{name}", None):
@@ -75,7 +79,7 @@ class _Lowering:
     def visit(self, module: torch.nn.Module, path: str) -> None:
         from torch import nn
 
-        self.where = f"{path or 'model'} ({type(module).__name__})"
+        self.where = f"{f'layer {path}' if path else 'model'} ({type(module).__name__})"
         self.check(module)
         kind: type[Any] = type(module)
         if kind is nn.Sequential:
@@ -216,6 +220,11 @@ class _Lowering:
             nn.GELU: "gelu",
         }
         name = names.get(type(module))
+        forward = getattr(type(module), "forward", None)
+        if name is None and not str(getattr(forward, "__module__", "torch.")).startswith("torch."):
+            self.fail(
+                "its own forward cannot be read; write it as nn.Sequential for the native engine"
+            )
         if name is None:
             self.fail("this type of module has no native form")
         if name == "softplus" and (module.beta != 1 or module.threshold != 20):

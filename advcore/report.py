@@ -62,6 +62,15 @@ def picture_grid(
             axes[0, place].set_title(str(int(labels[index])))
         axes[1, place].set_title(f"\N{RIGHTWARDS ARROW} {int(result.prediction[index])}")
         axes[2, place].set_xlabel(f"{float(result.distortion[index]):.2f}")
+    if rows[2][1].ndim == 3:
+        note, place = "red: brighter,\nblue: darker", axes[2, -1]
+        place.text(
+            *(1.08, 0.5, note),
+            transform=place.transAxes,
+            fontsize="x-small",
+            rotation=90,
+            va="center",
+        )
     figure.supxlabel("distortion ||r||", fontsize="medium")
     figure.savefig(path)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from typing import Any, overload
 
@@ -12,9 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 
 _TEXTS = ("engine", "norm", "loss")
 _OPTIONAL = ("penalty_distortion",)
+_BROKEN = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Result:
     """Adversarial images and what is known about each; N images, NumPy unless said otherwise.
 
@@ -37,6 +40,14 @@ class Result:
     target : (N,) int64, -1 where untargeted
     c : (N,) float32 or float64, its final value; NaN where there is none
     status : (N,) int8, values of ``advcore.Status``
+
+        - converged: the stopping rule of the last phase was met;
+        - already_adversarial: the clean image has the required margin, the distortion is 0;
+        - budget: ``max_evaluations`` reached; the best so far, if any;
+        - stalled: no further progress; the result is valid;
+        - not_found: no adversarial image found;
+        - non_finite: the model returned NaN or infinity where the search could not avoid it;
+        - interrupted: by Ctrl-C, the time limit or the callback; the best so far, if any.
     evaluations : (N,) int32, pairs of a forward and a backward
     forwards : (N,) int32, forwards without a backward, not counted in ``evaluations``
     iterations : (N,) int32
@@ -68,6 +79,11 @@ class Result:
     def __len__(self) -> int:
         return len(self.success)
 
+    def __repr__(self) -> str:
+        found = int(self.success.sum())
+        mean = f"mean ||r|| {self._mean():.3f}, " if found else ""
+        return f"Result({len(self)} images, {found} adversarial, {mean}{self._path()})"
+
     def minimum_distortion(self) -> NDArray[np.float64]:
         """Distortion of each image, (N,): infinite without success, 0 if adversarial already."""
         return np.where(self.success, self.distortion.astype(np.float64), np.inf)
@@ -83,13 +99,7 @@ class Result:
         the start as distortion 0. ``eps`` is a number or an array, and so is what is returned;
         NaN for an empty batch.
         """
-        limits = np.asarray(eps, dtype=np.float64)
-        if np.isnan(limits).any():
-            raise ValueError("eps must not be NaN")
-        ordered = np.sort(self.minimum_distortion())
-        within = np.searchsorted(ordered, np.minimum(limits, np.finfo(np.float64).max), "right")
-        share = within / len(self) if len(self) else np.full(limits.shape, np.nan)
-        return float(share) if limits.ndim == 0 else np.asarray(share, dtype=np.float64)
+        return self._share(self._within(eps))
 
     @overload
     def robust_accuracy(self, eps: float) -> float: ...
@@ -101,7 +111,20 @@ class Result:
         An upper bound of the true value. For untargeted runs against the true labels it starts,
         at ``eps = 0``, from the clean accuracy.
         """
-        return 1.0 - self.curve(eps)
+        return self._share(len(self) - self._within(eps))
+
+    def _within(self, eps: ArrayLike) -> NDArray[np.int64]:
+        """Images with an adversarial example within ``eps``."""
+        limits = np.asarray(eps, dtype=np.float64)
+        if np.isnan(limits).any():
+            raise ValueError("eps must not be NaN")
+        ordered = np.sort(self.minimum_distortion())
+        within = np.searchsorted(ordered, np.minimum(limits, np.finfo(np.float64).max), "right")
+        return np.asarray(within, dtype=np.int64)
+
+    def _share(self, images: NDArray[np.int64]) -> float | NDArray[np.float64]:
+        share = images / len(self) if len(self) else np.full(images.shape, np.nan)
+        return float(share) if images.ndim == 0 else np.asarray(share, dtype=np.float64)
 
     def status_counts(self) -> dict[str, int]:
         """How many images ended with each status, by name; most frequent first."""
@@ -113,19 +136,18 @@ class Result:
     def summary(self) -> str:
         """A few lines of text: success, distortion, evaluations, speed, statuses."""
         count, found = len(self), int(self.success.sum())
-        path = " ".join(str(self.engine[key]) for key in ("path", "device") if key in self.engine)
         if count == 0:
-            return f"0 images, {path}"
+            return f"0 images, {self._path()}"
         lines = [
             f"{count} images, {found} adversarial ({found / count:.1%}), {self.seconds:.3g} s, "
-            f"{count / max(self.seconds, 1e-9):.4g} images/s, {path}"
+            f"{images_per_second(self):.4g} images/s, {self._path()}"
         ]
         if found:
-            r = self.distortion[self.success].astype(np.float64)
+            median = np.median(self.distortion[self.success].astype(np.float64))
             rms = self.rms_distortion[self.success].astype(np.float64)
             lines.append(
-                f"distortion ||r||: mean {r.mean():.4f}, median {np.median(r):.4f}; "
-                f"rms: mean {rms.mean():.4f}"
+                f"distortion ||r||: mean {self._mean():.4f}, median {median:.4f}"
+                f"{already_note(self)}; rms: mean {rms.mean():.4f}"
             )
         if self.penalty_distortion is not None and found:
             penalty = self.penalty_distortion[self.success].astype(np.float64)
@@ -136,8 +158,14 @@ class Result:
             f"p99 {np.percentile(self.evaluations, 99):.0f}; "
             f"further forwards: mean {self.forwards.mean():.1f}"
         )
-        lines.append("status: " + ", ".join(f"{n} {k}" for k, n in self.status_counts().items()))
+        lines.append("status: " + ", ".join(f"{k} {n}" for k, n in self.status_counts().items()))
         return "\n".join(lines)
+
+    def _mean(self) -> float:
+        return float(self.distortion[self.success].astype(np.float64).mean())
+
+    def _path(self) -> str:
+        return " ".join(str(self.engine[key]) for key in ("path", "device") if key in self.engine)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a compressed ``.npz`` without pickles; tensors are stored as arrays.
@@ -168,8 +196,12 @@ class Result:
         ValueError
             The file is not a stored result.
         """
-        with np.load(path, allow_pickle=False) as stored:
-            values: dict[str, Any] = {name: stored[name] for name in stored.files}
+        values: dict[str, Any] = {}
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                values = {name: stored[name] for name in stored.files}
+        except (TypeError, AttributeError, *_BROKEN) as error:  # of an array: no "with", no files
+            raise ValueError(f"{os.fspath(path)}: not a stored result") from error
         known = {field.name for field in fields(Result)}
         missing = sorted(known - set(values) - set(_OPTIONAL))
         if missing or set(values) - known:
@@ -181,6 +213,18 @@ class Result:
             values[name] = json.loads(str(values[name]))
         values["seconds"] = float(values["seconds"])
         return Result(**values)
+
+
+def images_per_second(result: Result) -> float:
+    """Finished images, all but the interrupted ones, by wall time."""
+    finished = int((result.status != status_code("interrupted")).sum())
+    return finished / max(result.seconds, 1e-9)
+
+
+def already_note(result: Result) -> str:
+    """What stands behind a mean distortion: "(N already adversarial count as 0)", or nothing."""
+    already = int((result.status == status_code("already_adversarial")).sum())
+    return f" ({already} already adversarial count as 0)" if already else ""
 
 
 def to_numpy(array: Any) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ def is_tensor(value: object) -> bool:
 
 def array(value: object, name: str) -> NDArray[Any]:
     """The value as a numeric NumPy array, without a copy where it is one."""
+    # NumPy would take whatever has a length and items, a data set of torch too, item by item.
+    known = isinstance(value, (Sequence, numbers.Number)) or hasattr(value, "__array__")
+    if not known and not is_tensor(value):
+        raise TypeError(f"{name} must be an array or tensor of numbers, got {type(value).__name__}")
     if is_tensor(value) and str(getattr(value, "dtype", "")) == "torch.bfloat16":
         value = value.float()  # type: ignore[attr-defined]
     try:
@@ -63,7 +68,7 @@ def box(
     try:
         low, high = value  # type: ignore[misc]
     except (TypeError, ValueError):
-        raise ValueError(f"bounds must be a pair (lower, upper), got {value!r}") from None
+        raise ValueError(f"bounds must be a pair (lower, upper), got {shown(value)}") from None
     count, n = shape[0], math.prod(shape[1:])
     limits: list[Floats] = []
     exact: list[NDArray[Any]] = []
@@ -91,9 +96,15 @@ def box(
     inside = (given >= exact[0]) & (given <= exact[1])
     if not inside.all():
         bad = int((~inside.reshape(count, n)).any(axis=1).sum())
+        least, most = given.min(), given.max()
+        limit, hint = "", ""
+        if np.ndim(low) == 0 and np.ndim(high) == 0:
+            limit = f" [{float(low):g}, {float(high):g}]"
+        if limit == " [0, 1]" and least >= 0 and most > 1.5:
+            hint = ": divide by 255, or pass bounds=(0, 255) if the model takes them so"
         raise ValueError(
-            f"images must lie inside bounds, got {bad} of {count} images outside "
-            f"(values from {given.min():g} to {given.max():g})"
+            f"images must lie inside bounds{limit}, got {bad} of {count} images outside "
+            f"(values from {least:g} to {most:g}){hint}"
         )
     flat = np.ascontiguousarray(given.reshape(count, n), dtype=np.float32)
     if given.dtype != np.float32:
@@ -110,16 +121,27 @@ def inward(bound: NDArray[np.float64], side: float) -> Floats:
 
 
 def classes(value: object, name: str, count: int, total: int) -> NDArray[np.int32]:
-    """Class numbers (N,) in [0, K)."""
+    """Class numbers (N,) in [0, K); a single one is that of all images."""
     out = array(value, name)
+    if out.shape not in ((), (count,)):
+        hint = "; one-hot? pass argmax(1)" if out.shape == (count, total) else ""
+        raise ValueError(
+            f"{name} must have shape ({count},), one for each image, got {out.shape}{hint}"
+        )
     if out.dtype.kind == "f":
-        raise TypeError(f"{name} must be integers, got {out.dtype}")
-    if out.shape != (count,):
-        raise ValueError(f"{name} must have shape ({count},), one for each image, got {out.shape}")
+        integers = "long()" if is_tensor(value) else "astype(int)"
+        raise TypeError(f"{name} must be integers, got {out.dtype}: pass {name}.{integers}")
+    out = np.broadcast_to(out, (count,))
     if count and (out.min() < 0 or out.max() >= total):
         bad = int(np.flatnonzero((out < 0) | (out >= total))[0])
         raise ValueError(f"{name} must be in [0, {total}), got {name}[{bad}] = {out[bad]}")
     return np.ascontiguousarray(out, dtype=np.int32)
+
+
+def shown(value: object) -> str:
+    """What came, for a message: an array by its shape."""
+    shape = getattr(value, "shape", ())
+    return f"an array of shape {tuple(shape)}" if shape else repr(value)
 
 
 def number(

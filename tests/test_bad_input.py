@@ -36,6 +36,16 @@ def refuse(error: type[Exception], text: str, *args: Any, **options: Any) -> Non
         advcore.minimize_distortion(*args, **options)
 
 
+class Items:
+    """Has a length and items, as a data set of torch, but is no array."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        return images()[index]
+
+
 # --- images
 
 
@@ -43,7 +53,9 @@ def refuse(error: type[Exception], text: str, *args: Any, **options: Any) -> Non
     ("value", "error", "text"),
     [
         ("digits", TypeError, "images must be an array or tensor of numbers, got dtype <U6"),
-        (None, TypeError, "images must be an array or tensor of numbers, got dtype object"),
+        (None, TypeError, "images must be an array or tensor of numbers, got NoneType"),
+        ([None], TypeError, "images must be an array or tensor of numbers, got dtype object"),
+        (Items(), TypeError, "images must be an array or tensor of numbers, got Items"),
         ([[1, [2]]], TypeError, "images must be an array or tensor of numbers, got"),
         (images() > 0.5, TypeError, "images must be an array .* of numbers, got dtype bool"),
         (images() + 0j, TypeError, "images must be an array .* of numbers, got dtype complex64"),
@@ -54,10 +66,16 @@ def refuse(error: type[Exception], text: str, *args: Any, **options: Any) -> Non
         (spoilt(NAN), ValueError, r"finite, got NaN or infinity in 1 of 4 \(first: images\[2\]\)"),
         (spoilt(INF), ValueError, r"finite, got NaN or infinity in 1 of 4 \(first: images\[2\]\)"),
         (spoilt(-INF, 0), ValueError, r"images must be finite, got .* \(first: images\[0\]\)"),
-        (spoilt(1.5), ValueError, r"images must lie inside bounds, got 1 of 4 .* to 1\.5\)"),
-        (spoilt(-1e-3), ValueError, r"images must lie inside bounds, got 1 of 4 .* from -0\.001"),
-        (255 * images(), ValueError, "images must lie inside bounds, got 4 of 4 images outside"),
-        (np.full((2, N), 2), ValueError, "images must lie inside bounds, got 2 of 2"),
+        (spoilt(1.5), ValueError, r"inside bounds \[0, 1\], got 1 of 4 .* to 1\.5\)$"),
+        (spoilt(-1e-3), ValueError, r"inside bounds \[0, 1\], got 1 of 4 .* from -0\.001"),
+        (6 * images() - 3, ValueError, r"inside bounds \[0, 1\], got 4 of 4 .* to [\d.]+\)$"),
+        (np.full((2, N), 2), ValueError, r"images must lie inside bounds \[0, 1\], got 2 of 2"),
+        (
+            np.arange(2 * N).reshape(2, N) * 255 // 11,
+            ValueError,
+            r"images must lie inside bounds \[0, 1\], got 2 of 2 images outside \(values from 0 to "
+            r"255\): divide by 255, or pass bounds=\(0, 255\) if the model takes them so$",
+        ),
     ],
 )
 def test_images(value: Any, error: type[Exception], text: str) -> None:
@@ -68,7 +86,7 @@ def test_images_of_float64_just_outside() -> None:
     """Bounds hold for the images as given, before they are rounded to float32."""
     x = images().astype(np.float64)
     x[0, 0] = 1 + 1e-12
-    refuse(ValueError, "images must lie inside bounds, got 1 of 4", affine(), x)
+    refuse(ValueError, r"images must lie inside bounds \[0, 1\], got 1 of 4", affine(), x)
 
 
 # --- bounds
@@ -86,7 +104,9 @@ def test_images_of_float64_just_outside() -> None:
         ((0.0, NAN), "upper bound must not be NaN"),
         ((np.zeros(5), 1.0), r"lower bound must be .* shape \(4, 6\), got shape \(5,\)"),
         ((0.0, np.ones((3, 6))), r"upper bound must be .* shape \(4, 6\), got shape \(3, 6\)"),
-        ((0.25, 1.0), "images must lie inside bounds"),
+        ((0.25, 1.0), r"images must lie inside bounds \[0\.25, 1\], got"),
+        ((np.full(N, 0.25), 1.0), "images must lie inside bounds, got"),
+        (np.zeros((3, N)), r"bounds must be a pair .*, got an array of shape \(3, 6\)$"),
     ],
 )
 def test_bounds(value: Any, text: str) -> None:
@@ -107,16 +127,44 @@ def test_bounds_that_are_no_numbers() -> None:
         ([0, 1, 2, 3], ValueError, r"must be in \[0, 3\), got {}\[3\] = 3"),
         ([0, -1, 2, 1], ValueError, r"must be in \[0, 3\), got {}\[1\] = -1"),
         (np.array([0, 2**40, 0, 0]), ValueError, r"must be in \[0, 3\), got {}\[1\] = 1099511"),
-        ([0.0, 1.0, 2.0, 0.0], TypeError, "must be integers, got float64"),
+        (
+            np.float32([0, 1, 2, 0]),
+            TypeError,
+            r"must be integers, got float32: pass {}\.astype\(int\)$",
+        ),
+        (np.eye(4, 3), ValueError, r"must have .*, got \(4, 3\); one-hot\? pass argmax\(1\)$"),
         ([True, False, True, True], TypeError, "must be an array .* of numbers, got dtype bool"),
         (["a", "b", "c", "d"], TypeError, "must be an array or tensor of numbers"),
         ([0, 1, 2], ValueError, r"must have shape \(4,\), one for each image, got \(3,\)"),
-        ([[0], [1], [2], [0]], ValueError, r"must have shape \(4,\), .*, got \(4, 1\)"),
-        (1, ValueError, r"must have shape \(4,\), .*, got \(\)"),
+        ([[0], [1], [2], [0]], ValueError, r"must have shape \(4,\), .*, got \(4, 1\)$"),
+        (3, ValueError, r"must be in \[0, 3\), got {}\[0\] = 3"),
+        (1.0, TypeError, "must be integers, got float64"),
     ],
 )
 def test_classes(name: str, value: Any, error: type[Exception], text: str) -> None:
     refuse(error, f"^{name} {text.format(name)}", affine(), images(), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["targets", "labels"])
+def test_a_single_class_is_that_of_all_images(name: str) -> None:
+    one: Any = {name: 1}
+    every: Any = {name: [1] * 4}
+    result = advcore.minimize_distortion(affine(), images(), **one)
+    expected = advcore.minimize_distortion(affine(), images(), **every)
+    np.testing.assert_array_equal(result.adversarial, expected.adversarial)
+    np.testing.assert_array_equal(result.target, expected.target)
+
+
+def test_targets_that_are_the_predictions_are_named() -> None:
+    network, x = affine(), images(20)
+    seen = network.forward(x).argmax(1)
+    seen[:3] = (seen[:3] + 1) % K
+    text = "targets equals the model's own prediction for 17 of 20 images; .* pass them as labels="
+    with pytest.warns(UserWarning, match=text) as caught:
+        advcore.minimize_distortion(network, x, seen)
+    assert [warning.filename for warning in caught] == [__file__]
+    advcore.minimize_distortion(network, x, labels=seen)
+    advcore.minimize_distortion(network, x[-9:], seen[-9:])
 
 
 def test_labels_are_checked_beside_targets() -> None:
@@ -177,7 +225,11 @@ def test_integers_of_any_kind(dtype: Any) -> None:
         ({"levels": 1}, ValueError, r"levels must be in \[2, 65536\], got 1"),
         ({"levels": 256.0}, TypeError, "levels must be an integer, got float"),
         ({"levels": 4, "bounds": (-INF, 1)}, ValueError, "two finite numbers .* -inf"),
-        ({"levels": 4, "bounds": (np.zeros(N), 1)}, ValueError, "bounds must be two finite"),
+        (
+            {"levels": 4, "bounds": (np.zeros(N), 1)},
+            ValueError,
+            r"bounds must be two finite .*, got an array of shape \(6,\)$",
+        ),
         ({"device": "cuda"}, ValueError, "device must be cpu for a native network, got cuda"),
         ({"confidance": 1.0}, TypeError, "unexpected keyword argument 'confidance'"),
     ],

@@ -59,6 +59,7 @@ def refuse(error: type[Exception], text: str, *args: Any, **options: Any) -> Non
         (3, TypeError, "model must be a torch.nn.Module, .* got int"),
         (None, TypeError, "model must be a torch.nn.Module, .* got NoneType"),
         (object(), TypeError, "model must be a torch.nn.Module, .* got object"),
+        (Model, TypeError, r"model is a class \(Model\); pass an instance"),
         (
             Model(lambda x: np.zeros(len(x))),
             ValueError,
@@ -80,11 +81,47 @@ def test_models(model: Any, error: Any, text: str) -> None:
     refuse(error, text, model, images())
 
 
-def test_model_that_raises_at_once_raises_its_own_error() -> None:
+def test_model_that_raises_at_once_is_named() -> None:
     def forward(x: Any) -> Any:
         raise ZeroDivisionError("broken model")
 
-    refuse(ZeroDivisionError, "broken model", Model(forward), images())
+    text = (
+        r"the model raised on a batch of 4 images of shape \(2, 3\): ZeroDivisionError: broken mo"
+    )
+    with pytest.raises(ValueError, match=text) as info:
+        advcore.minimize_distortion(Model(forward), images().reshape(4, 2, 3))
+    assert isinstance(info.value.__cause__, ZeroDivisionError)
+
+
+def test_random_model_is_refused() -> None:
+    rng, a = np.random.default_rng(0), Model().a
+    noisy = Model(lambda x: x @ a.T + rng.standard_normal((len(x), K)))
+    text = r"model must be deterministic: logits of the same images differ by up to \d\.\d between"
+    refuse(ValueError, text, noisy, images())
+    faint = Model(lambda x: (x - 0.5) @ a.T + 1e-4 * rng.standard_normal((len(x), K)))
+    result = advcore.minimize_distortion(faint, images(), bounds=(-5, 5))
+    assert result.success.all()
+
+
+def test_model_that_looks_at_its_batch_is_refused() -> None:
+    a = Model().a
+    model = Model(lambda x: (x - x.mean(0)) @ a.T)
+    refuse(
+        ValueError,
+        "the same logits in any batch: they differ by up to .* 8 and of 1",
+        model,
+        images(),
+    )
+
+
+def test_device_of_a_numpy_model() -> None:
+    refuse(
+        ValueError,
+        "device must be cpu for a NumPy model, got cuda",
+        Model(),
+        images(),
+        device="cuda",
+    )
 
 
 @pytest.mark.parametrize("part", ["forward", "backward"])
@@ -186,8 +223,25 @@ def test_torch_outputs(torch: Any, make: Any, error: Any, text: str) -> None:
 
 
 def test_wrong_input_size_in_torch(torch: Any) -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        advcore.minimize_distortion(module(torch), images(n=7))
+    text = r"batch of 4 images of shape \(7,\): RuntimeError: .* shapes cannot be multiplied"
+    refuse(ValueError, text, module(torch), images(n=7))
+
+
+def test_class_of_a_module(torch: Any) -> None:
+    refuse(TypeError, r"model is a class \(Linear\); pass an instance", torch.nn.Linear, images())
+
+
+def test_dropout_that_stays_active_is_refused(torch: Any) -> None:
+    net = module(torch)
+    text = r"model must be deterministic: .* \(dropout or another random layer active\?\)"
+    refuse(ValueError, text, lambda x: torch.nn.functional.dropout(net(x), 0.5), images())
+
+
+def test_exported_program_of_a_fixed_batch(torch: Any) -> None:
+    program = torch.export.export(module(torch), (torch.zeros(4, N),)).module()
+    text = "; an exported program needs a dynamic batch dimension$"
+    refuse(ValueError, r"the model raised on a batch of 3 images .*" + text, program, images(3))
+    refuse(ValueError, r"the model raised on a batch of 8 images .*" + text, program, images(4))
 
 
 @pytest.mark.parametrize("lowered", [True, False])
@@ -267,14 +321,23 @@ def test_torch_model_that_raises_in_the_middle(torch: Any) -> None:
 
 
 def test_devices_that_are_not_there(torch: Any) -> None:
-    with pytest.raises((RuntimeError, ValueError), match="device"):
-        advcore.minimize_distortion(module(torch), images(), device="nonsense")
+    text = r"device must be one that torch can use here, got {} \({}"
+    for device, reason in (("nonsense", "Expected one of cpu"), (0.5, ".*float")):
+        refuse(
+            ValueError,
+            text.format(repr(str(device)), reason),
+            *(module(torch), images()),
+            device=device,
+        )
     result = advcore.minimize_distortion(module(torch), images(), device="cpu", bounds=(-5, 5))
     assert result.engine["device"] == "cpu"
     assert result.engine["path"] == "native"
     if not torch.cuda.is_available():
-        with pytest.raises((RuntimeError, AssertionError, ValueError), match=r"(?i)cuda"):
-            advcore.minimize_distortion(module(torch), images(), device="cuda")
+        reason = r"torch\.cuda\.is_available\(\) is False\)"
+        for device in ("cuda", torch.device("cuda")):
+            refuse(
+                ValueError, text.format("'cuda'", reason), module(torch), images(), device=device
+            )
 
 
 def test_the_module_is_left_as_it_was(torch: Any) -> None:

@@ -35,7 +35,10 @@ def build():
 made = Linear()
 
 def broken():
-    raise ValueError("weights are missing")
+    raise RuntimeError("weights are missing")
+
+def needs(path):
+    return Linear()
 """
 
 
@@ -82,7 +85,7 @@ def test_random_targets_do_not_depend_on_the_count() -> None:
     assert not np.array_equal(targets, data.random_targets(labels, classes=10, seed=1))
 
 
-@pytest.mark.parametrize("name", ["build", "made"])
+@pytest.mark.parametrize("name", ["build", "made", "Linear"])
 def test_own_model(folder: Path, name: str) -> None:
     done = run(
         *("attack", "--model", f"my_model.py:{name}", "--images", "x.npy", "--labels", "y.npy"),
@@ -139,7 +142,20 @@ def test_stored_network() -> None:
         (["--model", "none.py:build"], "none.py does not exist"),
         (["--model", "none.pt2"], "none.pt2 does not exist"),
         (["--model", "my_model.py:absent"], "has no 'absent'"),
-        (["--model", "my_model.py:broken"], "weights are missing"),
+        (["--model", "x.pt"], "module:function, got 'x.pt'; write a build() that loads it"),
+        (
+            ["--model", "my_model.py:broken"],
+            "--model: broken() raised RuntimeError: weights are missing",
+        ),
+        (
+            ["--model", "my_model.py:needs"],
+            "--model: my_model.py:needs must be callable without arguments",
+        ),
+        (["--model", "wrong.py:build"], "--model: wrong.py raised SyntaxError: "),
+        (
+            ["--model", "my_model.py:build"],
+            "the model raised on a batch of 64 images of shape (784,): ValueError: matmul",
+        ),
         (["--model", "no_such_package:build"], "No module named 'no_such_package'"),
         (["--images", "none.npy"], "--images: none.npy does not exist"),
         (["--images", "my_model.py"], "--images: my_model.py is not a .npy file"),
@@ -153,10 +169,15 @@ def test_stored_network() -> None:
         (["--effort", "heroic"], "effort"),
         (["--loss", "hinge"], "loss"),
         (["--norm", "l7"], "norm"),
+        (["--levels", "1"], "levels must be in [2, 65536], got 1"),
+        (["--history", "9"], "history must be in [3, 8], got 9"),
+        (["--tolerance", "0"], "tolerance must be a finite number > 0 and <= 0.5, got 0.0"),
+        (["--c-init", "0"], "c_init must be a finite number > 0, got 0.0"),
         (["--model", "my_model.py:build", "--images", "nan.npy"], "images"),
     ],
 )
 def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str) -> None:
+    (folder / "wrong.py").write_text("def build(:")
     np.savez("a.npz", np.zeros(3))
     np.save("long.npy", np.zeros(3, int))
     np.save("nan.npy", np.full((1, 3), np.nan, np.float32))
@@ -172,6 +193,7 @@ def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str)
 def test_debug_shows_the_exception(folder: Path) -> None:
     done = run("attack", "--debug", "--model", f"{folder}/my_model.py:broken")
     assert isinstance(done.exception, ValueError)
+    assert isinstance(done.exception.__cause__, RuntimeError)
 
 
 @pytest.mark.parametrize("option", ["--colour", "--count=-1", "--count=many"])
@@ -189,7 +211,8 @@ def test_a_stopped_run_keeps_what_is_done(
 
     def stopped(*_: Any, **__: Any) -> advcore.Result:
         if kind == "model":
-            raise advcore.ModelError("the model raised", complete)
+            text = "the model raised X: y; the exception's .result holds what was computed"
+            raise advcore.ModelError(text, complete)
         raise advcore.Interrupted(complete)
 
     monkeypatch.setattr(advcore, "minimize_distortion", stopped)
@@ -197,8 +220,63 @@ def test_a_stopped_run_keeps_what_is_done(
     assert done.exit_code == code
     assert "2 of 2" in done.stdout
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    if kind == "model":
+        assert "raised X: y; the table and --out hold what was computed" in done.stderr
     loaded = advcore.Result.load(folder / "r.npz")
     np.testing.assert_array_equal(loaded.adversarial, complete.adversarial)
+
+
+@pytest.mark.parametrize(("begun", "when"), [(False, "before the run began"), (True, "after the")])
+def test_ctrl_c_outside_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool, when: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def stopped(*_: Any, callback: Any, **__: Any) -> advcore.Result:
+        if begun:
+            callback(advcore.Progress(0, 2, 0, 0, 0.0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(advcore, "minimize_distortion", stopped)
+    done = run("attack", "--count", 2, "--no-picture")
+    assert done.exit_code == 130
+    assert done.stderr.startswith(f"error: interrupted {when}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_options_of_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(
+        *("attack", "--count", 5, "--no-picture", "--out", "r.npz", "--levels", 256),
+        *("--history", 3, "--tolerance", 1e-2, "--c-init", 0.1),
+    )
+    assert done.exit_code == 0, done.output
+    images, labels = data.embedded_digits()
+    expected = advcore.minimize_distortion(
+        data.embedded_network(),
+        images[:5],
+        data.random_targets(labels, classes=10, seed=0)[:5],
+        levels=256,
+        history=3,
+        tolerance=1e-2,
+        c_init=0.1,
+    )
+    result = advcore.Result.load("r.npz")
+    np.testing.assert_array_equal(result.adversarial, expected.adversarial)
+
+
+def test_table_has_the_figures_of_the_summary() -> None:
+    images, labels = data.embedded_digits()
+    result = advcore.minimize_distortion(data.embedded_network(), images[:5], labels[:5])
+    result.engine["isa"] = "v3"
+    rows = dict(commands.summary_rows(result))
+    assert rows["distortion ||r||"].endswith("(5 already adversarial count as 0)")
+    assert rows["further forwards per image"] == f"mean {result.forwards.mean():.1f}"
+    assert f"status: {rows['status']}" in result.summary()
+    assert rows["engine: isa"] == "AVX2 (v3)"
+    result.status[1:] = advcore.Status.interrupted
+    result.seconds = 0.5
+    assert dict(commands.summary_rows(result))["images per second"] == "2"
 
 
 @pytest.mark.usefixtures("folder")
@@ -207,6 +285,11 @@ def test_empty_batch() -> None:
     done = run("attack", "--model", "my_model.py:build", "--images", "none.npy")
     assert done.exit_code == 0, done.output
     assert "0 of 0" in done.stdout
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.exit_code, done.stdout) == (0, f"advcore {advcore.__version__}\n")
 
 
 def test_info() -> None:

@@ -302,7 +302,7 @@ def test_torchvision_normalize_is_recognised_by_its_class() -> None:
     with pytest.raises(Unsupported, match=r"it needs images of shape \(C, H, W\)"):
         Network.from_torch(nn.Sequential(normalize, nn.Linear(12, 4)).eval(), (12,))
     kind.__module__ = "somewhere.else"
-    with pytest.raises(Unsupported, match=r"0 \(Normalize\): this type of module"):
+    with pytest.raises(Unsupported, match=r"layer 0 \(Normalize\): its own forward"):
         Network.from_torch(model, (3, 2, 2))
 
 
@@ -353,9 +353,13 @@ def unsupported() -> dict[str, tuple[Any, str]]:
     batch = nn.BatchNorm1d(4, track_running_stats=False)
     seq = nn.Sequential
     return {
-        "user module": (Wrapper(), r"model \(Wrapper\): this type of module has no native form"),
-        "subclass": (seq(Halved(4, 3)), r"0 \(Halved\): this type"),
-        "convolution": (seq(nn.Conv1d(1, 1, 1), linear()), r"0 \(Conv1d\)"),
+        "user module": (
+            Wrapper(),
+            r"model \(Wrapper\): its own forward cannot be read; write it as nn\.Sequential for",
+        ),
+        "subclass": (seq(Halved(4, 3)), r"layer 0 \(Halved\): its own forward"),
+        "convolution": (seq(nn.Conv1d(1, 1, 1), linear()), r"layer 0 \(Conv1d\): this type"),
+        "graph": (torch.fx.symbolic_trace(seq(linear())), "^an exported program runs through"),
         "softmax": (seq(linear(), nn.Softmax(1)), r"1 \(Softmax\)"),
         "deep": (seq(seq(seq(linear(), nn.ELU()))), r"0\.0\.1 \(ELU\)"),
         "hook": (seq(hooked), r"0 \(Linear\): it has forward hooks"),
@@ -380,7 +384,7 @@ def unsupported() -> dict[str, tuple[Any, str]]:
 
 
 REFUSED = (
-    "user module", "subclass", "convolution", "softmax", "deep", "hook", "backward hook",
+    "user module", "subclass", "convolution", "graph", "softmax", "deep", "hook", "backward hook",
     "patched", "parametrized", "half", "mixed", "infinite", "huge", "meta", "softplus",
     "no Linear before", "two activations", "no Linear", "sizes", "batch statistics",
     "flatten of the batch", "training", "not a module",

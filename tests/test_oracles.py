@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -346,3 +348,22 @@ def test_torch_path_ends_where_the_native_one_does(targeted: bool, share: float)
     np.testing.assert_array_equal(result.success, native.success)
     close = np.isclose(result.distortion, native.distortion, rtol=1e-3, atol=0)
     assert close.mean() >= share
+
+
+def test_a_run_leaves_the_compiler_of_torch_alone(tmp_path: Any) -> None:
+    """Importing it takes a second."""
+    pytest.importorskip("torch")
+    code = """
+import sys, numpy, torch, advcore
+from torch import nn
+layers = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), nn.Tanh()
+model = nn.Sequential(*layers).eval()
+before = "torch._dynamo" in sys.modules
+result = advcore.minimize_distortion(model, numpy.random.rand(3, 1, 4, 4).astype("f4"))
+print(result.engine["path"], before, "torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    path, before, after = done.stdout.split()
+    assert (path, after) == ("torch", before)

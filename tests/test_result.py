@@ -50,7 +50,8 @@ def test_curve_counts_failures_as_robust_and_adversarial_images_as_zero() -> Non
     assert result.curve(-1.0) == 0.0
     assert isinstance(result.curve(1.0), float)
     np.testing.assert_allclose(result.curve([[0, 2], [3, 9]]), [[0.2, 0.6], [0.6, 0.8]])
-    assert result.robust_accuracy(2.0) == pytest.approx(0.4)
+    assert result.robust_accuracy(2.0) == 2 / 5
+    assert isinstance(result.robust_accuracy(2.0), float)
     np.testing.assert_allclose(result.robust_accuracy([0, np.inf]), [0.8, 0.2])
     np.testing.assert_array_equal(result.minimum_distortion(), [0, 1, 2, 4, np.inf])
     with pytest.raises(ValueError, match="eps must not be NaN"):
@@ -61,13 +62,39 @@ def test_summary_has_the_figures_of_the_successes() -> None:
     lines = make().summary().splitlines()
     assert lines == [
         "5 images, 4 adversarial (80.0%), 0.5 s, 10 images/s, native cpu",
-        "distortion ||r||: mean 1.7500, median 1.5000; rms: mean 0.7144",
+        "distortion ||r||: mean 1.7500, median 1.5000 (1 already adversarial count as 0); "
+        "rms: mean 0.7144",
         "evaluations: mean 34.2, p99 98; further forwards: mean 5.0",
-        "status: 2 converged, 1 already_adversarial, 1 budget, 1 not_found",
+        "status: converged 2, already_adversarial 1, budget 1, not_found 1",
     ]
     penalty = np.array([np.nan, 1.5, 2.5, 4.5, np.nan], np.float32)
     text = make(penalty_distortion=penalty).summary()
     assert "penalty minimiser ||r||: mean 2.8333" in text
+
+
+def test_robust_accuracy_is_a_quotient_of_counts() -> None:
+    names = ("success", "distortion")
+    many = {name: np.repeat(getattr(make(), name)[1:2], 100) for name in names}
+    many["distortion"][:7] = 0.5
+    assert make(**many).robust_accuracy(0.5) == 0.93
+
+
+def test_repr_is_one_line() -> None:
+    text = "Result(5 images, 4 adversarial, mean ||r|| 1.750, native cpu)"
+    assert repr(make()) == text
+    failed = make(success=np.zeros(5, bool))
+    assert repr(failed) == "Result(5 images, 0 adversarial, native cpu)"
+
+
+def test_speed_is_that_of_the_finished_images() -> None:
+    status = make().status.copy()
+    status[3:] = status_code("interrupted")
+    assert "0.5 s, 6 images/s" in make(status=status).summary()
+
+
+def test_every_status_is_explained() -> None:
+    for name in _core.Status.__members__:
+        assert f"- {name}: " in str(Result.__doc__)
 
 
 def test_summary_without_success_and_without_images() -> None:
@@ -114,3 +141,12 @@ def test_files_that_are_no_results_are_named(tmp_path: Any) -> None:
     np.savez(tmp_path / "x.npz", success=np.ones(2), extra=np.ones(2))
     with pytest.raises(ValueError, match=r"missing \['adversarial'.*unknown \['extra'\]"):
         Result.load(tmp_path / "x.npz")
+    np.save(tmp_path / "x.npy", np.ones(2))
+    (tmp_path / "x.txt").write_text("not an archive")
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:200])
+    for name in ("x.npy", "x.txt", "empty.npz", "cut.npz"):
+        with pytest.raises(ValueError, match=rf"{name}: not a stored result$"):
+            Result.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        Result.load(tmp_path / "absent.npz")
