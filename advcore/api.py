@@ -227,52 +227,18 @@ def minimize_distortion(
             )
     if isinstance(error, ModelRaised):
         error = error.__cause__
-    success: NDArray[np.bool_] = found["success"]
-    adversarial: Floats = found["adversarial"]
-    margin: Floats = found["margin"]
-    prediction = found["prediction"].astype(np.int64)
     model_failed = isinstance(error, Exception) and error is not watch.error
-    before = success.copy()
-    if levels is not None and not model_failed:
-        from .levels import to_grid
-
-        found["evaluations"] += to_grid(
-            path.model,
-            levels,
-            float(bounds[0]),
-            float(bounds[1]),
-            flat,
-            aim,
-            targeted,
-            confidence,
-            adversarial,
-            success,
-            size,
-        )
-    if (path.oracle is not None or levels is not None) and not model_failed:
-        seen, predicted = verify.confirm(
-            path.forward,
-            size,
-            flat,
-            aim,
-            targeted,
-            confidence,
-            lo,
-            hi,
-            adversarial,
-            success,
-            pushes=0 if levels is not None else verify.PUSHES,
-        )
-        lost = np.flatnonzero(before & ~success)
-        if len(lost):  # what is returned for them is the clean image
-            z = verify.batched(path.forward, flat[lost], size)
-            seen[lost], predicted[lost] = verify.margins(z, aim[lost], targeted)
-            found["status"][lost] = _core.Status.not_found
-        margin = np.where(before, seen, margin)
-        prediction = np.where(before, predicted, prediction)
-    result = _result(
-        path, images, given, flat, job, found, success, adversarial, margin, prediction, norm, loss
-    )
+    if not model_failed:
+        unverified = found["success"].copy()
+        grid = None if levels is None else (levels, float(bounds[0]), float(bounds[1]))
+        try:
+            _verify(path, job, found, grid, confidence, size, isinstance(error, KeyboardInterrupt))
+        except (Exception, KeyboardInterrupt) as raised:
+            found["success"][unverified] = False  # the images stay, as they are
+            found["status"][unverified] = _core.Status.interrupted
+            error = raised.__cause__ if isinstance(raised, ModelRaised) else raised
+            model_failed = isinstance(raised, Exception)
+    result = _result(path, images, given, job, found, norm, loss)
     result.seconds = time.perf_counter() - begin
     if isinstance(error, KeyboardInterrupt):
         raise Interrupted(result) from error
@@ -294,6 +260,57 @@ def minimize_distortion(
     return result
 
 
+def _verify(
+    path: Path,
+    job: Job,
+    found: dict[str, NDArray[Any]],
+    grid: tuple[int, float, float] | None,
+    confidence: float,
+    size: int,
+    hurry: bool,
+) -> None:
+    """The model's own forward on the results, after moving them to the grid; changes ``found``."""
+    success, adversarial, targeted = found["success"], found["adversarial"], job.params.targeted
+    before = success.copy()
+    if grid is not None and hurry:  # not on the grid, so no result
+        success[:] = False
+    elif grid is not None:
+        from .levels import to_grid
+
+        found["evaluations"] += to_grid(
+            path.model,
+            *grid,
+            job.images,
+            job.labels,
+            targeted,
+            confidence,
+            adversarial,
+            success,
+            size,
+        )
+    seen, predicted = verify.confirm(
+        path.forward,
+        size,
+        job.images,
+        job.labels,
+        targeted,
+        confidence,
+        job.lo,
+        job.hi,
+        adversarial,
+        success,
+        pushes=0 if hurry or grid is not None else verify.PUSHES,
+    )
+    lost = np.flatnonzero(before & ~success)
+    if len(lost):
+        adversarial[lost] = job.images[lost]
+        z = verify.batched(path.forward, job.images[lost], size)
+        seen[lost], predicted[lost] = verify.margins(z, job.labels[lost], targeted)
+        found["status"][lost] = _core.Status.interrupted if hurry else _core.Status.not_found
+    found["margin"] = np.where(before, seen, found["margin"])
+    found["prediction"] = np.where(before, predicted, found["prediction"])
+
+
 def _predict(path: Path, flat: Floats, size: int) -> NDArray[np.int32]:
     if not len(flat):
         return np.empty(0, np.int32)
@@ -305,23 +322,19 @@ def _result(
     path: Path,
     images: Any,
     given: NDArray[Any],
-    flat: Floats,
     job: Job,
     found: dict[str, NDArray[Any]],
-    success: NDArray[np.bool_],
-    adversarial: Floats,
-    margin: Floats,
-    prediction: NDArray[np.int64],
     norm: str,
     loss: str,
 ) -> Result:
     """The engine's arrays in the shape and kind of the images."""
-    r = np.linalg.norm(adversarial.astype(np.float64) - flat, axis=1)
+    adversarial, success = found["adversarial"], found["success"]
+    r = np.linalg.norm(adversarial.astype(np.float64) - job.images, axis=1)
     distortion = np.where(success, r, np.inf).astype(np.float32)
     c = found["c"]
     if norm == "l2_unsquared":
         c = np.where(success, 2 * c * r, np.nan).astype(np.float32)
-    count = len(flat)
+    count, n = job.images.shape
     shaped: Any = adversarial.reshape(given.shape)
     if validate.is_tensor(images):
         shaped = sys.modules["torch"].from_numpy(shaped).to(images.device)
@@ -331,9 +344,9 @@ def _result(
         adversarial=shaped,
         success=success,
         distortion=distortion,
-        rms_distortion=(distortion / math.sqrt(flat.shape[1])).astype(np.float32),
-        margin=margin,
-        prediction=prediction,
+        rms_distortion=(distortion / math.sqrt(n)).astype(np.float32),
+        margin=found["margin"],
+        prediction=found["prediction"].astype(np.int64),
         target=job.labels.astype(np.int64) if targeted else np.full(count, -1, np.int64),
         c=c,
         status=found["status"],

@@ -108,7 +108,7 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
     oracle = TorchOracle(model, shape, device, tried)
     _check_logits(oracle, tried)
     reason = "a callable that is not a module"
-    if is_module and on_cpu:
+    if is_module and on_cpu and oracle.device.type == "cpu":
         try:
             network = Network.from_torch(model, shape)
         except Unsupported as unsupported:
@@ -157,8 +157,8 @@ def probes(lo: Floats, hi: Floats) -> Floats:
     Not the caller's: what is measured on them must not depend on which images are in the run.
     """
     u = np.random.default_rng(0).random((SAMPLE, lo.shape[-1]), dtype=np.float32)
-    if lo.ndim == 2:
-        return u
+    if lo.ndim == 2:  # bounds of each image: their hull, whatever the order
+        lo, hi = lo.min(axis=0), hi.max(axis=0)
     low = np.where(np.isfinite(lo), lo, np.where(np.isfinite(hi), hi - 1, 0)).astype(np.float32)
     high = np.where(np.isfinite(hi), hi, low + 1).astype(np.float32)
     return np.clip(low + (high - low) * u, lo, hi)

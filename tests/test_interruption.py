@@ -253,3 +253,35 @@ def test_ctrl_c_stops_within_a_second_and_keeps_what_is_done(
     )
     assert done.returncode == 0, done.stderr
     assert 0 <= float(done.stdout) < 1
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, RuntimeError])
+def test_trouble_in_the_final_verification_keeps_the_result(
+    raised: type[BaseException], random_network: Any, random_images: Any
+) -> None:
+    network = random_network(activation="sigmoid")
+
+    class Failing:
+        fail = False
+
+        def forward(self, x: Any) -> Any:
+            if self.fail:
+                raise raised("at the end")
+            return network.forward(x)
+
+        def backward(self, dlogits: Any) -> Any:
+            return network.backward(dlogits)
+
+    model, x = Failing(), random_images(12)
+
+    def after_the_run(state: advcore.Progress) -> None:
+        model.fail = state.finished == state.total
+
+    expected = advcore.Interrupted if raised is KeyboardInterrupt else advcore.ModelError
+    targets = (network.forward(x).argmax(axis=1) + 1) % network.classes
+    with pytest.raises(expected) as caught:
+        advcore.minimize_distortion(model, x, targets, callback=after_the_run)
+    result = caught.value.result
+    assert not result.success.any()  # found, but not verified
+    assert (result.status == advcore.Status.interrupted).all()
+    assert (result.adversarial != x).any(axis=1).all()
