@@ -15,6 +15,7 @@ using ShiftMask = long long __attribute__((vector_size(kShifts * 8)));
 // zero, which drops the pair from this solve.
 inline void solve_quasi_definite(int size, int negative, Shifts* K, Shifts* b) {
   const auto row = [](int i) { return i * (i + 1) / 2; };
+  Shifts inverse[2 * kMaxHistory];  // of the pivots: divisions would take half of the time
   for (int j = 0; j < size; ++j) {
     const double side = j < negative ? -1.0 : 1.0;
     Shifts* kj = K + row(j);
@@ -27,17 +28,18 @@ inline void solve_quasi_definite(int size, int negative, Shifts* K, Shifts* b) {
     // Relative rounding of the float32 sums behind K is about 1e-6.
     const ShiftMask sound = (d > 1e-9 * full) & (d > 0.0);
     kj[j] = sound ? d * side : Shifts{} + 1e300 * side;
+    inverse[j] = 1.0 / kj[j];
     for (int i = j + 1; i < size; ++i) {
       Shifts* ki = K + row(i);
       Shifts t = ki[j];
       for (int p = 0; p < j; ++p) t -= ki[p] * v[p];
-      ki[j] = t / kj[j];
+      ki[j] = t * inverse[j];
     }
   }
   for (int i = 0; i < size; ++i)
     for (int p = 0; p < i; ++p) b[i] -= K[row(i) + p] * b[p];
   for (int i = size - 1; i >= 0; --i) {
-    b[i] /= K[row(i) + i];
+    b[i] *= inverse[i];
     for (int p = i + 1; p < size; ++p) b[i] -= K[row(p) + i] * b[p];
   }
 }
