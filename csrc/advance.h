@@ -18,6 +18,13 @@ namespace {
 constexpr float kReach = 0.1f;
 constexpr int kStale = 4;  // rounds of the polish without progress
 
+// From x to the trial: s = trial - x, y = g(trial) - g(x) with g the gradient of the loss.
+struct Move {
+  float ss, sy;  // s's, s'y
+  float slope;   // (g + 2 c r)'s at x
+  float norm2;   // ||trial - x0||^2
+};
+
 template <class Team>
 struct Machine {
   const Team& team;
@@ -147,9 +154,8 @@ struct Machine {
   void random_start();
   void stage_resume();
   float goal() const;
-  void displacement(float* dots);
-  bool worth_keeping(const float* dots) const;
-  void push_displacement(const float* dots);
+  Move move() const;
+  void keep_pair(const Move& move);
   bool note_stage_best(float norm, const float* point);
   void stage();
   void propose();

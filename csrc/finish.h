@@ -153,7 +153,7 @@ void Machine<Team>::polish_probe() {
     s.t_high = s.t;
     s.margin_high = s.eval.finite ? s.eval.margin : s.margin_high;
   }
-  if (++s.tries < 2) return probe(0.05f);
+  if (++s.tries < 2 && s.t_low == 0) return probe(0.05f);
   if (s.t_low > 0) {
     segment(s.t_low);
     swap(p.x, p.trial);

@@ -38,18 +38,22 @@ void push_pair(const Team& team, const Params& params, const Problem& p, State& 
   team.sync();
   s.newest = slot;
   if (s.pairs < params.history) ++s.pairs;
-  for (int j = 0; j < s.pairs; ++j) {
-    if (j == slot) continue;
-    const float* const sj = ring_s(params, p, j);
-    const float* const yj = ring_y(params, p, j);
-    float dots[2];
-    team.template sums<2>(params.padded_n, dots, [=](int i, Lane* acc) {
+  for (int first = 0; first < s.pairs; first += 2) {  // two pairs a pass
+    const int j = first, k = first + 1 < s.pairs ? first + 1 : first;
+    const float *const sj = ring_s(params, p, j), *const sk = ring_s(params, p, k);
+    const float *const yj = ring_y(params, p, j), *const yk = ring_y(params, p, k);
+    float dots[4];
+    team.template sums<4>(params.padded_n, dots, [=](int i, Lane* acc) {
       const Lane v = load(new_s, i);
       acc[0] += v * load(sj, i);
       acc[1] += v * load(yj, i);
+      acc[2] += v * load(sk, i);
+      acc[3] += v * load(yk, i);
     });
     s.ss[slot][j] = s.ss[j][slot] = dots[0];
     s.sy[slot][j] = dots[1];
+    s.ss[slot][k] = s.ss[k][slot] = dots[2];
+    s.sy[slot][k] = dots[3];
   }
   s.ss[slot][slot] = ss;
   s.sy[slot][slot] = sy;

@@ -175,27 +175,29 @@ float Machine<Team>::goal() const {
   return 0.1f * schedule().temperature[s.stage] * min(s.clean_margin, abs(s.margin0));
 }
 
-// s's, s'y and ||trial - x0||^2 of s = trial - x, y = g(trial) - g(x).
 template <class Team>
-void Machine<Team>::displacement(float* dots) {
-  const float old_sigma = s.sigma, new_sigma = sigma_of(s.eval.log_odds);
-  team.template sums<3>(params.padded_n, dots, [=, this](int i, Lane* acc) {
-    const Lane t = load(p.trial, i), d = t - load(p.x, i), r = t - load(p.x0, i);
+Move Machine<Team>::move() const {
+  const float old_sigma = s.sigma, new_sigma = sigma_of(s.eval.log_odds), c2 = 2 * s.c;
+  Move out;
+  float dots[4];
+  team.template sums<4>(params.padded_n, dots, [=, this](int i, Lane* acc) {
+    const Lane x0 = load(p.x0, i), x = load(p.x, i), t = load(p.trial, i), d = t - x, r = t - x0;
+    const Lane g = -old_sigma * load(p.gradient, i);
     acc[0] += d * d;
-    acc[1] += d * (old_sigma * load(p.gradient, i) - new_sigma * load(p.trial_gradient, i));
-    acc[2] += r * r;
+    acc[1] += d * (-new_sigma * load(p.trial_gradient, i) - g);
+    acc[2] += d * (g + c2 * (x - x0));
+    acc[3] += r * r;
   });
+  out.ss = dots[0], out.sy = dots[1], out.slope = dots[2], out.norm2 = dots[3];
+  return out;
 }
 
+// Pairs whose curvature is noise beside that of the penalty are left out.
 template <class Team>
-bool Machine<Team>::worth_keeping(const float* dots) const {
-  return dots[0] > 0 && dots[1] > 1e-6f * 2 * s.c * dots[0];
-}
-
-template <class Team>
-void Machine<Team>::push_displacement(const float* dots) {
+void Machine<Team>::keep_pair(const Move& move) {
+  if (!(move.ss > 0 && move.sy > 1e-6f * 2 * s.c * move.ss)) return;
   push_pair(team, params, p, s, p.x, p.gradient, s.sigma, p.trial, p.trial_gradient,
-            sigma_of(s.eval.log_odds), dots[0], dots[1]);
+            sigma_of(s.eval.log_odds), move.ss, move.sy);
 }
 
 // Returns whether the best of this stage improved by more than the tolerance.
@@ -221,10 +223,9 @@ void Machine<Team>::stage() {
       ++s.nans;
     return start_search();
   }
-  float dots[3];
-  displacement(dots);
-  const float new_loss = loss_of(s.eval.log_odds), norm2 = dots[2];
-  if (!s.eval.finite || !(dots[1] - dots[1] == 0)) {
+  const Move step = move();
+  const float new_loss = loss_of(s.eval.log_odds), norm2 = step.norm2;
+  if (!s.eval.finite || !(step.sy - step.sy == 0)) {
     s.shift = max(4 * s.shift, s.c);
     s.accept_any = false;
     if (++s.nans >= 3) return end_stage(Status::stalled);
@@ -235,24 +236,14 @@ void Machine<Team>::stage() {
   if (note_stage_best(norm, p.trial))
     s.since = 0;
   else if (near)  // a short step says more about being at the end than a long one
-    s.since += __builtin_sqrtf(dots[0]) < 0.01f * norm ? 3 : 1;
+    s.since += __builtin_sqrtf(step.ss) < 0.01f * norm ? 3 : 1;
 
-  float slope = 0;  // (g + 2 c r)'(trial - x)
-  {
-    float sum[1];
-    const float sigma = s.sigma, c2 = 2 * s.c;
-    team.template sums<1>(params.padded_n, sum, [=, this](int i, Lane* acc) {
-      const Lane x = load(p.x, i);
-      acc[0] += (load(p.trial, i) - x) * (c2 * (x - load(p.x0, i)) - sigma * load(p.gradient, i));
-    });
-    slope = sum[0];
-  }
-  if (worth_keeping(dots)) push_displacement(dots);
+  keep_pair(step);
   const float before = s.loss + s.c * s.norm2, after = new_loss + s.c * norm2;
   const bool first = s.accept_any;
-  const bool accepted = first || after <= before + 1e-4f * slope + 2e-7f * before;
+  const bool accepted = first || after <= before + 1e-4f * step.slope + 2e-7f * before;
   if (!first) {
-    const float ratio = (before - after) / max(-0.5f * slope, 1e-37f);
+    const float ratio = (before - after) / max(-0.5f * step.slope, 1e-37f);
     if (ratio < 0.05f) s.shift = max(4 * s.shift, s.c);
     if (ratio > 0.6f) s.shift *= 0.25f;
     if (s.shift < 1e-3f * s.c) s.shift = 0;
@@ -262,7 +253,7 @@ void Machine<Team>::stage() {
   if (accepted && s.k == 0 && s.margin >= 0 && params.c_search == CSearch::fused)
     s.penalty_norm = norm;
 
-  const bool still = accepted && !first && __builtin_sqrtf(dots[0]) < params.tolerance * norm;
+  const bool still = accepted && !first && __builtin_sqrtf(step.ss) < params.tolerance * norm;
   if (params.c_search == CSearch::bisection) {
     if (still || s.rounds >= schedule().budget[s.stage]) {
       if (!bisect_c(s, s.margin >= 0)) return end_stage(Status::converged);
