@@ -136,8 +136,8 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
   DualPoint at;
   dual_pass(team, params, p, s, dual, w, inside, at);
   for (int pass = 0; pass < kPasses; ++pass) {
-    // Residuals are distances: 1e-6 of the distortion is what float32 sums can resolve.
-    const float enough = 1e-6f * (__builtin_sqrtf(at.distance2) + 1e-6f);
+    // Residuals are distances; 1e-6 of the distortion is what float32 sums can resolve.
+    const float enough = 4e-6f * (__builtin_sqrtf(at.distance2) + 1e-6f);
     const float worst = violation(at, dual);
     if (!(worst > enough)) break;
     int active[kMaxCuts], count = 0;
