@@ -44,9 +44,7 @@ KINKED = {
         60,
     ),
 }
-# So do networks whose units saturate. On the network of the package one stage of 0.3 takes the
-# mean distortion from 1.02 to 0.985 of the paper's, at the same number of evaluations; on tanh and
-# sigmoid networks that are not saturated it is neutral (1.0000 to 0.9996, 1 to 2 evaluations).
+# So do networks whose units saturate (docs/decisions.md).
 _SATURATING = Schedule((0.3, 0.0), (30, 30), (0.05, 0.02))
 SATURATING = {
     "fast": Effort((Schedule((0.3, 0.0), (20, 10), (0.05, 0.05)),), 2, 1e-3, 8),

@@ -2,7 +2,7 @@
 // oracle is asked for. Plain data, shared by every backend.
 //
 // Letters of the papers: x0 clean image, r = x - x0, c weight of the distortion, s and y the pairs
-// of L-BFGS (Nocedal), T temperature of the smoothed log-odds, k smoothing of kinked activations.
+// of L-BFGS (Nocedal), T temperature of the smoothed log-odds, k smoothing of the activations.
 #pragma once
 
 #include <stddef.h>
