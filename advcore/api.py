@@ -62,8 +62,9 @@ def minimize_distortion(
     images : array or tensor (N, ...), inside ``bounds``
         float32; other real dtypes, and arrays that are not contiguous, are copied once.
     targets : (N,) int, or an int for all images, optional
-        Class that each image shall be taken for. None: untargeted, any class but ``labels``: the
-        search follows the class that it reaches first, which is not always the nearest one.
+        Class that each image shall be taken for. None: untargeted, any class but ``labels``: one
+        search for the class that is reached first, and one (``effort="thorough"``: three) for
+        others, as that is not always the nearest.
     labels : (N,) int, or an int for all images, optional
         True classes, for untargeted runs; None: the model's own prediction. Where targets are
         given they decide alone, and labels are only checked.

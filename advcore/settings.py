@@ -139,7 +139,10 @@ def engine_params(
         params.attempts = 1
     else:
         schedules = (*chosen.schedules, *RESCUE[kind])
-        params.attempts = len(chosen.schedules)
+        if not targeted:  # once more for each further class, with the first schedule
+            again = {"fast": 1, "default": 2, "thorough": 4}[effort]
+            schedules = (*chosen.schedules[:1] * again, *RESCUE[kind][:2])
+        params.attempts = len(schedules) - len(RESCUE[kind])
     for schedule in schedules:
         params.add_schedule(schedule.smoothing, schedule.budget, schedule.temperature)
     params.starts = starts

@@ -16,6 +16,7 @@ namespace ADVCORE_NS {
 namespace {
 
 constexpr float kReach = 0.1f;
+constexpr float kPrune = 5.0f;
 constexpr int kStale = 4;  // rounds of the polish without progress
 
 // From x to the trial: s = trial - x, y = g(trial) - g(x) with g the gradient of the loss.
@@ -121,6 +122,7 @@ struct Machine {
   void end_attempt(Status status) {
     if (s.best_norm < s.attempt_best) {
       s.attempt_best = s.best_norm;
+      if (s.c > 0) s.best_c = s.c;
       s.status = status == Status::not_found ? Status::stalled : status;
     }
     release_class();
@@ -134,7 +136,8 @@ struct Machine {
       ++s.starts_tried;
       return ask_exact(Phase::given_start, false);
     }
-    if (s.searches < (s.best_norm < kNone ? params.attempts : params.schedules)) {
+    const bool classes_left = s.exclusions + 1 < params.classes;
+    if (classes_left && s.searches < (s.best_norm < kNone ? params.attempts : params.schedules)) {
       s.schedule = s.searches++;
       s.c = 0;
       return begin_stage(0);

@@ -65,7 +65,7 @@ void Tile::deliver(Problem& p) {
   job_.success[i] = success;
   if (success) job_.distortion[i] = s.best_norm;
   if (s.best_prediction >= 0) job_.margin[i] = s.best_margin;
-  if (s.c > 0) job_.c[i] = s.c;
+  if (s.best_c > 0 || s.c > 0) job_.c[i] = s.best_c > 0 ? s.best_c : s.c;
   if (s.penalty_norm >= 0) job_.penalty[i] = s.penalty_norm;
   job_.prediction[i] = s.best_prediction;
   job_.status[i] = static_cast<int8_t>(s.status);

@@ -18,6 +18,8 @@ void Machine<Team>::hold_class(int reached) {
 template <class Team>
 void Machine<Team>::release_class() {
   if (s.against < 0) return;
+  // The next attempt looks for another class: the one reached first is not always the nearest.
+  if (s.searches > 0 && s.exclusions < kMaxSchedules) s.excluded[s.exclusions++] = s.label;
   s.label = s.against;
   s.against = -1;
   s.targeted = false;

@@ -33,10 +33,24 @@ void head(const Team& team, const Params& params, State& s, float* z, float* see
   team.sync();
   if (team.leader()) z[label] = kPadLogit;
   team.sync();
-  float other = team.maximum(padded, [=](int i) { return load(z, i); });
+  const auto largest_other = [=](int& at) {
+    const float value = team.maximum(padded, [=](int i) { return load(z, i); });
+    at = 0;
+    while (at < classes - 1 && z[at] != value) ++at;
+    return value;
+  };
   int runner_up = 0;
-  while (runner_up < classes - 1 && z[runner_up] != other) ++runner_up;
+  float other = largest_other(runner_up);
   e.prediction = z_label > other || (z_label == other && label < runner_up) ? label : runner_up;
+  float z_excluded[kMaxSchedules];
+  for (int i = 0; i < s.exclusions; ++i) z_excluded[i] = z[s.excluded[i]];
+  if (s.exclusions > 0) {
+    team.sync();
+    if (team.leader())
+      for (int i = 0; i < s.exclusions; ++i) z[s.excluded[i]] = kPadLogit;
+    team.sync();
+    other = largest_other(runner_up);
+  }
   if (s.against >= 0) {
     runner_up = s.against;
     other = z[runner_up];
@@ -72,7 +86,10 @@ void head(const Team& team, const Params& params, State& s, float* z, float* see
     team.sync();
     if (team.leader()) seed[label] = sign;
   }
-  if (team.leader()) z[label] = z_label;
+  if (team.leader()) {
+    z[label] = z_label;
+    for (int i = 0; i < s.exclusions; ++i) z[s.excluded[i]] = z_excluded[i];
+  }
   team.sync();
 }
 

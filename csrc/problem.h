@@ -103,7 +103,9 @@ struct State {
   bool want_gradient = false;
   bool measure = false;  // record the smoothing widths from this forward
   bool targeted = true;
-  int label = 0;     // target, or the class to leave
+  int label = 0;                     // target, or the class to leave
+  int excluded[kMaxSchedules] = {};  // untargeted: classes that earlier attempts reached
+  int exclusions = 0;
   int against = -1;  // >= 0: the margin is z_label - z_against alone
   float k = 0;       // smoothing of this evaluation
   float T = 0;       // temperature; 0: exact margin; < 0: head sets it from the margin found
@@ -113,6 +115,7 @@ struct State {
   float best_norm = kNone;
   float best_margin = -kNone;  // of the best image; without success: the best margin seen
   int best_prediction = -1;    // there; without success at x0
+  float best_c = 0;            // c where the search that found it ended
   float penalty_norm = -1;     // distortion of the penalty minimiser at the final c; < 0: none
 
   // fused c-search, at the accepted point x

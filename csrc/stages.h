@@ -107,6 +107,8 @@ void Machine<Team>::start_search() {
     note_stage_best(__builtin_sqrtf(s.norm2), p.x);
     return propose();
   }
+  // Another class that is further away by the linear model than the best found is left alone.
+  if (s.exclusions > 0 && far > kPrune * s.best_norm) return end_attempt(Status::stalled);
   if (far > reach) shrink(p.trial, reach / far);
   // On a two-class tie c* = 1 / (4 lambda), lambda the multiplier of the linearised margin: for
   // a linear one, c* = |m| / (4 ||r||^2).

@@ -279,7 +279,7 @@ def test_embedded_digits_are_confirmed_by_torch(targeted: bool) -> None:
     fooled = np.array(names(result)) == "already_adversarial"
     assert (result.distortion[fooled] == 0).all()
     assert (result.distortion[~fooled] > 0).all()
-    assert result.evaluations.mean() <= 40
+    assert result.evaluations.mean() <= (40 if targeted else 60)
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1e-4])
