@@ -68,6 +68,9 @@ def distances(
 def row(name: str, d: NDArray[np.float64], envelope: NDArray[np.float64], evaluations: float,
         seconds: float) -> dict[str, Any]:  # fmt: skip
     both = np.isfinite(d) & np.isfinite(envelope)
+    if not both.any():
+        print(f"  {name:16} success   0.0%", flush=True)
+        return {"success": 0.0, "evaluations": evaluations}
     ratio = d[both] / envelope[both]
     figures = {
         "success": float(np.isfinite(d).mean()),
