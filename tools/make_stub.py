@@ -1,7 +1,6 @@
 """Write advcore/_core.pyi, the types of the compiled module, from the installed module itself.
 
-Needs pybind11-stubgen. ``python tools/make_stub.py [PATH]``; the tests compare the file in the
-repository with what this writes.
+Needs pybind11-stubgen. ``--check`` compares the file in the repository with what this would write.
 """
 
 from __future__ import annotations
@@ -34,5 +33,13 @@ def generate() -> str:
     return re.sub(r"    def __format__\(self, format_spec\):\n        \.\.\.\n", "", text)
 
 
+def main() -> None:
+    """Write the stub, or with --check fail if it is not up to date."""
+    if "--check" not in sys.argv[1:]:
+        STUB.write_text(generate())
+    elif STUB.read_text() != generate():
+        sys.exit(f"{STUB.name} is not up to date: run `make stub`")
+
+
 if __name__ == "__main__":
-    (Path(sys.argv[1]) if len(sys.argv) > 1 else STUB).write_text(generate())
+    main()
