@@ -17,7 +17,7 @@ from .oracles import Oracle
 
 Floats = NDArray[np.float32]
 NATIVE_SLOTS = 24
-"""Rows of a tile: a multiple of the 8 and 6 rows of the kernels. 8 to 64 measured within 5%."""
+"""Rows of a tile: a multiple of the 8 and 6 rows of the kernels. 8 to 64 measured within 7%."""
 ORACLE_SLOTS = 256
 
 
