@@ -17,7 +17,8 @@ namespace {
 
 constexpr float kReach = 0.1f;
 constexpr float kPrune = 5.0f;
-constexpr int kStale = 4;  // rounds of the polish without progress
+constexpr int kStale = 4;      // rounds of the polish without progress
+constexpr int kApproach = 20;  // evaluations of the polish before it reaches the margin
 
 // From x to the trial: s = trial - x, y = g(trial) - g(x) with g the gradient of the loss.
 struct Move {
@@ -168,9 +169,10 @@ struct Machine {
   // finish.h: handover, polish, given starts
   void hold_class(int reached);
   void release_class();
-  void push();
   void ask_center();
   void polish_start();
+  void far_side();
+  void push();
   bool add_cut(const float* gradient, const float* at);
   void note_curvature();
   void propose_cut();

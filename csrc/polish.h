@@ -57,7 +57,7 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
     const Lane lo = load(p.lo, i), hi = load(p.hi, i), x0 = load(p.x0, i);
     const Lane q = x0 + w * (load(p.x, i) - x0);
     Lane row[P], y = q;
-#pragma GCC unroll 10
+#pragma GCC unroll 16
     for (int j = 0; j < P; ++j) {
       row[j] = load(a[j], i);
       y += lambda[j] * row[j];
@@ -65,7 +65,7 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
     // On a bound counts as inside: a clean image of zeros and ones can still move.
     store(inside, i, select((y >= lo) & (y <= hi), broadcast(1.0f), Lane{}));
     const Lane x = clip(y, lo, hi), r = x - x0;
-#pragma GCC unroll 10
+#pragma GCC unroll 16
     for (int j = 0; j < P; ++j) acc[j] += row[j] * r;
     acc[P] += (x - q) * (x - q);
   });
@@ -81,6 +81,7 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
   if (s.cuts == 2) return dual_pass<2>(team, params, p, s, dual, w, inside, out);
   if (s.cuts <= 4) return dual_pass<4>(team, params, p, s, dual, w, inside, out);
   if (s.cuts <= 6) return dual_pass<6>(team, params, p, s, dual, w, inside, out);
+  if (s.cuts <= 10) return dual_pass<10>(team, params, p, s, dual, w, inside, out);
   return dual_pass<kMaxCuts>(team, params, p, s, dual, w, inside, out);
 }
 
@@ -117,7 +118,7 @@ inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis], 
 template <class Team>
 void project(const Team& team, const Params& params, const Problem& p, State& s, float w,
              float* out) {
-  constexpr int kPasses = 25;
+  constexpr int kPasses = 60;
   const int P = s.cuts;
   const auto value = [&](const DualPoint& d, const float* dual) {
     float v = -0.5f * d.distance2;

@@ -355,14 +355,10 @@ void Machine<Team>::end_stage(Status status) {
   if (s.stage + 1 < schedule().stages) return begin_stage(s.stage + 1);
   const bool adversarial = s.k == 0 && s.stage_best < kNone;
   if (exact_loss()) return end_attempt(adversarial ? status : Status::not_found);
-  swap(p.x, p.stage_point);
-  if (adversarial) {
-    hold_class(s.stage_class);
-    return ask_center();
-  }
+  copy(team, params, p.stage_point, p.x);
   s.tries = 0;
-  copy(team, params, p.x, p.trial);
-  ask_exact(Phase::push, false);
+  if (adversarial) hold_class(s.stage_class);
+  ask_center();
 }
 
 }  // namespace
