@@ -2,7 +2,7 @@
 // the gradient of the latter) at p.trial and leaves the next point to evaluate there, or
 // Phase::done. It never calls a network.
 //
-//   start -> stage_origin -> [stage_resume ->] stage ... -> push -> polish_start
+//   start -> stage_origin -> stage ... -> polish_start [-> push -> polish_start]
 //         -> polish <-> polish_probe -> done        and before it, for each given start,
 //            given_start -> bisect -> polish_start ...
 //
@@ -17,7 +17,9 @@ namespace {
 
 constexpr float kReach = 0.1f;
 constexpr float kPrune = 5.0f;
-constexpr int kStale = 4;      // rounds of the polish without progress
+constexpr float kPassOn =
+    0.4f;                  // of the distortion: a step shorter than this ends a stage but the last
+constexpr int kStale = 3;  // rounds of the polish without progress
 constexpr int kApproach = 20;  // evaluations of the polish before it reaches the margin
 
 // From x to the trial: s = trial - x, y = g(trial) - g(x) with g the gradient of the loss.
@@ -65,9 +67,6 @@ struct Machine {
         break;
       case Phase::stage_origin:
         stage_origin();
-        break;
-      case Phase::stage_resume:
-        stage_resume();
         break;
       case Phase::stage:
         stage();
@@ -149,6 +148,7 @@ struct Machine {
   // stages.h: fused c-search
   void start();
   void begin_stage(int stage);
+  void next_network();
   void accept(float norm2);
   float sigma_of(float log_odds) const;
   float loss_of(float log_odds) const;
@@ -156,7 +156,6 @@ struct Machine {
   void start_search();
   void shrink(float* x, float t);
   void random_start();
-  void stage_resume();
   float goal() const;
   Move move() const;
   void keep_pair(const Move& move);
