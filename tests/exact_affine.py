@@ -53,9 +53,8 @@ def _solve(a: Any, b: Any, low: Any, high: Any, dual: Any) -> Any:
             assert abs(r @ r / 2 + value) <= 1e-9 * (r @ r) + 1e-13
             return r, dual
         y = a.T @ dual
-        if np.where(y > 0, high * y, np.where(y < 0, low * y, 0)).sum() + dual @ b < (
-            -1e-10 * dual.sum()
-        ):
+        reach = np.where(y > 0, high, np.where(y < 0, low, 0.0))  # the most of y'r in the box
+        if y @ reach + dual @ b < -1e-10 * dual.sum():
             return None
         free = (y >= low) & (y <= high) & (low < high)
         hessian = a[:, free] @ a[:, free].T + 1e-11 * np.eye(len(a))

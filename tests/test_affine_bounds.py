@@ -10,7 +10,7 @@ import pytest
 import advcore
 from advcore import Layer, Network, data
 
-pytest.importorskip("scipy.optimize")
+optimize = pytest.importorskip("scipy.optimize")
 
 from exact_affine import nearest  # noqa: E402
 
@@ -41,7 +41,8 @@ class Problem(NamedTuple):
 
 def minimum(network: Network, x: Any, target: int, lo: Any, hi: Any) -> Any:
     """The exact r (n,) of one image; None where the box holds no point with the margin."""
-    weight, bias = (v.astype(np.float64) for v in (network.layers[0].weight, network.layers[0].bias))
+    layer = network.layers[0]
+    weight, bias = layer.weight.astype(np.float64), layer.bias.astype(np.float64)
     others = np.delete(np.arange(len(bias)), target)
     a = weight[target] - weight[others]
     b = a @ x.astype(np.float64) + bias[target] - bias[others] - CONFIDENCE
@@ -103,3 +104,55 @@ def random(classes: int, n: int = 100, rows: int = 16) -> Problem:
     label = network.forward(x).argmax(axis=1)
     target = data.random_targets(label, classes=classes, seed=0)
     return within(network, x, target, np.zeros(x.shape), np.ones(x.shape))
+
+
+def made(kind: int | str) -> list[Problem]:
+    """In the box [0, 1], in boxes of half the largest change, and in boxes that just suffice."""
+    problem = digits() if kind == "digits" else random(int(kind))
+    return [problem, tight(problem, 0.5), tight(problem, 0.1)]
+
+
+@pytest.mark.parametrize("kind", ["digits", *CLASSES])
+def test_exact_minimum_on_active_bounds(kind: int | str) -> None:
+    gaps = []
+    for least, problem in zip((0.2, 0.4, 0.6), made(kind), strict=True):
+        assert problem.active.mean() > least
+        result = advcore.minimize_distortion(
+            problem.network, problem.x, problem.target, bounds=(problem.lo, problem.hi)
+        )
+        assert result.success.all()
+        np.testing.assert_array_equal(result.prediction, problem.target)
+        assert (result.adversarial >= problem.lo).all()
+        assert (result.adversarial <= problem.hi).all()
+        gaps.append(result.distortion / problem.exact - 1)
+    gap = np.concatenate(gaps)
+    assert gap.min() > -1e-5
+    assert gap.mean() < 1e-4
+    assert gap.max() < 1e-3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_exact_solver_against_another(seed: int) -> None:
+    """Also of problems without an answer, by a linear program."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((6, 5)), rng.standard_normal(6) - 0.7
+    low, high = -rng.random(5), rng.random(5)
+    has = optimize.linprog(np.zeros(5), -a, b, bounds=np.stack([low, high], axis=1)).status == 0
+    r = nearest(a, b, low, high)
+    assert (r is not None) == has
+    if r is None:
+        return
+    assert (a @ r + b).min() > -1e-9
+    assert (low <= r).all()
+    assert (r <= high).all()
+    other = optimize.minimize(
+        lambda v: v @ v / 2,
+        r + 0.1 * rng.standard_normal(5),
+        jac=lambda v: v,
+        method="SLSQP",
+        bounds=np.stack([low, high], axis=1),
+        constraints={"type": "ineq", "fun": lambda v: a @ v + b, "jac": lambda _: a},
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert other.success
+    np.testing.assert_allclose(r, other.x, atol=1e-6)

@@ -12,9 +12,9 @@ from advcore import Layer, Network
 
 pytest.importorskip("scipy.optimize")
 
-from exact_affine import nearest  # noqa: E402
+from exact_affine import nearest
 
-from advcore import reference  # noqa: E402
+from advcore import reference
 
 INF = float("inf")
 CONFIDENCE = 1e-4
