@@ -12,11 +12,14 @@ from advcore import Layer, Network, tensorfile
 PATH = Path(__file__).parent / "data" / "certified_relu.safetensors"
 CONFIDENCE = 1e-4
 SMALL, LARGE = "49-16-16-10", "49-32-32-10"
+SMALL_MNIST, LARGE_MNIST = SMALL + " mnist", LARGE + " mnist"
+"""Trained on all of MNIST: larger weights, and many more basins of nearly the same depth."""
 
 
 class Certified(NamedTuple):
     """Images (N, 49) in [0, 1], targets, and proven bounds of the smallest distortion of each."""
 
+    name: str
     network: Network
     x: Any
     target: Any
@@ -33,4 +36,4 @@ def load(name: str) -> Certified:
     ]
     lower, upper = (stored[f"{name}.{end}"].astype(np.float64) for end in ("lower", "upper"))
     target = stored[f"{name}.target"].astype(np.int64)
-    return Certified(Network(layers), stored[f"{name}.image"], target, lower, upper)
+    return Certified(name, Network(layers), stored[f"{name}.image"], target, lower, upper)

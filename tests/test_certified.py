@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from certified import CONFIDENCE, LARGE, SMALL, Certified, load
+from certified import CONFIDENCE, LARGE, LARGE_MNIST, SMALL, SMALL_MNIST, Certified, load
 
 import advcore
 from advcore import Network
@@ -15,7 +15,15 @@ pytest.importorskip("scipy.optimize")
 
 from exact_affine import nearest
 
-WANTED = {SMALL: 60, LARGE: 40}
+WANTED = {SMALL: 60, LARGE: 40, SMALL_MNIST: 60, LARGE_MNIST: 40}
+GAPS = {
+    SMALL: (2e-4, 0.8),
+    LARGE: (2e-4, 0.8),
+    SMALL_MNIST: (1e-3, 0.7),
+    LARGE_MNIST: (3e-3, 0.45),
+}
+"""Mean relative gap, and the share of the images within 1e-4. On the last two networks the mean is
+made by a few images that end in another basin, 0.1 to 3% above the minimum."""
 
 
 @pytest.fixture(scope="module", params=list(WANTED))
@@ -24,8 +32,7 @@ def certified(request: pytest.FixtureRequest) -> Certified:
 
 
 def test_the_certificates_are_tight_and_enough(certified: Certified) -> None:
-    name = "-".join(map(str, [49, *(len(layer.bias) for layer in certified.network.layers)]))
-    assert len(certified.x) >= WANTED[name]
+    assert len(certified.x) >= WANTED[certified.name]
     assert (certified.lower > 0.01).all()
     assert (certified.lower <= certified.upper).all()
     assert (certified.upper <= certified.lower * (1 + 1e-5)).all()
@@ -57,9 +64,7 @@ def region_minimum(network: Network, x0: Any, target: int, point: Any) -> Any:
 def test_no_linear_region_is_below_the_lower_bounds(certified: Certified) -> None:
     """Minima in the regions around the results, by another solver than the certificates'."""
     rng, best = np.random.default_rng(0), []
-    network, x, target, lower, upper = (
-        v[:12] if v is not certified.network else v for v in certified
-    )
+    network, (x, target, lower, upper) = certified.network, (v[:12] for v in certified[2:])
     result = advcore.minimize_distortion(network, x, target, effort="thorough")
     for row, x0 in enumerate(x.astype(np.float64)):
         r = result.adversarial[row] - x0
@@ -87,16 +92,20 @@ def test_gap_to_the_certified_minimum(certified: Certified, path: str) -> None:
     assert (result.distortion >= certified.lower * (1 - 1e-5)).all()
     gap = result.distortion / certified.upper - 1
     assert result.evaluations.mean() <= 50
-    assert (gap < 1e-4).mean() >= 0.8
-    assert gap.mean() < 2e-4
+    mean, share = GAPS[certified.name]
+    assert (gap < 1e-4).mean() >= share
+    assert gap.mean() < mean
 
 
 @pytest.mark.parametrize("effort", ["fast", "thorough"])
-def test_no_effort_is_below_the_lower_bounds(certified: Certified, effort: str) -> None:
+def test_other_efforts(certified: Certified, effort: str) -> None:
     result = advcore.minimize_distortion(
         certified.network, certified.x, certified.target, effort=effort
     )
     assert result.success.all()
     assert (result.distortion >= certified.lower * (1 - 1e-5)).all()
     if effort == "thorough":
-        assert (result.distortion / certified.upper - 1).mean() < 2e-4
+        mean, share = GAPS[certified.name]
+        gap = result.distortion / certified.upper - 1
+        assert (gap < 1e-4).mean() >= share
+        assert gap.mean() < mean

@@ -181,7 +181,7 @@ def test_no_result_is_worse_than_its_start(
         network, x, targets, pool, kinds = task
         far = np.stack([pool[kinds == t][0] for t in targets])
     else:
-        network, x, targets, *_ = certified.load(certified.SMALL)
+        _, network, x, targets, *_ = certified.load(certified.SMALL)
         label = network.forward(x).argmax(axis=1)
         far = np.stack([x[label == t][0] for t in targets])
     own: Any = network
