@@ -19,6 +19,8 @@ constexpr float kReach = 0.1f;
 constexpr float kPrune = 5.0f;
 constexpr float kPassOn =
     0.4f;                  // of the distortion: a step shorter than this ends a stage but the last
+constexpr float kHopeless = 1.01f;  // of the best distortion: a search that ends above it, or
+constexpr float kSame = 0.05f;      // nearer to the best image than this, is not polished
 constexpr int kStale = 3;  // rounds of the polish without progress
 constexpr int kApproach = 20;  // evaluations of the polish before it reaches the margin
 
@@ -163,6 +165,7 @@ struct Machine {
   void stage();
   void propose();
   void step_back();
+  bool nothing_new() const;
   void end_stage(Status status);
 
   // finish.h: handover, polish, given starts
