@@ -18,11 +18,11 @@ namespace {
 constexpr float kReach = 0.1f;
 constexpr float kPrune = 5.0f;
 constexpr float kPassOn =
-    0.4f;                  // of the distortion: a step shorter than this ends a stage but the last
+    0.4f;  // of the distortion: a step shorter than this ends a stage but the last
 constexpr float kHopeless = 1.01f;  // of the best distortion: a search that ends above it, or
 constexpr float kSame = 0.05f;      // nearer to the best image than this, is not polished
-constexpr int kStale = 3;  // rounds of the polish without progress
-constexpr int kApproach = 20;  // evaluations of the polish before it reaches the margin
+constexpr int kStale = 3;           // rounds of the polish without progress
+constexpr int kApproach = 20;       // evaluations of the polish before it reaches the margin
 
 // From x to the trial: s = trial - x, y = g(trial) - g(x) with g the gradient of the loss.
 struct Move {
@@ -104,6 +104,7 @@ struct Machine {
       if (s.phase == Phase::start) s.best_prediction = s.eval.prediction;
       return;
     }
+    if (s.searches > 0) s.reached = true;
     const float norm = distortion(team, params, p, p.trial);
     if (!(norm < s.best_norm)) return;
     copy(team, params, p.trial, p.best);
@@ -139,7 +140,7 @@ struct Machine {
       return ask_exact(Phase::given_start, false);
     }
     const bool classes_left = s.exclusions + 1 < params.classes;
-    if (classes_left && s.searches < (s.best_norm < kNone ? params.attempts : params.schedules)) {
+    if (classes_left && s.searches < (s.reached ? params.attempts : params.schedules)) {
       s.schedule = s.searches++;
       s.c = 0;
       return begin_stage(0);
@@ -158,6 +159,7 @@ struct Machine {
   void start_search();
   void shrink(float* x, float t);
   void random_start();
+  void far_start();
   float goal() const;
   Move move() const;
   void keep_pair(const Move& move);

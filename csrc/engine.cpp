@@ -21,7 +21,7 @@ void clear_results(const Params& params, const Job& job) {
     job.margin[i] = job.c[i] = job.penalty[i] = nan;
     job.prediction[i] = -1;
     job.status[i] = static_cast<int8_t>(Status::interrupted);
-    job.evaluations[i] = job.forwards[i] = job.iterations[i] = 0;
+    job.evaluations[i] = job.forwards[i] = job.iterations[i] = job.rescues[i] = 0;
   }
 }
 
@@ -72,6 +72,7 @@ void Tile::deliver(Problem& p) {
   job_.evaluations[i] = s.evaluations;
   job_.forwards[i] = s.forwards;
   job_.iterations[i] = s.iterations;
+  job_.rescues[i] = std::max(s.searches - params_.attempts, 0);
   p.index = -1;
   feed_.finished.fetch_add(1, std::memory_order_relaxed);
   feed_.succeeded.fetch_add(success, std::memory_order_relaxed);
