@@ -40,6 +40,10 @@ struct Machine {
   bool exact_loss() const { return params.loss == Loss::cross_entropy; }
   const Schedule& schedule() const { return params.schedule[s.schedule]; }
 
+  // What a search is measured by before it ends. Nothing with given starts: they must never make a
+  // result worse, so no search is dropped for their sake.
+  float rival() const { return params.starts > 0 ? kNone : s.best_norm; }
+
   void swap(float*& a, float*& b) {
     team.sync();
     if (team.leader()) {
