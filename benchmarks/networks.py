@@ -42,7 +42,7 @@ class Recipe:
 
     widths: tuple[int, ...] = (100, 100, 10)
     activation: str = "Sigmoid"
-    squashed: bool = False  # the activation on the last layer too
+    last: str = ""  # activation of the last layer; none: linear
     one_hot: bool = False  # squared error toward one-hot outputs, not cross-entropy
     weight_decay: float = 1e-5
     epochs: int = 10
@@ -57,7 +57,7 @@ RECIPES = {
     "tanh": Recipe(activation="Tanh"),
     "relu": Recipe(activation="ReLU"),
     "saturated": Recipe(weight_decay=0.0, epochs=40, learning_rate=1e-2, logit_scale=8.0),
-    "one_hot": Recipe(squashed=True, one_hot=True, weight_decay=0.0, epochs=40),
+    "one_hot": Recipe(activation="ReLU", last="Sigmoid", one_hot=True, weight_decay=0.0, epochs=40),
 }
 HARD = ("saturated", "one_hot")
 DENSE = (
@@ -142,8 +142,9 @@ def pool(name: str, per_class: int = 100) -> tuple[NDArray[np.float32], NDArray[
     """
     x, y = data.mnist("train")
     x, y = x[:10_000], y[:10_000]
+    model = network(name)
     with torch.inference_mode():
-        seen = network(name)(torch.from_numpy(x)).argmax(dim=1).numpy()
+        seen = model(torch.from_numpy(x)).argmax(dim=1).numpy()
     chosen = [np.flatnonzero((seen == k) & (y == k))[:per_class] for k in range(CLASSES)]
     rows = np.concatenate(chosen)
     return x[rows], seen[rows]
@@ -152,8 +153,9 @@ def pool(name: str, per_class: int = 100) -> tuple[NDArray[np.float32], NDArray[
 def saturation(name: str, images: int = 1000) -> float:
     """Share of clean test images whose largest softmax output is exactly 1 in float32."""
     x, _ = data.mnist("test")
+    model = network(name)
     with torch.inference_mode():
-        p = network(name)(torch.from_numpy(x[:images])).softmax(dim=1)
+        p = model(torch.from_numpy(x[:images])).softmax(dim=1)
     return float((p.max(dim=1).values == 1).float().mean())
 
 
@@ -161,8 +163,8 @@ def _trained(name: str, recipe: Recipe) -> torch.nn.Sequential:
     plain = models.fully_connected(recipe.widths)
     kind = getattr(torch.nn, recipe.activation)
     layers = [kind() if isinstance(m, torch.nn.Sigmoid) else m for m in plain]
-    if recipe.squashed:
-        layers.append(kind())
+    if recipe.last:
+        layers.append(getattr(torch.nn, recipe.last)())
     model = torch.nn.Sequential(*layers)
     digest = hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
     path = CACHE / f"network-{name}-{digest}.pt"
@@ -170,17 +172,22 @@ def _trained(name: str, recipe: Recipe) -> torch.nn.Sequential:
         model.load_state_dict(torch.load(path))
         return model
     images, labels = data.mnist("train")
-    if recipe.one_hot:
-        _train_one_hot(model, images, labels, recipe)
-    else:
-        training.train(
-            model,
-            images,
-            labels,
-            weight_decay=recipe.weight_decay,
-            epochs=recipe.epochs,
-            learning_rate=recipe.learning_rate,
-        )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same weights whatever the caller set
+    try:
+        if recipe.one_hot:
+            _train_one_hot(model, images, labels, recipe)
+        else:
+            training.train(
+                model,
+                images,
+                labels,
+                weight_decay=recipe.weight_decay,
+                epochs=recipe.epochs,
+                learning_rate=recipe.learning_rate,
+            )
+    finally:
+        torch.set_num_threads(threads)
     last = [m for m in model if isinstance(m, torch.nn.Linear)][-1]
     with torch.no_grad():
         last.weight.mul_(recipe.logit_scale)

@@ -132,6 +132,7 @@ _CW_CHANGES: tuple[Settings, ...] = (
     {"initial_const": 0.1},
     {"initial_const": 10.0},
     {"initial_const": 0.1, "learning_rate": 0.03},
+    {"initial_const": 0.1, "learning_rate": 0.1},
 )
 
 RIVALS: dict[str, Rival] = {
@@ -159,6 +160,7 @@ RIVALS: dict[str, Rival] = {
             {"penalty": "P3"},
             {"rho_init": 0.1},
             {"lr_reduction": 0.001},
+            {"lr_reduction": 0.001, "init_lr_distance": 0.3},
         ),
     ),
     "PDGD-500": Rival(
@@ -172,6 +174,7 @@ RIVALS: dict[str, Rival] = {
             {"dual_ratio_init": 1.0},
             {"primal_lr": 0.03, "dual_ratio_init": 1.0},
             {"dual_lr": 0.03},
+            {"dual_lr": 0.03, "dual_ratio_init": 1.0},
         ),
     ),
     "FMN-1000": Rival(
@@ -179,6 +182,7 @@ RIVALS: dict[str, Rival] = {
         _FMN,
         _grid(
             _FMN,
+            {"alpha_init": 0.1},
             {"alpha_init": 0.3},
             {"alpha_init": 3.0},
             {"alpha_init": 10.0},
