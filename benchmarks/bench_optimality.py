@@ -11,8 +11,8 @@ envelope too. Every success, ours and theirs, is one that an independent float32
 network confirms. Rivals' runs are cached by weights, images and settings (`envelope.py`), so that
 after a change of the engine only the engine runs; ``--refresh`` runs them again.
 
-Images: the first correctly classified test images, 200 on dense networks, 100 on MNIST's
-convolutional ones, 50 on CIFAR's; random targets (seed 0), or untargeted. C&W runs 9 searches of
+Images: the first correctly classified test images, 200 on dense networks, 50 on
+convolutional ones; random targets (seed 0), or untargeted. C&W runs 9 searches of
 1,000 steps, on convolutional networks of 200, where 1,000 would take an hour each.
 
 Figures go to ``benchmarks/results/bench_optimality_targeted.json`` or ``..._untargeted.json``;
@@ -59,7 +59,7 @@ def ours(case: networks.Case) -> dict[str, Row]:
         runs["advcore default, starts"] = {"starts": networks.pool(case.name)}
     rows = {}
     for name, options in runs.items():
-        wanted = {"targets" if case.targeted else "labels": case.classes}
+        wanted: dict[str, Any] = {"targets" if case.targeted else "labels": case.classes}
         result = advcore.minimize_distortion(case.model, case.images, **wanted, **options)
         extra = {
             "p99_evaluations": float(np.percentile(result.evaluations, 99)),

@@ -222,6 +222,9 @@ def _train_one_hot(
 class Affine(torch.nn.Module):
     """``(x - mean) / deviation`` for each channel."""
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(self, mean: list[float], deviation: list[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
@@ -244,7 +247,8 @@ class Block(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) in, (B, C', H', W') out."""
-        return self.outer(self.second(self.inner(self.first(x))) + self.shortcut(x))
+        inner = self.inner(self.first(x))
+        return torch.as_tensor(self.outer(self.second(inner) + self.shortcut(x)))
 
 
 def _models_folder() -> Path:

@@ -212,5 +212,5 @@ def chosen(network: str, *, targeted: bool) -> dict[str, Settings]:
     """Settings that the sweep chose, by rival; empty where there was none."""
     if not SETTINGS.exists():
         return {}
-    stored = json.loads(SETTINGS.read_text())["chosen"]
+    stored: dict[str, dict[str, dict[str, Settings]]] = json.loads(SETTINGS.read_text())["chosen"]
     return stored.get(network, {}).get("targeted" if targeted else "untargeted", {})
