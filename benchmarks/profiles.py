@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 FIRST, LAST = 1e-4, 0.1  # factors 1.0001 to 1.1
-COLOURS = {
-    "advcore fast": "#f4a582",
-    "advcore default": "#d6604d",
-    "advcore thorough": "#67001f",
-    "advcore default, starts": "#1b7837",
-    "DDN-1000": "#2166ac",
-    "ALMA-1000": "#4393c3",
-    "PDGD-500": "#35978f",
-    "FMN-1000": "#969696",
-    "C&W 9x1000": "#111111",
-    "C&W 9x200": "#111111",
-    "SuperDeepFool": "#9970ab",
+LINES = {  # colour, style
+    "advcore fast": ("#fdae61", "-"),
+    "advcore default": ("#e31a1c", "-"),
+    "advcore thorough": ("#67001f", "-"),
+    "advcore default, starts": ("#b15928", "-"),
+    "DDN-1000": ("#1f78b4", "--"),
+    "ALMA-1000": ("#33a02c", "--"),
+    "PDGD-500": ("#984ea3", "--"),
+    "FMN-1000": ("#878787", "--"),
+    "C&W 9x1000": ("#000000", ":"),
+    "C&W 9x200": ("#000000", "-."),
+    "SuperDeepFool": ("#01c5c4", "--"),
 }
 
 
@@ -38,6 +38,7 @@ def draw(networks: dict[str, dict[str, Floats]], kind: str) -> Path:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from PIL import Image
 
     columns = min(4, len(networks))
     lines = -(-len(networks) // columns)
@@ -48,13 +49,13 @@ def draw(networks: dict[str, dict[str, Floats]], kind: str) -> Path:
     excess = np.geomspace(FIRST, LAST, 200)
     handles = {}
     for axis, (network, rows) in zip(axes.flat, networks.items(), strict=False):
-        shown = {attack: d for attack, d in rows.items() if attack in COLOURS}
+        shown = {attack: d for attack, d in rows.items() if attack in LINES}
         best = np.min(list(shown.values()), axis=0)
         for attack, d in shown.items():
-            own = attack.startswith("advcore")
+            colour, style = LINES[attack]
             (handles[attack],) = axis.plot(
-                excess, profile(d, best, excess), color=COLOURS[attack],
-                linewidth=1.6 if own else 1.0, linestyle="-" if own else "--",
+                excess, profile(d, best, excess), style, color=colour,
+                linewidth=1.6 if style == "-" else 1.1,
             )  # fmt: skip
         axis.set_title(network, fontsize=8)
         axis.set_xscale("log")
@@ -72,6 +73,9 @@ def draw(networks: dict[str, dict[str, Floats]], kind: str) -> Path:
     )  # fmt: skip
     IMAGES.mkdir(parents=True, exist_ok=True)
     path = IMAGES / f"optimality_{kind}.png"
-    figure.savefig(path, dpi=100, pil_kwargs={"optimize": True})
+    figure.savefig(path, dpi=90)
     plt.close(figure)
+    with Image.open(path) as picture:  # a palette: half of the bytes
+        small = picture.convert("RGB").quantize(192)
+    small.save(path, optimize=True)
     return path

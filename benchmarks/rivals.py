@@ -41,7 +41,10 @@ def _import() -> types.ModuleType:
 
 
 class Counted(torch.nn.Module):
-    """A model that counts the rows it evaluates, and which of them with a gradient."""
+    """A model that counts the rows it evaluates, and which of them with a gradient.
+
+    SuperDeepFool takes a backward for each class, so its evaluations cost more than one pair.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
