@@ -149,12 +149,11 @@ def _total(rows: dict[str, Row]) -> tuple[float, float]:
     return sum(r.evaluations for r in rows.values()), sum(r.forwards for r in rows.values())
 
 
-def _save(kind: str, measured: dict[str, dict[str, Any]]) -> str:
+def _save(kind: str, measured: dict[str, dict[str, Any]], commit: str) -> str:
     """Adds the networks to the stored figures; each says which commit it was measured at."""
     name = f"bench_optimality_{kind}"
     path = machine.RESULTS / f"{name}.json"
     stored = json.loads(path.read_text())["networks"] if path.exists() else {}
-    commit = machine.describe()["commit"]
     stored |= {network: {"commit": commit, **values} for network, values in measured.items()}
     known = (*networks.DENSE, *networks.HARD, *networks.CONVOLUTIONAL, *networks.CIFAR)
     ordered = {network: stored[network] for network in known if network in stored}
@@ -174,12 +173,13 @@ def main() -> None:
     torch.set_num_threads(1)
     kind = "untargeted" if options.untargeted else "targeted"
     distances: dict[str, dict[str, Floats]] = {}
+    commit = machine.describe()["commit"]  # before the figures written below make it dirty
     path = ""
     for name in options.networks.split(","):
         values, distances[name] = measure(
             name, not options.untargeted, options.images, options.refresh
         )
-        path = _save(kind, {name: values})
+        path = _save(kind, {name: values}, commit)
     print(path)
     if options.plot:
         print(profiles.draw(distances, kind))

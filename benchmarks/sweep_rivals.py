@@ -55,7 +55,7 @@ def ranked(
         {
             "settings": s,
             "success": success(d),
-            "mean": float(np.where(np.isfinite(d), d, worst).mean()),
+            "mean": round(float(np.where(np.isfinite(d), d, worst).mean()), 6),
         }
         for s, d in zip(settings, distances, strict=True)
     ]
@@ -70,6 +70,15 @@ def success(distances: envelope.Floats) -> float:
 def _mean(distances: envelope.Floats) -> float:
     found = distances[np.isfinite(distances)]
     return float(found.mean()) if len(found) else float("nan")
+
+
+def _text(stored: dict[str, Any]) -> str:
+    """JSON with a line for each network."""
+    parts = []
+    for key, table in stored.items():
+        lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(v)}" for name, v in table.items())
+        parts.append(f' "{key}": {{\n{lines}\n }}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def main() -> None:
@@ -90,7 +99,7 @@ def main() -> None:
         stored["chosen"].setdefault(name, {})[kind] = best
         stored["tried"].setdefault(name, {})[kind] = {"images": options.images, **table}
         rivals.SETTINGS.parent.mkdir(exist_ok=True)
-        rivals.SETTINGS.write_text(json.dumps(stored, indent=1) + "\n")
+        rivals.SETTINGS.write_text(_text(stored))
 
 
 if __name__ == "__main__":
