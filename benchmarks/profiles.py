@@ -40,10 +40,10 @@ def draw(networks: dict[str, dict[str, Floats]], kind: str) -> Path:
     from matplotlib import pyplot as plt
     from PIL import Image
 
-    columns = min(4, len(networks))
+    columns = 5 if len(networks) % 5 == 0 else min(4, len(networks))
     lines = -(-len(networks) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(2.9 * columns, 2.2 * lines + 0.6), sharex=True, sharey=True,
+        lines, columns, figsize=(11.6, 2.2 * lines + 0.6), sharex=True, sharey=True,
         squeeze=False, layout="constrained",
     )  # fmt: skip
     excess = np.geomspace(FIRST, LAST, 200)
@@ -68,7 +68,7 @@ def draw(networks: dict[str, dict[str, Floats]], kind: str) -> Path:
     figure.supxlabel(f"distortion over the smallest of all attacks ({kind})", fontsize=8)
     figure.supylabel("share of the images", fontsize=8)
     figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=5, fontsize=7,
+        handles.values(), handles.keys(), loc="outside upper center", ncols=9, fontsize=7,
         frameon=False,
     )  # fmt: skip
     IMAGES.mkdir(parents=True, exist_ok=True)
