@@ -186,7 +186,8 @@ void Machine<Team>::far_start() {
 // The margin to aim at: a little inside, in proportion to T.
 template <class Team>
 float Machine<Team>::goal() const {
-  return 0.1f * schedule().temperature[s.stage] * min(s.clean_margin, abs(s.margin0));
+  const float part = exact_loss() ? 0.01f : 0.1f;  // the minimiser itself is the result
+  return part * schedule().temperature[s.stage] * min(s.clean_margin, abs(s.margin0));
 }
 
 template <class Team>
@@ -294,10 +295,12 @@ void Machine<Team>::stage() {
   }
   if (settled && s.stage + 1 < schedule().stages) return next_network();
   if (still && abs(__builtin_logf(s.c / s.c_last)) < params.tolerance) {
-    if (s.stage_best < kNone) return end_stage(Status::converged);
+    // The minimiser that is reported must be adversarial itself.
+    if (exact_loss() ? s.margin >= 0 : s.stage_best < kNone) return end_stage(Status::converged);
     s.goal = 2 * s.goal + goal();
   }
-  if (s.stage_best < kNone && s.since >= params.patience) return end_stage(Status::stalled);
+  if (s.stage_best < kNone && s.since >= params.patience && !(exact_loss() && s.margin < 0))
+    return end_stage(Status::stalled);
   // While the search has found nothing at all, a network is not left before three times its budget.
   const int patience = s.stage_best == kNone && !s.reached ? 3 : 1;
   if (s.rounds >= patience * schedule().budget[s.stage]) return end_stage(Status::stalled);

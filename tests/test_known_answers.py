@@ -306,6 +306,20 @@ def test_bisection_on_cross_entropy_is_the_reference(norm: str, targeted: bool) 
     assert (ours.distortion <= ours.penalty_distortion * (1 + 1e-6)).all()
 
 
+def test_the_fused_minimiser_is_the_references() -> None:
+    network, x = sigmoids(), digits()
+    targets = (network.forward(x).argmax(axis=1) + 1) % 4
+    paper = reference.minimize_distortion(network, x, targets, confidence=CONFIDENCE)
+    ours = advcore.minimize_distortion(network, x, targets, loss="cross_entropy")
+    assert ours.penalty_distortion is not None
+    assert paper.penalty_distortion is not None
+    ratio = ours.penalty_distortion / paper.penalty_distortion
+    assert (np.abs(ratio - 1) < 1e-3).mean() >= 0.85
+    np.testing.assert_allclose(ratio, 1, rtol=5e-3)
+    assert (ours.distortion <= ours.penalty_distortion * (1 + 1e-6)).all()
+    assert (10 * ours.evaluations < paper.evaluations).all()
+
+
 def test_margin_loss_beats_the_papers() -> None:
     """Cross-entropy is biased: its minimiser keeps all other classes down, not the best one."""
     problem = Affine(784, 10, 0.0, 1.0)
