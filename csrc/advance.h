@@ -31,7 +31,8 @@ struct Machine {
   const Team& team;
   const Params& params;
   Problem& p;
-  State s;
+  typename Team::template Own<State> s;
+  typename Team::template Own<Work> work;
 
   bool exact_loss() const { return params.loss == Loss::cross_entropy; }
   const Schedule& schedule() const { return params.schedule[s.schedule]; }
@@ -203,7 +204,7 @@ void begin(const Team& team, const Params& params, Problem& p, int label) {
 
 template <class Team>
 void advance(const Team& team, const Params& params, Problem& p) {
-  Machine<Team> machine{team, params, p, p.state};
+  Machine<Team> machine{team, params, p, p.state, {}};
   machine.run();
   team.sync();
   if (team.leader()) p.state = machine.s;

@@ -35,8 +35,7 @@ void head(const Team& team, const Params& params, State& s, float* z, float* see
   team.sync();
   const auto largest_other = [=](int& at) {
     const float value = team.maximum(padded, [=](int i) { return load(z, i); });
-    at = 0;
-    while (at < classes - 1 && z[at] != value) ++at;
+    at = team.first(classes - 1, [=](int i) { return z[i] == value; });
     return value;
   };
   int runner_up = 0;

@@ -53,11 +53,11 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
     lambda[j] = j < s.cuts ? dual[j] : 0;
   }
   float dots[P + 1];
-  team.template sums<P + 1>(params.padded_n, dots, [&](int i, Lane* acc) {
+  team.template sums<P + 1>(params.padded_n, dots, [=, &p](int i, Lane* acc) {
     const Lane lo = load(p.lo, i), hi = load(p.hi, i), x0 = load(p.x0, i);
     const Lane q = x0 + w * (load(p.x, i) - x0);
     Lane row[P], y = q;
-#pragma GCC unroll 10
+    ADVCORE_UNROLL
     for (int j = 0; j < P; ++j) {
       row[j] = load(a[j], i);
       y += lambda[j] * row[j];
@@ -65,7 +65,7 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
     // On a bound counts as inside: a clean image of zeros and ones can still move.
     store(inside, i, select((y >= lo) & (y <= hi), broadcast(1.0f), Lane{}));
     const Lane x = clip(y, lo, hi), r = x - x0;
-#pragma GCC unroll 10
+    ADVCORE_UNROLL
     for (int j = 0; j < P; ++j) acc[j] += row[j] * r;
     acc[P] += (x - q) * (x - q);
   });
@@ -191,11 +191,11 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
     for (int j = 0; j < P; ++j) dual[j] = next[j];
   }
   for (int j = 0; j < P; ++j) s.dual[j] = dual[j];
-  const float* rows = p.ring;
-  team.each(params.padded_n, [&](int i) {
+  const int length = params.padded_n;
+  team.each(length, [=, &p](int i) {
     const Lane x0 = load(p.x0, i);
     Lane y = x0 + w * (load(p.x, i) - x0);
-    for (int j = 0; j < P; ++j) y += dual[j] * load(rows + (size_t)j * params.padded_n, i);
+    for (int j = 0; j < P; ++j) y += dual[j] * load(p.ring + (size_t)j * length, i);
     store(out, i, clip(y, load(p.lo, i), load(p.hi, i)));
   });
   team.sync();

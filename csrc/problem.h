@@ -8,6 +8,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// What a device compiler wants to be told: functions of the solver, and loops to be unrolled.
+#ifdef __CUDACC__
+#define ADVCORE_FN __device__
+#define ADVCORE_UNROLL _Pragma("unroll")
+#else
+#define ADVCORE_FN
+#define ADVCORE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace advcore {
 
 constexpr int kPad = 16;        // rows are padded to this many floats, with lo = hi = x0 = 0

@@ -279,7 +279,8 @@ void Machine<Team>::propose() {
   ++s.iterations;
   if (s.sigma < 1e-6f && s.margin > s.goal) return step_back();
   // A small theta: outside the span of the pairs the curvature of the penalty problem is 2 c.
-  Model model;
+  Model& model = work.model;
+  Step& step = work.step;
   model.pairs = s.pairs;
   model.theta = 0.2f * s.c;
   if (s.pairs > 0)
@@ -311,10 +312,11 @@ void Machine<Team>::propose() {
   if (params.c_search == CSearch::fused) {
     // The shift bounds the step, not c: with it no c would reach the goal, and c would run down.
     model.shift = 0;
-    s.c = choose_c(params, s, model);
+    s.c = choose_c(team, params, s, work);
     model.shift = s.shift;
   }
-  const Step step = model_step(params, s, model, Shifts{} + (double)s.c);
+  for (int j = 0; j < kShifts; ++j) step.c[j] = s.c;
+  team.solve([=, this] { model_step(params, s, work.model, work.step); });
   const double inverse = 1 / step.tau[0];
   bool sound = step.slope[0] < 0 && step.slope[0] > -1e300;
   float weight[kMaxBasis];
@@ -324,7 +326,7 @@ void Machine<Team>::propose() {
                       : 0.0);
   weight[2 * m] = (float)(-s.sigma * inverse);
   weight[2 * m + 1] = (float)(2 * s.c * inverse);
-  team.each(params.padded_n, [=, this, &v, &weight](int i) {
+  team.each(params.padded_n, [=, this](int i) {
     Lane d = Lane{};
     for (int j = 0; j < count; ++j) d += weight[j] * load(v[j], i);
     const Lane x = load(p.x, i) - load(free, i) * d;
