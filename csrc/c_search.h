@@ -9,7 +9,7 @@ namespace {
 // trial values on a logarithmic grid solved together, then linear interpolation in log c. Where
 // the prediction is not monotone the largest such c counts; where none reaches it, the smallest.
 template <class Team>
-float choose_c(const Team& team, const Params& params, const State& s, Work& work) {
+ADVCORE_FN float choose_c(const Team& team, const Params& params, const State& s, Work& work) {
   const float reach = __builtin_logf(params.c_factor);
   double log_c[kShifts], excess[kShifts];
   for (int j = 0; j < kShifts; ++j) {
@@ -27,7 +27,7 @@ float choose_c(const Team& team, const Params& params, const State& s, Work& wor
 }
 
 // One solve of the bisection is over. Returns false when the bracket is closed.
-inline bool bisect_c(State& s, bool adversarial) {
+ADVCORE_FN inline bool bisect_c(State& s, bool adversarial) {
   constexpr int kSolves = 40;
   if (adversarial) {
     s.c_low = s.c;

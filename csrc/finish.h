@@ -8,7 +8,7 @@ namespace {
 // Untargeted: from here on the class reached is held, against the class to leave alone; a bundle
 // of cuts of several classes would ask for all of them at once.
 template <class Team>
-void Machine<Team>::hold_class(int reached) {
+ADVCORE_FN void Machine<Team>::hold_class(int reached) {
   if (params.targeted) return;
   s.against = s.label;
   s.label = reached;
@@ -16,7 +16,7 @@ void Machine<Team>::hold_class(int reached) {
 }
 
 template <class Team>
-void Machine<Team>::release_class() {
+ADVCORE_FN void Machine<Team>::release_class() {
   if (s.against < 0) return;
   // The next attempt looks for another class: the one reached first is not always the nearest.
   if (s.searches > 0 && s.exclusions < kMaxSchedules) s.excluded[s.exclusions++] = s.label;
@@ -26,7 +26,7 @@ void Machine<Team>::release_class() {
 }
 
 template <class Team>
-void Machine<Team>::push() {
+ADVCORE_FN void Machine<Team>::push() {
   if (s.eval.finite && s.eval.margin >= 0) {
     hold_class(s.eval.runner_up);
     swap(p.x, p.trial);
@@ -41,13 +41,13 @@ void Machine<Team>::push() {
 // The polish starts at x. No bisection toward x0 before it: its first projection covers that
 // distance too (6 forward passes more on each of four networks gave the same mean distortion).
 template <class Team>
-void Machine<Team>::ask_center() {
+ADVCORE_FN void Machine<Team>::ask_center() {
   copy(team, params, p.x, p.trial);
   ask_exact(Phase::polish_start, true);
 }
 
 template <class Team>
-void Machine<Team>::polish_start() {
+ADVCORE_FN void Machine<Team>::polish_start() {
   if (!s.eval.finite || s.eval.margin < 0) return end_attempt(Status::stalled);
   s.center_norm = s.center_before = distortion(team, params, p, p.trial);
   s.margin_low = s.eval.margin;
@@ -59,7 +59,7 @@ void Machine<Team>::polish_start() {
 }
 
 template <class Team>
-bool Machine<Team>::add_cut(const float* gradient, const float* at) {
+ADVCORE_FN bool Machine<Team>::add_cut(const float* gradient, const float* at) {
   // In reserve, so that rounding does not turn a point on the cut into a miss.
   const int slot = cut_slot(s);
   const float margin = s.eval.margin - min(0.25f * s.eval.kappa, 0.5f * s.eval.rounding);
@@ -73,7 +73,7 @@ bool Machine<Team>::add_cut(const float* gradient, const float* at) {
 // the margin at the trial is below its linear model there: 2 lambda miss / ||d||^2. It is the
 // weight of the prox term whose step is Newton's.
 template <class Team>
-void Machine<Team>::note_curvature() {
+ADVCORE_FN void Machine<Team>::note_curvature() {
   float dots[2];
   team.template sums<2>(params.padded_n, dots, [=, this](int i, Lane* acc) {
     const Lane d = load(p.trial, i) - load(p.x, i), g = load(p.trial_gradient, i);
@@ -88,7 +88,7 @@ void Machine<Team>::note_curvature() {
 }
 
 template <class Team>
-void Machine<Team>::propose_cut() {
+ADVCORE_FN void Machine<Team>::propose_cut() {
   if (s.cut_rounds >= params.polish_budget) return end_attempt(Status::stalled);
   if (s.stale >= kStale) return end_attempt(Status::stalled);
   keep_center(team, params, p, s);
@@ -105,7 +105,7 @@ void Machine<Team>::propose_cut() {
 }
 
 template <class Team>
-void Machine<Team>::polish() {
+ADVCORE_FN void Machine<Team>::polish() {
   if (!s.eval.finite) {
     ++s.nans;
     return end_attempt(Status::stalled);
@@ -129,7 +129,7 @@ void Machine<Team>::polish() {
 }
 
 template <class Team>
-void Machine<Team>::probe(float least) {
+ADVCORE_FN void Machine<Team>::probe(float least) {
   const float fall = max(s.margin_low - s.margin_high, 1e-37f);
   const float part = min(max(0.95f * s.margin_low / fall, least), 0.9f);
   s.t = s.t_low + (s.t_high - s.t_low) * part;
@@ -138,7 +138,7 @@ void Machine<Team>::probe(float least) {
 }
 
 template <class Team>
-void Machine<Team>::segment(float t) {  // trial = x + t (failed trial - x)
+ADVCORE_FN void Machine<Team>::segment(float t) {  // trial = x + t (failed trial - x)
   team.each(params.padded_n, [=, this](int i) {
     const Lane x = load(p.x, i);
     store(p.trial, i, clip(x + t * (load(p.gradient, i) - x), load(p.lo, i), load(p.hi, i)));
@@ -147,7 +147,7 @@ void Machine<Team>::segment(float t) {  // trial = x + t (failed trial - x)
 }
 
 template <class Team>
-void Machine<Team>::polish_probe() {
+ADVCORE_FN void Machine<Team>::polish_probe() {
   if (s.eval.finite && s.eval.margin >= 0) {
     s.t_low = s.t;
     s.margin_low = s.eval.margin;
@@ -168,7 +168,7 @@ void Machine<Team>::polish_probe() {
 
 // Stale: no gain of the tolerance over several rounds together.
 template <class Team>
-void Machine<Team>::end_cut_round() {
+ADVCORE_FN void Machine<Team>::end_cut_round() {
   if (s.center_norm < (1 - params.polish_tolerance) * s.center_before) {
     s.center_before = s.center_norm;
     s.stale = 0;
@@ -180,7 +180,7 @@ void Machine<Team>::end_cut_round() {
 
 // It may be far away: 12 bisections bring it to the boundary on the way to x0.
 template <class Team>
-void Machine<Team>::given_start() {
+ADVCORE_FN void Machine<Team>::given_start() {
   if (!s.eval.finite || s.eval.margin < 0) return end_attempt(Status::not_found);
   hold_class(s.eval.runner_up);
   swap(p.x, p.trial);
@@ -191,14 +191,14 @@ void Machine<Team>::given_start() {
 }
 
 template <class Team>
-void Machine<Team>::ask_between() {
+ADVCORE_FN void Machine<Team>::ask_between() {
   s.t = 0.5f * (s.t_low + s.t_high);
   between(team, params, p, s.t, p.trial);
   ask_exact(Phase::bisect, false);
 }
 
 template <class Team>
-void Machine<Team>::bisect() {
+ADVCORE_FN void Machine<Team>::bisect() {
   (s.eval.finite && s.eval.margin >= 0 ? s.t_high : s.t_low) = s.t;
   if (--s.tries > 0) return ask_between();
   if (s.t_high < 1) {

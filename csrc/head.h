@@ -14,7 +14,7 @@ namespace {
 // z: (classes) logits, padded with kPadLogit, changed during the call and restored.
 // seed: (classes) padded, written where the problem wants a gradient.
 template <class Team>
-void head(const Team& team, const Params& params, State& s, float* z, float* seed) {
+ADVCORE_FN void head(const Team& team, const Params& params, State& s, float* z, float* seed) {
   const int classes = params.classes, padded = advcore::padded(classes);
   const int label = s.label;
   Evaluation& e = s.eval;

@@ -15,19 +15,20 @@ namespace {
 
 constexpr int kMaxBasis = 2 * kMaxHistory + 2;
 
-inline float* ring_y(const Params& params, const Problem& p, int i) {
+ADVCORE_FN inline float* ring_y(const Params& params, const Problem& p, int i) {
   return p.ring + (size_t)i * params.padded_n;
 }
-inline float* ring_s(const Params& params, const Problem& p, int i) {
+ADVCORE_FN inline float* ring_s(const Params& params, const Problem& p, int i) {
   return p.ring + (size_t)(params.history + i) * params.padded_n;
 }
 
 // Pushes s = trial - x, y = g(trial) - g(x), where g = -sigma * gradient of m_T. The caller has
 // tested the curvature.
 template <class Team>
-void push_pair(const Team& team, const Params& params, const Problem& p, State& s,
-               const float* from, const float* from_gradient, float from_sigma, const float* to,
-               const float* to_gradient, float to_sigma, float ss, float sy) {
+ADVCORE_FN void push_pair(const Team& team, const Params& params, const Problem& p, State& s,
+                          const float* from, const float* from_gradient, float from_sigma,
+                          const float* to, const float* to_gradient, float to_sigma, float ss,
+                          float sy) {
   const int slot = s.newest + 1 == params.history ? 0 : s.newest + 1;
   float* const new_s = ring_s(params, p, slot);
   float* const new_y = ring_y(params, p, slot);
@@ -59,21 +60,21 @@ void push_pair(const Team& team, const Params& params, const Problem& p, State& 
   s.sy[slot][slot] = sy;
 }
 
-inline void clear_ring(State& s) {
+ADVCORE_FN inline void clear_ring(State& s) {
   s.pairs = 0;
   s.newest = -1;
 }
 
 // 0: newest
-inline int age(const Params& params, const State& s, int i) {
+ADVCORE_FN inline int age(const Params& params, const State& s, int i) {
   return s.newest - i + (i > s.newest ? params.history : 0);
 }
 
 // Dot products of a[0..R) with b[0..C), or with themselves (the lower triangle), over the free
 // variables; kept in registers.
 template <int R, int C, bool diagonal, class Team>
-void gram_block(const Team& team, int n, const float* free, const float* const* a,
-                const float* const* b, float (*dots)[Team::kTile]) {
+ADVCORE_FN void gram_block(const Team& team, int n, const float* free, const float* const* a,
+                           const float* const* b, float (*dots)[Team::kTile]) {
   const float *rows[R] = {}, *columns[C] = {};
   for (int r = 0; r < R; ++r) rows[r] = a[r];
   for (int c = 0; c < C; ++c) columns[c] = b[c];
@@ -97,8 +98,8 @@ void gram_block(const Team& team, int n, const float* free, const float* const* 
 }
 
 template <int R, class Team>
-void gram_rows(const Team& team, int n, const float* free, const float* const* v, int first,
-               float (*gram)[kMaxBasis]) {
+ADVCORE_FN void gram_rows(const Team& team, int n, const float* free, const float* const* v,
+                          int first, float (*gram)[kMaxBasis]) {
   constexpr int T = Team::kTile;
   float dots[T][T];
   for (int j = 0; j <= first; j += T) {
@@ -114,15 +115,15 @@ void gram_rows(const Team& team, int n, const float* free, const float* const* v
 
 // All dot products of the vectors v[first..count), and with those before, over the free variables.
 template <int R, class Team>
-void gram_from(const Team& team, int n, const float* free, const float* const* v, int first,
-               int count, float (*gram)[kMaxBasis]) {
+ADVCORE_FN void gram_from(const Team& team, int n, const float* free, const float* const* v,
+                          int first, int count, float (*gram)[kMaxBasis]) {
   for (; first + R <= count; first += R) gram_rows<R>(team, n, free, v, first, gram);
   if constexpr (R > 1) gram_from<R - 1>(team, n, free, v, first, count, gram);
 }
 
 template <class Team>
-void masked_gram(const Team& team, int n, const float* free, const float* const* v, int count,
-                 float (*gram)[kMaxBasis]) {
+ADVCORE_FN void masked_gram(const Team& team, int n, const float* free, const float* const* v,
+                            int count, float (*gram)[kMaxBasis]) {
   gram_from<Team::kTile>(team, n, free, v, 0, count, gram);
 }
 
@@ -145,13 +146,15 @@ struct Step {
 
 // The small systems of a round. Not set before they are used.
 struct Work {
-  ADVCORE_FN Work() {}
+  ADVCORE_INLINE Work() {}
+  double newton[kMaxCuts][kMaxCuts];
   Model model;
   Step step;
 };
 
 // For the values step.c.
-inline void model_step(const Params& params, const State& s, const Model& model, Step& step) {
+ADVCORE_FN inline void model_step(const Params& params, const State& s, const Model& model,
+                                  Step& step) {
   const int m = model.pairs, size = 2 * m, iG = size, iR = size + 1;
   const double theta = model.theta, sigma = model.sigma;
   const Shifts c = *shifts(&step.c), tau = theta + 2.0 * c + (double)model.shift;

@@ -10,15 +10,15 @@
 namespace ADVCORE_NS {
 namespace {
 
-inline float* cut_row(const Params& params, const Problem& p, int i) {
+ADVCORE_FN inline float* cut_row(const Params& params, const Problem& p, int i) {
   return p.ring + (size_t)i * params.padded_n;
 }
 
 // Cut i from the margin and its gradient at `at`. Returns ||gradient||; no cut is written where it
 // is 0 or NaN.
 template <class Team>
-float write_cut(const Team& team, const Params& params, const Problem& p, State& s, int i,
-                const float* gradient, const float* at, float margin) {
+ADVCORE_FN float write_cut(const Team& team, const Params& params, const Problem& p, State& s,
+                           int i, const float* gradient, const float* at, float margin) {
   float dots[2];
   team.template sums<2>(params.padded_n, dots, [=, &p](int i, Lane* acc) {
     const Lane g = load(gradient, i);
@@ -44,8 +44,8 @@ struct DualPoint {
 
 // Residuals and distance at the multipliers `dual`, and where x(dual) is inside the box: 1 and 0.
 template <int P, class Team>
-void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
-               const float* dual, float w, float* inside, DualPoint& out) {
+ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
+                          const float* dual, float w, float* inside, DualPoint& out) {
   const float* a[P];
   float lambda[P];
   for (int j = 0; j < P; ++j) {  // past the last cut: a copy of it with multiplier zero
@@ -75,8 +75,8 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
 }
 
 template <class Team>
-void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
-               const float* dual, float w, float* inside, DualPoint& out) {
+ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
+                          const float* dual, float w, float* inside, DualPoint& out) {
   if (s.cuts == 1) return dual_pass<1>(team, params, p, s, dual, w, inside, out);
   if (s.cuts == 2) return dual_pass<2>(team, params, p, s, dual, w, inside, out);
   if (s.cuts <= 4) return dual_pass<4>(team, params, p, s, dual, w, inside, out);
@@ -86,8 +86,8 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
 
 // Newton's step of the active multipliers. Those that it would take below zero go to zero, and the
 // others are solved for again: clamped alone, it would not descend (Bertsekas 1982).
-inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis], const float* dual,
-                        const int* active, int count, double* step) {
+ADVCORE_FN inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis],
+                                   const float* dual, const int* active, int count, double* step) {
   double H[kMaxCuts][kMaxCuts], b[kMaxCuts], solved[kMaxCuts];
   bool zero[kMaxCuts] = {};
   for (bool again = true; again;) {
@@ -115,8 +115,8 @@ inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis], 
 // Writes the projection to `out`, its multipliers to s.dual. Where the cuts miss the box, the
 // multipliers stop at a point that reaches as far along them as the box allows.
 template <class Team>
-void project(const Team& team, const Params& params, const Problem& p, State& s, float w,
-             float* out) {
+ADVCORE_FN void project(const Team& team, const Params& params, const Problem& p, State& s, float w,
+                        float* out) {
   constexpr int kPasses = 25;
   const int P = s.cuts;
   const auto value = [&](const DualPoint& d, const float* dual) {
@@ -203,7 +203,7 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
 
 // Where the margin is not concave a cut may exclude the centre: it is moved until it does not.
 template <class Team>
-void keep_center(const Team& team, const Params& params, const Problem& p, State& s) {
+ADVCORE_FN void keep_center(const Team& team, const Params& params, const Problem& p, State& s) {
   for (int j = 0; j < s.cuts; ++j) {
     const float* const row = cut_row(params, p, j);
     float dot[1];
@@ -215,7 +215,7 @@ void keep_center(const Team& team, const Params& params, const Problem& p, State
 }
 
 // Where the next cut goes: a free row, else the oldest cut that does not hold, else the oldest.
-inline int cut_slot(State& s) {
+ADVCORE_FN inline int cut_slot(State& s) {
   if (s.cuts < kMaxCuts) return s.cuts;
   int slot = 0;
   for (int j = 1; j < kMaxCuts; ++j) {

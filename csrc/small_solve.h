@@ -10,7 +10,7 @@ namespace {
 // the wrong side belongs to a pair that is nearly a multiple of older ones; its unknown is set to
 // zero, which drops the pair from this solve.
 template <class Row>
-void solve_quasi_definite(int size, int negative, Row K, Row b) {
+ADVCORE_FN void solve_quasi_definite(int size, int negative, Row K, Row b) {
   const auto row = [](int i) { return i * (i + 1) / 2; };
   Shifts inverse[2 * kMaxHistory];  // of the pivots: divisions would take half of the time
   for (int j = 0; j < size; ++j) {
@@ -43,7 +43,7 @@ void solve_quasi_definite(int size, int negative, Row K, Row b) {
 
 // Solves H x = b for a symmetric positive definite H of at most kMaxCuts rows, by Cholesky with a
 // floor on the pivots: relative 1e-6 of the trace, as the sums behind H are float32.
-inline void solve_positive(int size, double (*H)[kMaxCuts], const double* b, double* x) {
+ADVCORE_FN inline void solve_positive(int size, double (*H)[kMaxCuts], const double* b, double* x) {
   double trace = 0;
   for (int i = 0; i < size; ++i) trace += H[i][i];
   const double ridge = 1e-6 * trace / (size > 0 ? size : 1);

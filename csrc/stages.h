@@ -7,7 +7,7 @@ namespace ADVCORE_NS {
 namespace {
 
 template <class Team>
-void Machine<Team>::start() {
+ADVCORE_FN void Machine<Team>::start() {
   if (!s.eval.finite) {
     ++s.nans;
     return finish(Status::non_finite);
@@ -22,7 +22,7 @@ void Machine<Team>::start() {
 // The first stage starts at x0; a later one where the last stopped, with its c and its pairs:
 // what they say about the smoother network is a good start for this one (docs/decisions.md).
 template <class Team>
-void Machine<Team>::begin_stage(int stage) {
+ADVCORE_FN void Machine<Team>::begin_stage(int stage) {
   s.stage = stage;
   s.since = s.rounds = s.solves = 0;
   s.stage_best = kNone;
@@ -37,7 +37,7 @@ void Machine<Team>::begin_stage(int stage) {
 
 // The trial becomes the accepted point.
 template <class Team>
-void Machine<Team>::accept(float norm2) {
+ADVCORE_FN void Machine<Team>::accept(float norm2) {
   swap(p.x, p.trial);
   swap(p.gradient, p.trial_gradient);
   s.margin = s.eval.margin;
@@ -48,18 +48,18 @@ void Machine<Team>::accept(float norm2) {
 }
 
 template <class Team>
-float Machine<Team>::sigma_of(float log_odds) const {
+ADVCORE_FN float Machine<Team>::sigma_of(float log_odds) const {
   return 1 / (1 + __builtin_expf(min(log_odds / s.T, 80.f)));
 }
 
 template <class Team>
-float Machine<Team>::loss_of(float log_odds) const {
+ADVCORE_FN float Machine<Team>::loss_of(float log_odds) const {
   const float u = -log_odds / s.T;
   return s.T * (max(u, 0.0f) + __builtin_log1pf(__builtin_expf(-abs(u))));
 }
 
 template <class Team>
-void Machine<Team>::stage_origin() {
+ADVCORE_FN void Machine<Team>::stage_origin() {
   if (!s.eval.finite) {
     ++s.nans;
     return end_attempt(Status::not_found);
@@ -80,7 +80,7 @@ void Machine<Team>::stage_origin() {
 
 // From the accepted point: its linearised margin gives the first c and the first trial.
 template <class Team>
-void Machine<Team>::start_search() {
+ADVCORE_FN void Machine<Team>::start_search() {
   s.cuts = 0;
   const float norm = write_cut(team, params, p, s, 0, p.gradient, p.x, s.margin);
   if (!(norm >= 0)) {
@@ -125,7 +125,7 @@ void Machine<Team>::start_search() {
 
 // x = clip(x0 + t (x - x0)), in place
 template <class Team>
-void Machine<Team>::shrink(float* x, float t) {
+ADVCORE_FN void Machine<Team>::shrink(float* x, float t) {
   team.each(params.padded_n, [=, this](int i) {
     const Lane x0 = load(p.x0, i);
     store(x, i, clip(x0 + t * (load(x, i) - x0), load(p.lo, i), load(p.hi, i)));
@@ -135,7 +135,7 @@ void Machine<Team>::shrink(float* x, float t) {
 
 // Zero gradient at x0: once more from a random point, keyed by seed, image and label.
 template <class Team>
-void Machine<Team>::random_start() {
+ADVCORE_FN void Machine<Team>::random_start() {
   s.random_start = s.random_pending = true;
   uint64_t key = params.seed * 0x9e3779b97f4a7c15ull + (uint64_t)s.label;
   for (int i = 0; i < params.n; ++i) {
@@ -158,7 +158,7 @@ void Machine<Team>::random_start() {
 }
 
 template <class Team>
-void Machine<Team>::stage_resume() {
+ADVCORE_FN void Machine<Team>::stage_resume() {
   if (!s.eval.finite) {
     ++s.nans;
     return end_stage(Status::stalled);
@@ -173,12 +173,12 @@ void Machine<Team>::stage_resume() {
 
 // The margin to aim at: a little inside, in proportion to T.
 template <class Team>
-float Machine<Team>::goal() const {
+ADVCORE_FN float Machine<Team>::goal() const {
   return 0.1f * schedule().temperature[s.stage] * min(s.clean_margin, abs(s.margin0));
 }
 
 template <class Team>
-Move Machine<Team>::move() const {
+ADVCORE_FN Move Machine<Team>::move() const {
   const float old_sigma = s.sigma, new_sigma = sigma_of(s.eval.log_odds), c2 = 2 * s.c;
   Move out;
   float dots[4];
@@ -196,7 +196,7 @@ Move Machine<Team>::move() const {
 
 // Pairs whose curvature is noise beside that of the penalty are left out.
 template <class Team>
-void Machine<Team>::keep_pair(const Move& move) {
+ADVCORE_FN void Machine<Team>::keep_pair(const Move& move) {
   if (!(move.ss > 0 && move.sy > 1e-6f * 2 * s.c * move.ss)) return;
   push_pair(team, params, p, s, p.x, p.gradient, s.sigma, p.trial, p.trial_gradient,
             sigma_of(s.eval.log_odds), move.ss, move.sy);
@@ -204,7 +204,7 @@ void Machine<Team>::keep_pair(const Move& move) {
 
 // Returns whether the best of this stage improved by more than the tolerance.
 template <class Team>
-bool Machine<Team>::note_stage_best(float norm, const float* point) {
+ADVCORE_FN bool Machine<Team>::note_stage_best(float norm, const float* point) {
   if (!(s.eval.margin >= 0 && norm < s.stage_best)) return false;
   const bool much = s.stage_best - norm > params.tolerance * s.stage_best;
   s.stage_best = norm;
@@ -214,7 +214,7 @@ bool Machine<Team>::note_stage_best(float norm, const float* point) {
 }
 
 template <class Team>
-void Machine<Team>::stage() {
+ADVCORE_FN void Machine<Team>::stage() {
   ++s.rounds;
   if (s.random_pending) {
     s.random_pending = false;
@@ -275,7 +275,7 @@ void Machine<Team>::stage() {
 }
 
 template <class Team>
-void Machine<Team>::propose() {
+ADVCORE_FN void Machine<Team>::propose() {
   ++s.iterations;
   if (s.sigma < 1e-6f && s.margin > s.goal) return step_back();
   // A small theta: outside the span of the pairs the curvature of the penalty problem is 2 c.
@@ -339,7 +339,7 @@ void Machine<Team>::propose() {
 // So far inside the target's region that the loss and its gradient vanish: back along the ray
 // toward x0, to where the linearised margin reaches the goal.
 template <class Team>
-void Machine<Team>::step_back() {
+ADVCORE_FN void Machine<Team>::step_back() {
   float dot[1];
   team.template sums<1>(params.padded_n, dot, [=, this](int i, Lane* acc) {
     acc[0] += load(p.gradient, i) * (load(p.x, i) - load(p.x0, i));
@@ -352,7 +352,7 @@ void Machine<Team>::step_back() {
 }
 
 template <class Team>
-void Machine<Team>::end_stage(Status status) {
+ADVCORE_FN void Machine<Team>::end_stage(Status status) {
   if (s.stage_best == kNone) copy(team, params, p.x, p.stage_point);
   if (s.stage + 1 < schedule().stages) return begin_stage(s.stage + 1);
   const bool adversarial = s.k == 0 && s.stage_best < kNone;
