@@ -17,7 +17,8 @@ namespace {
 
 constexpr float kReach = 0.1f;
 constexpr float kPrune = 5.0f;
-constexpr int kStale = 4;  // rounds of the polish without progress
+constexpr int kStale = 4;      // rounds of the polish without progress
+constexpr int kApproach = 20;  // evaluations of the polish before it reaches the margin
 
 // From x to the trial: s = trial - x, y = g(trial) - g(x) with g the gradient of the loss.
 struct Move {
@@ -169,9 +170,10 @@ struct Machine {
   // finish.h: handover, polish, given starts
   ADVCORE_FN void hold_class(int reached);
   ADVCORE_FN void release_class();
-  ADVCORE_FN void push();
   ADVCORE_FN void ask_center();
   ADVCORE_FN void polish_start();
+  ADVCORE_FN void far_side();
+  ADVCORE_FN void push();
   ADVCORE_FN bool add_cut(const float* gradient, const float* at);
   ADVCORE_FN void note_curvature();
   ADVCORE_FN void propose_cut();

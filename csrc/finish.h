@@ -9,7 +9,7 @@ namespace {
 // of cuts of several classes would ask for all of them at once.
 template <class Team>
 ADVCORE_FN void Machine<Team>::hold_class(int reached) {
-  if (params.targeted) return;
+  if (params.targeted || s.against >= 0) return;
   s.against = s.label;
   s.label = reached;
   s.targeted = true;
@@ -25,37 +25,53 @@ ADVCORE_FN void Machine<Team>::release_class() {
   s.targeted = false;
 }
 
-template <class Team>
-ADVCORE_FN void Machine<Team>::push() {
-  if (s.eval.finite && s.eval.margin >= 0) {
-    hold_class(s.eval.runner_up);
-    swap(p.x, p.trial);
-    return ask_center();
-  }
-  if (++s.tries > 14) return end_attempt(Status::not_found);
-  swap(p.x, p.trial);
-  between(team, params, p, 1.08f, p.trial);
-  ask_exact(Phase::push, false);
-}
-
-// The polish starts at x. No bisection toward x0 before it: its first projection covers that
-// distance too (6 forward passes more on each of four networks gave the same mean distortion).
+// The polish starts at x, on either side of the boundary. No bisection toward x0 before it: its
+// first projection covers that distance too (6 forward passes more on each of four networks gave
+// the same mean distortion).
 template <class Team>
 ADVCORE_FN void Machine<Team>::ask_center() {
+  s.cuts = s.cut_rounds = s.stale = 0;
+  s.prox = s.curvature = 0;
   copy(team, params, p.x, p.trial);
   ask_exact(Phase::polish_start, true);
 }
 
+// From outside: x0 is projected onto all cuts so far until the margin is reached (Kelley 1960).
 template <class Team>
 ADVCORE_FN void Machine<Team>::polish_start() {
-  if (!s.eval.finite || s.eval.margin < 0) return end_attempt(Status::stalled);
+  if (!s.eval.finite) return end_attempt(Status::stalled);
+  hold_class(s.eval.runner_up);
+  const bool cut = add_cut(p.trial_gradient, p.trial);
+  if (s.eval.margin < 0) {
+    if (!cut || ++s.cut_rounds > kApproach) return far_side();
+    project(team, params, p, s, work, 0, p.trial);
+    return ask_exact(Phase::polish_start, true);
+  }
+  if (!cut) return end_attempt(Status::stalled);
   s.center_norm = s.center_before = distortion(team, params, p, p.trial);
   s.margin_low = s.eval.margin;
-  s.cuts = s.cut_rounds = s.stale = 0;
-  s.prox = s.curvature = 0;
+  s.cut_rounds = 0;
   swap(p.x, p.trial);
-  if (!add_cut(p.trial_gradient, p.x)) return end_attempt(Status::stalled);
   propose_cut();
+}
+
+// Where that fails: away from x0 until the exact network calls it adversarial.
+template <class Team>
+ADVCORE_FN void Machine<Team>::far_side() {
+  if (s.tries > 0) return end_attempt(Status::not_found);
+  swap(p.x, p.stage_point);
+  copy(team, params, p.x, p.trial);
+  ask_exact(Phase::push, false);
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::push() {
+  ++s.tries;
+  swap(p.x, p.trial);
+  if (s.eval.finite && s.eval.margin >= 0) return ask_center();
+  if (s.tries > 14) return end_attempt(Status::not_found);
+  between(team, params, p, 1.08f, p.trial);
+  ask_exact(Phase::push, false);
 }
 
 template <class Team>
@@ -65,24 +81,33 @@ ADVCORE_FN bool Machine<Team>::add_cut(const float* gradient, const float* at) {
   const float margin = s.eval.margin - min(0.25f * s.eval.kappa, 0.5f * s.eval.rounding);
   if (!(write_cut(team, params, p, s, slot, gradient, at, margin) > 0)) return false;
   s.born[slot] = s.cut_rounds;
+  s.cut_class[slot] = s.eval.runner_up;
   if (slot == s.cuts) ++s.cuts;
   return true;
 }
 
 // The curvature of the Lagrangian 1/2 ||x - x0||^2 - lambda m(x) along the step d, from how far
-// the margin at the trial is below its linear model there: 2 lambda miss / ||d||^2. It is the
-// weight of the prox term whose step is Newton's.
+// the margin at the trial is below the newest cut of the same runner-up: 2 lambda miss / ||d||^2.
+// It is the weight of the prox term whose step is Newton's. Another runner-up is a kink, which its
+// own cut describes: taken for curvature, it would stop the polish too early.
 template <class Team>
 ADVCORE_FN void Machine<Team>::note_curvature() {
-  float dots[2];
-  team.template sums<2>(params.padded_n, dots, [=, this](int i, Lane* acc) {
-    const Lane d = load(p.trial, i) - load(p.x, i), g = load(p.trial_gradient, i);
+  int same = -1;
+  for (int j = 0; j < s.cuts; ++j)
+    if (s.cut_class[j] == s.eval.runner_up && (same < 0 || s.born[j] > s.born[same])) same = j;
+  if (same < 0) return;
+  const float* const cut = cut_row(params, p, same);
+  float dots[3];
+  team.template sums<3>(params.padded_n, dots, [=, this](int i, Lane* acc) {
+    const Lane trial = load(p.trial, i), d = trial - load(p.x, i), g = load(p.trial_gradient, i);
     acc[0] += d * d;
     acc[1] += g * g;
+    acc[2] += load(cut, i) * (trial - load(p.x0, i));
   });
   float multiplier = 0;
   for (int j = 0; j < s.cuts; ++j) multiplier += s.dual[j];
-  const float miss = max(-s.eval.margin, 0.0f) / __builtin_sqrtf(max(dots[1], 1e-37f));
+  const float margin = s.eval.margin / __builtin_sqrtf(max(dots[1], 1e-37f));
+  const float miss = max(dots[2] + s.offset[same] - margin, 0.0f);
   const float seen = 2 * multiplier * miss / max(dots[0], 1e-37f);
   s.curvature = max(0.5f * s.curvature, min(seen, 1e4f));
 }
@@ -93,7 +118,7 @@ ADVCORE_FN void Machine<Team>::propose_cut() {
   if (s.stale >= kStale) return end_attempt(Status::stalled);
   keep_center(team, params, p, s);
   for (;;) {
-    project(team, params, p, s, s.prox / (1 + s.prox), p.trial);
+    project(team, params, p, s, work, s.prox / (1 + s.prox), p.trial);
     s.trial_norm = distortion(team, params, p, p.trial);
     if (s.center_norm - s.trial_norm >= params.polish_tolerance * s.center_norm) break;
     if (s.prox <= max(1e-3f, 2 * s.curvature)) return end_attempt(Status::converged);

@@ -75,7 +75,7 @@ ADVCORE_FN inline int age(const Params& params, const State& s, int i) {
 template <int R, int C, bool diagonal, class Team>
 ADVCORE_FN void gram_block(const Team& team, int n, const float* free, const float* const* a,
                            const float* const* b, float (*dots)[Team::kTile]) {
-  const float *rows[R] = {}, *columns[C] = {};
+  const float *rows[R], *columns[C];
   for (int r = 0; r < R; ++r) rows[r] = a[r];
   for (int c = 0; c < C; ++c) columns[c] = b[c];
   float sums[R * C];
@@ -147,7 +147,7 @@ struct Step {
 // The small systems of a round. Not set before they are used.
 struct Work {
   ADVCORE_INLINE Work() {}
-  double newton[kMaxCuts][kMaxCuts];
+  double newton[kMaxCuts][kMaxCuts];  // of the projection
   Model model;
   Step step;
 };

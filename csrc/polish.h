@@ -81,14 +81,16 @@ ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem&
   if (s.cuts == 2) return dual_pass<2>(team, params, p, s, dual, w, inside, out);
   if (s.cuts <= 4) return dual_pass<4>(team, params, p, s, dual, w, inside, out);
   if (s.cuts <= 6) return dual_pass<6>(team, params, p, s, dual, w, inside, out);
+  if (s.cuts <= 10) return dual_pass<10>(team, params, p, s, dual, w, inside, out);
   return dual_pass<kMaxCuts>(team, params, p, s, dual, w, inside, out);
 }
 
 // Newton's step of the active multipliers. Those that it would take below zero go to zero, and the
 // others are solved for again: clamped alone, it would not descend (Bertsekas 1982).
 ADVCORE_FN inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis],
-                                   const float* dual, const int* active, int count, double* step) {
-  double H[kMaxCuts][kMaxCuts], b[kMaxCuts], solved[kMaxCuts];
+                                   const float* dual, const int* active, int count,
+                                   double (*H)[kMaxCuts], double* step) {
+  double b[kMaxCuts], solved[kMaxCuts];
   bool zero[kMaxCuts] = {};
   for (bool again = true; again;) {
     int kept[kMaxCuts], left = 0;
@@ -115,9 +117,9 @@ ADVCORE_FN inline void newton_step(const DualPoint& at, const float (*hessian)[k
 // Writes the projection to `out`, its multipliers to s.dual. Where the cuts miss the box, the
 // multipliers stop at a point that reaches as far along them as the box allows.
 template <class Team>
-ADVCORE_FN void project(const Team& team, const Params& params, const Problem& p, State& s, float w,
-                        float* out) {
-  constexpr int kPasses = 25;
+ADVCORE_FN void project(const Team& team, const Params& params, const Problem& p, State& s,
+                        Work& work, float w, float* out) {
+  constexpr int kPasses = 60;
   const int P = s.cuts;
   const auto value = [&](const DualPoint& d, const float* dual) {
     float v = -0.5f * d.distance2;
@@ -144,9 +146,9 @@ ADVCORE_FN void project(const Team& team, const Params& params, const Problem& p
     for (int j = 0; j < P; ++j)
       if (dual[j] > 0 || at.residual[j] < 0) active[count++] = j;
     bool blocked = true;  // nothing that these cuts could move is inside the box
-    const float* rows[kMaxCuts];
+    const float* rows[kMaxCuts] = {};
     for (int i = 0; i < count; ++i) rows[i] = cut_row(params, p, active[i]);
-    float hessian[kMaxBasis][kMaxBasis];
+    float (*const hessian)[kMaxBasis] = work.model.gram;
     masked_gram(team, params.padded_n, inside, rows, count, hessian);
     for (int i = 0; i < count; ++i) blocked = blocked && hessian[i][i] <= 0;
     if (blocked) {  // the cuts miss the box, or multipliers kept from an older bundle are too large
@@ -162,7 +164,7 @@ ADVCORE_FN void project(const Team& team, const Params& params, const Problem& p
       continue;
     }
     double step[kMaxCuts];
-    newton_step(at, hessian, dual, active, count, step);
+    newton_step(at, hessian, dual, active, count, work.newton, step);
     const float f = value(at, dual);
     float length = 1, next[kMaxCuts];
     bool moved = false;

@@ -24,7 +24,7 @@ namespace advcore {
 
 constexpr int kPad = 16;        // rows are padded to this many floats, with lo = hi = x0 = 0
 constexpr int kMaxHistory = 8;  // pairs (s, y)
-constexpr int kMaxCuts = 10;    // linearised margins of the polish
+constexpr int kMaxCuts = 16;    // linearised margins of the polish
 constexpr int kMaxStages = 8;
 constexpr int kMaxSchedules = 6;
 constexpr float kNone = 3e38f;  // no distortion yet
@@ -160,6 +160,7 @@ struct State {
   float offset[kMaxCuts] = {};  // h of the cut a'(x - x0) + h >= 0, ||a|| = 1
   float dual[kMaxCuts] = {};
   int born[kMaxCuts] = {};
+  int cut_class[kMaxCuts] = {};  // the runner-up there
   int starts_tried = 0;
   float attempt_best = kNone;  // best_norm when the last attempt ended
 

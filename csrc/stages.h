@@ -89,7 +89,7 @@ ADVCORE_FN void Machine<Team>::start_search() {
   }
   if (norm == 0) return s.random_start ? end_attempt(Status::not_found) : random_start();
   s.cuts = 1;
-  project(team, params, p, s, 0, p.trial);
+  project(team, params, p, s, work, 0, p.trial);
   s.cuts = 0;
   // Where the network is saturated at x0 its linearisation says nothing about the boundary: the
   // first step goes no further than kReach of the box, 0.1 rms for images in [0, 1].
@@ -357,14 +357,10 @@ ADVCORE_FN void Machine<Team>::end_stage(Status status) {
   if (s.stage + 1 < schedule().stages) return begin_stage(s.stage + 1);
   const bool adversarial = s.k == 0 && s.stage_best < kNone;
   if (exact_loss()) return end_attempt(adversarial ? status : Status::not_found);
-  swap(p.x, p.stage_point);
-  if (adversarial) {
-    hold_class(s.stage_class);
-    return ask_center();
-  }
+  copy(team, params, p.stage_point, p.x);
   s.tries = 0;
-  copy(team, params, p.x, p.trial);
-  ask_exact(Phase::push, false);
+  if (adversarial) hold_class(s.stage_class);
+  ask_center();
 }
 
 }  // namespace
