@@ -45,7 +45,7 @@ KINKED = {
     ),
 }
 # So do networks whose units saturate (docs/decisions.md).
-_SATURATING = Schedule((0.3, 0.0), (30, 30), (0.05, 0.02))
+_SATURATING = Schedule((0.3, 0.1, 0.0), (30, 30, 30), (0.05, 0.05, 0.02))
 SATURATING = {
     "fast": Effort((Schedule((0.3, 0.0), (20, 10), (0.05, 0.05)),), 2, 1e-3, 8),
     "default": Effort((_SATURATING,), 4),

@@ -2,7 +2,7 @@
 // the gradient of the latter) at p.trial and leaves the next point to evaluate there, or
 // Phase::done. It never calls a network.
 //
-//   start -> stage_origin -> [stage_resume ->] stage ... -> push -> polish_start
+//   start -> stage_origin -> stage ... -> polish_start [-> push -> polish_start]
 //         -> polish <-> polish_probe -> done        and before it, for each given start,
 //            given_start -> bisect -> polish_start ...
 //
@@ -17,7 +17,9 @@ namespace {
 
 constexpr float kReach = 0.1f;
 constexpr float kPrune = 5.0f;
-constexpr int kStale = 4;      // rounds of the polish without progress
+constexpr float kPassOn =
+    0.4f;                  // of the distortion: a step shorter than this ends a stage but the last
+constexpr int kStale = 3;  // rounds of the polish without progress
 constexpr int kApproach = 20;  // evaluations of the polish before it reaches the margin
 
 // From x to the trial: s = trial - x, y = g(trial) - g(x) with g the gradient of the loss.
@@ -66,9 +68,6 @@ struct Machine {
         break;
       case Phase::stage_origin:
         stage_origin();
-        break;
-      case Phase::stage_resume:
-        stage_resume();
         break;
       case Phase::stage:
         stage();
@@ -150,6 +149,7 @@ struct Machine {
   // stages.h: fused c-search
   ADVCORE_FN void start();
   ADVCORE_FN void begin_stage(int stage);
+  ADVCORE_FN void next_network();
   ADVCORE_FN void accept(float norm2);
   ADVCORE_FN float sigma_of(float log_odds) const;
   ADVCORE_FN float loss_of(float log_odds) const;
@@ -157,7 +157,6 @@ struct Machine {
   ADVCORE_FN void start_search();
   ADVCORE_FN void shrink(float* x, float t);
   ADVCORE_FN void random_start();
-  ADVCORE_FN void stage_resume();
   ADVCORE_FN float goal() const;
   ADVCORE_FN Move move() const;
   ADVCORE_FN void keep_pair(const Move& move);

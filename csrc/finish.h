@@ -141,7 +141,7 @@ ADVCORE_FN void Machine<Team>::polish() {
     swap(p.x, p.trial);
     s.center_norm = s.trial_norm;
     s.margin_low = s.eval.margin;
-    s.prox = max(0.25f * s.prox, s.curvature);
+    s.prox = max(0.1f * s.prox, s.curvature);
     return end_cut_round();
   }
   // Null step: between centre and trial ||r|| is below the centre's, look there for the boundary.
@@ -187,7 +187,7 @@ ADVCORE_FN void Machine<Team>::polish_probe() {
     s.center_norm = distortion(team, params, p, p.x);
   }
   s.prox = max(s.prox, s.curvature);
-  if (s.t_low < 0.25f) s.prox = max(2 * s.prox, 0.25f);
+  if (s.t_low < 0.25f) s.prox = max(2 * s.prox, 1.0f);
   end_cut_round();
 }
 

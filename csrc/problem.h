@@ -48,7 +48,6 @@ enum class Status : int8_t {
 enum class Phase : int8_t {
   start,         // exact network at x0: margin, temperature, widths of the smoothing
   stage_origin,  // network of this stage at x0
-  stage_resume,  // network of this stage at the point where the last one stopped
   stage,         // fused c-search
   push,          // forward only: away from x0 until adversarial on the exact network
   bisect,        // forward only: from a given start toward x0

@@ -19,20 +19,32 @@ ADVCORE_FN void Machine<Team>::start() {
   stage_origin();  // smooth networks: this was the first stage's
 }
 
-// The first stage starts at x0; a later one where the last stopped, with its c and its pairs:
-// what they say about the smoother network is a good start for this one (docs/decisions.md).
 template <class Team>
 ADVCORE_FN void Machine<Team>::begin_stage(int stage) {
   s.stage = stage;
   s.since = s.rounds = s.solves = 0;
   s.stage_best = kNone;
   s.shift = s.c_low = s.c_high = 0;
-  const bool resume = stage > 0 && s.c > 0;
-  copy(team, params, resume ? p.stage_point : p.x0, p.trial);
-  const float T =
-      resume ? max(schedule().temperature[stage] * s.clean_margin, 4 * s.eval.rounding) : -1.0f;
-  ask(resume ? Phase::stage_resume : Phase::stage_origin, true, schedule().smoothing[stage],
-      exact_loss() ? 1.0f : T);
+  copy(team, params, p.x0, p.trial);
+  ask(Phase::stage_origin, true, schedule().smoothing[stage], exact_loss() ? 1.0f : -1.0f);
+}
+
+// On to the next network, in the middle of the search: its c, its pairs and the gradient of the
+// accepted point are a good start for that network, and converging on this one would be in vain
+// (docs/decisions.md).
+template <class Team>
+ADVCORE_FN void Machine<Team>::next_network() {
+  ++s.stage;
+  s.since = s.rounds = 0;
+  s.stage_best = kNone;
+  s.shift = 0;
+  s.c0 = s.c;
+  s.k = schedule().smoothing[s.stage];
+  s.T = max(schedule().temperature[s.stage] * s.clean_margin, 4 * s.eval.rounding);
+  s.sigma = sigma_of(s.log_odds);
+  s.goal = goal();
+  s.accept_any = true;
+  propose();
 }
 
 // The trial becomes the accepted point.
@@ -157,20 +169,6 @@ ADVCORE_FN void Machine<Team>::random_start() {
   ask(Phase::stage, true, s.k, s.T);
 }
 
-template <class Team>
-ADVCORE_FN void Machine<Team>::stage_resume() {
-  if (!s.eval.finite) {
-    ++s.nans;
-    return end_stage(Status::stalled);
-  }
-  const float norm = distortion(team, params, p, p.trial);
-  accept(norm * norm);
-  s.c0 = s.c;
-  s.goal = goal();
-  note_stage_best(norm, p.x);
-  propose();
-}
-
 // The margin to aim at: a little inside, in proportion to T.
 template <class Team>
 ADVCORE_FN float Machine<Team>::goal() const {
@@ -246,7 +244,13 @@ ADVCORE_FN void Machine<Team>::stage() {
   const bool accepted = first || after <= before + 1e-4f * step.slope + 2e-7f * before;
   if (!first) {
     const float ratio = (before - after) / max(-0.5f * step.slope, 1e-37f);
-    if (ratio < 0.05f) s.shift = max(4 * s.shift, s.c);
+    if (ratio < 0.05f) {
+      // The shift with which a step along this one would have ended at the minimum of the parabola
+      // through both values and the slope; at least four times the last.
+      const float bend = max(after - before - step.slope, 1e-37f);
+      const float part = max(-0.5f * step.slope / bend, 0.1f);
+      s.shift = max(max(4 * s.shift, s.c), 2 * s.c * (1 / part - 1));
+    }
     if (ratio > 0.6f) s.shift *= 0.25f;
     if (s.shift < 1e-3f * s.c) s.shift = 0;
   }
@@ -263,6 +267,10 @@ ADVCORE_FN void Machine<Team>::stage() {
     }
     return propose();
   }
+  const bool last = s.stage + 1 == schedule().stages;
+  if (!last && s.stage_best < kNone && accepted && !first &&
+      __builtin_sqrtf(step.ss) < kPassOn * norm)
+    return next_network();
   if (still && abs(__builtin_logf(s.c / s.c_last)) < params.tolerance) {
     if (s.stage_best < kNone) return end_stage(Status::converged);
     s.goal = 2 * s.goal + goal();
@@ -353,8 +361,8 @@ ADVCORE_FN void Machine<Team>::step_back() {
 
 template <class Team>
 ADVCORE_FN void Machine<Team>::end_stage(Status status) {
+  if (s.stage + 1 < schedule().stages) return s.c > 0 ? next_network() : begin_stage(s.stage + 1);
   if (s.stage_best == kNone) copy(team, params, p.x, p.stage_point);
-  if (s.stage + 1 < schedule().stages) return begin_stage(s.stage + 1);
   const bool adversarial = s.k == 0 && s.stage_best < kNone;
   if (exact_loss()) return end_attempt(adversarial ? status : Status::not_found);
   copy(team, params, p.stage_point, p.x);

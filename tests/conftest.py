@@ -43,6 +43,12 @@ def random_network() -> Make:
     return make_network
 
 
+@pytest.fixture(scope="session")
+def random_networks() -> Make:
+    """The same, for fixtures of a wider scope."""
+    return make_network
+
+
 @pytest.fixture
 def random_images() -> Callable[..., Any]:
     """``(rows, n, seed)`` to images (rows, n) in [0, 1], float32."""

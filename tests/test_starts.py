@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import certified
 import numpy as np
 import pytest
 
@@ -154,3 +155,49 @@ def test_starts_survive_any_budget() -> None:
     )
     assert again.success.all()
     assert (again.distortion <= found.distortion).all()
+
+
+def on_the_way(network: Network, x: Any, targets: Any, far: Any) -> Any:
+    """The first point from x to ``far``, of the target's class, where the target leads for good."""
+    near, leads = np.zeros((len(x), 1)), np.ones((len(x), 1))
+    for _ in range(30):
+        middle = (near + leads) / 2
+        z = network.forward((x + middle * (far - x)).astype(np.float32))
+        own = np.take_along_axis(z, targets[:, None], axis=1)
+        np.put_along_axis(z, targets[:, None], -np.inf, axis=1)
+        passed = own - z.max(axis=1, keepdims=True) > 1e-2
+        near, leads = np.where(passed, near, middle), np.where(passed, middle, leads)
+    return (x + leads * (far - x)).astype(np.float32)
+
+
+@pytest.mark.parametrize("budget", [1, 4, 15, None])
+@pytest.mark.parametrize("path", ["native", "torch"])
+@pytest.mark.parametrize("model", ["embedded", "relu"])
+def test_no_result_is_worse_than_its_start(
+    task: Any, model: str, path: str, budget: int | None
+) -> None:
+    """Starts by a line search toward another digit, and another run's results."""
+    if model == "embedded":
+        network, x, targets, pool, kinds = task
+        far = np.stack([pool[kinds == t][0] for t in targets])
+    else:
+        _, network, x, targets, *_ = certified.load(certified.SMALL)
+        label = network.forward(x).argmax(axis=1)
+        far = np.stack([x[label == t][0] for t in targets])
+    own: Any = network
+    if path == "torch":
+        pytest.importorskip("torch")
+        module = network.to_torch()
+        own = lambda v: module(v)  # noqa: E731 - a callable is not lowered
+    line = on_the_way(network, x, targets, far)
+    rival = advcore.minimize_distortion(network, x, targets, effort="thorough").adversarial
+    for start in (line, rival):
+        result = advcore.minimize_distortion(
+            own, x, targets, starts=start, max_evaluations=budget, effort="fast"
+        )
+        assert result.engine["path"] == path
+        assert result.success.all()
+        given = np.linalg.norm(start.astype(np.float64) - x, axis=1)
+        assert (result.distortion <= given * (1 + 2e-6)).all()  # a verified result may be pushed
+        if budget is None:
+            assert (result.distortion < 0.9 * given).any() == (start is line)
