@@ -132,7 +132,7 @@ ADVCORE_FN void project(const Team& team, const Params& params, const Problem& p
       worst = max(worst, dual[j] > 0 ? abs(d.residual[j]) : -d.residual[j]);
     return worst;
   };
-  float dual[kMaxCuts];
+  float dual[kMaxCuts] = {};
   for (int j = 0; j < P; ++j) dual[j] = s.dual[j];
   float* const inside = out;  // of the last pass, until the projection is written there
   DualPoint at;

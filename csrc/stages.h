@@ -306,7 +306,7 @@ ADVCORE_FN void Machine<Team>::propose() {
     store(free, i, free_variable(x, total, load(p.lo, i), load(p.hi, i)));
   });
   team.sync();
-  const float* v[kMaxBasis];
+  const float* v[kMaxBasis] = {};
   const int m = s.pairs, count = 2 * m + 2;
   for (int j = 0; j < m; ++j) {
     v[j] = ring_y(params, p, j);
@@ -327,7 +327,7 @@ ADVCORE_FN void Machine<Team>::propose() {
   team.solve([=, this] { model_step(params, s, work.model, work.step); });
   const double inverse = 1 / step.tau[0];
   bool sound = step.slope[0] < 0 && step.slope[0] > -1e300;
-  float weight[kMaxBasis];
+  float weight[kMaxBasis] = {};
   for (int j = 0; j < 2 * m; ++j)
     weight[j] =
         (float)(sound ? step.q[j][0] * (j < m ? 1.0 : (double)model.theta) * inverse * inverse
