@@ -29,15 +29,19 @@ class Effort:
 
 
 # Networks with kinks go through smoothed ones, widest first, to the exact one.
-_KINKED = Schedule((0.8, 0.2, 0.05), (30, 20, 20), (0.02, 0.02, 0.02))
+_KINKED = (
+    Schedule((0.8, 0.2, 0.05), (30, 20, 20), (0.1, 0.05, 0.02)),
+    Schedule((0.2, 0.05), (20, 20), (0.02, 0.02)),
+)
 KINKED = {
     "fast": Effort((Schedule((0.2,), (40,), (0.02,)),), 3, 1e-3, 12),
-    "default": Effort((_KINKED,), 4),
+    "default": Effort(_KINKED, 4, 5e-5),
     "thorough": Effort(
         (
-            _KINKED,
+            *_KINKED,
             Schedule((0.4, 0.1), (40, 30), (0.02, 0.02)),
             Schedule((1.6, 0.4, 0.1, 0.025), (30, 20, 20, 20), (0.02,) * 4),
+            Schedule((0.0,), (40,), (0.02,)),
         ),
         8,
         1e-5,
@@ -45,18 +49,19 @@ KINKED = {
     ),
 }
 # So do networks whose units saturate (docs/decisions.md).
-_SATURATING = Schedule((0.3, 0.1, 0.0), (30, 30, 30), (0.05, 0.05, 0.02))
+_SATURATING = Schedule((0.3, 0.1, 0.0), (30, 30, 30), (0.1, 0.05, 0.02))
 SATURATING = {
     "fast": Effort((Schedule((0.3, 0.0), (20, 10), (0.05, 0.05)),), 2, 1e-3, 8),
-    "default": Effort((_SATURATING,), 4),
+    "default": Effort((_SATURATING,), 2, 5e-4),
     "thorough": Effort(
         (
             _SATURATING,
-            Schedule((0.0,), (100,), (0.02,)),
-            Schedule((0.6, 0.2, 0.0), (50, 40, 40), (0.05, 0.05, 0.02)),
+            Schedule((0.1, 0.0), (40, 60), (0.02, 0.02)),
+            Schedule((1.0, 0.3, 0.0), (40, 40, 60), (0.05, 0.05, 0.05)),
+            Schedule((0.3, 0.0), (40, 60), (0.02, 0.02)),
         ),
-        10,
-        1e-5,
+        8,
+        2e-5,
         60,
     ),
 }
@@ -78,7 +83,7 @@ SMOOTH = {
 # For targets that these do not reach, one after the other until one does.
 RESCUE = {
     "kinked": (
-        Schedule((2.0, 0.5, 0.1, 0.0), (30, 30, 30, 60), (0.05, 0.05, 0.02, 0.02)),
+        Schedule((2.0, 0.5, 0.1, 0.0), (30, 30, 30, 60), (0.3, 0.2, 0.1, 0.05)),
         Schedule((4.0, 2.0, 1.0, 0.5, 0.2, 0.05), (25,) * 6, (0.02,) * 6),
     ),
     "saturating": (

@@ -18,9 +18,11 @@ namespace {
 constexpr float kReach = 0.1f;
 constexpr float kPrune = 5.0f;
 constexpr float kPassOn =
-    0.4f;                  // of the distortion: a step shorter than this ends a stage but the last
-constexpr int kStale = 3;  // rounds of the polish without progress
-constexpr int kApproach = 20;  // evaluations of the polish before it reaches the margin
+    0.4f;  // of the distortion: a step shorter than this ends a stage but the last
+constexpr float kHopeless = 1.01f;  // of the best distortion: a search that ends above it, or
+constexpr float kSame = 0.05f;      // nearer to the best image than this, is not polished
+constexpr int kStale = 3;           // rounds of the polish without progress
+constexpr int kApproach = 20;       // evaluations of the polish before it reaches the margin
 
 // From x to the trial: s = trial - x, y = g(trial) - g(x) with g the gradient of the loss.
 struct Move {
@@ -164,6 +166,7 @@ struct Machine {
   ADVCORE_FN void stage();
   ADVCORE_FN void propose();
   ADVCORE_FN void step_back();
+  ADVCORE_FN bool nothing_new() const;
   ADVCORE_FN void end_stage(Status status);
 
   // finish.h: handover, polish, given starts

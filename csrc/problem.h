@@ -26,7 +26,7 @@ constexpr int kPad = 16;        // rows are padded to this many floats, with lo 
 constexpr int kMaxHistory = 8;  // pairs (s, y)
 constexpr int kMaxCuts = 16;    // linearised margins of the polish
 constexpr int kMaxStages = 8;
-constexpr int kMaxSchedules = 6;
+constexpr int kMaxSchedules = 8;
 constexpr float kNone = 3e38f;  // no distortion yet
 constexpr float kPadLogit = -1e30f;
 

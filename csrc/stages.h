@@ -268,7 +268,7 @@ ADVCORE_FN void Machine<Team>::stage() {
     return propose();
   }
   const bool last = s.stage + 1 == schedule().stages;
-  if (!last && s.stage_best < kNone && accepted && !first &&
+  if (!last && s.stage_best < kNone && s.sigma < 0.9f && accepted && !first &&
       __builtin_sqrtf(step.ss) < kPassOn * norm)
     return next_network();
   if (still && abs(__builtin_logf(s.c / s.c_last)) < params.tolerance) {
@@ -276,8 +276,8 @@ ADVCORE_FN void Machine<Team>::stage() {
     s.goal = 2 * s.goal + goal();
   }
   if (s.stage_best < kNone && s.since >= params.patience) return end_stage(Status::stalled);
-  // A network is not left empty-handed before three times its budget.
-  const int patience = s.stage_best == kNone ? 3 : 1;
+  // While there is no image at all, a network is not left before three times its budget.
+  const int patience = s.stage_best == kNone && s.best_norm == kNone ? 3 : 1;
   if (s.rounds >= patience * schedule().budget[s.stage]) return end_stage(Status::stalled);
   propose();
 }
@@ -359,6 +359,20 @@ ADVCORE_FN void Machine<Team>::step_back() {
   ask(Phase::stage, true, s.k, s.T);
 }
 
+// Whether the polish would end at or above the best image: the search arrived there again, or
+// farther from x0.
+template <class Team>
+ADVCORE_FN bool Machine<Team>::nothing_new() const {
+  float dots[2];
+  team.template sums<2>(params.padded_n, dots, [=, this](int i, Lane* acc) {
+    const Lane x = load(p.x, i), r = x - load(p.x0, i), d = x - load(p.best, i);
+    acc[0] += r * r;
+    acc[1] += d * d;
+  });
+  const float best2 = s.best_norm * s.best_norm;
+  return dots[0] > kHopeless * kHopeless * best2 || dots[1] < kSame * kSame * best2;
+}
+
 template <class Team>
 ADVCORE_FN void Machine<Team>::end_stage(Status status) {
   if (s.stage + 1 < schedule().stages) return s.c > 0 ? next_network() : begin_stage(s.stage + 1);
@@ -366,6 +380,8 @@ ADVCORE_FN void Machine<Team>::end_stage(Status status) {
   const bool adversarial = s.k == 0 && s.stage_best < kNone;
   if (exact_loss()) return end_attempt(adversarial ? status : Status::not_found);
   copy(team, params, p.stage_point, p.x);
+  if (s.best_norm < kNone && s.best_norm == s.attempt_best && nothing_new())
+    return end_attempt(Status::stalled);
   s.tries = 0;
   if (adversarial) hold_class(s.stage_class);
   ask_center();
