@@ -8,8 +8,21 @@ namespace {
 using Lane = float;
 using Mask = int;
 
-ADVCORE_INLINE Lane load(const float* p, int i) { return p[i]; }
-ADVCORE_INLINE void store(float* p, int i, Lane v) { p[i] = v; }
+// Rows are in the device's memory. Told so, the compiler loads without asking which memory it is,
+// and keeps what it has read of the captured values across a store.
+ADVCORE_INLINE void assume_row([[maybe_unused]] const float* p) {
+#ifdef __CUDA_ARCH__
+  __builtin_assume(__isGlobal(p));
+#endif
+}
+ADVCORE_INLINE Lane load(const float* p, int i) {
+  assume_row(p);
+  return p[i];
+}
+ADVCORE_INLINE void store(float* p, int i, Lane v) {
+  assume_row(p);
+  p[i] = v;
+}
 ADVCORE_INLINE Lane broadcast(float v) { return v; }
 ADVCORE_INLINE Lane select(Mask m, Lane a, Lane b) { return m ? a : b; }
 ADVCORE_INLINE float min(float a, float b) { return a < b ? a : b; }
