@@ -36,7 +36,7 @@ class Params:
     unsquared: bool
     def __init__(self) -> None:
         ...
-    def add_schedule(self, smoothing: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], budget: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], temperature: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]) -> None:
+    def add_schedule(self, smoothing: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], budget: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], temperature: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], origin: typing.SupportsFloat | typing.SupportsIndex = -1.0) -> None:
         ...
     @property
     def attempts(self) -> int:

@@ -19,7 +19,7 @@ from .paths import SAMPLE, Path, choose_path, logit_noise, probes
 from .result import Result
 from .run import Job, Progress, Watch, default_threads, run_native, run_oracle
 from .settings import EFFORTS, engine_params
-from .starts import nearest_starts
+from .starts import keep_starts, nearest_starts
 
 Floats = NDArray[np.float32]
 
@@ -238,6 +238,8 @@ def minimize_distortion(
         unverified = found["success"].copy()
         grid = None if levels is None else (levels, float(bounds[0]), float(bounds[1]))
         try:
+            if pool is not None and not isinstance(error, KeyboardInterrupt):
+                keep_starts(path.forward, size, job, found, confidence)
             _verify(path, job, found, grid, confidence, size, isinstance(error, KeyboardInterrupt))
         except (Exception, KeyboardInterrupt) as raised:
             found["success"][unverified] = False  # the images stay, as they are
@@ -362,6 +364,7 @@ def _result(
         evaluations=found["evaluations"],
         forwards=found["forwards"],
         iterations=found["iterations"],
+        rescues=found["rescues"],
         seconds=0.0,
         norm=norm,
         loss=loss,

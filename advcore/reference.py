@@ -412,6 +412,7 @@ def _empty(oracle: ReferenceOracle, images: NDArray[Any], norm: str, loss: str) 
         evaluations=np.zeros(count, np.int32),
         forwards=np.zeros(count, np.int32),
         iterations=np.zeros(count, np.int32),
+        rescues=np.zeros(count, np.int32),
         seconds=0.0,
         norm=norm,
         loss=loss,

@@ -51,6 +51,7 @@ class Result:
     evaluations : (N,) int32, pairs of a forward and a backward
     forwards : (N,) int32, forwards without a backward, not counted in ``evaluations``
     iterations : (N,) int32
+    rescues : (N,) int32, further searches where those of the effort had found nothing
     seconds : float, wall time of the run
     norm, loss : str, as given
     penalty_distortion : (N,) float32 or None
@@ -71,6 +72,7 @@ class Result:
     evaluations: NDArray[np.int32]
     forwards: NDArray[np.int32]
     iterations: NDArray[np.int32]
+    rescues: NDArray[np.int32]
     seconds: float
     norm: str
     loss: str

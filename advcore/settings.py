@@ -16,6 +16,7 @@ class Schedule:
     smoothing: tuple[float, ...]
     budget: tuple[int, ...]
     temperature: tuple[float, ...]
+    origin: float = -1.0  # start at lo + origin (hi - lo); < 0: at the clean image
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ KINKED = {
     "thorough": Effort(
         (
             *_KINKED,
-            Schedule((0.4, 0.1), (40, 30), (0.02, 0.02)),
+            Schedule((0.4, 0.1), (40, 30), (0.05, 0.005)),
             Schedule((1.6, 0.4, 0.1, 0.025), (30, 20, 20, 20), (0.02,) * 4),
-            Schedule((0.0,), (40,), (0.02,)),
+            Schedule((0.0,), (40,), (0.005,)),
         ),
         8,
         1e-5,
@@ -80,17 +81,29 @@ SMOOTH = {
         60,
     ),
 }
-# For targets that these do not reach, one after the other until one does.
+# For targets that these do not reach, one after the other until one does: smoother networks, then
+# from images of one value. On a network trained toward one-hot outputs the first two schedules
+# reach 59% of random targets, the ladder 94%.
+_WIDE = (4.0, 2.0, 1.0, 0.5, 0.2, 0.05)
 RESCUE = {
     "kinked": (
-        Schedule((2.0, 0.5, 0.1, 0.0), (30, 30, 30, 60), (0.3, 0.2, 0.1, 0.05)),
-        Schedule((4.0, 2.0, 1.0, 0.5, 0.2, 0.05), (25,) * 6, (0.02,) * 6),
+        Schedule(_WIDE, (40,) * 6, (0.3,) * 6),
+        Schedule((0.2,), (40,), (0.05,), origin=0.0),
+        Schedule((0.8, 0.2, 0.05), (40,) * 3, (0.3,) * 3, origin=0.5),
+        Schedule((0.0,), (40,), (0.3,), origin=0.0),
+        Schedule(_WIDE, (40,) * 6, (0.3,) * 6, origin=0.1),
     ),
     "saturating": (
         Schedule((1.0, 0.3, 0.0), (60, 60, 60), (0.1, 0.05, 0.02)),
         Schedule((3.0, 1.5, 0.7, 0.3, 0.0), (60,) * 5, (0.05,) * 5),
+        Schedule((0.3, 0.1, 0.0), (60,) * 3, (0.1,) * 3, origin=0.0),
+        Schedule((0.3, 0.1, 0.0), (60,) * 3, (0.1,) * 3, origin=0.5),
     ),
-    "smooth": (Schedule((0.0,), (150,), (0.3,)),),
+    "smooth": (
+        Schedule((0.0,), (150,), (0.3,)),
+        Schedule((0.0,), (150,), (0.1,), origin=0.0),
+        Schedule((0.0,), (150,), (0.1,), origin=0.5),
+    ),
 }
 EFFORT = {"kinked": KINKED, "saturating": SATURATING, "smooth": SMOOTH}
 # The paper's loss has one temperature, and stops at the minimiser of the penalty problem.
@@ -149,7 +162,9 @@ def engine_params(
             schedules = (*chosen.schedules[:1] * again, *RESCUE[kind][:2])
         params.attempts = len(schedules) - len(RESCUE[kind])
     for schedule in schedules:
-        params.add_schedule(schedule.smoothing, schedule.budget, schedule.temperature)
+        params.add_schedule(
+            schedule.smoothing, schedule.budget, schedule.temperature, schedule.origin
+        )
     params.starts = starts
     params.seed = seed
     return params

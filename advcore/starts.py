@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _core, verify
+from .run import Job
 from .validate import array
+from .verify import Forward
 
 Floats = NDArray[np.float32]
 NEAREST = 3
@@ -52,6 +55,39 @@ def nearest_starts(
         chosen = given.reshape(shape[0], given.shape[1] if several else 1, math.prod(shape[1:]))
     low, high = (bound if bound.ndim == 1 else bound[:, None] for bound in (lo, hi))
     return np.ascontiguousarray(np.clip(chosen, low, high), dtype=np.float32)
+
+
+def keep_starts(
+    forward: Forward,
+    size: int,
+    job: Job,
+    found: dict[str, NDArray[Any]],
+    confidence: float,
+) -> None:
+    """Puts a start in the place of a result that is no better, where the model confirms it.
+
+    The engine asks for a little more than ``confidence``, because of rounding between batches: a
+    start just above it is none to the engine. Only starts nearer than the result are evaluated.
+    """
+    assert job.starts is not None
+    adversarial, success = found["adversarial"], found["success"]
+    reached = np.linalg.norm(adversarial.astype(np.float64) - job.images, axis=1)
+    r = job.starts.astype(np.float64) - job.images[:, None]
+    distance = np.linalg.norm(r, axis=2)
+    rows, which = np.nonzero(distance < np.where(success, reached, np.inf)[:, None])
+    if not len(rows):
+        return
+    z = verify.batched(forward, job.starts[rows, which], size)
+    targeted = job.params.targeted
+    margin, predicted = verify.margins(z, job.labels[rows], targeted)
+    good = (margin >= confidence) & ((predicted == job.labels[rows]) == targeted)
+    order = np.argsort(-distance[rows, which], kind="stable")  # the nearest is written last
+    for i in order[good[order]]:
+        row = rows[i]
+        adversarial[row] = job.starts[row, which[i]]
+        if not success[row] and found["status"][row] == _core.Status.not_found:
+            found["status"][row] = _core.Status.stalled
+        success[row] = True
 
 
 def _check_finite(given: NDArray[Any]) -> None:

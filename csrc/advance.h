@@ -105,6 +105,7 @@ struct Machine {
       if (s.phase == Phase::start) s.best_prediction = s.eval.prediction;
       return;
     }
+    if (s.searches > 0) s.reached = true;
     const float norm = distortion(team, params, p, p.trial);
     if (!(norm < s.best_norm)) return;
     copy(team, params, p.trial, p.best);
@@ -140,7 +141,7 @@ struct Machine {
       return ask_exact(Phase::given_start, false);
     }
     const bool classes_left = s.exclusions + 1 < params.classes;
-    if (classes_left && s.searches < (s.best_norm < kNone ? params.attempts : params.schedules)) {
+    if (classes_left && s.searches < (s.reached ? params.attempts : params.schedules)) {
       s.schedule = s.searches++;
       s.c = 0;
       return begin_stage(0);
@@ -159,6 +160,7 @@ struct Machine {
   ADVCORE_FN void start_search();
   ADVCORE_FN void shrink(float* x, float t);
   ADVCORE_FN void random_start();
+  ADVCORE_FN void far_start();
   ADVCORE_FN float goal() const;
   ADVCORE_FN Move move() const;
   ADVCORE_FN void keep_pair(const Move& move);

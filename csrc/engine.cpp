@@ -21,7 +21,7 @@ void clear_results(const Params& params, const Job& job) {
     job.margin[i] = job.c[i] = job.penalty[i] = nan;
     job.prediction[i] = -1;
     job.status[i] = static_cast<int8_t>(Status::interrupted);
-    job.evaluations[i] = job.forwards[i] = job.iterations[i] = 0;
+    job.evaluations[i] = job.forwards[i] = job.iterations[i] = job.rescues[i] = 0;
   }
 }
 
@@ -40,6 +40,7 @@ void deliver(const Params& params, const Job& job, Feed& feed, int64_t index, co
   job.evaluations[i] = s.evaluations;
   job.forwards[i] = s.forwards;
   job.iterations[i] = s.iterations;
+  job.rescues[i] = std::max(s.searches - params.attempts, 0);
   feed.finished.fetch_add(1, std::memory_order_relaxed);
   feed.succeeded.fetch_add(success, std::memory_order_relaxed);
   feed.evaluations.fetch_add(s.evaluations, std::memory_order_relaxed);

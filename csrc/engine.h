@@ -37,6 +37,7 @@ struct Job {
   int32_t* evaluations = nullptr;
   int32_t* forwards = nullptr;
   int32_t* iterations = nullptr;
+  int32_t* rescues = nullptr;  // searches beyond Params::attempts
 };
 
 // Shared by the tiles of a run.

@@ -26,7 +26,7 @@ constexpr int kPad = 16;        // rows are padded to this many floats, with lo 
 constexpr int kMaxHistory = 8;  // pairs (s, y)
 constexpr int kMaxCuts = 16;    // linearised margins of the polish
 constexpr int kMaxStages = 8;
-constexpr int kMaxSchedules = 8;
+constexpr int kMaxSchedules = 10;
 constexpr float kNone = 3e38f;  // no distortion yet
 constexpr float kPadLogit = -1e30f;
 
@@ -67,6 +67,7 @@ struct Schedule {
   float smoothing[kMaxStages] = {0};        // k of each stage; 0 is the exact network
   int budget[kMaxStages] = {50};            // evaluations of each stage
   float temperature[kMaxStages] = {0.02f};  // T of each as a fraction of the margin at x0
+  float origin = -1;  // where the search begins: lo + origin (hi - lo); < 0: at x0
 };
 
 struct Params {
@@ -131,8 +132,8 @@ struct State {
 
   // fused c-search, at the accepted point x
   int schedule = 0, stage = 0, searches = 0;  // searches: schedules begun
-  bool random_start = false, random_pending = false;
-  bool accept_any = false;  // the next trial is the start of the search
+  bool moved = false, move_pending = false;   // the search does not start at x0
+  bool accept_any = false;                    // the next trial is the start of the search
   float margin = 0, log_odds = 0, sigma = 0, loss = 0,
         norm2 = 0;         // m, m_T, sigmoid(-m_T/T), l, r'r
   float clean_margin = 0;  // |m| at x0 on the exact network
@@ -161,6 +162,7 @@ struct State {
   int born[kMaxCuts] = {};
   int cut_class[kMaxCuts] = {};  // the runner-up there
   int starts_tried = 0;
+  bool reached = false;        // a search, not a given start, has found an image
   float attempt_best = kNone;  // best_norm when the last attempt ended
 
   int evaluations = 0, forwards = 0, iterations = 0;  // forward+backward pairs; forwards alone

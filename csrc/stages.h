@@ -25,6 +25,7 @@ ADVCORE_FN void Machine<Team>::begin_stage(int stage) {
   s.since = s.rounds = s.solves = 0;
   s.stage_best = kNone;
   s.shift = s.c_low = s.c_high = 0;
+  s.moved = false;
   copy(team, params, p.x0, p.trial);
   ask(Phase::stage_origin, true, schedule().smoothing[stage], exact_loss() ? 1.0f : -1.0f);
 }
@@ -87,7 +88,7 @@ ADVCORE_FN void Machine<Team>::stage_origin() {
     s.c = 0;
     return end_stage(Status::stalled);
   }
-  start_search();
+  schedule().origin >= 0 ? far_start() : start_search();
 }
 
 // From the accepted point: its linearised margin gives the first c and the first trial.
@@ -99,7 +100,7 @@ ADVCORE_FN void Machine<Team>::start_search() {
     ++s.nans;
     return end_attempt(Status::not_found);
   }
-  if (norm == 0) return s.random_start ? end_attempt(Status::not_found) : random_start();
+  if (norm == 0) return s.moved ? end_attempt(Status::not_found) : random_start();
   s.cuts = 1;
   project(team, params, p, s, work, 0, p.trial);
   s.cuts = 0;
@@ -112,7 +113,8 @@ ADVCORE_FN void Machine<Team>::start_search() {
   });
   const float far = distortion(team, params, p, p.trial);
   const float reach = kReach * __builtin_sqrtf(range2[0]);
-  if (far == 0) {  // nothing can move; or a random start whose linear margin admits x0
+  if (range2[0] == 0) return finish(Status::not_found);  // nothing can move
+  if (far == 0) {  // nothing here can move; or a random start whose linear margin admits x0
     if (s.norm2 == 0) return end_attempt(Status::not_found);
     s.c = s.c0 = s.c_last = max(s.clean_margin, abs(s.margin)) / (4 * s.norm2);
     s.cuts = 0;
@@ -148,7 +150,7 @@ ADVCORE_FN void Machine<Team>::shrink(float* x, float t) {
 // Zero gradient at x0: once more from a random point, keyed by seed, image and label.
 template <class Team>
 ADVCORE_FN void Machine<Team>::random_start() {
-  s.random_start = s.random_pending = true;
+  s.moved = s.move_pending = true;
   uint64_t key = params.seed * 0x9e3779b97f4a7c15ull + (uint64_t)s.label;
   for (int i = 0; i < params.n; ++i) {
     uint32_t bits;
@@ -165,6 +167,20 @@ ADVCORE_FN void Machine<Team>::random_start() {
       p.trial[i] = min(max(p.x0[i] + 0.1f * range * u, p.lo[i]), p.hi[i]);
     }
   }
+  team.sync();
+  ask(Phase::stage, true, s.k, s.T);
+}
+
+// At an image of one value. Where the way from x0 ends in a region without a gradient, another
+// network of the same kind is often open from there.
+template <class Team>
+ADVCORE_FN void Machine<Team>::far_start() {
+  s.moved = s.move_pending = true;
+  const float part = schedule().origin;
+  team.each(params.padded_n, [=, this](int i) {
+    const Lane lo = load(p.lo, i), hi = load(p.hi, i), range = hi - lo;
+    store(p.trial, i, select(range < 1e30f, lo + part * range, load(p.x0, i)));
+  });
   team.sync();
   ask(Phase::stage, true, s.k, s.T);
 }
@@ -214,14 +230,18 @@ ADVCORE_FN bool Machine<Team>::note_stage_best(float norm, const float* point) {
 template <class Team>
 ADVCORE_FN void Machine<Team>::stage() {
   ++s.rounds;
-  if (s.random_pending) {
-    s.random_pending = false;
+  if (s.move_pending) {
+    s.move_pending = false;
     const float norm = distortion(team, params, p, p.trial);
-    if (s.eval.finite)
-      accept(norm * norm);
-    else
+    if (!s.eval.finite) {
       ++s.nans;
-    return start_search();
+      return start_search();
+    }
+    accept(norm * norm);
+    const bool sloped = write_cut(team, params, p, s, 0, p.gradient, p.x, s.margin) > 0;
+    if (schedule().origin < 0 || norm == 0 || !sloped) return start_search();
+    s.c = s.c0 = s.c_last = max(s.clean_margin, abs(s.margin)) / (4 * s.norm2);
+    return propose();
   }
   const Move step = move();
   const float new_loss = loss_of(s.eval.log_odds), norm2 = step.norm2;
@@ -276,8 +296,8 @@ ADVCORE_FN void Machine<Team>::stage() {
     s.goal = 2 * s.goal + goal();
   }
   if (s.stage_best < kNone && s.since >= params.patience) return end_stage(Status::stalled);
-  // While there is no image at all, a network is not left before three times its budget.
-  const int patience = s.stage_best == kNone && s.best_norm == kNone ? 3 : 1;
+  // While the search has found nothing at all, a network is not left before three times its budget.
+  const int patience = s.stage_best == kNone && !s.reached ? 3 : 1;
   if (s.rounds >= patience * schedule().budget[s.stage]) return end_stage(Status::stalled);
   propose();
 }
@@ -380,8 +400,11 @@ ADVCORE_FN void Machine<Team>::end_stage(Status status) {
   const bool adversarial = s.k == 0 && s.stage_best < kNone;
   if (exact_loss()) return end_attempt(adversarial ? status : Status::not_found);
   copy(team, params, p.stage_point, p.x);
-  if (s.best_norm < kNone && s.best_norm == s.attempt_best && nothing_new())
+  // With given starts nothing is skipped: they must never make a result worse.
+  if (params.starts == 0 && s.best_norm < kNone && s.best_norm == s.attempt_best && nothing_new()) {
+    if (s.stage_best < kNone) hold_class(s.stage_class);
     return end_attempt(Status::stalled);
+  }
   s.tries = 0;
   if (adversarial) hold_class(s.stage_class);
   ask_center();

@@ -86,6 +86,7 @@ struct Run {
     job.evaluations = make<int32_t>("evaluations");
     job.forwards = make<int32_t>("forwards");
     job.iterations = make<int32_t>("iterations");
+    job.rescues = make<int32_t>("rescues");
   }
   template <class T>
   T* make(const char* name, std::vector<py::ssize_t> shape = {}) {
@@ -227,10 +228,11 @@ class CudaSession : public Run {
 };
 
 void add_schedule(Params& params, const std::vector<float>& smoothing,
-                  const std::vector<int>& budget, const std::vector<float>& temperature) {
+                  const std::vector<int>& budget, const std::vector<float>& temperature,
+                  float origin) {
   if (params.schedules == kMaxSchedules || smoothing.empty() || smoothing.size() > kMaxStages ||
       smoothing.size() != budget.size() || smoothing.size() != temperature.size())
-    throw std::invalid_argument("a schedule has 1 to 8 stages, Params up to 6 schedules");
+    throw std::invalid_argument("a schedule has 1 to 8 stages, Params up to 10 schedules");
   for (const float T : temperature)
     if (!(T > 0)) throw std::invalid_argument("a temperature must be positive");
   Schedule& schedule = params.schedule[params.schedules++];
@@ -238,6 +240,7 @@ void add_schedule(Params& params, const std::vector<float>& smoothing,
   std::copy(smoothing.begin(), smoothing.end(), schedule.smoothing);
   std::copy(budget.begin(), budget.end(), schedule.budget);
   std::copy(temperature.begin(), temperature.end(), schedule.temperature);
+  schedule.origin = origin;
 }
 
 }  // namespace
@@ -289,7 +292,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("starts", &Params::starts)
       .def_readwrite("seed", &Params::seed)
       .def("add_schedule", &add_schedule, py::arg("smoothing"), py::arg("budget"),
-           py::arg("temperature"));
+           py::arg("temperature"), py::arg("origin") = -1.0f);
 
   py::class_<PyNetwork>(m, "Network", "A fully connected network packed for this CPU.")
       .def(py::init<const Layers&>(), py::arg("layers"))

@@ -17,13 +17,21 @@ from exact_affine import nearest
 
 WANTED = {SMALL: 60, LARGE: 40, SMALL_MNIST: 60, LARGE_MNIST: 40}
 GAPS = {
-    SMALL: (2e-4, 0.8),
-    LARGE: (2e-4, 0.8),
-    SMALL_MNIST: (1e-3, 0.7),
-    LARGE_MNIST: (3e-3, 0.45),
+    "default": {
+        SMALL: (2e-4, 0.8),
+        LARGE: (4e-4, 0.8),
+        SMALL_MNIST: (2.5e-3, 0.65),
+        LARGE_MNIST: (2.5e-3, 0.45),
+    },
+    "thorough": {
+        SMALL: (1e-4, 0.85),
+        LARGE: (2e-4, 0.8),
+        SMALL_MNIST: (2e-3, 0.75),
+        LARGE_MNIST: (1.5e-3, 0.55),
+    },
 }
-"""Mean relative gap, and the share of the images within 1e-4. On the last two networks the mean is
-made by a few images that end in another basin, 0.1 to 3% above the minimum."""
+"""Mean relative gap, and the share of the images within 1e-4. The means are made by a few images
+that end in another basin, 0.1 to 4% above the minimum."""
 
 
 @pytest.fixture(scope="module", params=list(WANTED))
@@ -92,9 +100,19 @@ def test_gap_to_the_certified_minimum(certified: Certified, path: str) -> None:
     assert (result.distortion >= certified.lower * (1 - 1e-5)).all()
     gap = result.distortion / certified.upper - 1
     assert result.evaluations.mean() <= 50
-    mean, share = GAPS[certified.name]
+    mean, share = GAPS["default"][certified.name]
     assert (gap < 1e-4).mean() >= share
     assert gap.mean() < mean
+
+
+def test_mean_gap_of_the_networks_of_the_package_s_digits() -> None:
+    gaps = []
+    for name in (SMALL, LARGE):
+        network, x, target, _, upper = load(name)[1:6]
+        gaps.append(advcore.minimize_distortion(network, x, target).distortion / upper - 1)
+    gap = np.concatenate(gaps)
+    assert gap.mean() < 2e-4
+    assert (gap < 1e-4).mean() >= 0.8
 
 
 @pytest.mark.parametrize("effort", ["fast", "thorough"])
@@ -105,7 +123,7 @@ def test_other_efforts(certified: Certified, effort: str) -> None:
     assert result.success.all()
     assert (result.distortion >= certified.lower * (1 - 1e-5)).all()
     if effort == "thorough":
-        mean, share = GAPS[certified.name]
+        mean, share = GAPS[effort][certified.name]
         gap = result.distortion / certified.upper - 1
         assert (gap < 1e-4).mean() >= share
         assert gap.mean() < mean

@@ -17,7 +17,7 @@ from advcore import Network, Status
 
 FIELDS = (
     "adversarial", "success", "distortion", "rms_distortion", "margin", "prediction", "target",
-    "c", "status", "evaluations", "forwards", "iterations",
+    "c", "status", "evaluations", "forwards", "iterations", "rescues",
 )  # fmt: skip
 
 

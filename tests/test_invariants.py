@@ -20,7 +20,7 @@ from advcore import Status, data
 ACTIVATIONS = ["sigmoid", "relu"]
 FIELDS = (
     "adversarial", "success", "distortion", "rms_distortion", "margin", "prediction", "target",
-    "c", "status", "evaluations", "forwards", "iterations",
+    "c", "status", "evaluations", "forwards", "iterations", "rescues",
 )  # fmt: skip
 RELAXED = settings(
     max_examples=25,

@@ -29,6 +29,7 @@ def make(**changes: Any) -> Result:
         "evaluations": np.array([1, 10, 20, 40, 100], np.int32),
         "forwards": np.array([0, 5, 5, 5, 10], np.int32),
         "iterations": np.array([0, 8, 18, 30, 70], np.int32),
+        "rescues": np.array([0, 0, 0, 1, 2], np.int32),
         "seconds": 0.5,
         "norm": "l2",
         "loss": "margin",
