@@ -156,11 +156,11 @@ def engine_params(
         schedules: tuple[Schedule, ...] = (PENALTY,)
         params.attempts = 1
     else:
-        schedules = (*chosen.schedules, *RESCUE[kind])
+        first = chosen.schedules
         if not targeted:  # once more for each further class, with the first schedule
-            again = {"fast": 1, "default": 2, "thorough": 4}[effort]
-            schedules = (*chosen.schedules[:1] * again, *RESCUE[kind][:2])
-        params.attempts = len(schedules) - len(RESCUE[kind])
+            first = first[:1] * {"fast": 1, "default": 3, "thorough": 5}[effort]
+        schedules = (*first, *RESCUE[kind])
+        params.attempts = len(first)
     for schedule in schedules:
         params.add_schedule(
             schedule.smoothing, schedule.budget, schedule.temperature, schedule.origin

@@ -287,10 +287,14 @@ ADVCORE_FN void Machine<Team>::stage() {
     }
     return propose();
   }
-  const bool last = s.stage + 1 == schedule().stages;
-  if (!last && s.stage_best < kNone && s.sigma < 0.9f && accepted && !first &&
-      __builtin_sqrtf(step.ss) < kPassOn * norm)
-    return next_network();
+  // Near the boundary, with short steps: the distortion on this network is known well enough.
+  const bool settled = s.stage_best < kNone && s.sigma < 0.9f && accepted && !first &&
+                       __builtin_sqrtf(step.ss) < kPassOn * norm;
+  if (settled && s.exclusions > 0 && norm > kFar * s.best_norm) {
+    hold_class(s.stage_class);
+    return end_attempt(Status::stalled);
+  }
+  if (settled && s.stage + 1 < schedule().stages) return next_network();
   if (still && abs(__builtin_logf(s.c / s.c_last)) < params.tolerance) {
     if (s.stage_best < kNone) return end_stage(Status::converged);
     s.goal = 2 * s.goal + goal();
