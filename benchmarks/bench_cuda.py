@@ -27,6 +27,7 @@ from torch import nn
 import advcore
 from advcore import _core, cuda, data, training
 from advcore.data import random_targets
+from advcore.network import Normalize
 
 ROUND_VECTORS = 19
 """Fewest passes over n floats of a round of the c-search with five pairs: the gradient, x0, x, the
@@ -73,7 +74,7 @@ def digits() -> tuple[Any, Any]:
 
 def small_cnn() -> nn.Module:
     """Four convolutions and three layers, 312,202 parameters, images (B, 784)."""
-    layers: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28))]
+    layers: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28)), Normalize(0.5, 0.5)]
     for inputs, outputs, pool in ((1, 32, False), (32, 32, True), (32, 64, False), (64, 64, True)):
         layers += [nn.Conv2d(inputs, outputs, 3), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if pool else []

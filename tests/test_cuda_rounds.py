@@ -124,7 +124,7 @@ def test_same_results_as_the_session_of_the_cpu(
 def test_a_failed_launch_keeps_what_was_finished(stand_in: type[StandIn]) -> None:
     oracle, job = problem(torch.nn.Tanh())
     whole, _ = run_oracle(oracle, job, slots=4, watch=watch(job), cuda=True)
-    stand_in.fails_in = 150
+    stand_in.fails_in = 60
     found, error = run_oracle(oracle, job, slots=4, watch=watch(job), cuda=True)
     assert isinstance(error, DeviceError)
     assert "unspecified launch failure" in str(error)
