@@ -15,11 +15,9 @@
 namespace ADVCORE_NS {
 namespace {
 
-constexpr float kReach = 0.1f;
-constexpr float kPrune = 5.0f;
-constexpr float kPassOn =
-    0.4f;  // of the distortion: a step shorter than this ends a stage but the last
-constexpr float kFar = 1.5f;  // of the best distortion: a class farther than this is left alone
+constexpr float kReach = 0.1f;  // of the box's diagonal: the first step goes no further
+constexpr float kPrune = 5.0f;  // of the best distortion: a class so far by the linear model, or
+constexpr float kFar = 1.5f;    // so far when its search has settled, is left alone
 constexpr float kHopeless = 1.01f;  // of the best distortion: a search that ends above it, or
 constexpr float kSame = 0.05f;      // nearer to the best image than this, is not polished
 constexpr int kStale = 3;           // rounds of the polish without progress

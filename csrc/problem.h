@@ -81,9 +81,10 @@ struct Params {
   float c_init = 0;          // <= 0: from the linearised problem
   bool unsquared = false;    // c_init is of c ||r||: c of c ||r||^2 is c_init / (2 ||r||)
   int history = 5;
-  float tolerance = 1e-3f;           // stages: relative change of c and of x
-  int patience = 12;                 // stages: rounds without progress near the best
-  float c_factor = 2;                // c moves by at most this factor a round
+  float tolerance = 1e-3f;  // stages: relative change of c and of x
+  int patience = 12;        // stages: rounds without progress near the best
+  float c_factor = 2;       // c moves by at most this factor a round
+  float pass_on = 0.2f;     // a step shorter than this part of ||r|| ends all stages but the last
   float polish_tolerance = 1e-4f;    // relative gain below which the polish stops
   int polish_budget = 30;            // evaluations of one polish
   int max_evaluations = 0x7fffffff;  // forward+backward pairs of one image

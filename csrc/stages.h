@@ -30,9 +30,8 @@ ADVCORE_FN void Machine<Team>::begin_stage(int stage) {
   ask(Phase::stage_origin, true, schedule().smoothing[stage], exact_loss() ? 1.0f : -1.0f);
 }
 
-// On to the next network, in the middle of the search: its c, its pairs and the gradient of the
-// accepted point are a good start for that network, and converging on this one would be in vain
-// (docs/decisions.md).
+// On to the next network at the accepted point, in the middle of the search: c and the pairs are a
+// good start for that network, and converging on this one would be in vain (docs/decisions.md).
 template <class Team>
 ADVCORE_FN void Machine<Team>::next_network() {
   ++s.stage;
@@ -40,12 +39,11 @@ ADVCORE_FN void Machine<Team>::next_network() {
   s.stage_best = kNone;
   s.shift = 0;
   s.c0 = s.c;
-  s.k = schedule().smoothing[s.stage];
-  s.T = max(schedule().temperature[s.stage] * s.clean_margin, 4 * s.eval.rounding);
-  s.sigma = sigma_of(s.log_odds);
-  s.goal = goal();
   s.accept_any = true;
-  propose();
+  copy(team, params, p.x, p.trial);
+  ask(Phase::stage, true, schedule().smoothing[s.stage],
+      max(schedule().temperature[s.stage] * s.clean_margin, 4 * s.eval.rounding));
+  s.goal = goal();
 }
 
 // The trial becomes the accepted point.
@@ -289,7 +287,7 @@ ADVCORE_FN void Machine<Team>::stage() {
   }
   // Near the boundary, with short steps: the distortion on this network is known well enough.
   const bool settled = s.stage_best < kNone && s.sigma < 0.9f && accepted && !first &&
-                       __builtin_sqrtf(step.ss) < kPassOn * norm;
+                       __builtin_sqrtf(step.ss) < params.pass_on * norm;
   if (settled && s.exclusions > 0 && norm > kFar * s.best_norm) {
     hold_class(s.stage_class);
     return end_attempt(Status::stalled);

@@ -283,7 +283,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("history", &Params::history)
       .def_readwrite("tolerance", &Params::tolerance)
       .def_readwrite("patience", &Params::patience)
-      .def_readwrite("c_factor", &Params::c_factor)
+      .def_readwrite("pass_on", &Params::pass_on)
       .def_readwrite("polish_tolerance", &Params::polish_tolerance)
       .def_readwrite("polish_budget", &Params::polish_budget)
       .def_readwrite("max_evaluations", &Params::max_evaluations)
