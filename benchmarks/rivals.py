@@ -1,21 +1,32 @@
-"""Rival attacks from their own packages, targeted and untargeted, as functions of one form.
+"""Rival attacks from their own package, targeted and untargeted, as functions of one form.
 
 adv-lib 0.2.8 (``pip install --no-deps adv-lib==0.2.8 tqdm``). Two packages that it imports, visdom
 for its logs and torchvision for a perceptual distance, take no part in these attacks; where they
 are missing, empty modules stand in for them.
+
+Each rival has its default settings (the package's but for the number of steps) and a grid of
+others, which `sweep_rivals.py` tries on held-out images; what it chose for a network is in
+``results/rival_settings.json``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
+import json
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
-Attack = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, bool], torch.Tensor]
+VERSION = "adv-lib 0.2.8"
+SETTINGS = Path(__file__).parent / "results" / "rival_settings.json"
+Settings = dict[str, Any]
+Attack = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, bool, Settings], torch.Tensor]
 
 
 @functools.cache
@@ -30,37 +41,179 @@ def _import() -> types.ModuleType:
 
 
 class Counted(torch.nn.Module):
-    """A model that counts the rows it evaluates."""
+    """A model that counts the rows it evaluates, and which of them with a gradient.
+
+    SuperDeepFool takes a backward for each class, so its evaluations cost more than one pair.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.rows = 0
+        self.evaluations = 0  # rows propagated forward with a graph, for a backward
+        self.forwards = 0  # rows propagated forward only
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The model's logits."""
-        self.rows += len(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            self.evaluations += len(x)
+        else:
+            self.forwards += len(x)
         return self.model(x)
 
 
-def attacks(untargeted_only: bool = False) -> dict[str, Attack]:
-    """By name, at the package's defaults but for the steps; not tuned to a network.
+@dataclasses.dataclass(frozen=True)
+class Rival:
+    """An attack, its default settings, and the others to try."""
 
-    DDN without its 8-bit rounding; C&W with 9 searches of 1,000 steps at 0.01.
-    """
-    lib = _import()
-    table: dict[str, Attack] = {
-        "DDN-100": lambda m, x, y, t: lib.ddn(m, x, y, t, steps=100, levels=None),
-        "DDN-1000": lambda m, x, y, t: lib.ddn(m, x, y, t, steps=1000, levels=None),
-        "ALMA-1000": lambda m, x, y, t: lib.alma(
-            m, x, y, targeted=t, num_steps=1000, distance="l2", init_lr_distance=1.0, α=0.9
+    call: Attack
+    default: Settings
+    grid: tuple[Settings, ...]
+    targeted: bool = True  # False: untargeted only
+    searching: tuple[str, int] | None = None  # setting to be smaller in a sweep, and its value
+
+
+def _ddn(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
+    return _import().ddn(
+        m, x, y, t, steps=1000, levels=None, γ=s["gamma"], init_norm=s["init_norm"]
+    )
+
+
+def _alma(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
+    penalties = importlib.import_module("adv_lib.utils.lagrangian_penalties").all_penalties
+    return _import().alma(
+        m,
+        x,
+        y,
+        penalty=penalties[s["penalty"]],
+        targeted=t,
+        num_steps=1000,
+        distance="l2",
+        init_lr_distance=s["init_lr_distance"],
+        α=s["alpha"],
+        ρ_init=s["rho_init"],
+        lr_reduction=s["lr_reduction"],
+    )
+
+
+def _pdgd(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
+    return _import().pdgd(m, x, y, t, num_steps=500, **s)
+
+
+def _fmn(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
+    return _import().fmn(
+        m, x, y, norm=2, targeted=t, steps=1000, α_init=s["alpha_init"], γ_init=s["gamma_init"]
+    )
+
+
+def _carlini_wagner(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
+    return _import().carlini_wagner_l2(m, x, y, t, binary_search_steps=9, **s)
+
+
+def _superdeepfool(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
+    return _import().sdf(m, x, y, t, **s)
+
+
+def _grid(default: Settings, *changes: Settings) -> tuple[Settings, ...]:
+    return (default, *({**default, **change} for change in changes))
+
+
+_DDN = {"gamma": 0.05, "init_norm": 1.0}
+_ALMA = {
+    "init_lr_distance": 1.0,
+    "alpha": 0.9,
+    "penalty": "P2",
+    "rho_init": 1.0,
+    "lr_reduction": 0.01,
+}
+_PDGD = {"primal_lr": 0.1, "dual_ratio_init": 0.01, "dual_lr": 0.1}
+_FMN = {"alpha_init": 1.0, "gamma_init": 0.05}
+_CW = {"learning_rate": 0.01, "initial_const": 1e-3, "max_iterations": 1000}
+_CW_SHORT = {**_CW, "max_iterations": 200}
+_SDF = {"steps": 100, "overshoot": 0.02}
+
+_CW_CHANGES: tuple[Settings, ...] = (
+    {"initial_const": 0.1},
+    {"initial_const": 10.0},
+    {"initial_const": 0.1, "learning_rate": 0.03},
+    {"initial_const": 0.1, "learning_rate": 0.1},
+)
+
+RIVALS: dict[str, Rival] = {
+    "DDN-1000": Rival(
+        _ddn,
+        _DDN,
+        _grid(
+            _DDN,
+            {"gamma": 0.02},
+            {"gamma": 0.01},
+            {"gamma": 0.005},
+            {"gamma": 0.1},
+            {"gamma": 0.01, "init_norm": 2.0},
         ),
-        "PDGD-500": lambda m, x, y, t: lib.pdgd(m, x, y, t, num_steps=500),
-        "FMN-1000": lambda m, x, y, t: lib.fmn(m, x, y, norm=2, targeted=t, steps=1000),
-        "C&W 9x1000": lambda m, x, y, t: lib.carlini_wagner_l2(
-            m, x, y, t, learning_rate=0.01, max_iterations=1000, binary_search_steps=9
+    ),
+    "ALMA-1000": Rival(
+        _alma,
+        _ALMA,
+        _grid(
+            _ALMA,
+            {"init_lr_distance": 0.3},
+            {"init_lr_distance": 3.0},
+            {"alpha": 0.5},
+            {"alpha": 0.5, "init_lr_distance": 0.3},
+            {"penalty": "P3"},
+            {"rho_init": 0.1},
+            {"lr_reduction": 0.001},
+            {"lr_reduction": 0.001, "init_lr_distance": 0.3},
         ),
-    }
-    if untargeted_only:
-        table["SuperDeepFool"] = lambda m, x, y, _: lib.sdf(m, x, y)
-    return table
+    ),
+    "PDGD-500": Rival(
+        _pdgd,
+        _PDGD,
+        _grid(
+            _PDGD,
+            {"primal_lr": 0.03},
+            {"primal_lr": 0.01},
+            {"primal_lr": 0.3},
+            {"dual_ratio_init": 1.0},
+            {"primal_lr": 0.03, "dual_ratio_init": 1.0},
+            {"dual_lr": 0.03},
+            {"dual_lr": 0.03, "dual_ratio_init": 1.0},
+        ),
+    ),
+    "FMN-1000": Rival(
+        _fmn,
+        _FMN,
+        _grid(
+            _FMN,
+            {"alpha_init": 0.1},
+            {"alpha_init": 0.3},
+            {"alpha_init": 3.0},
+            {"alpha_init": 10.0},
+            {"gamma_init": 0.3},
+            {"alpha_init": 3.0, "gamma_init": 0.3},
+        ),
+    ),
+    "C&W 9x1000": Rival(
+        _carlini_wagner, _CW, _grid(_CW, *_CW_CHANGES), searching=("max_iterations", 400)
+    ),
+    "C&W 9x200": Rival(_carlini_wagner, _CW_SHORT, _grid(_CW_SHORT, *_CW_CHANGES)),
+    "SuperDeepFool": Rival(_superdeepfool, _SDF, _grid(_SDF, {"overshoot": 0.1}), targeted=False),
+}
+
+
+def names(*, targeted: bool, convolutional: bool) -> list[str]:
+    """Rivals that take part: C&W with 200 steps on convolutional networks, else with 1,000."""
+    left_out = "C&W 9x1000" if convolutional else "C&W 9x200"
+    return [
+        name
+        for name, rival in RIVALS.items()
+        if name != left_out and (rival.targeted or not targeted)
+    ]
+
+
+def chosen(network: str, *, targeted: bool) -> dict[str, Settings]:
+    """Settings that the sweep chose, by rival; empty where there was none."""
+    if not SETTINGS.exists():
+        return {}
+    stored: dict[str, dict[str, dict[str, Settings]]] = json.loads(SETTINGS.read_text())["chosen"]
+    return stored.get(network, {}).get("targeted" if targeted else "untargeted", {})

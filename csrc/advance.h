@@ -41,6 +41,10 @@ struct Machine {
   ADVCORE_INLINE bool exact_loss() const { return params.loss == Loss::cross_entropy; }
   ADVCORE_INLINE const Schedule& schedule() const { return params.schedule[s.schedule]; }
 
+  // What a search is measured by before it ends. Nothing with given starts: they must never make a
+  // result worse, so no search is dropped for their sake.
+  ADVCORE_FN float rival() const { return params.starts > 0 ? kNone : s.best_norm; }
+
   ADVCORE_FN void swap(float*& a, float*& b) {
     team.sync();
     if (team.leader()) {

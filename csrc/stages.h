@@ -120,7 +120,7 @@ ADVCORE_FN void Machine<Team>::start_search() {
     return propose();
   }
   // Another class that is further away by the linear model than the best found is left alone.
-  if (s.exclusions > 0 && far > kPrune * s.best_norm) return end_attempt(Status::stalled);
+  if (s.exclusions > 0 && far > kPrune * rival()) return end_attempt(Status::stalled);
   if (far > reach) shrink(p.trial, reach / far);
   // On a two-class tie c* = 1 / (4 lambda), lambda the multiplier of the linearised margin: for
   // a linear one, c* = |m| / (4 ||r||^2).
@@ -288,7 +288,7 @@ ADVCORE_FN void Machine<Team>::stage() {
   // Near the boundary, with short steps: the distortion on this network is known well enough.
   const bool settled = s.stage_best < kNone && s.sigma < 0.9f && accepted && !first &&
                        __builtin_sqrtf(step.ss) < params.pass_on * norm;
-  if (settled && s.exclusions > 0 && norm > kFar * s.best_norm) {
+  if (settled && s.exclusions > 0 && norm > kFar * rival()) {
     hold_class(s.stage_class);
     return end_attempt(Status::stalled);
   }
@@ -402,8 +402,7 @@ ADVCORE_FN void Machine<Team>::end_stage(Status status) {
   const bool adversarial = s.k == 0 && s.stage_best < kNone;
   if (exact_loss()) return end_attempt(adversarial ? status : Status::not_found);
   copy(team, params, p.stage_point, p.x);
-  // With given starts nothing is skipped: they must never make a result worse.
-  if (params.starts == 0 && s.best_norm < kNone && s.best_norm == s.attempt_best && nothing_new()) {
+  if (rival() < kNone && s.best_norm == s.attempt_best && nothing_new()) {
     if (s.stage_best < kNone) hold_class(s.stage_class);
     return end_attempt(Status::stalled);
   }

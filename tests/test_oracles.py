@@ -331,10 +331,10 @@ def test_smoothed_pass_of_torch_and_native_agree(activation: str, random_network
     np.testing.assert_allclose(oracle.backward(seed), gradient, atol=1e-4)
 
 
-@pytest.mark.parametrize(("targeted", "share"), [(False, 0.99), (True, 0.8)])
+@pytest.mark.parametrize(("targeted", "share"), [(False, 0.9), (True, 0.8)])
 def test_torch_path_ends_where_the_native_one_does(targeted: bool, share: float) -> None:
-    """The embedded network of sigmoids. Targeted, rounding decides now and then which minimum is
-    found: two instruction sets of the engine agree on 95% of 200 digits. Of a torch path that
+    """The embedded network of sigmoids. Rounding decides now and then which minimum is found: two
+    instruction sets of the engine agree on 95% of 200 digits. Of a torch path that
     smooths nothing 65% (untargeted) and 45% of these would agree.
     """
     network = data.embedded_network()

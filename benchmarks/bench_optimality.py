@@ -1,0 +1,189 @@
+"""How near the smallest distortion: advcore and rival attacks, network by network.
+
+    ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/bench_optimality.py
+        [--networks embedded,relu,...] [--untargeted] [--images N] [--refresh] [--plot]
+
+For each network (`networks.py`) and attack: success; mean and median ||r||_2; the gap to the
+*envelope*, the best of all rivals for each image; evaluations (pairs of a forward and a backward)
+and further forwards an image. The rivals run at the settings that `sweep_rivals.py` chose for the
+network on other images; where these are not the defaults, the run at the defaults is part of the
+envelope too. Every success, ours and theirs, is one that an independent float32 forward of the
+network confirms. Rivals' runs are cached by weights, images and settings (`envelope.py`), so that
+after a change of the engine only the engine runs; ``--refresh`` runs them again.
+
+Images: the first correctly classified test images, 200 on dense networks, 50 on
+convolutional ones; random targets (seed 0), or untargeted. C&W runs 9 searches of
+1,000 steps, on convolutional networks of 200, where 1,000 would take an hour each.
+
+Figures go to ``benchmarks/results/bench_optimality_targeted.json`` or ``..._untargeted.json``;
+networks not named keep what is there. ``--plot`` draws the performance profiles, the share of the
+images within a factor of the best of all attacks, into ``docs/images``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+import envelope
+import machine
+import networks
+import numpy as np
+import profiles
+import torch
+from envelope import Floats, load_envelope
+
+import advcore
+
+__all__ = ["load_envelope", "main", "measure"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One attack on one case."""
+
+    distances: Floats  # (N,), infinite: not found
+    evaluations: float
+    forwards: float
+    extra: dict[str, Any]  # settings of a rival; further figures of ours
+
+
+def ours(case: networks.Case) -> dict[str, Row]:
+    """advcore at every effort; on the hard networks also with a pool of images to start from."""
+    runs: dict[str, dict[str, Any]] = {
+        f"advcore {effort}": {"effort": effort} for effort in ("fast", "default", "thorough")
+    }
+    if case.name in networks.HARD:
+        runs["advcore default, starts"] = {"starts": networks.pool(case.name)}
+    rows = {}
+    for name, options in runs.items():
+        wanted: dict[str, Any] = {"targets" if case.targeted else "labels": case.classes}
+        result = advcore.minimize_distortion(case.model, case.images, **wanted, **options)
+        extra = {
+            "p99_evaluations": float(np.percentile(result.evaluations, 99)),
+            "claimed": float(result.success.mean()),
+            "path": result.engine["path"],
+        }
+        rows[name] = Row(
+            envelope.distances(case, result.adversarial),
+            float(result.evaluations.mean()),
+            float(result.forwards.mean()),
+            extra,
+        )
+    return rows
+
+
+def rivals_rows(case: networks.Case, *, refresh: bool) -> dict[str, Row]:
+    """The rivals' runs, from the cache where they are there."""
+    return {
+        name: Row(run.distances, run.evaluations, run.forwards, {"settings": run.settings})
+        for name, run in envelope.rival_runs(case, refresh=refresh)
+    }
+
+
+def figures(row: Row, best: Floats) -> dict[str, Any]:
+    """What the table says of a row; ``best`` is the envelope (N,).
+
+    The shares of images near the envelope count those that some rival found; an image that the
+    attack missed is above. Means of ratios take the images that both found.
+    """
+    d = row.distances
+    found, known = np.isfinite(d), np.isfinite(best)
+    both = found & known
+    ratio = d[known] / best[known]
+    out: dict[str, Any] = {"success": float(found.mean())}
+    if found.any():
+        out["mean"] = float(d[found].mean())
+        out["median"] = float(np.median(d[found]))
+    if both.any():
+        out["mean_over_envelope"] = float(d[both].mean() / best[both].mean())
+        out["mean_ratio"] = float((d[both] / best[both]).mean())
+        out["largest_ratio"] = float((d[both] / best[both]).max())
+    if known.any():
+        out["within_0.1%"] = float((ratio <= 1.001).mean())
+        out["more_than_1%_above"] = float((ratio > 1.01).mean())
+    out["found_by_no_rival"] = float((found & ~known).mean())
+    return out | {"evaluations": row.evaluations, "forwards": row.forwards} | row.extra
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The figures as text, one line an attack."""
+    head = ("success", "mean", "median", "/envelope", "ratio", "<0.1%", ">1%", "evals", "p99",
+            "forwards")  # fmt: skip
+    keys = ("success", "mean", "median", "mean_over_envelope", "mean_ratio", "within_0.1%",
+            "more_than_1%_above", "evaluations", "p99_evaluations", "forwards")  # fmt: skip
+    forms = (".1%", ".4f", ".4f", ".4f", ".4f", ".1%", ".1%", ".1f", ".0f", ".1f")
+    lines = [f"  {'':24}" + "".join(f"{word:>10}" for word in head)]
+    for name, values in rows.items():
+        cells = [
+            f"{format(values[key], form) if key in values else '-':>10}"
+            for key, form in zip(keys, forms, strict=True)
+        ]
+        lines.append(f"  {name:24}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def measure(
+    name: str, targeted: bool, images: int | None, refresh: bool = False
+) -> tuple[dict[str, Any], dict[str, Floats]]:
+    """Figures of all attacks on a network, and their distances."""
+    case = networks.case(name, targeted=targeted, images=images or envelope.default_images(name))
+    rows = rivals_rows(case, refresh=refresh)
+    best = np.min([row.distances for row in rows.values()], axis=0)
+    everything = {**rows, "envelope": Row(best, *_total(rows), {}), **ours(case)}
+    out: dict[str, Any] = {
+        "images": len(case.images),
+        "attacks": {attack: figures(row, best) for attack, row in everything.items()},
+    }
+    if name in networks.HARD:
+        out["clean_softmax_exactly_1"] = networks.saturation(name)
+    kind = "random targets" if targeted else "untargeted"
+    print(f"{name}: {len(case.images)} images, {kind}\n{table(out['attacks'])}", flush=True)
+    return out, {attack: row.distances for attack, row in everything.items()}
+
+
+def _total(rows: dict[str, Row]) -> tuple[float, float]:
+    """Evaluations and forwards of all runs together: the price of the envelope."""
+    return sum(r.evaluations for r in rows.values()), sum(r.forwards for r in rows.values())
+
+
+def _save(kind: str, measured: dict[str, dict[str, Any]], commit: str) -> str:
+    """Adds the networks to the stored figures; each says which commit it was measured at."""
+    name = f"bench_optimality_{kind}"
+    path = machine.RESULTS / f"{name}.json"
+    stored = json.loads(path.read_text())["networks"] if path.exists() else {}
+    stored |= {network: {"commit": commit, **values} for network, values in measured.items()}
+    known = (*networks.DENSE, *networks.HARD, *networks.CONVOLUTIONAL, *networks.CIFAR)
+    ordered = {network: stored[network] for network in known if network in stored}
+    return str(machine.save(name, {"networks": ordered}))
+
+
+def main() -> None:
+    """Measures the networks asked for, prints and stores the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    known = (*networks.DENSE, *networks.HARD, *networks.CONVOLUTIONAL, *networks.CIFAR)
+    parser.add_argument("--networks", default=",".join(known))
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--untargeted", action="store_true")
+    parser.add_argument("--refresh", action="store_true", help="run the rivals again")
+    parser.add_argument("--plot", action="store_true", help="performance profiles to docs/images")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    kind = "untargeted" if options.untargeted else "targeted"
+    distances: dict[str, dict[str, Floats]] = {}
+    commit = machine.describe()["commit"]  # before the figures written below make it dirty
+    path = ""
+    for name in options.networks.split(","):
+        values, distances[name] = measure(
+            name, not options.untargeted, options.images, options.refresh
+        )
+        path = _save(kind, {name: values}, commit)
+    print(path)
+    if options.plot:
+        print(profiles.draw(distances, kind))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Runs of the rivals, cached, and the best of them for each image.
+
+A run is kept in ``CACHE`` as a compressed .npz under a hash of the network's weights, the images,
+the classes, the rival's version and its settings, so a change of advcore alone reruns nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import rivals
+import torch
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What an attack reached on a case; every success confirmed by one float32 forward."""
+
+    distances: Floats  # (N,) ||r||_2, infinite where the forward did not confirm it
+    evaluations: float  # forward+backward pairs an image
+    forwards: float  # further forwards an image
+    seconds: float
+    settings: dict[str, Any]
+
+
+def distances(case: networks.Case, found: torch.Tensor | NDArray[np.float32]) -> Floats:
+    """||r||_2 of each image, infinite where the network's own forward does not confirm it."""
+    adversarial = torch.as_tensor(found).detach().float().clamp(0, 1)
+    with torch.inference_mode():
+        seen = torch.cat([case.model(part) for part in adversarial.split(500)]).argmax(dim=1)
+    wanted = torch.from_numpy(case.classes)
+    ok = (seen == wanted) if case.targeted else (seen != wanted)
+    r = (adversarial.double() - torch.from_numpy(case.images).double()).flatten(1).norm(dim=1)
+    return torch.where(ok, r, torch.inf).numpy()
+
+
+def _path(case: networks.Case, name: str, settings: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(networks.weights_hash(case.model).encode())
+    digest.update(case.images.tobytes() + case.classes.tobytes())
+    about = {"version": rivals.VERSION, "rival": name, "targeted": case.targeted, **settings}
+    digest.update(json.dumps(about, sort_keys=True).encode())
+    label = "".join(c if c.isalnum() else "_" for c in name)
+    return networks.CACHE / f"run-{case.name}-{label}-{digest.hexdigest()[:16]}.npz"
+
+
+def rival_run(
+    case: networks.Case, name: str, settings: dict[str, Any], *, refresh: bool = False
+) -> Run:
+    """The rival on the case, from the cache where it is there."""
+    path = _path(case, name, settings)
+    if path.exists() and not refresh:
+        with np.load(path) as stored:
+            cost = stored["cost"]
+            return Run(stored["distances"], cost[0], cost[1], cost[2], settings)
+    counted = rivals.Counted(case.model)
+    torch.manual_seed(0)
+    begin = time.perf_counter()
+    x, y = torch.from_numpy(case.images), torch.from_numpy(case.classes)
+    found = rivals.RIVALS[name].call(counted, x, y, case.targeted, settings)
+    seconds = time.perf_counter() - begin
+    count = len(x)
+    cost = np.array([counted.evaluations / count, counted.forwards / count, seconds])
+    d = distances(case, found)
+    networks.CACHE.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez_compressed(
+        part, distances=d, cost=cost, adversarial=found.detach().numpy().astype(np.float32)
+    )
+    part.replace(path)
+    return Run(d, cost[0], cost[1], cost[2], settings)
+
+
+def rival_runs(
+    case: networks.Case, *, refresh: bool = False, cached: bool = False
+) -> Iterator[tuple[str, Run]]:
+    """Each rival at its chosen settings, and, where these differ, at its defaults.
+
+    The latter under "NAME (defaults)"; not for C&W untargeted or on a convolutional network, where
+    its 1,800 to 9,000 evaluations an image are run once. Without a sweep of this network the
+    defaults are "NAME". ``cached``: only those that are in the cache.
+    """
+    tuned = rivals.chosen(case.name, targeted=case.targeted)
+    convolutional = case.images.ndim == 4
+    plan: list[tuple[str, str, dict[str, Any]]] = []
+    for name in rivals.names(targeted=case.targeted, convolutional=convolutional):
+        default = rivals.RIVALS[name].default
+        settings = tuned.get(name, default)
+        plan.append((name, name, settings))
+        once = name.startswith("C&W") and (convolutional or not case.targeted)
+        if settings != default and not once:
+            plan.append((f"{name} (defaults)", name, default))
+    for label, name, settings in plan:
+        if not cached or _path(case, name, settings).exists():
+            yield label, rival_run(case, name, settings, refresh=refresh)
+
+
+def default_images(name: str) -> int:
+    """Images measured: 200 on dense networks, 50 on convolutional ones."""
+    return 50 if name in (*networks.CONVOLUTIONAL, *networks.CIFAR) else 200
+
+
+def load_envelope(
+    name: str, targeted: bool = True, images: int | None = None, cached: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.int64], Floats, dict[str, Floats]]:
+    """Images, targets (or labels), the rivals' best distance for each, and each rival's distances.
+
+    Reads the cache and runs what is not there (``cached``: leaves it out). Infinite: not found.
+    """
+    case = networks.case(name, targeted=targeted, images=images or default_images(name))
+    each = {attack: run.distances for attack, run in rival_runs(case, cached=cached)}
+    best = np.min([np.full(len(case.images), np.inf), *each.values()], axis=0)
+    return case.images, case.classes, best, each

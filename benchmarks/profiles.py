@@ -1,0 +1,81 @@
+"""Performance profiles: the share of the images within a factor of the best attack, per network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+FIRST, LAST = 1e-4, 0.1  # factors 1.0001 to 1.1
+LINES = {  # colour, style
+    "advcore fast": ("#fdae61", "-"),
+    "advcore default": ("#e31a1c", "-"),
+    "advcore thorough": ("#67001f", "-"),
+    "advcore default, starts": ("#b15928", "-"),
+    "DDN-1000": ("#1f78b4", "--"),
+    "ALMA-1000": ("#33a02c", "--"),
+    "PDGD-500": ("#984ea3", "--"),
+    "FMN-1000": ("#878787", "--"),
+    "C&W 9x1000": ("#000000", ":"),
+    "C&W 9x200": ("#000000", "-."),
+    "SuperDeepFool": ("#01c5c4", "--"),
+}
+
+
+def profile(distances: Floats, best: Floats, excess: Floats) -> Floats:
+    """Share of the images that some attack found with distance <= (1 + excess) * best."""
+    known = np.isfinite(best)
+    ratio = np.sort(distances[known] / best[known])
+    return np.searchsorted(ratio, 1 + excess, side="right") / max(len(ratio), 1)
+
+
+def draw(networks: dict[str, dict[str, Floats]], kind: str) -> Path:
+    """One panel a network; x: factor over the best of all attacks shown, 1.0001 to 1.1, log."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from PIL import Image
+
+    columns = 5 if len(networks) % 5 == 0 else min(4, len(networks))
+    lines = -(-len(networks) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(11.6, 2.2 * lines + 0.6), sharex=True, sharey=True,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    excess = np.geomspace(FIRST, LAST, 200)
+    handles = {}
+    for axis, (network, rows) in zip(axes.flat, networks.items(), strict=False):
+        shown = {attack: d for attack, d in rows.items() if attack in LINES}
+        best = np.min(list(shown.values()), axis=0)
+        for attack, d in shown.items():
+            colour, style = LINES[attack]
+            (handles[attack],) = axis.plot(
+                excess, profile(d, best, excess), style, color=colour,
+                linewidth=1.6 if style == "-" else 1.1,
+            )  # fmt: skip
+        axis.set_title(network, fontsize=8)
+        axis.set_xscale("log")
+        axis.set_xticks([1e-4, 1e-3, 1e-2, 1e-1], ["1.0001", "1.001", "1.01", "1.1"])
+        axis.set_ylim(0, 1)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(networks) :]:
+        axis.set_visible(False)
+    figure.supxlabel(f"distortion over the smallest of all attacks ({kind})", fontsize=8)
+    figure.supylabel("share of the images", fontsize=8)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper center", ncols=9, fontsize=7,
+        frameon=False,
+    )  # fmt: skip
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    path = IMAGES / f"optimality_{kind}.png"
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+    with Image.open(path) as picture:  # a palette: half of the bytes
+        small = picture.convert("RGB").quantize(192)
+    small.save(path, optimize=True)
+    return path
