@@ -3,12 +3,13 @@
 from ._core import Status
 from ._version import __version__
 from .api import minimize_distortion
-from .errors import Interrupted, ModelError
+from .errors import DeviceError, Interrupted, ModelError
 from .network import Layer, Network
 from .result import Result
 from .run import Progress
 
 __all__ = [
+    "DeviceError",
     "Interrupted",
     "Layer",
     "ModelError",

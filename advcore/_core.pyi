@@ -7,7 +7,7 @@ import enum
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CSearch', 'Loss', 'Network', 'Params', 'Session', 'Status', 'isa', 'solve']
+__all__: list[str] = ['CSearch', 'CudaSession', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_status', 'isa', 'solve']
 class Status(enum.IntEnum):
     """
     How the search of one image ended.
@@ -167,6 +167,42 @@ class Session:
     @property
     def succeeded(self) -> int:
         ...
+class CudaSession:
+    """
+    Session on a GPU; csrc/cuda/tile.h has the contract.
+    """
+    def __init__(self, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, slots: typing.SupportsInt | typing.SupportsIndex, device: typing.SupportsInt | typing.SupportsIndex, arena: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def advance(self, gradients: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def fill(self) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.bool]] | None:
+        ...
+    def gather(self, x: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def head(self, logits: typing.SupportsInt | typing.SupportsIndex, seeds: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def interrupt(self) -> None:
+        ...
+    @property
+    def evaluations(self) -> int:
+        ...
+    @property
+    def finished(self) -> int:
+        ...
+    @property
+    def results(self) -> dict[str, numpy.ndarray]:
+        ...
+    @property
+    def succeeded(self) -> int:
+        ...
+def cuda_arena_bytes(params: Params, own_bounds: bool, slots: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    Device memory of a CudaSession; needs no GPU.
+    """
+def cuda_status() -> tuple[bool, int, str]:
+    """
+    (whether CUDA is in this build, devices, why there is none)
+    """
 def isa() -> str:
     """
     The instruction set in use: base, v3 or v4.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core, validate, verify
-from .errors import Interrupted, ModelError, ModelRaised
+from .errors import DeviceError, Interrupted, ModelError, ModelRaised
 from .paths import SAMPLE, Path, choose_path, logit_noise, probes
 from .result import Result
 from .run import Job, Progress, Watch, default_threads, run_native, run_oracle
@@ -104,7 +104,8 @@ def minimize_distortion(
     batch_size : int, optional
         Images in work at once (a thread, on the native path).
     device : optional
-        Device of torch for the model's evaluations; the solver runs on the CPU.
+        Device of torch for the model's evaluations. The solver runs on the CPU, or on the model's
+        device where that is a GPU and advcore was built with CUDA; the result's ``engine`` says.
     threads : int, optional
         Of the native path; None: ADVCORE_NUM_THREADS, else all CPUs.
     time_limit : float > 0, optional
@@ -128,6 +129,8 @@ def minimize_distortion(
         Ctrl-C; a KeyboardInterrupt whose ``result`` holds what was computed.
     ModelError
         The model raised in the middle of the run; ``result`` as above.
+    DeviceError
+        The GPU or its memory failed in the solver; ``result`` as above.
 
     Warns
     -----
@@ -219,7 +222,9 @@ def minimize_distortion(
             )
         else:
             assert path.oracle is not None
-            found, error = run_oracle(path.oracle, job, slots=batch_size, watch=watch)
+            found, error = run_oracle(
+                path.oracle, job, slots=batch_size, watch=watch, cuda=path.cuda
+            )
         if error is None:
             watch(
                 int((found["status"] != _core.Status.interrupted).sum()),
@@ -245,6 +250,9 @@ def minimize_distortion(
     result.seconds = time.perf_counter() - begin
     if isinstance(error, KeyboardInterrupt):
         raise Interrupted(result) from error
+    if isinstance(error, DeviceError):
+        error.result = result
+        raise error
     if model_failed:
         raise ModelError(
             f"the model raised {type(error).__name__}: {error}; "

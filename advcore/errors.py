@@ -20,6 +20,16 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
+class DeviceError(RuntimeError):
+    """The GPU, or its memory, failed during a run; ``result`` as in `Interrupted`, None where the
+    run had not begun.
+    """
+
+    def __init__(self, message: str, result: Result | None = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class ModelRaised(ValueError):
     """The model raised in a forward; its exception is the cause. A run ends with `ModelError`."""
 

@@ -87,19 +87,23 @@ class Logits:
         """Number of logits after conversion; 0 before the first forward."""
         return max(2, self.outputs) if self.outputs else 0
 
+    def check(self, shape: tuple[int, ...], rows: int) -> None:
+        """Raises unless this is the shape of the logits of ``rows`` images, as it was before."""
+        if len(shape) != 2 or shape[0] != rows or shape[1] == 0:
+            raise ValueError(
+                f"model must return logits of shape (B, K), here ({rows}, K), got {shape}"
+            )
+        if self.outputs not in (0, shape[1]):
+            raise ValueError(
+                f"model returned {self.outputs} logits before, now {shape[1]} an image"
+            )
+        self.outputs = shape[1]
+
     def take(self, output: NDArray[Any], rows: int) -> Floats:
         """(B, K) float32, K >= 2, of the model's output for ``rows`` images."""
         if output.dtype.kind != "f":
             raise TypeError(f"model must return floating-point logits, got {output.dtype}")
-        if output.ndim != 2 or output.shape[0] != rows or output.shape[1] == 0:
-            raise ValueError(
-                f"model must return logits of shape (B, K), here ({rows}, K), got {output.shape}"
-            )
-        if self.outputs not in (0, output.shape[1]):
-            raise ValueError(
-                f"model returned {self.outputs} logits before, now {output.shape[1]} an image"
-            )
-        self.outputs = output.shape[1]
+        self.check(output.shape, rows)
         if self.outputs == 1:
             pair = np.zeros((rows, 2), dtype=np.float32)
             pair[:, 1:] = output
@@ -267,34 +271,75 @@ class TorchOracle:
         grad: bool = True,
     ) -> Floats:
         """See `Oracle`."""
-        torch = self._torch
-        self._leaf = self._output = None
         mode = self._mode(k, slots, measure)
-        with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            leaf = self._wrap(x)
+        with self._torch.inference_mode(False):
+            output = self._evaluate(self._wrap(x), mode, grad)
+            return self._logits.take(self._to_numpy(output), len(x))
+
+    def forward_rows(
+        self,
+        x: torch.Tensor,
+        k: torch.Tensor,
+        slots: torch.Tensor,
+        measured: torch.Tensor | None,
+        capacity: int,
+    ) -> torch.Tensor:
+        """`forward` on tensors of the model's device, which it does not wait for.
+
+        ``slots`` (B,) int64 are below ``capacity``; ``measured`` holds row numbers.
+        """
+        torch = self._torch
+        with torch.inference_mode(False):
+            mode = None
+            if self._widths is not None:
+                from .smoothing import Smoothing
+
+                mode = Smoothing(self._widths, k, slots, measured, capacity)
+            output = self._evaluate(x.detach(), mode, True).detach()
+            self._logits.check(tuple(output.shape), len(x))
+            logits = output.to(torch.float32).contiguous()
+            if self._logits.outputs == 1:
+                logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+            return logits
+
+    def _evaluate(self, x: torch.Tensor, mode: Any, grad: bool) -> torch.Tensor:
+        self._leaf = self._output = None
+        with self._torch.set_grad_enabled(grad):
             if grad:
-                leaf.requires_grad_(True)
-            rows = leaf.clone() if self._copies else leaf
+                x.requires_grad_(True)
+            rows = x.clone() if self._copies else x
             output = self._call(rows.to(self._device, self._dtype), mode)
             if grad:
-                self._leaf, self._output = leaf, output
-            return self._logits.take(self._to_numpy(output), len(x))
+                self._leaf, self._output = x, output
+            return output
 
     def backward(self, dlogits: Floats) -> Floats:
         """See `Oracle`; zeros where the logits do not depend on the input."""
-        torch = self._torch
+        gradient = self._pull_back(self._torch.from_numpy(dlogits))
+        if gradient is None:
+            return np.zeros((len(dlogits), self._n), dtype=np.float32)
+        return self._to_numpy(gradient)
+
+    def backward_rows(self, dlogits: torch.Tensor) -> torch.Tensor:
+        """`backward` on tensors, after `forward_rows`."""
+        gradient = self._pull_back(dlogits)
+        if gradient is None:
+            return dlogits.new_zeros(len(dlogits), self._n)
+        return gradient.to(self._torch.float32).contiguous()
+
+    def _pull_back(self, dlogits: torch.Tensor) -> torch.Tensor | None:
         leaf, output = self._leaf, self._output
         if leaf is None or output is None:
             raise RuntimeError("backward needs a forward with grad=True before it")
         self._leaf = self._output = None
-        gradient = None
-        if output.requires_grad:
-            seed = torch.from_numpy(self._logits.seed(dlogits)).to(output)
-            with torch.autocast(self._device.type, enabled=False):  # it reaches the backward too
-                (gradient,) = torch.autograd.grad(output, leaf, seed, allow_unused=True)
-        if gradient is None:
-            return np.zeros((len(dlogits), self._n), dtype=np.float32)
-        return self._to_numpy(gradient)
+        if not output.requires_grad:
+            return None
+        seed = dlogits[:, 1:].contiguous() if self._logits.outputs == 1 else dlogits
+        with self._torch.autocast(self._device.type, enabled=False):  # it reaches the backward too
+            (gradient,) = self._torch.autograd.grad(
+                output, leaf, seed.to(output), allow_unused=True
+            )
+        return gradient
 
     @property
     def device(self) -> torch.device:
@@ -354,6 +399,7 @@ class TorchOracle:
             torch.from_numpy(np.array(k, np.float32)).to(self._device) if smooth else None,
             numbers,
             torch.from_numpy(measured).to(self._device) if measured.size else None,
+            int(slots.max()) + 1,
         )
 
     def _try(self, x: Floats) -> None:

@@ -29,12 +29,13 @@ RANDOM = 0.02
 @dataclass(frozen=True)
 class Path:
     """How the model is evaluated: natively where `network`, else by `oracle`, which also has the
-    last word on a lowered module.
+    last word on a lowered module. ``cuda``: the solver runs on the oracle's device.
     """
 
     network: Network | None
     oracle: Oracle | None
     info: dict[str, str | int]
+    cuda: bool = False
 
     @property
     def classes(self) -> int:
@@ -120,7 +121,17 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
                 return Path(network, oracle, info)
             reason = "the lowered network gives other logits"
     info = {"path": "torch", "device": str(device or oracle.device), "isa": _core.isa()}
-    return Path(None, oracle, {**info, "reason": reason})
+    cuda = oracle.device.type == "cuda"
+    if cuda:
+        _, devices, why = _core.cuda_status()
+        if not devices and device is not None:
+            raise ValueError(
+                f"device={str(device)!r} needs the solver's CUDA engine ({why}); pass device=None "
+                "and a model on the GPU to solve on the CPU"
+            )
+        cuda = devices > 0
+        info["solver"] = str(oracle.device) if cuda else f"cpu ({why})"
+    return Path(None, oracle, {**info, "reason": reason}, cuda)
 
 
 def _plain(oracle: Oracle) -> Callable[[Floats], Floats]:

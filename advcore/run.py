@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .errors import DeviceError
 from .network import Network
-from .oracles import Oracle
+from .oracles import Oracle, TorchOracle
+
+if TYPE_CHECKING:
+    from .cuda import CudaSession, DeviceOracle
 
 Floats = NDArray[np.float32]
 NATIVE_SLOTS = 24
@@ -98,11 +103,34 @@ def run_native(
 
 
 def run_oracle(
-    oracle: Oracle, job: Job, *, slots: int | None, watch: Watch
+    oracle: Oracle, job: Job, *, slots: int | None, watch: Watch, cuda: bool = False
 ) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
-    """The same with the evaluations of any oracle, one batch of slots a round."""
-    slots = max(1, min(slots or ORACLE_SLOTS, len(job.images)))
-    session = _core.Session(job.params, job.images, job.labels, job.lo, job.hi, job.starts, slots)
+    """The same with the evaluations of any oracle, one batch of slots a round.
+
+    ``cuda``: the solver too runs on the oracle's device.
+    """
+    with contextlib.ExitStack() as stack:
+        session: _core.Session | CudaSession
+        evaluate: Oracle | DeviceOracle
+        if cuda:
+            from .cuda import SLOTS, on_device
+
+            assert isinstance(oracle, TorchOracle)
+            slots = max(1, min(slots or SLOTS, len(job.images)))
+            session, evaluate = stack.enter_context(on_device(oracle, job, slots))
+        else:
+            slots = max(1, min(slots or ORACLE_SLOTS, len(job.images)))
+            session = _core.Session(
+                job.params, job.images, job.labels, job.lo, job.hi, job.starts, slots
+            )
+            evaluate = oracle
+        return _run_rounds(evaluate, session, watch)
+
+
+def _run_rounds(
+    oracle: Any, session: Any, watch: Watch
+) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
+    """Rounds to the end; arrays of NumPy or of a device, as oracle and session have them."""
     error: BaseException | None = None
     last = 0.0
     try:
@@ -118,25 +146,18 @@ def run_oracle(
                     break
     except (Exception, KeyboardInterrupt) as raised:  # returned with what was computed
         error = raised
-    session.interrupt()
+    try:
+        session.interrupt()
+    except DeviceError as raised:
+        error = error or raised
     return session.results, error
 
 
-def _round(
-    oracle: Oracle,
-    session: _core.Session,
-    x: Floats,
-    k: Floats,
-    slots: NDArray[np.int32],
-    measure: NDArray[np.bool_],
-    paired: int,
-) -> Floats:
+def _round(oracle: Any, session: Any, x: Any, k: Any, slots: Any, measure: Any, paired: int) -> Any:
     """Evaluate the rows of a round; the first `paired` want a gradient, the others a forward."""
-    logits: list[Floats] = []
-    if paired < len(x):
-        logits.append(
-            oracle.forward(x[paired:], k[paired:], slots[paired:], measure[paired:], grad=False)
-        )
+    if paired == len(x):
+        return oracle.backward(session.head(oracle.forward(x, k, slots, measure, grad=True)))
+    logits = [oracle.forward(x[paired:], k[paired:], slots[paired:], measure[paired:], grad=False)]
     if paired:
         logits.insert(
             0, oracle.forward(x[:paired], k[:paired], slots[:paired], measure[:paired], grad=True)

@@ -139,10 +139,9 @@ class Widths:
         kinds = {call.kind for call in found.values()}
         self.kind = next((kind for kind in ("kinked", "saturating") if kind in kinds), "smooth")
 
-    def record(self, index: int, slots: Tensor, widths: Tensor) -> None:
-        """Store ``widths`` (B, C) of the call for ``slots`` (B,), growing the table."""
+    def record(self, index: int, slots: Tensor, widths: Tensor, needed: int) -> None:
+        """Store ``widths`` (B, C) of the call for ``slots`` (B,) < needed, growing the table."""
         table = self.stored.get(index)
-        needed = int(slots.max()) + 1
         if table is None or len(table) < needed:
             grown = widths.new_zeros(max(needed, 2 * len(table) if table is not None else 0), 1)
             grown = grown.repeat(1, widths.shape[1])
@@ -161,16 +160,23 @@ class Smoothing(TorchFunctionMode):
     k : Tensor (B,) float32, or None where every row is exact
     slots : Tensor (B,) int64
     measured : Tensor int64, row numbers to measure, or None
+    capacity : int, above every slot: known without waiting for the device
     """
 
     def __init__(
-        self, widths: Widths, k: Tensor | None, slots: Tensor, measured: Tensor | None
+        self,
+        widths: Widths,
+        k: Tensor | None,
+        slots: Tensor,
+        measured: Tensor | None,
+        capacity: int,
     ) -> None:
         super().__init__()
         self.widths = widths
         self.k = k
         self.slots = slots
         self.measured = measured
+        self.capacity = capacity
         self.calls = 0
 
     def half_width(self, index: int, h: Tensor) -> Tensor | None:
@@ -179,12 +185,14 @@ class Smoothing(TorchFunctionMode):
             return None
         if self.measured is not None:
             rows = h.detach()[self.measured]
-            self.widths.record(index, self.slots[self.measured], unit_width(rows))
+            slots = self.slots[self.measured]
+            self.widths.record(index, slots, unit_width(rows), self.capacity)
         table = self.widths.stored.get(index)
         if self.k is None or table is None:
             return None
-        if int(self.slots.max()) >= len(table):  # a slot that was never measured has width 0
-            self.widths.record(index, self.slots.max()[None], table.new_zeros(1, table.shape[1]))
+        if self.capacity > len(table):  # a slot that was never measured has width 0
+            none = table.new_zeros(0, table.shape[1])
+            self.widths.record(index, self.slots[:0], none, self.capacity)
             table = self.widths.stored[index]
         d = self.k[:, None] * table[self.slots]
         return d.to(h.dtype).view(d.shape + (1,) * (h.dim() - 2))

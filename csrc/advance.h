@@ -35,16 +35,17 @@ struct Machine {
   const Team& team;
   const Params& params;
   Problem& p;
-  State s;
+  typename Team::template Own<State> s;
+  typename Team::template Own<Work> work;
 
-  bool exact_loss() const { return params.loss == Loss::cross_entropy; }
-  const Schedule& schedule() const { return params.schedule[s.schedule]; }
+  ADVCORE_INLINE bool exact_loss() const { return params.loss == Loss::cross_entropy; }
+  ADVCORE_INLINE const Schedule& schedule() const { return params.schedule[s.schedule]; }
 
   // What a search is measured by before it ends. Nothing with given starts: they must never make a
   // result worse, so no search is dropped for their sake.
-  float rival() const { return params.starts > 0 ? kNone : s.best_norm; }
+  ADVCORE_FN float rival() const { return params.starts > 0 ? kNone : s.best_norm; }
 
-  void swap(float*& a, float*& b) {
+  ADVCORE_FN void swap(float*& a, float*& b) {
     team.sync();
     if (team.leader()) {
       float* const t = a;
@@ -54,15 +55,15 @@ struct Machine {
     team.sync();
   }
 
-  void ask(Phase phase, bool gradient, float k, float T) {
+  ADVCORE_FN void ask(Phase phase, bool gradient, float k, float T) {
     s.phase = phase;
     s.want_gradient = gradient;
     s.k = k;
     s.T = T;
   }
-  void ask_exact(Phase phase, bool gradient) { ask(phase, gradient, 0, 0); }
+  ADVCORE_FN void ask_exact(Phase phase, bool gradient) { ask(phase, gradient, 0, 0); }
 
-  void run() {
+  ADVCORE_FN void run() {
     ++(s.want_gradient ? s.evaluations : s.forwards);
     s.measure = false;
     if (s.k == 0 && s.eval.finite) record_best();
@@ -100,7 +101,7 @@ struct Machine {
     if (s.phase != Phase::done && s.evaluations >= params.max_evaluations) finish(Status::budget);
   }
 
-  void record_best() {
+  ADVCORE_FN void record_best() {
     const float margin = s.eval.margin + s.eval.kappa;
     if (s.eval.margin < 0) {
       if (s.best_norm == kNone) s.best_margin = max(s.best_margin, margin);
@@ -116,7 +117,7 @@ struct Machine {
     s.best_prediction = s.eval.prediction;
   }
 
-  void finish(Status status) {
+  ADVCORE_FN void finish(Status status) {
     const bool searched = status != Status::budget && status != Status::non_finite;
     if (s.best_norm == kNone && searched)
       status = s.nans > 0 ? Status::non_finite : Status::not_found;
@@ -125,7 +126,7 @@ struct Machine {
   }
 
   // An attempt is over. The status is that of the attempt which found the best image.
-  void end_attempt(Status status) {
+  ADVCORE_FN void end_attempt(Status status) {
     if (s.best_norm < s.attempt_best) {
       s.attempt_best = s.best_norm;
       if (s.c > 0) s.best_c = s.c;
@@ -136,7 +137,7 @@ struct Machine {
   }
 
   // Given starts first, so that no budget loses them; then the schedules.
-  void next_attempt(Status status) {
+  ADVCORE_FN void next_attempt(Status status) {
     if (s.starts_tried < params.starts) {
       team.copy_row(params.n, p.starts + (size_t)s.starts_tried * params.n, p.trial);
       ++s.starts_tried;
@@ -152,51 +153,52 @@ struct Machine {
   }
 
   // stages.h: fused c-search
-  void start();
-  void begin_stage(int stage);
-  void next_network();
-  void accept(float norm2);
-  float sigma_of(float log_odds) const;
-  float loss_of(float log_odds) const;
-  void stage_origin();
-  void start_search();
-  void shrink(float* x, float t);
-  void random_start();
-  void far_start();
-  float goal() const;
-  Move move() const;
-  void keep_pair(const Move& move);
-  bool note_stage_best(float norm, const float* point);
-  void stage();
-  void propose();
-  void step_back();
-  bool nothing_new() const;
-  void end_stage(Status status);
+  ADVCORE_FN void start();
+  ADVCORE_FN void begin_stage(int stage);
+  ADVCORE_FN void next_network();
+  ADVCORE_FN void accept(float norm2);
+  ADVCORE_FN float sigma_of(float log_odds) const;
+  ADVCORE_FN float loss_of(float log_odds) const;
+  ADVCORE_FN void stage_origin();
+  ADVCORE_FN void start_search();
+  ADVCORE_FN void shrink(float* x, float t);
+  ADVCORE_FN void random_start();
+  ADVCORE_FN void far_start();
+  ADVCORE_FN float goal() const;
+  ADVCORE_FN Move move() const;
+  ADVCORE_FN void keep_pair(const Move& move);
+  ADVCORE_FN bool note_stage_best(float norm, const float* point);
+  ADVCORE_FN void stage();
+  ADVCORE_FN void propose();
+  ADVCORE_FN void step_back();
+  ADVCORE_FN bool nothing_new() const;
+  ADVCORE_FN void end_stage(Status status);
 
   // finish.h: handover, polish, given starts
-  void hold_class(int reached);
-  void release_class();
-  void ask_center();
-  void polish_start();
-  void far_side();
-  void push();
-  bool add_cut(const float* gradient, const float* at);
-  void note_curvature();
-  void propose_cut();
-  void polish();
-  void probe(float least);
-  void segment(float t);
-  void polish_probe();
-  void end_cut_round();
-  void given_start();
-  void ask_between();
-  void bisect();
+  ADVCORE_FN void hold_class(int reached);
+  ADVCORE_FN void release_class();
+  ADVCORE_FN void ask_center();
+  ADVCORE_FN void polish_start();
+  ADVCORE_FN void far_side();
+  ADVCORE_FN void push();
+  ADVCORE_FN bool add_cut(const float* gradient, const float* at);
+  ADVCORE_FN void note_curvature();
+  ADVCORE_FN void propose_cut();
+  ADVCORE_FN void polish();
+  ADVCORE_FN void probe(float least);
+  ADVCORE_FN void segment(float t);
+  ADVCORE_FN void polish_probe();
+  ADVCORE_FN void end_cut_round();
+  ADVCORE_FN void given_start();
+  ADVCORE_FN void ask_between();
+  ADVCORE_FN void bisect();
 };
 
 // Puts an image into the slot and asks for its first evaluation. label: target, or class to leave.
 template <class Team>
-void begin(const Team& team, const Params& params, Problem& p, int label) {
-  State s;
+ADVCORE_FN void begin(const Team& team, const Params& params, Problem& p, int label) {
+  State& s = p.state;
+  s = {};
   s.targeted = params.targeted;
   s.label = label;
   s.phase = Phase::start;
@@ -206,13 +208,11 @@ void begin(const Team& team, const Params& params, Problem& p, int label) {
   s.k = 0;
   s.T = !s.want_gradient ? 0.0f : params.loss == Loss::cross_entropy ? 1.0f : -1.0f;
   copy(team, params, p.x0, p.trial);
-  if (team.leader()) p.state = s;
-  team.sync();
 }
 
 template <class Team>
-void advance(const Team& team, const Params& params, Problem& p) {
-  Machine<Team> machine{team, params, p, p.state};
+ADVCORE_FN void advance(const Team& team, const Params& params, Problem& p) {
+  Machine<Team> machine{team, params, p, p.state, {}};
   machine.run();
   team.sync();
   if (team.leader()) p.state = machine.s;

@@ -4,18 +4,19 @@
 namespace ADVCORE_NS {
 namespace {
 
-inline Lane clip(Lane v, Lane lo, Lane hi) { return min(max(v, lo), hi); }
+ADVCORE_INLINE Lane clip(Lane v, Lane lo, Lane hi) { return min(max(v, lo), hi); }
 
 // The free set of the two-metric projection (Bertsekas 1982): all variables but those on a bound
 // whose descent direction -(total gradient) points out of the box. Written as 1 and 0.
-inline Lane free_variable(Lane x, Lane total, Lane lo, Lane hi) {
+ADVCORE_INLINE Lane free_variable(Lane x, Lane total, Lane lo, Lane hi) {
   const Mask held = ((x <= lo) & (total >= 0.0f)) | ((x >= hi) & (total <= 0.0f));
   return select(held, Lane{}, broadcast(1.0f));
 }
 
 // out = clip(x0 + t (x - x0))
 template <class Team>
-void between(const Team& team, const Params& params, const Problem& p, float t, float* out) {
+ADVCORE_FN void between(const Team& team, const Params& params, const Problem& p, float t,
+                        float* out) {
   team.each(params.padded_n, [=, &p](int i) {
     const Lane x0 = load(p.x0, i);
     store(out, i, clip(x0 + t * (load(p.x, i) - x0), load(p.lo, i), load(p.hi, i)));
@@ -25,7 +26,8 @@ void between(const Team& team, const Params& params, const Problem& p, float t, 
 
 // ||x - x0||
 template <class Team>
-float distortion(const Team& team, const Params& params, const Problem& p, const float* x) {
+ADVCORE_FN float distortion(const Team& team, const Params& params, const Problem& p,
+                            const float* x) {
   float r2[1];
   team.template sums<1>(params.padded_n, r2, [=, &p](int i, Lane* acc) {
     const Lane r = load(x, i) - load(p.x0, i);
@@ -35,7 +37,7 @@ float distortion(const Team& team, const Params& params, const Problem& p, const
 }
 
 template <class Team>
-void copy(const Team& team, const Params& params, const float* from, float* to) {
+ADVCORE_FN void copy(const Team& team, const Params& params, const float* from, float* to) {
   team.each(params.padded_n, [=](int i) { store(to, i, load(from, i)); });
   team.sync();
 }

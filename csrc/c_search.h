@@ -8,14 +8,16 @@ namespace {
 // The largest c within a factor of the last one whose predicted margin reaches the goal: kShifts
 // trial values on a logarithmic grid solved together, then linear interpolation in log c. Where
 // the prediction is not monotone the largest such c counts; where none reaches it, the smallest.
-inline float choose_c(const Params& params, const State& s, const Model& model) {
+template <class Team>
+ADVCORE_FN float choose_c(const Team& team, const Params& params, const State& s, Work& work) {
   const float reach = __builtin_logf(params.c_factor);
-  Shifts c, log_c;
+  double log_c[kShifts], excess[kShifts];
   for (int j = 0; j < kShifts; ++j) {
     log_c[j] = reach * (2.0f * j / (kShifts - 1) - 1);
-    c[j] = s.c * __builtin_expf(log_c[j]);
+    work.step.c[j] = s.c * __builtin_expf(log_c[j]);
   }
-  const Shifts excess = model_step(params, s, model, c).margin - (double)s.goal;
+  team.solve([&params, &s, &work] { model_step(params, s, work.model, work.step); });
+  for (int j = 0; j < kShifts; ++j) excess[j] = work.step.margin[j] - (double)s.goal;
   int j = kShifts - 1;
   while (j > 0 && !(excess[j] >= 0)) --j;
   double chosen = log_c[j];
@@ -25,7 +27,7 @@ inline float choose_c(const Params& params, const State& s, const Model& model) 
 }
 
 // One solve of the bisection is over. Returns false when the bracket is closed.
-inline bool bisect_c(State& s, bool adversarial) {
+ADVCORE_FN inline bool bisect_c(State& s, bool adversarial) {
   constexpr int kSolves = 40;
   if (adversarial) {
     s.c_low = s.c;

@@ -25,6 +25,27 @@ void clear_results(const Params& params, const Job& job) {
   }
 }
 
+void deliver(const Params& params, const Job& job, Feed& feed, int64_t index, const State& s,
+             const float* best) {
+  const size_t i = static_cast<size_t>(index), n = static_cast<size_t>(params.n);
+  const bool success = s.best_norm < kNone;
+  if (success) std::copy_n(best, n, job.adversarial + i * n);
+  job.success[i] = success;
+  if (success) job.distortion[i] = s.best_norm;
+  if (s.best_prediction >= 0) job.margin[i] = s.best_margin;
+  if (s.best_c > 0 || s.c > 0) job.c[i] = s.best_c > 0 ? s.best_c : s.c;
+  if (s.penalty_norm >= 0) job.penalty[i] = s.penalty_norm;
+  job.prediction[i] = s.best_prediction;
+  job.status[i] = static_cast<int8_t>(s.status);
+  job.evaluations[i] = s.evaluations;
+  job.forwards[i] = s.forwards;
+  job.iterations[i] = s.iterations;
+  job.rescues[i] = std::max(s.searches - params.attempts, 0);
+  feed.finished.fetch_add(1, std::memory_order_relaxed);
+  feed.succeeded.fetch_add(success, std::memory_order_relaxed);
+  feed.evaluations.fetch_add(s.evaluations, std::memory_order_relaxed);
+}
+
 Tile::Tile(const Params& params, const Job& job, Feed& feed, int slots, const IsaTable& isa)
     : params_(params), job_(job), feed_(feed), isa_(isa), slots_(static_cast<size_t>(slots)) {
   const size_t floats = slot_floats(params, job.own_bounds);
@@ -55,28 +76,9 @@ void Tile::load(Problem& p, int64_t index) {
   isa_.begin(params_, p, job_.labels[index]);
 }
 
-void Tile::deliver(Problem& p) {
-  const State& s = p.state;
-  const int64_t i = p.index;
-  const bool success = s.best_norm < kNone;
-  if (success)
-    std::copy_n(p.best, params_.n,
-                job_.adversarial + static_cast<size_t>(i) * static_cast<size_t>(params_.n));
-  job_.success[i] = success;
-  if (success) job_.distortion[i] = s.best_norm;
-  if (s.best_prediction >= 0) job_.margin[i] = s.best_margin;
-  if (s.best_c > 0 || s.c > 0) job_.c[i] = s.best_c > 0 ? s.best_c : s.c;
-  if (s.penalty_norm >= 0) job_.penalty[i] = s.penalty_norm;
-  job_.prediction[i] = s.best_prediction;
-  job_.status[i] = static_cast<int8_t>(s.status);
-  job_.evaluations[i] = s.evaluations;
-  job_.forwards[i] = s.forwards;
-  job_.iterations[i] = s.iterations;
-  job_.rescues[i] = std::max(s.searches - params_.attempts, 0);
+void Tile::release(Problem& p) {
+  deliver(params_, job_, feed_, p.index, p.state, p.best);
   p.index = -1;
-  feed_.finished.fetch_add(1, std::memory_order_relaxed);
-  feed_.succeeded.fetch_add(success, std::memory_order_relaxed);
-  feed_.evaluations.fetch_add(s.evaluations, std::memory_order_relaxed);
 }
 
 int Tile::fill() {
@@ -100,7 +102,7 @@ void Tile::advance() {
   for (int row = 0; row < rows(); ++row) {
     Problem& p = problem(row);
     isa_.advance(params_, p);
-    if (p.state.phase == Phase::done) deliver(p);
+    if (p.state.phase == Phase::done) release(p);
   }
 }
 
@@ -138,7 +140,7 @@ void Tile::interrupt() {
   for (Problem& p : slots_) {
     if (p.index < 0) continue;
     p.state.status = Status::interrupted;
-    deliver(p);
+    release(p);
   }
 }
 

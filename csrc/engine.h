@@ -49,6 +49,10 @@ struct Feed {
 // Marks every image of the job as interrupted, with its clean image as the result.
 void clear_results(const Params& params, const Job& job);
 
+// Writes the results of image `index`: its state, and `best` where an adversarial image was found.
+void deliver(const Params& params, const Job& job, Feed& feed, int64_t index, const State& state,
+             const float* best);
+
 // A fixed number of slots. One round: fill; evaluate the rows (trial, k); heads; pull the seeds
 // of the first `gradient_rows` back to trial_gradient; advance.
 class Tile {
@@ -78,7 +82,7 @@ class Tile {
 
  private:
   void load(Problem& p, int64_t index);
-  void deliver(Problem& p);
+  void release(Problem& p);
 
   const Params params_;
   const Job job_;

@@ -8,7 +8,7 @@ namespace {
 // Untargeted: from here on the class reached is held, against the class to leave alone; a bundle
 // of cuts of several classes would ask for all of them at once.
 template <class Team>
-void Machine<Team>::hold_class(int reached) {
+ADVCORE_FN void Machine<Team>::hold_class(int reached) {
   if (params.targeted || s.against >= 0) return;
   s.against = s.label;
   s.label = reached;
@@ -16,7 +16,7 @@ void Machine<Team>::hold_class(int reached) {
 }
 
 template <class Team>
-void Machine<Team>::release_class() {
+ADVCORE_FN void Machine<Team>::release_class() {
   if (s.against < 0) return;
   // The next attempt looks for another class: the one reached first is not always the nearest.
   if (s.searches > 0 && s.exclusions < kMaxSchedules) s.excluded[s.exclusions++] = s.label;
@@ -29,7 +29,7 @@ void Machine<Team>::release_class() {
 // first projection covers that distance too (6 forward passes more on each of four networks gave
 // the same mean distortion).
 template <class Team>
-void Machine<Team>::ask_center() {
+ADVCORE_FN void Machine<Team>::ask_center() {
   s.cuts = s.cut_rounds = s.stale = 0;
   s.prox = s.curvature = 0;
   copy(team, params, p.x, p.trial);
@@ -38,13 +38,13 @@ void Machine<Team>::ask_center() {
 
 // From outside: x0 is projected onto all cuts so far until the margin is reached (Kelley 1960).
 template <class Team>
-void Machine<Team>::polish_start() {
+ADVCORE_FN void Machine<Team>::polish_start() {
   if (!s.eval.finite) return end_attempt(Status::stalled);
   hold_class(s.eval.runner_up);
   const bool cut = add_cut(p.trial_gradient, p.trial);
   if (s.eval.margin < 0) {
     if (!cut || ++s.cut_rounds > kApproach) return far_side();
-    project(team, params, p, s, 0, p.trial);
+    project(team, params, p, s, work, 0, p.trial);
     return ask_exact(Phase::polish_start, true);
   }
   if (!cut) return end_attempt(Status::stalled);
@@ -57,7 +57,7 @@ void Machine<Team>::polish_start() {
 
 // Where that fails: away from x0 until the exact network calls it adversarial.
 template <class Team>
-void Machine<Team>::far_side() {
+ADVCORE_FN void Machine<Team>::far_side() {
   if (s.tries > 0) return end_attempt(Status::not_found);
   swap(p.x, p.stage_point);
   copy(team, params, p.x, p.trial);
@@ -65,7 +65,7 @@ void Machine<Team>::far_side() {
 }
 
 template <class Team>
-void Machine<Team>::push() {
+ADVCORE_FN void Machine<Team>::push() {
   ++s.tries;
   swap(p.x, p.trial);
   if (s.eval.finite && s.eval.margin >= 0) return ask_center();
@@ -75,7 +75,7 @@ void Machine<Team>::push() {
 }
 
 template <class Team>
-bool Machine<Team>::add_cut(const float* gradient, const float* at) {
+ADVCORE_FN bool Machine<Team>::add_cut(const float* gradient, const float* at) {
   // In reserve, so that rounding does not turn a point on the cut into a miss.
   const int slot = cut_slot(s);
   const float margin = s.eval.margin - min(0.25f * s.eval.kappa, 0.5f * s.eval.rounding);
@@ -91,7 +91,7 @@ bool Machine<Team>::add_cut(const float* gradient, const float* at) {
 // It is the weight of the prox term whose step is Newton's. Another runner-up is a kink, which its
 // own cut describes: taken for curvature, it would stop the polish too early.
 template <class Team>
-void Machine<Team>::note_curvature() {
+ADVCORE_FN void Machine<Team>::note_curvature() {
   int same = -1;
   for (int j = 0; j < s.cuts; ++j)
     if (s.cut_class[j] == s.eval.runner_up && (same < 0 || s.born[j] > s.born[same])) same = j;
@@ -113,12 +113,12 @@ void Machine<Team>::note_curvature() {
 }
 
 template <class Team>
-void Machine<Team>::propose_cut() {
+ADVCORE_FN void Machine<Team>::propose_cut() {
   if (s.cut_rounds >= params.polish_budget) return end_attempt(Status::stalled);
   if (s.stale >= kStale) return end_attempt(Status::stalled);
   keep_center(team, params, p, s);
   for (;;) {
-    project(team, params, p, s, s.prox / (1 + s.prox), p.trial);
+    project(team, params, p, s, work, s.prox / (1 + s.prox), p.trial);
     s.trial_norm = distortion(team, params, p, p.trial);
     if (s.center_norm - s.trial_norm >= params.polish_tolerance * s.center_norm) break;
     if (s.prox <= max(1e-3f, 2 * s.curvature)) return end_attempt(Status::converged);
@@ -130,7 +130,7 @@ void Machine<Team>::propose_cut() {
 }
 
 template <class Team>
-void Machine<Team>::polish() {
+ADVCORE_FN void Machine<Team>::polish() {
   if (!s.eval.finite) {
     ++s.nans;
     return end_attempt(Status::stalled);
@@ -154,7 +154,7 @@ void Machine<Team>::polish() {
 }
 
 template <class Team>
-void Machine<Team>::probe(float least) {
+ADVCORE_FN void Machine<Team>::probe(float least) {
   const float fall = max(s.margin_low - s.margin_high, 1e-37f);
   const float part = min(max(0.95f * s.margin_low / fall, least), 0.9f);
   s.t = s.t_low + (s.t_high - s.t_low) * part;
@@ -163,7 +163,7 @@ void Machine<Team>::probe(float least) {
 }
 
 template <class Team>
-void Machine<Team>::segment(float t) {  // trial = x + t (failed trial - x)
+ADVCORE_FN void Machine<Team>::segment(float t) {  // trial = x + t (failed trial - x)
   team.each(params.padded_n, [=, this](int i) {
     const Lane x = load(p.x, i);
     store(p.trial, i, clip(x + t * (load(p.gradient, i) - x), load(p.lo, i), load(p.hi, i)));
@@ -172,7 +172,7 @@ void Machine<Team>::segment(float t) {  // trial = x + t (failed trial - x)
 }
 
 template <class Team>
-void Machine<Team>::polish_probe() {
+ADVCORE_FN void Machine<Team>::polish_probe() {
   if (s.eval.finite && s.eval.margin >= 0) {
     s.t_low = s.t;
     s.margin_low = s.eval.margin;
@@ -193,7 +193,7 @@ void Machine<Team>::polish_probe() {
 
 // Stale: no gain of the tolerance over several rounds together.
 template <class Team>
-void Machine<Team>::end_cut_round() {
+ADVCORE_FN void Machine<Team>::end_cut_round() {
   if (s.center_norm < (1 - params.polish_tolerance) * s.center_before) {
     s.center_before = s.center_norm;
     s.stale = 0;
@@ -205,7 +205,7 @@ void Machine<Team>::end_cut_round() {
 
 // It may be far away: 12 bisections bring it to the boundary on the way to x0.
 template <class Team>
-void Machine<Team>::given_start() {
+ADVCORE_FN void Machine<Team>::given_start() {
   if (!s.eval.finite || s.eval.margin < 0) return end_attempt(Status::not_found);
   hold_class(s.eval.runner_up);
   swap(p.x, p.trial);
@@ -216,14 +216,14 @@ void Machine<Team>::given_start() {
 }
 
 template <class Team>
-void Machine<Team>::ask_between() {
+ADVCORE_FN void Machine<Team>::ask_between() {
   s.t = 0.5f * (s.t_low + s.t_high);
   between(team, params, p, s.t, p.trial);
   ask_exact(Phase::bisect, false);
 }
 
 template <class Team>
-void Machine<Team>::bisect() {
+ADVCORE_FN void Machine<Team>::bisect() {
   (s.eval.finite && s.eval.margin >= 0 ? s.t_high : s.t_low) = s.t;
   if (--s.tries > 0) return ask_between();
   if (s.t_high < 1) {

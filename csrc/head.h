@@ -14,7 +14,7 @@ namespace {
 // z: (classes) logits, padded with kPadLogit, changed during the call and restored.
 // seed: (classes) padded, written where the problem wants a gradient.
 template <class Team>
-void head(const Team& team, const Params& params, State& s, float* z, float* seed) {
+ADVCORE_FN void head(const Team& team, const Params& params, State& s, float* z, float* seed) {
   const int classes = params.classes, padded = advcore::padded(classes);
   const int label = s.label;
   Evaluation& e = s.eval;
@@ -35,8 +35,7 @@ void head(const Team& team, const Params& params, State& s, float* z, float* see
   team.sync();
   const auto largest_other = [=](int& at) {
     const float value = team.maximum(padded, [=](int i) { return load(z, i); });
-    at = 0;
-    while (at < classes - 1 && z[at] != value) ++at;
+    at = team.first(classes - 1, [=](int i) { return z[i] == value; });
     return value;
   };
   int runner_up = 0;

@@ -15,19 +15,20 @@ namespace {
 
 constexpr int kMaxBasis = 2 * kMaxHistory + 2;
 
-inline float* ring_y(const Params& params, const Problem& p, int i) {
+ADVCORE_FN inline float* ring_y(const Params& params, const Problem& p, int i) {
   return p.ring + (size_t)i * params.padded_n;
 }
-inline float* ring_s(const Params& params, const Problem& p, int i) {
+ADVCORE_FN inline float* ring_s(const Params& params, const Problem& p, int i) {
   return p.ring + (size_t)(params.history + i) * params.padded_n;
 }
 
 // Pushes s = trial - x, y = g(trial) - g(x), where g = -sigma * gradient of m_T. The caller has
 // tested the curvature.
 template <class Team>
-void push_pair(const Team& team, const Params& params, const Problem& p, State& s,
-               const float* from, const float* from_gradient, float from_sigma, const float* to,
-               const float* to_gradient, float to_sigma, float ss, float sy) {
+ADVCORE_FN void push_pair(const Team& team, const Params& params, const Problem& p, State& s,
+                          const float* from, const float* from_gradient, float from_sigma,
+                          const float* to, const float* to_gradient, float to_sigma, float ss,
+                          float sy) {
   const int slot = s.newest + 1 == params.history ? 0 : s.newest + 1;
   float* const new_s = ring_s(params, p, slot);
   float* const new_y = ring_y(params, p, slot);
@@ -59,33 +60,36 @@ void push_pair(const Team& team, const Params& params, const Problem& p, State& 
   s.sy[slot][slot] = sy;
 }
 
-inline void clear_ring(State& s) {
+ADVCORE_FN inline void clear_ring(State& s) {
   s.pairs = 0;
   s.newest = -1;
 }
 
 // 0: newest
-inline int age(const Params& params, const State& s, int i) {
+ADVCORE_FN inline int age(const Params& params, const State& s, int i) {
   return s.newest - i + (i > s.newest ? params.history : 0);
 }
 
 // Dot products of a[0..R) with b[0..C), or with themselves (the lower triangle), over the free
 // variables; kept in registers.
 template <int R, int C, bool diagonal, class Team>
-void gram_block(const Team& team, int n, const float* free, const float* const* a,
-                const float* const* b, float (*dots)[4]) {
+ADVCORE_FN void gram_block(const Team& team, int n, const float* free, const float* const* a,
+                           const float* const* b, float (*dots)[Team::kTile]) {
+  const float *rows[R], *columns[C];
+  for (int r = 0; r < R; ++r) rows[r] = a[r];
+  for (int c = 0; c < C; ++c) columns[c] = b[c];
   float sums[R * C];
   team.template sums<R * C>(n, sums, [=](int i, Lane* acc) {
     const Lane m = load(free, i);
     Lane x[R], y[C];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) x[r] = load(a[r], i);
-#pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) y[c] = diagonal ? x[c] : load(b[c], i);
-#pragma GCC unroll 4
+    ADVCORE_UNROLL
+    for (int r = 0; r < R; ++r) x[r] = load(rows[r], i);
+    ADVCORE_UNROLL
+    for (int c = 0; c < C; ++c) y[c] = diagonal ? x[c] : load(columns[c], i);
+    ADVCORE_UNROLL
     for (int r = 0; r < R; ++r) {
       x[r] *= m;
-#pragma GCC unroll 4
+      ADVCORE_UNROLL
       for (int c = 0; c < (diagonal ? r + 1 : C); ++c) acc[r * C + c] += x[r] * y[c];
     }
   });
@@ -94,29 +98,33 @@ void gram_block(const Team& team, int n, const float* free, const float* const* 
 }
 
 template <int R, class Team>
-void gram_rows(const Team& team, int n, const float* free, const float* const* v, int first,
-               float (*gram)[kMaxBasis]) {
-  float dots[4][4];
-  for (int j = 0; j <= first; j += 4) {
+ADVCORE_FN void gram_rows(const Team& team, int n, const float* free, const float* const* v,
+                          int first, float (*gram)[kMaxBasis]) {
+  constexpr int T = Team::kTile;
+  float dots[T][T];
+  for (int j = 0; j <= first; j += T) {
     if (j < first)
-      gram_block<R, 4, false>(team, n, free, v + first, v + j, dots);
+      gram_block<R, T, false>(team, n, free, v + first, v + j, dots);
     else
       gram_block<R, R, true>(team, n, free, v + first, v + first, dots);
     for (int r = 0; r < R; ++r)
-      for (int c = 0; c < (j < first ? 4 : r + 1); ++c)
+      for (int c = 0; c < (j < first ? T : r + 1); ++c)
         gram[first + r][j + c] = gram[j + c][first + r] = dots[r][c];
   }
 }
 
-// All dot products of the vectors v[0..count), over the free variables.
+// All dot products of the vectors v[first..count), and with those before, over the free variables.
+template <int R, class Team>
+ADVCORE_FN void gram_from(const Team& team, int n, const float* free, const float* const* v,
+                          int first, int count, float (*gram)[kMaxBasis]) {
+  for (; first + R <= count; first += R) gram_rows<R>(team, n, free, v, first, gram);
+  if constexpr (R > 1) gram_from<R - 1>(team, n, free, v, first, count, gram);
+}
+
 template <class Team>
-void masked_gram(const Team& team, int n, const float* free, const float* const* v, int count,
-                 float (*gram)[kMaxBasis]) {
-  int first = 0;
-  for (; first + 4 <= count; first += 4) gram_rows<4>(team, n, free, v, first, gram);
-  if (count - first == 1) gram_rows<1>(team, n, free, v, first, gram);
-  if (count - first == 2) gram_rows<2>(team, n, free, v, first, gram);
-  if (count - first == 3) gram_rows<3>(team, n, free, v, first, gram);
+ADVCORE_FN void masked_gram(const Team& team, int n, const float* free, const float* const* v,
+                            int count, float (*gram)[kMaxBasis]) {
+  gram_from<Team::kTile>(team, n, free, v, 0, count, gram);
 }
 
 // The model of one round: Gram blocks over the free set, in the order Y, S, gradient of m_T, r.
@@ -126,25 +134,37 @@ struct Model {
   float gram[kMaxBasis][kMaxBasis];
 };
 
-// Direction and predicted margin for kShifts values of c, one a lane.
+// Direction and predicted margin for kShifts values of c.
 struct Step {
-  Shifts tau;
-  Shifts q[2 * kMaxHistory];  // K^-1 W_F'(g + 2 c r)
-  Shifts margin;              // m + (gradient of m_T)'d
-  Shifts slope;               // (g + 2 c r)'d
+  StoredShifts c;
+  StoredShifts tau;
+  StoredShifts margin;              // m + (gradient of m_T)'d
+  StoredShifts slope;               // (g + 2 c r)'d
+  StoredShifts q[2 * kMaxHistory];  // K^-1 W_F'(g + 2 c r)
+  StoredShifts K[kMaxHistory * (2 * kMaxHistory + 1)];
 };
 
-inline Step model_step(const Params& params, const State& s, const Model& model, Shifts c) {
+// The small systems of a round. Not set before they are used.
+struct Work {
+  ADVCORE_INLINE Work() {}
+  double newton[kMaxCuts][kMaxCuts];  // of the projection
+  Model model;
   Step step;
+};
+
+// For the values step.c.
+ADVCORE_FN inline void model_step(const Params& params, const State& s, const Model& model,
+                                  Step& step) {
   const int m = model.pairs, size = 2 * m, iG = size, iR = size + 1;
   const double theta = model.theta, sigma = model.sigma;
-  step.tau = theta + 2.0 * c + (double)model.shift;
-  const Shifts inverse = 1.0 / step.tau;
-  Shifts K[kMaxHistory * (2 * kMaxHistory + 1)], u[2 * kMaxHistory];
+  const Shifts c = *shifts(&step.c), tau = theta + 2.0 * c + (double)model.shift;
+  const Shifts inverse = 1.0 / tau;
+  const auto K = shifts(step.K), q = shifts(step.q);
+  Shifts u[2 * kMaxHistory];
   for (int i = 0; i < size; ++i) {
     const double scale_i = i < m ? 1.0 : theta;
     u[i] = scale_i * (2.0 * c * (double)model.gram[i][iR] - sigma * model.gram[i][iG]);
-    step.q[i] = u[i];
+    q[i] = u[i];
     for (int j = 0; j <= i; ++j) {
       const double scale = scale_i * (j < m ? 1.0 : theta);
       double fixed = 0;  // of M^-1
@@ -158,19 +178,19 @@ inline Step model_step(const Params& params, const State& s, const Model& model,
       K[i * (i + 1) / 2 + j] = fixed - scale * model.gram[i][j] * inverse;
     }
   }
-  solve_quasi_definite(size, m, K, step.q);
+  solve_quasi_definite(size, m, K, q);
   Shifts gd = (2.0 * c * (double)model.gram[iG][iR] - sigma * model.gram[iG][iG]) * inverse;
   Shifts vd = (sigma * sigma * model.gram[iG][iG] - 4.0 * sigma * c * (double)model.gram[iG][iR] +
                4.0 * c * c * (double)model.gram[iR][iR]) *
               inverse;
   for (int i = 0; i < size; ++i) {
-    const Shifts w = step.q[i] * inverse * inverse;
+    const Shifts w = q[i] * inverse * inverse;
     gd += w * ((i < m ? 1.0 : theta) * model.gram[i][iG]);
     vd += w * u[i];
   }
-  step.margin = (double)model.margin - gd;
-  step.slope = -vd;
-  return step;
+  *shifts(&step.tau) = tau;
+  *shifts(&step.margin) = (double)model.margin - gd;
+  *shifts(&step.slope) = -vd;
 }
 
 }  // namespace

@@ -10,15 +10,15 @@
 namespace ADVCORE_NS {
 namespace {
 
-inline float* cut_row(const Params& params, const Problem& p, int i) {
+ADVCORE_FN inline float* cut_row(const Params& params, const Problem& p, int i) {
   return p.ring + (size_t)i * params.padded_n;
 }
 
 // Cut i from the margin and its gradient at `at`. Returns ||gradient||; no cut is written where it
 // is 0 or NaN.
 template <class Team>
-float write_cut(const Team& team, const Params& params, const Problem& p, State& s, int i,
-                const float* gradient, const float* at, float margin) {
+ADVCORE_FN float write_cut(const Team& team, const Params& params, const Problem& p, State& s,
+                           int i, const float* gradient, const float* at, float margin) {
   float dots[2];
   team.template sums<2>(params.padded_n, dots, [=, &p](int i, Lane* acc) {
     const Lane g = load(gradient, i);
@@ -44,8 +44,8 @@ struct DualPoint {
 
 // Residuals and distance at the multipliers `dual`, and where x(dual) is inside the box: 1 and 0.
 template <int P, class Team>
-void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
-               const float* dual, float w, float* inside, DualPoint& out) {
+ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
+                          const float* dual, float w, float* inside, DualPoint& out) {
   const float* a[P];
   float lambda[P];
   for (int j = 0; j < P; ++j) {  // past the last cut: a copy of it with multiplier zero
@@ -53,11 +53,11 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
     lambda[j] = j < s.cuts ? dual[j] : 0;
   }
   float dots[P + 1];
-  team.template sums<P + 1>(params.padded_n, dots, [&](int i, Lane* acc) {
+  team.template sums<P + 1>(params.padded_n, dots, [=, &p](int i, Lane* acc) {
     const Lane lo = load(p.lo, i), hi = load(p.hi, i), x0 = load(p.x0, i);
     const Lane q = x0 + w * (load(p.x, i) - x0);
     Lane row[P], y = q;
-#pragma GCC unroll 16
+    ADVCORE_UNROLL
     for (int j = 0; j < P; ++j) {
       row[j] = load(a[j], i);
       y += lambda[j] * row[j];
@@ -65,7 +65,7 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
     // On a bound counts as inside: a clean image of zeros and ones can still move.
     store(inside, i, select((y >= lo) & (y <= hi), broadcast(1.0f), Lane{}));
     const Lane x = clip(y, lo, hi), r = x - x0;
-#pragma GCC unroll 16
+    ADVCORE_UNROLL
     for (int j = 0; j < P; ++j) acc[j] += row[j] * r;
     acc[P] += (x - q) * (x - q);
   });
@@ -75,8 +75,8 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
 }
 
 template <class Team>
-void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
-               const float* dual, float w, float* inside, DualPoint& out) {
+ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
+                          const float* dual, float w, float* inside, DualPoint& out) {
   if (s.cuts == 1) return dual_pass<1>(team, params, p, s, dual, w, inside, out);
   if (s.cuts == 2) return dual_pass<2>(team, params, p, s, dual, w, inside, out);
   if (s.cuts <= 4) return dual_pass<4>(team, params, p, s, dual, w, inside, out);
@@ -87,9 +87,10 @@ void dual_pass(const Team& team, const Params& params, const Problem& p, const S
 
 // Newton's step of the active multipliers. Those that it would take below zero go to zero, and the
 // others are solved for again: clamped alone, it would not descend (Bertsekas 1982).
-inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis], const float* dual,
-                        const int* active, int count, double* step) {
-  double H[kMaxCuts][kMaxCuts], b[kMaxCuts], solved[kMaxCuts];
+ADVCORE_FN inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis],
+                                   const float* dual, const int* active, int count,
+                                   double (*H)[kMaxCuts], double* step) {
+  double b[kMaxCuts], solved[kMaxCuts];
   bool zero[kMaxCuts] = {};
   for (bool again = true; again;) {
     int kept[kMaxCuts], left = 0;
@@ -116,8 +117,8 @@ inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis], 
 // Writes the projection to `out`, its multipliers to s.dual. Where the cuts miss the box, the
 // multipliers stop at a point that reaches as far along them as the box allows.
 template <class Team>
-void project(const Team& team, const Params& params, const Problem& p, State& s, float w,
-             float* out) {
+ADVCORE_FN void project(const Team& team, const Params& params, const Problem& p, State& s,
+                        Work& work, float w, float* out) {
   constexpr int kPasses = 60;
   const int P = s.cuts;
   const auto value = [&](const DualPoint& d, const float* dual) {
@@ -131,7 +132,7 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
       worst = max(worst, dual[j] > 0 ? abs(d.residual[j]) : -d.residual[j]);
     return worst;
   };
-  float dual[kMaxCuts];
+  float dual[kMaxCuts] = {};
   for (int j = 0; j < P; ++j) dual[j] = s.dual[j];
   float* const inside = out;  // of the last pass, until the projection is written there
   DualPoint at;
@@ -145,9 +146,9 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
     for (int j = 0; j < P; ++j)
       if (dual[j] > 0 || at.residual[j] < 0) active[count++] = j;
     bool blocked = true;  // nothing that these cuts could move is inside the box
-    const float* rows[kMaxCuts];
+    const float* rows[kMaxCuts] = {};
     for (int i = 0; i < count; ++i) rows[i] = cut_row(params, p, active[i]);
-    float hessian[kMaxBasis][kMaxBasis];
+    float (*const hessian)[kMaxBasis] = work.model.gram;
     masked_gram(team, params.padded_n, inside, rows, count, hessian);
     for (int i = 0; i < count; ++i) blocked = blocked && hessian[i][i] <= 0;
     if (blocked) {  // the cuts miss the box, or multipliers kept from an older bundle are too large
@@ -163,7 +164,7 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
       continue;
     }
     double step[kMaxCuts];
-    newton_step(at, hessian, dual, active, count, step);
+    newton_step(at, hessian, dual, active, count, work.newton, step);
     const float f = value(at, dual);
     float length = 1, next[kMaxCuts];
     bool moved = false;
@@ -192,11 +193,11 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
     for (int j = 0; j < P; ++j) dual[j] = next[j];
   }
   for (int j = 0; j < P; ++j) s.dual[j] = dual[j];
-  const float* rows = p.ring;
-  team.each(params.padded_n, [&](int i) {
+  const int length = params.padded_n;
+  team.each(length, [=, &p](int i) {
     const Lane x0 = load(p.x0, i);
     Lane y = x0 + w * (load(p.x, i) - x0);
-    for (int j = 0; j < P; ++j) y += dual[j] * load(rows + (size_t)j * params.padded_n, i);
+    for (int j = 0; j < P; ++j) y += dual[j] * load(p.ring + (size_t)j * length, i);
     store(out, i, clip(y, load(p.lo, i), load(p.hi, i)));
   });
   team.sync();
@@ -204,7 +205,7 @@ void project(const Team& team, const Params& params, const Problem& p, State& s,
 
 // Where the margin is not concave a cut may exclude the centre: it is moved until it does not.
 template <class Team>
-void keep_center(const Team& team, const Params& params, const Problem& p, State& s) {
+ADVCORE_FN void keep_center(const Team& team, const Params& params, const Problem& p, State& s) {
   for (int j = 0; j < s.cuts; ++j) {
     const float* const row = cut_row(params, p, j);
     float dot[1];
@@ -216,7 +217,7 @@ void keep_center(const Team& team, const Params& params, const Problem& p, State
 }
 
 // Where the next cut goes: a free row, else the oldest cut that does not hold, else the oldest.
-inline int cut_slot(State& s) {
+ADVCORE_FN inline int cut_slot(State& s) {
   if (s.cuts < kMaxCuts) return s.cuts;
   int slot = 0;
   for (int j = 1; j < kMaxCuts; ++j) {

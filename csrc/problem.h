@@ -8,6 +8,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// What a CUDA compiler is told: functions of the solver, which one thread runs, are not inlined
+// (otherwise ptxas takes more than 10 minutes and 6 GB); those of every lane are.
+#ifdef __CUDACC__
+#define ADVCORE_FN __device__ __noinline__
+#define ADVCORE_INLINE __device__ __forceinline__
+#define ADVCORE_UNROLL _Pragma("unroll")
+#else
+#define ADVCORE_FN
+#define ADVCORE_INLINE inline
+#define ADVCORE_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace advcore {
 
 constexpr int kPad = 16;        // rows are padded to this many floats, with lo = hi = x0 = 0

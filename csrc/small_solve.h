@@ -4,21 +4,18 @@
 namespace ADVCORE_NS {
 namespace {
 
-constexpr int kShifts = 8;
-using Shifts = double __attribute__((vector_size(kShifts * 8)));
-using ShiftMask = long long __attribute__((vector_size(kShifts * 8)));
-
 // Solves K x = b in place, K symmetric (rows*2 square, lower triangle stored by rows) and
 // quasi-definite: its first `negative` pivots are negative, the others positive, in every order of
 // elimination, so L D L' needs no pivoting (Vanderbei 1995). A pivot that rounding has brought to
 // the wrong side belongs to a pair that is nearly a multiple of older ones; its unknown is set to
 // zero, which drops the pair from this solve.
-inline void solve_quasi_definite(int size, int negative, Shifts* K, Shifts* b) {
+template <class Row>
+ADVCORE_FN void solve_quasi_definite(int size, int negative, Row K, Row b) {
   const auto row = [](int i) { return i * (i + 1) / 2; };
   Shifts inverse[2 * kMaxHistory];  // of the pivots: divisions would take half of the time
   for (int j = 0; j < size; ++j) {
     const double side = j < negative ? -1.0 : 1.0;
-    Shifts* kj = K + row(j);
+    const Row kj = K + row(j);
     const Shifts full = kj[j] * side;
     Shifts d = full, v[2 * kMaxHistory];
     for (int p = 0; p < j; ++p) {
@@ -30,7 +27,7 @@ inline void solve_quasi_definite(int size, int negative, Shifts* K, Shifts* b) {
     kj[j] = sound ? d * side : Shifts{} + 1e300 * side;
     inverse[j] = 1.0 / kj[j];
     for (int i = j + 1; i < size; ++i) {
-      Shifts* ki = K + row(i);
+      const Row ki = K + row(i);
       Shifts t = ki[j];
       for (int p = 0; p < j; ++p) t -= ki[p] * v[p];
       ki[j] = t * inverse[j];
@@ -46,7 +43,7 @@ inline void solve_quasi_definite(int size, int negative, Shifts* K, Shifts* b) {
 
 // Solves H x = b for a symmetric positive definite H of at most kMaxCuts rows, by Cholesky with a
 // floor on the pivots: relative 1e-6 of the trace, as the sums behind H are float32.
-inline void solve_positive(int size, double (*H)[kMaxCuts], const double* b, double* x) {
+ADVCORE_FN inline void solve_positive(int size, double (*H)[kMaxCuts], const double* b, double* x) {
   double trace = 0;
   for (int i = 0; i < size; ++i) trace += H[i][i];
   const double ridge = 1e-6 * trace / (size > 0 ? size : 1);

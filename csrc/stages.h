@@ -7,7 +7,7 @@ namespace ADVCORE_NS {
 namespace {
 
 template <class Team>
-void Machine<Team>::start() {
+ADVCORE_FN void Machine<Team>::start() {
   if (!s.eval.finite) {
     ++s.nans;
     return finish(Status::non_finite);
@@ -20,7 +20,7 @@ void Machine<Team>::start() {
 }
 
 template <class Team>
-void Machine<Team>::begin_stage(int stage) {
+ADVCORE_FN void Machine<Team>::begin_stage(int stage) {
   s.stage = stage;
   s.since = s.rounds = s.solves = 0;
   s.stage_best = kNone;
@@ -33,7 +33,7 @@ void Machine<Team>::begin_stage(int stage) {
 // On to the next network at the accepted point, in the middle of the search: c and the pairs are a
 // good start for that network, and converging on this one would be in vain (docs/decisions.md).
 template <class Team>
-void Machine<Team>::next_network() {
+ADVCORE_FN void Machine<Team>::next_network() {
   ++s.stage;
   s.since = s.rounds = 0;
   s.stage_best = kNone;
@@ -48,7 +48,7 @@ void Machine<Team>::next_network() {
 
 // The trial becomes the accepted point.
 template <class Team>
-void Machine<Team>::accept(float norm2) {
+ADVCORE_FN void Machine<Team>::accept(float norm2) {
   swap(p.x, p.trial);
   swap(p.gradient, p.trial_gradient);
   s.margin = s.eval.margin;
@@ -59,18 +59,18 @@ void Machine<Team>::accept(float norm2) {
 }
 
 template <class Team>
-float Machine<Team>::sigma_of(float log_odds) const {
+ADVCORE_FN float Machine<Team>::sigma_of(float log_odds) const {
   return 1 / (1 + __builtin_expf(min(log_odds / s.T, 80.f)));
 }
 
 template <class Team>
-float Machine<Team>::loss_of(float log_odds) const {
+ADVCORE_FN float Machine<Team>::loss_of(float log_odds) const {
   const float u = -log_odds / s.T;
   return s.T * (max(u, 0.0f) + __builtin_log1pf(__builtin_expf(-abs(u))));
 }
 
 template <class Team>
-void Machine<Team>::stage_origin() {
+ADVCORE_FN void Machine<Team>::stage_origin() {
   if (!s.eval.finite) {
     ++s.nans;
     return end_attempt(Status::not_found);
@@ -91,7 +91,7 @@ void Machine<Team>::stage_origin() {
 
 // From the accepted point: its linearised margin gives the first c and the first trial.
 template <class Team>
-void Machine<Team>::start_search() {
+ADVCORE_FN void Machine<Team>::start_search() {
   s.cuts = 0;
   const float norm = write_cut(team, params, p, s, 0, p.gradient, p.x, s.margin);
   if (!(norm >= 0)) {
@@ -100,7 +100,7 @@ void Machine<Team>::start_search() {
   }
   if (norm == 0) return s.moved ? end_attempt(Status::not_found) : random_start();
   s.cuts = 1;
-  project(team, params, p, s, 0, p.trial);
+  project(team, params, p, s, work, 0, p.trial);
   s.cuts = 0;
   // Where the network is saturated at x0 its linearisation says nothing about the boundary: the
   // first step goes no further than kReach of the box, 0.1 rms for images in [0, 1].
@@ -137,7 +137,7 @@ void Machine<Team>::start_search() {
 
 // x = clip(x0 + t (x - x0)), in place
 template <class Team>
-void Machine<Team>::shrink(float* x, float t) {
+ADVCORE_FN void Machine<Team>::shrink(float* x, float t) {
   team.each(params.padded_n, [=, this](int i) {
     const Lane x0 = load(p.x0, i);
     store(x, i, clip(x0 + t * (load(x, i) - x0), load(p.lo, i), load(p.hi, i)));
@@ -147,7 +147,7 @@ void Machine<Team>::shrink(float* x, float t) {
 
 // Zero gradient at x0: once more from a random point, keyed by seed, image and label.
 template <class Team>
-void Machine<Team>::random_start() {
+ADVCORE_FN void Machine<Team>::random_start() {
   s.moved = s.move_pending = true;
   uint64_t key = params.seed * 0x9e3779b97f4a7c15ull + (uint64_t)s.label;
   for (int i = 0; i < params.n; ++i) {
@@ -172,7 +172,7 @@ void Machine<Team>::random_start() {
 // At an image of one value. Where the way from x0 ends in a region without a gradient, another
 // network of the same kind is often open from there.
 template <class Team>
-void Machine<Team>::far_start() {
+ADVCORE_FN void Machine<Team>::far_start() {
   s.moved = s.move_pending = true;
   const float part = schedule().origin;
   team.each(params.padded_n, [=, this](int i) {
@@ -185,13 +185,13 @@ void Machine<Team>::far_start() {
 
 // The margin to aim at: a little inside, in proportion to T.
 template <class Team>
-float Machine<Team>::goal() const {
-  const float part = exact_loss() ? 0.01f : 0.1f;  // the minimiser itself is the result
+ADVCORE_FN float Machine<Team>::goal() const {
+  const float part = exact_loss() ? 0.005f : 0.1f;  // the minimiser itself is the result
   return part * schedule().temperature[s.stage] * min(s.clean_margin, abs(s.margin0));
 }
 
 template <class Team>
-Move Machine<Team>::move() const {
+ADVCORE_FN Move Machine<Team>::move() const {
   const float old_sigma = s.sigma, new_sigma = sigma_of(s.eval.log_odds), c2 = 2 * s.c;
   Move out;
   float dots[4];
@@ -209,7 +209,7 @@ Move Machine<Team>::move() const {
 
 // Pairs whose curvature is noise beside that of the penalty are left out.
 template <class Team>
-void Machine<Team>::keep_pair(const Move& move) {
+ADVCORE_FN void Machine<Team>::keep_pair(const Move& move) {
   if (!(move.ss > 0 && move.sy > 1e-6f * 2 * s.c * move.ss)) return;
   push_pair(team, params, p, s, p.x, p.gradient, s.sigma, p.trial, p.trial_gradient,
             sigma_of(s.eval.log_odds), move.ss, move.sy);
@@ -217,7 +217,7 @@ void Machine<Team>::keep_pair(const Move& move) {
 
 // Returns whether the best of this stage improved by more than the tolerance.
 template <class Team>
-bool Machine<Team>::note_stage_best(float norm, const float* point) {
+ADVCORE_FN bool Machine<Team>::note_stage_best(float norm, const float* point) {
   if (!(s.eval.margin >= 0 && norm < s.stage_best)) return false;
   const bool much = s.stage_best - norm > params.tolerance * s.stage_best;
   s.stage_best = norm;
@@ -227,7 +227,7 @@ bool Machine<Team>::note_stage_best(float norm, const float* point) {
 }
 
 template <class Team>
-void Machine<Team>::stage() {
+ADVCORE_FN void Machine<Team>::stage() {
   ++s.rounds;
   if (s.move_pending) {
     s.move_pending = false;
@@ -308,11 +308,12 @@ void Machine<Team>::stage() {
 }
 
 template <class Team>
-void Machine<Team>::propose() {
+ADVCORE_FN void Machine<Team>::propose() {
   ++s.iterations;
   if (s.sigma < 1e-6f && s.margin > s.goal) return step_back();
   // A small theta: outside the span of the pairs the curvature of the penalty problem is 2 c.
-  Model model;
+  Model& model = work.model;
+  Step& step = work.step;
   model.pairs = s.pairs;
   model.theta = 0.2f * s.c;
   if (s.pairs > 0)
@@ -330,7 +331,7 @@ void Machine<Team>::propose() {
     store(free, i, free_variable(x, total, load(p.lo, i), load(p.hi, i)));
   });
   team.sync();
-  const float* v[kMaxBasis];
+  const float* v[kMaxBasis] = {};
   const int m = s.pairs, count = 2 * m + 2;
   for (int j = 0; j < m; ++j) {
     v[j] = ring_y(params, p, j);
@@ -344,20 +345,21 @@ void Machine<Team>::propose() {
   if (params.c_search == CSearch::fused) {
     // The shift bounds the step, not c: with it no c would reach the goal, and c would run down.
     model.shift = 0;
-    s.c = choose_c(params, s, model);
+    s.c = choose_c(team, params, s, work);
     model.shift = s.shift;
   }
-  const Step step = model_step(params, s, model, Shifts{} + (double)s.c);
+  for (int j = 0; j < kShifts; ++j) step.c[j] = s.c;
+  team.solve([=, this] { model_step(params, s, work.model, work.step); });
   const double inverse = 1 / step.tau[0];
   bool sound = step.slope[0] < 0 && step.slope[0] > -1e300;
-  float weight[kMaxBasis];
+  float weight[kMaxBasis] = {};
   for (int j = 0; j < 2 * m; ++j)
     weight[j] =
         (float)(sound ? step.q[j][0] * (j < m ? 1.0 : (double)model.theta) * inverse * inverse
                       : 0.0);
   weight[2 * m] = (float)(-s.sigma * inverse);
   weight[2 * m + 1] = (float)(2 * s.c * inverse);
-  team.each(params.padded_n, [=, this, &v, &weight](int i) {
+  team.each(params.padded_n, [=, this](int i) {
     Lane d = Lane{};
     for (int j = 0; j < count; ++j) d += weight[j] * load(v[j], i);
     const Lane x = load(p.x, i) - load(free, i) * d;
@@ -370,7 +372,7 @@ void Machine<Team>::propose() {
 // So far inside the target's region that the loss and its gradient vanish: back along the ray
 // toward x0, to where the linearised margin reaches the goal.
 template <class Team>
-void Machine<Team>::step_back() {
+ADVCORE_FN void Machine<Team>::step_back() {
   float dot[1];
   team.template sums<1>(params.padded_n, dot, [=, this](int i, Lane* acc) {
     acc[0] += load(p.gradient, i) * (load(p.x, i) - load(p.x0, i));
@@ -385,7 +387,7 @@ void Machine<Team>::step_back() {
 // Whether the polish would end at or above the best image: the search arrived there again, or
 // farther from x0.
 template <class Team>
-bool Machine<Team>::nothing_new() const {
+ADVCORE_FN bool Machine<Team>::nothing_new() const {
   float dots[2];
   team.template sums<2>(params.padded_n, dots, [=, this](int i, Lane* acc) {
     const Lane x = load(p.x, i), r = x - load(p.x0, i), d = x - load(p.best, i);
@@ -397,7 +399,7 @@ bool Machine<Team>::nothing_new() const {
 }
 
 template <class Team>
-void Machine<Team>::end_stage(Status status) {
+ADVCORE_FN void Machine<Team>::end_stage(Status status) {
   if (s.stage + 1 < schedule().stages) return s.c > 0 ? next_network() : begin_stage(s.stage + 1);
   if (s.stage_best == kNone) copy(team, params, p.x, p.stage_point);
   const bool adversarial = s.k == 0 && s.stage_best < kNone;

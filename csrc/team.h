@@ -11,6 +11,10 @@ namespace ADVCORE_NS {
 namespace {
 
 struct SerialTeam {
+  static constexpr int kTile = 4;  // rows of a block of dot products that stay in registers
+  template <class T>
+  using Own = T;  // how a Machine holds its scalars
+
   static constexpr bool leader() { return true; }
   static void sync() {}
 
@@ -31,6 +35,20 @@ struct SerialTeam {
     Lane acc[K] = {};
     for (int i = 0; i < n; i += kLanes) f(i, acc);
     for (int k = 0; k < K; ++k) out[k] = sum_lanes(acc[k]);
+  }
+
+  // f(): on kShifts values at once.
+  template <class F>
+  static void solve(F f) {
+    f();
+  }
+
+  // The smallest i < n for which f(i) holds, n if there is none.
+  template <class F>
+  static int first(int n, F f) {
+    int i = 0;
+    while (i < n && !f(i)) ++i;
+    return i;
   }
 
   // f(i) -> Lane

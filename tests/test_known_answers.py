@@ -314,8 +314,7 @@ def test_the_fused_minimiser_is_the_references() -> None:
     assert ours.penalty_distortion is not None
     assert paper.penalty_distortion is not None
     ratio = ours.penalty_distortion / paper.penalty_distortion
-    assert (np.abs(ratio - 1) < 1e-3).mean() >= 0.85
-    np.testing.assert_allclose(ratio, 1, rtol=5e-3)
+    np.testing.assert_allclose(ratio, 1, rtol=2e-3)
     assert (ours.distortion <= ours.penalty_distortion * (1 + 1e-6)).all()
     assert (10 * ours.evaluations < paper.evaluations).all()
 

@@ -5,22 +5,9 @@
 #include "cpu/isa.h"
 #include "cpu/propagate.h"
 
-// in the order of their dependences
 #include "team.h"
 
-#include "box.h"
-
-#include "head.h"
-
-#include "small_solve.h"
-
-#include "history.h"
-
-#include "c_search.h"
-
-#include "polish.h"
-
-#include "advance.h"
+#include "solver.h"
 
 namespace ADVCORE_NS {
 

@@ -17,14 +17,15 @@ void check_choose_c() {
     State s;
     s.c = static_cast<float>(std::exp(uniform(rng, -5, 5))), s.c0 = s.c;
     s.shift = repeat % 2 ? 0.3f * s.c : 0.0f;
-    parts::Model model = {};
+    parts::Work work;
+    parts::Model& model = work.model = {};
     model.theta = 0.2f * s.c, model.shift = s.shift, model.sigma = 0.4f, model.margin = -2;
     const double wanted = static_cast<double>(s.c) * std::exp(uniform(rng, -1.2, 1.2));
     model.gram[0][0] = 10 * s.c;
     const double reached = -2 + 0.4 * static_cast<double>(model.gram[0][0]) /
                                     (2 * wanted + static_cast<double>(model.theta + s.shift));
     s.goal = static_cast<float>(reached);
-    const double got = static_cast<double>(parts::choose_c(params, s, model));
+    const double got = static_cast<double>(parts::choose_c(Team{}, params, s, work));
     const double expected =
         std::clamp(wanted, static_cast<double>(s.c) / 2, static_cast<double>(s.c) * 2);
     const double error = std::fabs(std::log(got / expected));
@@ -32,9 +33,9 @@ void check_choose_c() {
     expect(error < 0.005, "c %g: expected %g within a factor of 2 of %g", got, expected,
            static_cast<double>(s.c));
     s.c0 = 1e7f * s.c;  // the floor is 1e-6 of the first c, the ceiling 1e6 of it
-    expect(parts::choose_c(params, s, model) == 1e-6f * s.c0, "c left its floor");
+    expect(parts::choose_c(Team{}, params, s, work) == 1e-6f * s.c0, "c left its floor");
     s.c0 = 1e-7f * s.c;
-    expect(parts::choose_c(params, s, model) == 1e6f * s.c0, "c left its ceiling");
+    expect(parts::choose_c(Team{}, params, s, work) == 1e6f * s.c0, "c left its ceiling");
   }
   // A random curve, not monotone: beyond the c chosen no value of the grid reaches the goal.
   for (int repeat = 0; repeat < 200; ++repeat) {
@@ -48,18 +49,21 @@ void check_choose_c() {
     }
     const Penalty at(slot, rng);
     s = at.state(s);
-    const parts::Model model = model_of(slot, s, at, 0.2 * at.c);
+    parts::Work work;
+    model_of(slot, s, at, 0.2 * at.c, work.model);
     const auto margins = [&](double low, double high) {
-      Shifts c;
       for (int j = 0; j < kShifts; ++j)
-        c[j] = static_cast<double>(s.c) * std::exp(low + (high - low) * j / (kShifts - 1));
-      return parts::model_step(params, s, model, c).margin;
+        work.step.c[j] =
+            static_cast<double>(s.c) * std::exp(low + (high - low) * j / (kShifts - 1));
+      parts::model_step(params, s, work.model, work.step);
+      return work.step.margin;
     };
     const double reach = std::log(static_cast<double>(params.c_factor));
     const Shifts grid = margins(-reach, reach);
     const double fraction = uniform(rng);
     s.goal = static_cast<float>(grid[0] + fraction * (grid[kShifts - 1] - grid[0]));
-    const double chosen = std::log(static_cast<double>(parts::choose_c(params, s, model) / s.c));
+    const double chosen =
+        std::log(static_cast<double>(parts::choose_c(Team{}, params, s, work) / s.c));
     const double spacing = 2 * reach / (kShifts - 1);
     bool any = false;
     for (int j = 0; j < kShifts; ++j) {

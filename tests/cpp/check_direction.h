@@ -65,18 +65,17 @@ struct Penalty {  // a random point of the penalty problem, about a third of its
 
 // The direction of the solver, from the trial that it proposes.
 dense::Vector proposed(Slot& slot, const State& s) {
-  parts::Machine<Team> machine{Team{}, slot.params, slot.p, s};
+  parts::Machine<Team> machine{Team{}, slot.params, slot.p, s, {}};
   const dense::Vector x = slot.vector(slot.p.x);
   machine.propose();
   return dense::minus(slot.vector(slot.p.trial), x);
 }
 
-parts::Model model_of(Slot& slot, const State& s, const Penalty& at, double theta) {
+void model_of(Slot& slot, const State& s, const Penalty& at, double theta, parts::Model& model) {
   const size_t padded = static_cast<size_t>(slot.params.padded_n);
   const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
   for (const size_t i : at.free) rows.get()[i] = 1;
   for (size_t i = 0; i < slot.size(); ++i) rows.get()[padded + i] = slot.p.x[i] - slot.p.x0[i];
-  parts::Model model;
   model.pairs = s.pairs, model.theta = static_cast<float>(theta), model.shift = s.shift;
   model.sigma = s.sigma, model.margin = s.margin;
   const float* v[parts::kMaxBasis];
@@ -87,7 +86,6 @@ parts::Model model_of(Slot& slot, const State& s, const Penalty& at, double thet
   v[2 * s.pairs] = slot.p.gradient;
   v[2 * s.pairs + 1] = rows.get() + padded;
   parts::masked_gram(Team{}, slot.params.padded_n, rows.get(), v, 2 * s.pairs + 2, model.gram);
-  return model;
 }
 
 void check_direction(int n, int history, int pushes, Random& rng, double& worst) {
@@ -120,12 +118,14 @@ void check_direction(int n, int history, int pushes, Random& rng, double& worst)
     theta = std::min(theta, dense::dot(pushed.back().first, pushed.back().second) /
                                 dense::dot(pushed.back().first, pushed.back().first));
 
-  const parts::Model model = model_of(slot, s, at, theta);
+  parts::Work work;
+  model_of(slot, s, at, theta, work.model);
   const dense::Matrix B = dense::bfgs(size, theta, pushed);
   const dense::Vector d = proposed(slot, s);
-  Shifts c;
-  for (int lane = 0; lane < kShifts; ++lane) c[lane] = at.c * std::exp(0.3 * lane);
-  const parts::Step step = parts::model_step(slot.params, s, model, c);
+  parts::Step& step = work.step;
+  for (int lane = 0; lane < kShifts; ++lane) step.c[lane] = at.c * std::exp(0.3 * lane);
+  const Shifts c = step.c;
+  parts::model_step(slot.params, s, work.model, step);
   for (const size_t lane : {size_t{0}, size_t{5}}) {
     if (lane > 0 && n > 100) continue;
     dense::Matrix part = dense::restricted(B, at.free);

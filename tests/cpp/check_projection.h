@@ -57,7 +57,8 @@ struct Projected {
 };
 
 Projected project(Slot& slot, State& s, double w) {
-  parts::project(Team{}, slot.params, slot.p, s, static_cast<float>(w), slot.p.trial);
+  parts::Work work;
+  parts::project(Team{}, slot.params, slot.p, s, work, static_cast<float>(w), slot.p.trial);
   Projected out{slot.vector(slot.p.trial), {}};
   for (int j = 0; j < s.cuts; ++j) out.dual.push_back(s.dual[j]);
   for (size_t i = 0; i < slot.size(); ++i)
@@ -135,8 +136,7 @@ void check_many_cuts(int n, int cuts, bool bounded, double w, Random& rng, doubl
   const double enough = 1e-5 * scale + 1e-6;  // offsets near 10 are rounded to 5e-7
   for (size_t j = 0; j < dual.size(); ++j) {
     const double residual = set.residuals(got.x)[j];
-    expect(residual > -enough, "%d cuts, n %d: cut %zu missed by %.1e", cuts, n, j,
-           -residual);
+    expect(residual > -enough, "%d cuts, n %d: cut %zu missed by %.1e", cuts, n, j, -residual);
     expect(got.dual[j] >= 0 && (got.dual[j] == 0 || std::fabs(residual) < enough),
            "%d cuts, n %d: multiplier %g of a cut at distance %.1e", cuts, n, got.dual[j],
            residual);

@@ -80,8 +80,8 @@ void expect_in_box(const Slot& slot, const float* x, const char* what) {
 }
 
 // The end of a run: what it says is true of the image that it returns.
-void expect_consistent(const advcore::IsaTable& isa, const Slot& slot, Model& model, int label,
-                       const Trace& trace) {
+inline void expect_consistent(const advcore::IsaTable& isa, const Slot& slot, Model& model,
+                              int label, const Trace& trace) {
   const State& s = trace.state;
   const bool success = s.best_norm < kNothing;
   const int status = static_cast<int>(s.status);
@@ -122,7 +122,7 @@ void expect_consistent(const advcore::IsaTable& isa, const Slot& slot, Model& mo
          static_cast<double>(margin), static_cast<double>(s.best_margin));
 }
 
-Trace run(const advcore::IsaTable& isa, Slot& slot, Model& model, int label) {
+inline Trace run(const advcore::IsaTable& isa, Slot& slot, Model& model, int label) {
   const size_t padded = (model.classes + advcore::kPad - 1) / advcore::kPad * advcore::kPad;
   const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
   float *const z = rows.get(), *const seed = z + padded;
@@ -166,7 +166,7 @@ Trace run(const advcore::IsaTable& isa, Slot& slot, Model& model, int label) {
   return trace;
 }
 
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 

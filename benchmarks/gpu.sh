@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in under 10 minutes: build, tests, compute-sanitizer, benchmarks.
+#
+#   [ADVCORE_DATA=folder] benchmarks/gpu.sh
+#
+# Needs python3 with torch, numpy and pybind11; nvcc, a C++20 compiler, cmake; pytest and
+# compute-sanitizer where they are installed. No network, nothing is installed. Each step is tried
+# whatever became of the others, but for those without which nothing runs. Logs and figures:
+# benchmarks/results/ (gpu.log, bench_cuda.json, bench_cuda.md). Ends with 0 if every step passed,
+# 1 if one failed, 3 where there is no GPU.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+python=${PYTHON:-python3}
+build=$root/build/gpu
+results=$root/benchmarks/results
+log=$results/gpu.log
+mkdir -p "$results" "$build"
+
+if ! capability=$("$python" -c '
+import sys, torch
+if not torch.cuda.is_available(): sys.exit(1)
+print("%d%d" % torch.cuda.get_device_capability())' 2>/dev/null); then
+  echo "gpu.sh: no GPU that torch can use on this machine" >&2
+  exit 3
+fi
+
+: >"$log"
+declare -a summary
+failed=0
+step() {  # name, seconds, command...
+  local name=$1 limit=$2 begin=$SECONDS rc
+  shift 2
+  echo "=== $name" | tee -a "$log"
+  timeout --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$log" | tail -n 25
+  rc=${PIPESTATUS[0]}
+  [ "$rc" -eq 124 ] && echo "=== $name: not done after $limit s" | tee -a "$log"
+  if [ "$rc" -eq 0 ]; then
+    summary+=("ok      $name ($((SECONDS - begin)) s)")
+  else
+    summary+=("FAILED  $name ($((SECONDS - begin)) s, exit $rc)")
+    failed=1
+  fi
+  return "$rc"
+}
+skip() { summary+=("skipped $1"); }
+finish() {
+  printf '%s\n' "=== summary" "${summary[@]}" | tee -a "$log"
+  exit "$failed"
+}
+
+generator=()
+command -v ninja >/dev/null && generator=(-G Ninja)
+step configure 60 cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release \
+  -DADVCORE_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$capability" \
+  -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')" \
+  -DCMAKE_PREFIX_PATH="$("$python" -m pybind11 --cmakedir)" || finish
+step build 240 cmake --build "$build" --parallel || finish
+
+# The package beside its compiled module, out of the source folder.
+package=$build/package/advcore
+rm -rf "$build/package"
+mkdir -p "$package"
+ln -s "$root"/advcore/* "$package"/
+ln -s "$root/kernels" "$package/kernels"
+cp "$build"/_core*.so "$package"/
+export PYTHONPATH=$build/package:$root/benchmarks
+step import 60 "$python" -P -c '
+from advcore import _core
+print(_core.cuda_status())
+assert _core.cuda_status()[1] > 0' || finish
+
+small=("$python" -P benchmarks/bench_cuda.py --small)
+step "eight images" 60 "${small[@]}"
+if "$python" -c 'import pytest' 2>/dev/null; then
+  step tests 150 "$python" -P -m pytest -q -x -o filterwarnings=default -p no:cacheprovider \
+    tests/test_cuda.py tests/test_cuda_rounds.py
+else
+  skip "tests (no pytest)"
+fi
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck; do
+    step "$tool" 90 compute-sanitizer --tool "$tool" --kernel-regex kns=advcore \
+      --error-exitcode 9 "${small[@]}"
+  done
+else
+  skip "memcheck, racecheck (no compute-sanitizer)"
+fi
+step benchmarks 180 "$python" -P benchmarks/bench_cuda.py
+finish

@@ -1,0 +1,24 @@
+#include "cuda/tile.h"
+
+namespace advcore {
+
+CudaArena cuda_arena(const Params& params, bool own_bounds, int slots) {
+  const size_t count = static_cast<size_t>(slots), length = static_cast<size_t>(params.padded_n);
+  CudaArena at{};
+  const auto take = [&at](size_t bytes) {
+    const size_t start = at.bytes;
+    at.bytes += (bytes + 255) / 256 * 256;
+    return start;
+  };
+  at.problems = take(count * sizeof(Problem));
+  at.rows = take(count * sizeof(int));
+  at.done = take(count);
+  at.bounds = take(2 * length * sizeof(float));
+  at.vectors =
+      take(count * sizeof(float) *
+           (slot_floats(params, own_bounds) + static_cast<size_t>(params.starts) * length));
+  at.heads = take(count * sizeof(float) * 2 * static_cast<size_t>(padded(params.classes)));
+  return at;
+}
+
+}  // namespace advcore

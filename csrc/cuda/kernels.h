@@ -1,0 +1,139 @@
+// The kernels of a tile: one block, or one cluster of blocks, for each row of the round.
+#pragma once
+
+#define ADVCORE_NS advcore::cuda
+
+#include "problem.h"
+#include "workspace.h"
+
+#include "cuda/lanes.h"
+
+#include "fork_team.h"
+
+#include "solver.h"
+
+#include "cuda/block.h"
+
+namespace ADVCORE_NS {
+namespace {
+
+// Of a run; a kernel's parameter in constant memory, the same address for every thread.
+struct Run {
+  Params params;
+  Problem* problems;  // (slots)
+  const int* rows;    // slots of this launch
+  uint8_t* done;      // (slots)
+  float* heads;       // (slots, 2, padded classes): logits, seeds
+};
+
+// Arrays of images that come or go, in pinned memory of the host.
+struct Staged {
+  float* vectors;  // (rows, stride): image, own bounds, starts; or the best image
+  size_t stride;
+  const int* labels;  // (rows)
+  Problem* problems;  // (rows)
+  bool own_bounds;
+};
+
+constexpr int kBlocks = 5;  // of a multiprocessor: 96 registers a thread
+
+__device__ inline int row_of_block() { return blockIdx.x / Block::ranks(); }
+
+__device__ inline void copy_words(int first, int step, size_t bytes, const void* from, void* to) {
+  for (int i = first; i < static_cast<int>(bytes / 4); i += step)
+    static_cast<int*>(to)[i] = static_cast<const int*>(from)[i];
+}
+
+// Runs lead(team, problem) in the leader of the block or cluster, on the problem in shared memory,
+// which comes from `stored` and goes back there.
+template <class Lead>
+__device__ void conduct(Problem& stored, Lead lead) {
+  Shared& shared = Block::shared();
+  copy_words(threadIdx.x, blockDim.x, sizeof(Problem), &stored, &shared.problem);
+  __syncthreads();
+  if (threadIdx.x < kWarp) {
+    if (threadIdx.x > 0 || Block::rank() > 0) return;
+    const Team team{};
+    lead(team, shared.problem);
+    team.end();
+  } else {
+    serve_verbs(Block{});
+    if (Block::rank() == 0)
+      copy_words(Block::worker(), Block::workers(), sizeof(Problem), &shared.problem, &stored);
+  }
+}
+
+__global__ void __launch_bounds__(kMaxThreads, kBlocks)
+    begin_kernel(const __grid_constant__ Run run, const Staged staged) {
+  const int row = row_of_block(), slot = run.rows[row];
+  const Params& params = run.params;
+  conduct(run.problems[slot], [=, &params](const Team& team, Problem& p) {
+    const size_t n = params.n;
+    const float* from = staged.vectors + row * staged.stride;
+    team.copy_row(params.n, from, p.x0);
+    if (staged.own_bounds) {
+      team.copy_row(params.n, from += n, const_cast<float*>(p.lo));
+      team.copy_row(params.n, from += n, const_cast<float*>(p.hi));
+    }
+    team.copy_row(params.n * params.starts, from + n, const_cast<float*>(p.starts));
+    begin(team, params, p, staged.labels[row]);
+    run.done[slot] = 0;
+  });
+}
+
+// Trial points and smoothings, dense.
+__global__ void __launch_bounds__(kMaxThreads)
+    gather_kernel(const __grid_constant__ Run run, float* x, float* k) {
+  const int row = blockIdx.x, n = run.params.n;
+  const Problem& p = run.problems[run.rows[row]];
+  for (int i = threadIdx.x; i < n; i += blockDim.x)
+    x[row * static_cast<size_t>(n) + i] = p.trial[i];
+  if (threadIdx.x == 0) k[row] = p.state.k;
+}
+
+__global__ void __launch_bounds__(kMaxThreads, kBlocks)
+    head_kernel(const __grid_constant__ Run run, const float* logits, float* seeds) {
+  const int row = blockIdx.x, slot = run.rows[row];
+  const Params& params = run.params;
+  conduct(run.problems[slot], [=, &params](const Team& team, Problem& p) {
+    const int classes = params.classes, length = padded(classes);
+    float* const z = run.heads + slot * 2 * static_cast<size_t>(length);
+    float* const seed = z + length;
+    const float* const from = logits + row * static_cast<size_t>(classes);
+    float* const to = seeds + row * static_cast<size_t>(classes);
+    team.each(length, [=](int i) { z[i] = i < classes ? from[i] : kPadLogit; });
+    const bool active = p.state.phase != Phase::done;
+    if (active) head(team, params, p.state, z, seed);
+    const bool wanted = active && p.state.want_gradient && p.state.eval.finite;
+    team.each(classes, [=](int i) { to[i] = wanted ? seed[i] : 0.0f; });
+  });
+}
+
+__global__ void __launch_bounds__(kMaxThreads, kBlocks)
+    advance_kernel(const __grid_constant__ Run run, const float* gradients) {
+  const int row = row_of_block(), slot = run.rows[row];
+  if (run.done[slot]) return;
+  const Params& params = run.params;
+  conduct(run.problems[slot], [=, &params](const Team& team, Problem& p) {
+    if (p.state.want_gradient)
+      team.copy_row(params.n, gradients + row * static_cast<size_t>(params.n), p.trial_gradient);
+    Shared& shared = Block::shared();
+    static_assert(sizeof(Machine<Team>) <= sizeof shared.machine);
+    auto* const machine = new (shared.machine) Machine<Team>{team, params, p, p.state, shared.work};
+    machine->run();
+    run.done[slot] = p.state.phase == Phase::done;
+  });
+}
+
+__global__ void __launch_bounds__(kMaxThreads)
+    collect_kernel(const __grid_constant__ Run run, const Staged staged) {
+  const int row = blockIdx.x;
+  const Problem& p = run.problems[run.rows[row]];
+  const float* const best = p.state.best_norm < kNone ? p.best : p.x0;
+  float* const to = staged.vectors + row * staged.stride;
+  for (int i = threadIdx.x; i < run.params.n; i += blockDim.x) to[i] = best[i];
+  copy_words(threadIdx.x, blockDim.x, sizeof(Problem), &p, staged.problems + row);
+}
+
+}  // namespace
+}  // namespace ADVCORE_NS

@@ -1,0 +1,72 @@
+// The solver on a GPU: a Tile whose slots are in device memory. Rounds are queued on the caller's
+// stream; the host looks at them every kPollRounds. Without CUDA in the build (absent.cpp) or a
+// device, CudaTile throws and cuda_status() says why.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+
+namespace advcore {
+
+constexpr int kPollRounds = 4;  // a finished image waits 1.5 rounds on average, of about 50
+
+struct CudaStatus {
+  bool built = false;
+  int devices = 0;
+  std::string reason;  // why there is no device
+};
+CudaStatus cuda_status();
+
+// Device memory of a run, one arena: where each part begins, in bytes from its start.
+struct CudaArena {
+  size_t problems, rows, done, bounds, vectors, heads, bytes;
+};
+CudaArena cuda_arena(const Params& params, bool own_bounds, int slots);
+
+// Every call throws std::runtime_error with the CUDA error's text; what was delivered before stays.
+class CudaTile {
+ public:
+  // arena: cuda_arena().bytes of memory of that device, aligned to 256 bytes. Arrays of the job are
+  // the host's.
+  CudaTile(const Params& params, const Job& job, Feed& feed, int slots, int device, void* arena,
+           void* stream);
+  ~CudaTile();
+  CudaTile(const CudaTile&) = delete;
+  CudaTile& operator=(const CudaTile&) = delete;
+
+  // Rows of this round, 0 at the end. Every kPollRounds it delivers the finished images, gives
+  // their slots to waiting ones and leaves the others out. `fresh`: rows() may have changed.
+  int fill();
+  bool fresh() const { return fresh_; }
+  const std::vector<int>& rows() const { return rows_; }  // the slots
+  bool measured(int slot) const { return began_[static_cast<size_t>(slot)] == round_; }
+
+  // Device arrays: trial points x (rows, n) and k (rows); logits (rows, K) to seeds (rows, K), zero
+  // where no gradient is wanted; gradients (rows, n).
+  void gather(float* x, float* k);
+  void heads(const float* logits, float* seeds);
+  void advance(const float* gradients);
+
+  void interrupt();  // delivers what the unfinished images have, as interrupted
+
+ private:
+  struct Device;  // what only the CUDA compiler knows
+  void harvest(bool all);
+  void refill();
+
+  const Params params_;
+  const Job job_;
+  Feed& feed_;
+  const int slots_;
+  std::unique_ptr<Device> device_;
+  std::vector<int64_t> index_, began_;  // of the image in a slot, -1; round in which it came
+  std::vector<int> rows_;
+  int64_t round_ = -1;
+  bool fresh_ = false;
+};
+
+}  // namespace advcore

@@ -1,0 +1,141 @@
+// A team of one leader and many workers. The leader alone runs the algorithm, so its scalars belong
+// to one thread and are the serial team's; a verb hands its function object to the workers, who
+// share the indices in strides, and waits for them. What carries the verbs, threads of a CUDA block
+// or of the host, is the Fabric:
+//
+//   call()                 what the workers are to do, in memory that all see
+//   fork(), join()         barriers of leader and workers, before and after the work
+//   lane(), lanes()        of the calling worker, from 0; and how many there are
+//   fold<K>(acc, op)       by all workers: combines K values of each, in a fixed order
+//   result(k, op)          to the leader: what fold made of the k-th
+//
+// A function object travels as bytes: it captures by value, or refers to memory that all see (the
+// problem, the machine), never to the leader's stack.
+#pragma once
+
+namespace ADVCORE_NS {
+namespace {
+
+constexpr int kMaxCapture = 272;  // bytes
+constexpr int kMaxFold = 36;      // values
+
+struct Add {
+  ADVCORE_INLINE float operator()(float a, float b) const { return a + b; }
+};
+struct Larger {
+  ADVCORE_INLINE float operator()(float a, float b) const { return max(a, b); }
+};
+
+template <class Fabric>
+struct Call {
+  void (*serve)(const Fabric& fabric);  // null: the end
+  int n;
+  alignas(16) unsigned char captured[kMaxCapture];
+};
+
+template <class F, class Fabric>
+ADVCORE_INLINE const F& captured(const Fabric& fabric) {
+  return reinterpret_cast<const F&>(fabric.call().captured);
+}
+
+template <class F, class Fabric>
+ADVCORE_FN void serve_each(const Fabric& fabric) {
+  const F& f = captured<F>(fabric);
+  const int n = fabric.call().n;
+  for (int i = fabric.lane(); i < n; i += fabric.lanes()) f(i);
+}
+
+template <int K, class F, class Fabric>
+ADVCORE_FN void serve_sums(const Fabric& fabric) {
+  const F& f = captured<F>(fabric);
+  const int n = fabric.call().n;
+  float acc[K] = {};
+  for (int i = fabric.lane(); i < n; i += fabric.lanes()) f(i, acc);
+  fabric.template fold<K>(acc, Add{});
+}
+
+template <class F, class Fabric>
+ADVCORE_FN void serve_maximum(const Fabric& fabric) {
+  const F& f = captured<F>(fabric);
+  const int n = fabric.call().n;
+  float best = -3.0e38f;
+  for (int i = fabric.lane(); i < n; i += fabric.lanes()) best = max(best, f(i));
+  fabric.template fold<1>(&best, Larger{});
+}
+
+template <class F, class Fabric>
+ADVCORE_FN void serve_solve(const Fabric& fabric) {
+  if (fabric.lane() < kShifts) captured<F>(fabric)();
+}
+
+// What a worker does from the first verb to the last.
+template <class Fabric>
+ADVCORE_INLINE void serve_verbs(const Fabric& fabric) {
+  for (;;) {
+    fabric.fork();
+    const auto serve = fabric.call().serve;
+    if (serve) serve(fabric);
+    fabric.join();
+    if (!serve) return;
+  }
+}
+
+template <class Fabric>
+struct ForkTeam {
+  static constexpr int kTile = 6;  // 36 sums, 12 rows: what 96 registers hold
+  template <class T>
+  using Own = T&;
+
+  Fabric fabric;
+
+  template <class F>
+  ADVCORE_INLINE void each(int n, F f) const {
+    run(serve_each<F, Fabric>, n, f);
+  }
+  template <int K, class F>
+  ADVCORE_INLINE void sums(int n, float* out, F f) const {
+    static_assert(K <= kMaxFold);
+    run(serve_sums<K, F, Fabric>, n, f);
+    for (int k = 0; k < K; ++k) out[k] = fabric.result(k, Add{});
+  }
+  template <class F>
+  ADVCORE_INLINE float maximum(int n, F f) const {
+    run(serve_maximum<F, Fabric>, n, f);
+    return fabric.result(0, Larger{});
+  }
+  template <class F>
+  ADVCORE_INLINE int first(int n, F f) const {  // n - i is exact in a float up to 16 million
+    return n - (int)max(maximum(n, [=](int i) { return f(i) ? (float)(n - i) : 0.0f; }), 0.0f);
+  }
+  template <class F>
+  ADVCORE_INLINE void solve(F f) const {
+    run(serve_solve<F, Fabric>, kShifts, f);
+  }
+  ADVCORE_INLINE void copy_row(int n, const float* from, float* to) const {
+    each(n, [=](int i) { to[i] = from[i]; });
+  }
+  // Sends the workers home.
+  ADVCORE_INLINE void end() const {
+    fabric.call().serve = nullptr;
+    fabric.fork();
+    fabric.join();
+  }
+
+  ADVCORE_INLINE static constexpr bool leader() { return true; }
+  ADVCORE_INLINE static void sync() {}
+
+ private:
+  template <class F>
+  ADVCORE_INLINE void run(void (*serve)(const Fabric&), int n, const F& f) const {
+    static_assert(sizeof(F) <= kMaxCapture && __is_trivially_copyable(F));
+    Call<Fabric>& call = fabric.call();
+    __builtin_memcpy(call.captured, &f, sizeof f);
+    call.n = n;
+    call.serve = serve;
+    fabric.fork();
+    fabric.join();
+  }
+};
+
+}  // namespace
+}  // namespace ADVCORE_NS

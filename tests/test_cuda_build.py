@@ -1,0 +1,65 @@
+"""Registers, stack and spills of the CUDA kernels as ptxas reports them, against a table."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = Path(__file__).parent / "cuda_resources.json"
+ARCHITECTURE = "sm_90"
+
+pytestmark = pytest.mark.slow
+
+
+def resources(report: str) -> dict[str, dict[str, int]]:
+    """Of each kernel; and of the functions they call, which save the registers of their callers in
+    what ptxas counts as spills, the largest.
+    """
+    found: dict[str, dict[str, int]] = {}
+    entry, spills = "", [0]
+    for line in re.split(r"(?=ptxas info\s+: )", report):
+        if match := re.search(r"Compiling entry function '(\w+)'", line):
+            entry = match[1]
+            name = re.search(r"[a-z]+_kernel(?=E)", entry)
+            kernel = found.setdefault(name[0] if name else entry, {})
+        elif match := re.search(r"Used (\d+) registers(?:.*?(\d+) bytes cumulative stack)?", line):
+            kernel |= {"registers": int(match[1]), "stack": int(match[2] or 0)}
+        elif match := re.search(r"properties for (\w+)\s.*?(\d+) bytes spill stores", line, re.S):
+            if match[1] == entry:
+                kernel["spills"] = int(match[2])
+            else:
+                spills.append(int(match[2]))
+    found["called functions"] = {"spills": max(spills)}
+    return found
+
+
+def test_kernels_use_what_the_table_says(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release ([\d.]+)", version)
+    assert release is not None
+    table = json.loads(TABLE.read_text())
+    if release[1] not in table:
+        pytest.skip(f"no figures for nvcc {release[1]} in {TABLE.name}")
+    command = [
+        *(nvcc, "-std=c++20", "--expt-relaxed-constexpr", f"-arch={ARCHITECTURE}", "-Xptxas=-v"),
+        *(f"-I{ROOT / 'csrc'}", "-cubin", "-o", str(tmp_path / "tile.cubin")),
+        str(ROOT / "csrc/cuda/tile.cu"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr, done.stderr
+    measured = resources(done.stdout + done.stderr)
+    expected = table[release[1]][ARCHITECTURE]
+    assert measured.keys() == expected.keys()
+    for name, figures in expected.items():
+        more = {key: measured[name][key] for key in figures if measured[name][key] > figures[key]}
+        assert not more, f"{name} uses more than {figures}: {measured}"

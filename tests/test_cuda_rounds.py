@@ -1,0 +1,164 @@
+"""The Python rounds of the CUDA engine, on the CPU: a stand-in behind the interface of pointers."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advcore import _core
+from advcore.errors import DeviceError
+from advcore.run import Job, Watch, run_oracle
+from advcore.settings import engine_params
+
+torch = pytest.importorskip("torch")
+cuda = pytest.importorskip("advcore.cuda")
+oracles = pytest.importorskip("advcore.oracles")
+
+
+def rows_at(address: int, rows: int, columns: int) -> Any:
+    kind = ctypes.c_float * (rows * columns)
+    return np.ctypeslib.as_array(kind.from_address(address)).reshape(rows, columns)
+
+
+class StandIn:
+    """`_core.CudaSession` by the CPU's session; `fails_in` is the round whose advance fails."""
+
+    fails_in = -1
+
+    def __init__(
+        self, params: Any, images: Any, labels: Any, lo: Any, hi: Any, starts: Any, slots: int,
+        device: int, arena: int, stream: int,
+    ) -> None:  # fmt: skip
+        self.session = _core.Session(params, images, labels, lo, hi, starts, slots)
+        self.n, self.classes = images.shape[1], params.classes
+        self.slots: Any = None
+        self.rounds = 0
+
+    def fill(self) -> Any:
+        self.x, self.k, slots, measure, self.paired = self.session.fill()
+        if self.slots is not None and np.array_equal(slots, self.slots) and not measure.any():
+            return None
+        self.slots = slots
+        return slots, measure
+
+    def gather(self, x: int, k: int) -> None:
+        rows_at(x, len(self.x), self.n)[:] = self.x
+        rows_at(k, len(self.x), 1)[:, 0] = self.k
+
+    def head(self, logits: int, seeds: int) -> None:
+        out = rows_at(seeds, len(self.x), self.classes)
+        out[:] = 0
+        out[: self.paired] = self.session.head(rows_at(logits, len(self.x), self.classes).copy())
+
+    def advance(self, gradients: int) -> None:
+        self.rounds += 1
+        if self.rounds == self.fails_in:
+            raise RuntimeError("CUDA: advance: unspecified launch failure (719)")
+        self.session.advance(rows_at(gradients, len(self.x), self.n)[: self.paired].copy())
+
+    def interrupt(self) -> None:
+        if self.rounds != self.fails_in:
+            self.session.interrupt()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    monkeypatch.setattr(_core, "CudaSession", StandIn)
+    monkeypatch.setattr(StandIn, "fails_in", -1)
+    monkeypatch.setattr(cuda, "_stream", lambda device: 0)
+    monkeypatch.setattr(cuda, "_free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    return StandIn
+
+
+def problem(activation: Any, outputs: int = 4, count: int = 30) -> tuple[Any, Job]:
+    torch.manual_seed(0)
+    layers = (torch.nn.Linear(12, 16), activation, torch.nn.Linear(16, outputs))
+    model = torch.nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.mul_(3)
+    oracle = oracles.TorchOracle(model, (12,))
+    rng = np.random.default_rng(0)
+    images = rng.random((count, 12), dtype=np.float32)
+    labels = oracle.forward(images, grad=False).argmax(axis=1).astype(np.int32)
+    params = engine_params(
+        n=12, classes=oracle.classes, targeted=False, kind=oracle.kind, loss="margin", norm="l2",
+        c_search="fused", c_init=None, confidence=1e-3, effort="default", history=5,
+        tolerance=1e-3, max_evaluations=None, starts=0, seed=0,
+    )  # fmt: skip
+    zeros, ones = np.zeros(12, np.float32), np.ones(12, np.float32)
+    return oracle, Job(params, images, labels, zeros, ones, None)
+
+
+def watch(job: Job) -> Watch:
+    return Watch(len(job.images), None, None, time.perf_counter())
+
+
+@pytest.mark.parametrize("outputs", [4, 1])
+@pytest.mark.parametrize("activation", [torch.nn.Tanh(), torch.nn.ReLU(), torch.nn.Softplus()])
+def test_same_results_as_the_session_of_the_cpu(
+    stand_in: type[StandIn], activation: Any, outputs: int
+) -> None:
+    oracle, job = problem(activation, outputs)
+    expected, error = run_oracle(oracle, job, slots=7, watch=watch(job))
+    assert error is None
+    assert expected["success"].any()
+    found, error = run_oracle(oracle, job, slots=7, watch=watch(job), cuda=True)
+    assert error is None
+    assert np.array_equal(found["success"], expected["success"])
+    both = found["success"]
+    gap = np.abs(found["distortion"][both] / expected["distortion"][both] - 1)
+    assert (gap < 1e-3).mean() >= 0.9  # torch's products round with the rows of the batch
+
+
+def test_a_failed_launch_keeps_what_was_finished(stand_in: type[StandIn]) -> None:
+    oracle, job = problem(torch.nn.Tanh())
+    whole, _ = run_oracle(oracle, job, slots=4, watch=watch(job), cuda=True)
+    stand_in.fails_in = 60
+    found, error = run_oracle(oracle, job, slots=4, watch=watch(job), cuda=True)
+    assert isinstance(error, DeviceError)
+    assert "unspecified launch failure" in str(error)
+    kept = found["status"] != _core.Status.interrupted
+    assert 0 < kept.sum() < len(kept)
+    assert np.array_equal(found["adversarial"][kept], whole["adversarial"][kept])
+    assert np.array_equal(found["adversarial"][~kept], job.images[~kept])
+
+
+def test_the_arena_takes_what_there_is(
+    stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle, job = problem(torch.nn.Tanh())
+    one = _core.cuda_arena_bytes(job.params, False, 1)
+    assert one > 4 * 12 * 24
+    monkeypatch.setattr(cuda, "_free_memory", lambda device: math.ceil(6 * one / cuda.SHARE))
+    assert 1 < cuda.CudaSession(job, 30, oracle.device).slots < 10
+
+    def full(*shape: int, **options: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(cuda.torch, "empty", full)
+    with pytest.raises(DeviceError, match=f"{one} bytes"):
+        cuda.CudaSession(job, 30, oracle.device)
+
+
+def test_the_reason_for_no_cuda_is_named() -> None:
+    built, devices, reason = _core.cuda_status()
+    if devices:
+        pytest.skip("there is a GPU")
+    assert reason
+    _, job = problem(torch.nn.Tanh())
+    with pytest.raises(RuntimeError, match="CUDA" if built else "no CUDA"):
+        _core.CudaSession(
+            *(job.params, job.images, job.labels, job.lo, job.hi, None, 4), device=0, arena=0,
+            stream=0,
+        )  # fmt: skip
