@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import _core
 
@@ -158,6 +158,8 @@ def engine_params(
         params.max_evaluations = max_evaluations
     if penalty:
         schedules: tuple[Schedule, ...] = (PENALTY,)
+        if c_search == "fused":
+            schedules = (replace(PENALTY, budget=(60,)), PENALTY)
         params.attempts = 1
     else:
         first = chosen.schedules

@@ -41,6 +41,11 @@ struct Machine {
   ADVCORE_INLINE bool exact_loss() const { return params.loss == Loss::cross_entropy; }
   ADVCORE_INLINE const Schedule& schedule() const { return params.schedule[s.schedule]; }
 
+  // The paper's loss on a network with kinks can defeat the fused search: then a second one
+  // bisects.
+  ADVCORE_INLINE bool bisecting() const {
+    return params.c_search == CSearch::bisection || (exact_loss() && s.searches > 1);
+  }
   // What a search is measured by before it ends. Nothing with given starts: they must never make a
   // result worse, so no search is dropped for their sake.
   ADVCORE_FN float rival() const { return params.starts > 0 ? kNone : s.best_norm; }

@@ -275,11 +275,10 @@ ADVCORE_FN void Machine<Team>::stage() {
   }
   if (accepted) accept(norm2);
   s.accept_any = false;
-  if (accepted && s.k == 0 && s.margin >= 0 && params.c_search == CSearch::fused)
-    s.penalty_norm = norm;
+  if (accepted && s.k == 0 && s.margin >= 0 && !bisecting()) s.penalty_norm = norm;
 
   const bool still = accepted && !first && __builtin_sqrtf(step.ss) < params.tolerance * norm;
-  if (params.c_search == CSearch::bisection) {
+  if (bisecting()) {
     if (still || s.rounds >= schedule().budget[s.stage]) {
       if (!bisect_c(s, s.margin >= 0)) return end_stage(Status::converged);
       s.rounds = 0;
@@ -342,7 +341,7 @@ ADVCORE_FN void Machine<Team>::propose() {
   masked_gram(team, params.padded_n, free, v, count, model.gram);
 
   s.c_last = s.c;
-  if (params.c_search == CSearch::fused) {
+  if (!bisecting()) {
     // The shift bounds the step, not c: with it no c would reach the goal, and c would run down.
     model.shift = 0;
     s.c = choose_c(team, params, s, work);

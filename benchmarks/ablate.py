@@ -1,0 +1,129 @@
+"""What each part of the search is worth: the default effort with one part changed at a time.
+
+    ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/ablate.py [--networks embedded,...]
+        [--images 200]
+
+For each network and variant: the mean distortion over that of the default, the share of the images
+more than 1% above the default's, success, evaluations and forwards. Random targets (seed 0).
+Figures go to ``benchmarks/results/ablation.json``; the table of ``docs/decisions.md`` is made of
+them. Variants of the engine itself (history in bf16, pairs of the total function, small systems in
+float32) need a changed build and are described there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import machine
+import networks
+import numpy as np
+
+import advcore
+from advcore import settings
+
+NETWORKS = "embedded,fc100_100_10,fc200_200_10,tanh,relu,abc_mnist_6_100_nat"
+
+
+def exact_only(effort: settings.Effort) -> settings.Effort:
+    """Every schedule on the exact network alone, with the same number of evaluations."""
+    schedules = tuple(
+        settings.Schedule((0.0,), (sum(s.budget),), (s.temperature[-1],)) for s in effort.schedules
+    )
+    return replace(effort, schedules=schedules)
+
+
+def one_temperature(effort: settings.Effort) -> settings.Effort:
+    """T at its last value from the start."""
+    schedules = tuple(
+        replace(s, temperature=(s.temperature[-1],) * len(s.temperature)) for s in effort.schedules
+    )
+    return replace(effort, schedules=schedules)
+
+
+@contextlib.contextmanager
+def changed(variant: str) -> Iterator[dict[str, Any]]:
+    """The settings of ``variant`` in place; yields the options of the call."""
+    efforts = {kind: dict(table) for kind, table in settings.EFFORT.items()}
+    pass_on = dict(settings.PASS_ON)
+    options: dict[str, Any] = {}
+    for table in settings.EFFORT.values():
+        effort = table["default"]
+        if variant == "no polish":
+            table["default"] = replace(effort, polish_budget=0)
+        elif variant == "no smoothing":
+            table["default"] = exact_only(effort)
+        elif variant == "one temperature":
+            table["default"] = one_temperature(effort)
+        elif variant == "one schedule":
+            table["default"] = replace(effort, schedules=effort.schedules[:1])
+    if variant == "every network to the end":
+        settings.PASS_ON.update(dict.fromkeys(pass_on, 0.0))
+    elif variant.startswith("history"):
+        options["history"] = int(variant.split()[1])
+    elif variant == "c by bisection":
+        options["c_search"] = "bisection"
+    elif variant == "cross-entropy":
+        options["loss"] = "cross_entropy"
+    try:
+        yield options
+    finally:
+        settings.PASS_ON.update(pass_on)
+        for kind, table in efforts.items():
+            settings.EFFORT[kind].update(table)
+
+
+VARIANTS = (
+    "default",
+    "no polish",
+    "no smoothing",
+    "every network to the end",
+    "one temperature",
+    "one schedule",
+    "history 3",
+    "history 8",
+    "c by bisection",
+    "cross-entropy",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", default=NETWORKS)
+    parser.add_argument("--images", type=int, default=200)
+    arguments = parser.parse_args()
+    figures: dict[str, dict[str, Any]] = {}
+    for name in arguments.networks.split(","):
+        case = networks.case(name, targeted=True, images=arguments.images)
+        figures[name] = {}
+        base = np.empty(0)
+        for variant in VARIANTS:
+            with changed(variant) as options:
+                result = advcore.minimize_distortion(
+                    case.model, case.images, case.classes, **options
+                )
+            d = result.minimum_distortion()
+            base = d if variant == "default" else base
+            found = np.isfinite(d) & np.isfinite(base)
+            row = {
+                "success": float(result.success.mean()),
+                "mean_over_default": float(d[found].mean() / base[found].mean()),
+                "more_than_1%_above": float((d[found] > 1.01 * base[found]).mean()),
+                "evaluations": float(result.evaluations.mean()),
+                "forwards": float(result.forwards.mean()),
+            }
+            figures[name][variant] = row
+            print(
+                f"{name:20} {variant:26} success {row['success']:6.1%}  "
+                f"/default {row['mean_over_default']:.4f}  >1% {row['more_than_1%_above']:5.1%}  "
+                f"evaluations {row['evaluations']:6.1f} + {row['forwards']:4.1f}",
+                flush=True,
+            )
+    print(machine.save("ablation", {"images": arguments.images, "networks": figures}))
+
+
+if __name__ == "__main__":
+    main()
