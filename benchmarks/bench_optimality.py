@@ -17,7 +17,7 @@ convolutional ones; random targets (seed 0), or untargeted. C&W runs 9 searches 
 
 Figures go to ``benchmarks/results/bench_optimality_targeted.json`` or ``..._untargeted.json``;
 networks not named keep what is there. ``--plot`` draws the performance profiles, the share of the
-images within a factor of the best of all attacks, into ``docs/images``.
+images within a factor of the best of all attacks, and what an effort buys, into ``docs/images``.
 """
 
 from __future__ import annotations
@@ -183,6 +183,10 @@ def main() -> None:
     print(path)
     if options.plot:
         print(profiles.draw(distances, kind))
+        dense = [n for n in distances if n in networks.DENSE]
+        if dense and kind == "targeted":
+            stored = json.loads((machine.RESULTS / "bench_optimality_targeted.json").read_text())
+            print(profiles.draw_effort({n: stored["networks"][n]["attacks"] for n in dense}))
 
 
 if __name__ == "__main__":

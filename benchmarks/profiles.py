@@ -79,3 +79,37 @@ def draw(networks: dict[str, dict[str, Floats]], kind: str) -> Path:
         small = picture.convert("RGB").quantize(192)
     small.save(path, optimize=True)
     return path
+
+
+def draw_effort(figures: dict[str, dict[str, dict[str, float]]]) -> Path:
+    """Mean distortion over the envelope against evaluations; ours joined, the rivals as points."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    for (network, rows), colour in zip(figures.items(), plt.get_cmap("tab10").colors, strict=False):
+        ours = [rows[f"advcore {effort}"] for effort in ("fast", "default", "thorough")]
+        axis.plot(
+            [row["evaluations"] + row["forwards"] for row in ours],
+            [row["mean_over_envelope"] for row in ours], "o-", color=colour, label=network,
+            markersize=4,
+        )  # fmt: skip
+        rivals = [rows[name] for name in LINES if name in rows and not name.startswith("advcore")]
+        axis.plot(
+            [row["evaluations"] + row["forwards"] for row in rivals if row["success"] == 1],
+            [row["mean_over_envelope"] for row in rivals if row["success"] == 1],
+            "x", color=colour, markersize=5,
+        )  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_ylim(0.99, 1.08)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.grid(alpha=0.3)
+    axis.set_xlabel("forward passes an image: o advcore fast, default, thorough; x rivals")
+    axis.set_ylabel("distortion / envelope")
+    axis.legend(fontsize=7, frameon=False)
+    path = IMAGES / "effort.png"
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+    return path

@@ -192,7 +192,7 @@ from advcore import Network, Status
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 network = Network.load(sys.argv[1])
-x = np.tile(np.random.default_rng(1).random((1000, 20), dtype=np.float32), (800, 1))
+x = np.tile(np.random.default_rng(1).random((1000, 20), dtype=np.float32), (400, 1))
 if sys.argv[2] == "numpy":
     class Slow:
         def forward(self, x):
