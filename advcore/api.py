@@ -63,8 +63,8 @@ def minimize_distortion(
         float32; other real dtypes, and arrays that are not contiguous, are copied once.
     targets : (N,) int, or an int for all images, optional
         Class that each image shall be taken for. None: untargeted, any class but ``labels``: one
-        search for the class that is reached first, and one (``effort="thorough"``: three) for
-        others, as that is not always the nearest.
+        search for the class that is reached first, and two (``effort="thorough"``: four,
+        ``"fast"``: none) for others, as that is not always the nearest.
     labels : (N,) int, or an int for all images, optional
         True classes, for untargeted runs; None: the model's own prediction. Where targets are
         given they decide alone, and labels are only checked.
@@ -91,8 +91,9 @@ def minimize_distortion(
     c_init : "auto" or float > 0
         First c; "auto": from the linearised problem.
     c_search : "fused" or "bisection"
-        "fused": c is chosen anew each iteration at no evaluation. "bisection": a full solve for
-        each c, the paper's way.
+        "fused": c is chosen anew each iteration at no evaluation (``loss="cross_entropy"``: an
+        image for which that fails is bisected). "bisection": a full solve for each c, the
+        paper's way.
     levels : int >= 2, optional
         Results on the grid of that many equidistant values of scalar ``bounds`` (256 for 8 bits),
         repaired and verified there.
@@ -242,6 +243,7 @@ def minimize_distortion(
                 keep_starts(path.forward, size, job, found, confidence)
             _verify(path, job, found, grid, confidence, size, isinstance(error, KeyboardInterrupt))
         except (Exception, KeyboardInterrupt) as raised:
+            unverified |= found["success"]  # given starts that took the place of a result
             found["success"][unverified] = False  # the images stay, as they are
             found["status"][unverified] = _core.Status.interrupted
             error = raised.__cause__ if isinstance(raised, ModelRaised) else raised

@@ -71,10 +71,14 @@ def keep_starts(
     """
     assert job.starts is not None
     adversarial, success = found["adversarial"], found["success"]
-    reached = np.linalg.norm(adversarial.astype(np.float64) - job.images, axis=1)
-    r = job.starts.astype(np.float64) - job.images[:, None]
-    distance = np.linalg.norm(r, axis=2)
-    rows, which = np.nonzero(distance < np.where(success, reached, np.inf)[:, None])
+    distance = np.empty(job.starts.shape[:2])
+    closer = np.empty(job.starts.shape[:2], bool)
+    for part in np.array_split(np.arange(len(job.images)), -(-len(job.images) // 256) or 1):
+        clean = job.images[part].astype(np.float64)
+        reached = np.linalg.norm(adversarial[part] - clean, axis=1)
+        distance[part] = np.linalg.norm(job.starts[part] - clean[:, None], axis=2)
+        closer[part] = distance[part] < np.where(success[part], reached, np.inf)[:, None]
+    rows, which = np.nonzero(closer & (distance > 0))  # the clean image stands in for no start
     if not len(rows):
         return
     z = verify.batched(forward, job.starts[rows, which], size)
@@ -85,7 +89,7 @@ def keep_starts(
     for i in order[good[order]]:
         row = rows[i]
         adversarial[row] = job.starts[row, which[i]]
-        if not success[row] and found["status"][row] == _core.Status.not_found:
+        if found["status"][row] in (_core.Status.not_found, _core.Status.non_finite):
             found["status"][row] = _core.Status.stalled
         success[row] = True
 

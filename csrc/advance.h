@@ -6,10 +6,11 @@
 //         -> polish <-> polish_probe -> done        and before it, for each given start,
 //            given_start -> bisect -> polish_start ...
 //
-// A pass through the stages is one fused c-search on each network of the smoothing schedule; push
-// hands its point over to the exact network; the polish projects x0 onto the bundle of linearised
-// margins there. Best-so-far holds the smallest adversarial point ever evaluated on the
-// exact network, whatever the phase.
+// A pass through the stages is one fused c-search on each network of the smoothing schedule. The
+// polish projects x0 onto the bundle of linearised margins of the exact network, from either side
+// of the boundary; push is for points from which it does not get inside. Then the next schedule.
+// Best-so-far holds the smallest adversarial point ever evaluated on the exact network, whatever
+// the phase.
 #pragma once
 
 namespace ADVCORE_NS {
@@ -17,7 +18,7 @@ namespace {
 
 constexpr float kReach = 0.1f;  // of the box's diagonal: the first step goes no further
 constexpr float kPrune = 5.0f;  // of the best distortion: a class so far by the linear model, or
-constexpr float kFar = 1.5f;    // so far when its search has settled, is left alone
+constexpr float kFar = 1.5f;    // so far when a stage has settled (Params::pass_on), is left alone
 constexpr float kHopeless = 1.01f;  // of the best distortion: a search that ends above it, or
 constexpr float kSame = 0.05f;      // nearer to the best image than this, is not polished
 constexpr int kStale = 3;           // rounds of the polish without progress
@@ -126,6 +127,7 @@ struct Machine {
     const bool searched = status != Status::budget && status != Status::non_finite;
     if (s.best_norm == kNone && searched)
       status = s.nans > 0 ? Status::non_finite : Status::not_found;
+    if (s.best_norm < s.attempt_best && s.c > 0) s.best_c = s.c;
     s.status = status;
     s.phase = Phase::done;
   }
@@ -147,6 +149,14 @@ struct Machine {
       team.copy_row(params.n, p.starts + (size_t)s.starts_tried * params.n, p.trial);
       ++s.starts_tried;
       return ask_exact(Phase::given_start, false);
+    }
+    if (!params.targeted && s.searches > 0) {
+      // The searches of an effort differ in the classes left out alone: where the last one added
+      // none, another would be the same again. A rescue may go to every class.
+      if (s.exclusions == s.exclusions_before || s.exclusions + 1 >= params.classes)
+        s.searches = max(s.searches, params.attempts);
+      if (!s.reached && s.searches >= params.attempts) s.exclusions = 0;
+      s.exclusions_before = s.exclusions;
     }
     const bool classes_left = s.exclusions + 1 < params.classes;
     if (classes_left && s.searches < (s.reached ? params.attempts : params.schedules)) {

@@ -39,7 +39,10 @@ ADVCORE_FN void Machine<Team>::ask_center() {
 // From outside: x0 is projected onto all cuts so far until the margin is reached (Kelley 1960).
 template <class Team>
 ADVCORE_FN void Machine<Team>::polish_start() {
-  if (!s.eval.finite) return end_attempt(Status::stalled);
+  if (!s.eval.finite) {
+    ++s.nans;
+    return s.cut_rounds > 0 ? far_side() : end_attempt(Status::stalled);
+  }
   hold_class(s.eval.runner_up);
   const bool cut = add_cut(p.trial_gradient, p.trial);
   if (s.eval.margin < 0) {
@@ -50,6 +53,7 @@ ADVCORE_FN void Machine<Team>::polish_start() {
   if (!cut) return end_attempt(Status::stalled);
   s.center_norm = s.center_before = distortion(team, params, p, p.trial);
   s.margin_low = s.eval.margin;
+  for (int j = 0; j < s.cuts; ++j) s.born[j] -= s.cut_rounds;
   s.cut_rounds = 0;
   swap(p.x, p.trial);
   propose_cut();
@@ -59,7 +63,6 @@ ADVCORE_FN void Machine<Team>::polish_start() {
 template <class Team>
 ADVCORE_FN void Machine<Team>::far_side() {
   if (s.tries > 0) return end_attempt(Status::not_found);
-  swap(p.x, p.stage_point);
   copy(team, params, p.x, p.trial);
   ask_exact(Phase::push, false);
 }

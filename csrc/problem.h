@@ -116,12 +116,12 @@ struct State {
   bool want_gradient = false;
   bool measure = false;  // record the smoothing widths from this forward
   bool targeted = true;
-  int label = 0;                     // target, or the class to leave
-  int excluded[kMaxSchedules] = {};  // untargeted: classes that earlier attempts reached
-  int exclusions = 0;
-  int against = -1;  // >= 0: the margin is z_label - z_against alone
-  float k = 0;       // smoothing of this evaluation
-  float T = 0;       // temperature; 0: exact margin; < 0: head sets it from the margin found
+  int label = 0;                              // target, or the class to leave
+  int excluded[kMaxSchedules] = {};           // untargeted: classes that earlier attempts went for
+  int exclusions = 0, exclusions_before = 0;  // now, and when the last attempt began
+  int against = -1;                           // >= 0: the margin is z_label - z_against alone
+  float k = 0;                                // smoothing of this evaluation
+  float T = 0;  // temperature; 0: exact margin; < 0: head sets it from the margin found
   Evaluation eval;
 
   // best-so-far on the exact network

@@ -20,7 +20,7 @@ INF = float("inf")
 CONFIDENCE = 1e-4
 LIMITS = {2: (1e-4, 1e-3), 3: (1e-4, 1e-3), 10: (1e-4, 1e-3), 1000: (1.5e-3, 1e-2)}
 """Relative gap by number of classes: mean and largest. Of 1,000 random classes dozens meet at the
-minimum, more than the ten cuts of the polish."""
+minimum, more than the sixteen cuts of the polish."""
 SIZES = [(n, classes) for n in (1, 2, 7, 16, 17, 784) for classes in (2, 3, 10, 1000)]
 
 

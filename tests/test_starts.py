@@ -40,6 +40,49 @@ def test_starts_never_make_a_result_worse(task: Any, form: str, effort: str) -> 
     assert (result.evaluations > plain.evaluations).any()
 
 
+def exact_logits(weight: float) -> Any:
+    """Two classes, z = weight * x; NaN where the first variable is above 0.8."""
+
+    class Model:
+        def forward(self, x: Any) -> Any:
+            z = weight * np.asarray(x).reshape(len(x), -1)
+            return np.where(z[:, :1] > 0.8 * weight, np.nan, z).astype(np.float32)
+
+        def backward(self, dlogits: Any) -> Any:
+            return weight * dlogits
+
+    return Model()
+
+
+def test_a_start_for_an_image_that_the_model_cannot_see() -> None:
+    result = advcore.minimize_distortion(
+        exact_logits(1.0), np.array([[0.9, 0.5]], np.float32), [1], starts=[[0.1, 0.9]]
+    )
+    assert result.success.all()
+    assert result.status[0] == advcore.Status.stalled
+    np.testing.assert_array_equal(result.adversarial, np.array([[0.1, 0.9]], np.float32))
+
+
+def test_a_start_just_above_the_confidence_is_kept() -> None:
+    """The engine asks for more than the confidence, because of rounding; the result need not."""
+    above = np.nextafter(np.float32(0.5), np.float32(1))
+    start = np.array([[0.5, above]], np.float32)  # margin 1.8e-4 of logits of 1,500
+    result = advcore.minimize_distortion(
+        exact_logits(3e3), np.array([[0.7, 0.5]], np.float32), [1], starts=start, max_evaluations=1
+    )
+    assert result.success.all()
+    assert result.margin[0] >= 1e-4
+
+
+def test_the_clean_image_does_not_stand_in_as_a_result() -> None:
+    above = np.nextafter(np.float32(0.5), np.float32(1))
+    clean = np.array([[0.5, above]], np.float32)
+    result = advcore.minimize_distortion(
+        exact_logits(3e3), clean, [1], starts=(np.zeros((1, 2), np.float32), np.array([0]))
+    )
+    assert result.distortion[0] > 0
+
+
 def test_untargeted_starts(task: Any) -> None:
     network, x, _, pool, kinds = task
     label = network.forward(x).argmax(1)

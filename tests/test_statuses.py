@@ -354,6 +354,53 @@ def test_nan_gradients_with_finite_logits_are_non_finite() -> None:
     assert set(names(result)) == {"non_finite", "already_adversarial"}
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_untargeted_finds_what_targeted_finds(classes: int) -> None:
+    """Steep tanh: many first searches fail, and leave every class to the rescue."""
+    rng = np.random.default_rng(4)
+    n, scale = 8, 30.0
+
+    def layer(out: int, width: int, size: float, kind: str) -> Layer:
+        weight = size * rng.standard_normal((out, width)) / np.sqrt(width)
+        bias = 0.3 * size * rng.standard_normal(out)
+        return Layer(weight.astype(np.float32), bias.astype(np.float32), kind)
+
+    widths = [layer(12, n, scale, "tanh"), layer(12, 12, scale, "tanh")]
+    network = Network([*widths, layer(classes, 12, 3.0, "identity")])
+    x = rng.random((60, n), dtype=np.float32)
+    label = network.forward(x).argmax(axis=1)
+    found = np.zeros(60, bool)
+    for step in range(1, classes):
+        found |= advcore.minimize_distortion(network, x, (label + step) % classes).success
+    untargeted = advcore.minimize_distortion(network, x, labels=label)
+    assert classes > 2 or (untargeted.rescues > 0).any()
+    assert (untargeted.success >= found).mean() >= 0.98
+
+
+def test_a_start_that_no_gradient_leaves_stays_in_the_bounds() -> None:
+    """Rounding puts the start on either side of the boundary, and there is no slope to follow."""
+
+    class Noisy:
+        calls = 0
+
+        def forward(self, x: Any) -> Any:
+            Noisy.calls += 1
+            flat = np.asarray(x).reshape(len(x), -1)
+            z = np.where(flat[:, 0] < 0.3, 5.0, (flat[:, 0] - 1.5) * 4)
+            z += 0.004 if Noisy.calls % 2 else -0.004
+            return np.stack([0 * z, z], axis=1).astype(np.float32)
+
+        def backward(self, dlogits: Any) -> Any:
+            return np.zeros((len(dlogits), 1), np.float32)
+
+    for trial, start in enumerate(np.random.default_rng(0).uniform(1.6, 2, 100)):
+        Noisy.calls = trial % 2
+        result = advcore.minimize_distortion(
+            Noisy(), np.full((1, 1), 0.5, np.float32), [1], bounds=(0.5, 2.0), starts=[[start]]
+        )
+        assert 0.5 <= result.adversarial[0, 0] <= 2
+
+
 def test_success_never_comes_with_not_found() -> None:
     """Flat everywhere, another class in half of the box: only the random start finds it."""
 
