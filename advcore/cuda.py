@@ -123,8 +123,12 @@ def on_device(
     oracle: TorchOracle, job: Job, slots: int
 ) -> Iterator[tuple[CudaSession, DeviceOracle]]:
     """Session and oracle on the oracle's device, which is torch's current one meanwhile."""
-    with torch.cuda.device(oracle.device):
-        session = CudaSession(job, slots, oracle.device)
+    device = oracle.device
+    if str(device) == "cuda":  # without a number: torch's current one
+        device = torch.device("cuda", torch.cuda.current_device())
+    # Tensors of a session are leaves of a graph: none is made in the caller's inference mode.
+    with torch.cuda.device(device), torch.inference_mode(False):
+        session = CudaSession(job, slots, device)
         yield session, DeviceOracle(oracle, session.slots)
 
 

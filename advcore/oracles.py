@@ -297,7 +297,7 @@ class TorchOracle:
                 mode = Smoothing(self._widths, k, slots, measured, capacity)
             output = self._evaluate(x.detach(), mode, True).detach()
             self._logits.check(tuple(output.shape), len(x))
-            logits = output.to(torch.float32).contiguous()
+            logits = output.to(x.device, torch.float32).contiguous()
             if self._logits.outputs == 1:
                 logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
             return logits

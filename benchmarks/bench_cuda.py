@@ -203,6 +203,9 @@ def main() -> None:
         model = data.embedded_network().to_torch().to("cuda")
         flat = images[:8].reshape(8, -1)
         print(advcore.minimize_distortion(model, flat, labels=labels[:8], max_evaluations=12))
+        wide = nn.Sequential(nn.Linear(20000, 16), nn.Tanh(), nn.Linear(16, 5)).eval().to("cuda")
+        large = np.random.default_rng(0).random((2, 20000), dtype=np.float32)  # a cluster an image
+        print(advcore.minimize_distortion(wide, large, max_evaluations=12))
         return
     import machine
 
@@ -229,6 +232,7 @@ def main() -> None:
         except Exception:
             traceback.print_exc()
             figures[name] = {"failed": traceback.format_exc(limit=1).splitlines()[-1]}
+        machine.save("bench_cuda", figures)  # a later part may hang
     copy = figures["ceilings"].get("copy_TB_s")
     took = figures["fully_connected"].get("advance_full_ms")
     if copy and took:

@@ -13,7 +13,10 @@ cd "$(dirname "$0")/.."
 root=$PWD
 python=${PYTHON:-python3}
 build=$root/build/gpu
-results=$root/benchmarks/results
+export ADVCORE_RESULTS=${ADVCORE_RESULTS:-$root/benchmarks/results}
+export PYTHONUNBUFFERED=1
+results=$ADVCORE_RESULTS
+total=${ADVCORE_GPU_SECONDS:-570}  # of all steps together
 log=$results/gpu.log
 mkdir -p "$results" "$build"
 
@@ -31,6 +34,12 @@ failed=0
 step() {  # name, seconds, command...
   local name=$1 limit=$2 begin=$SECONDS rc
   shift 2
+  [ $((total - SECONDS)) -lt "$limit" ] && limit=$((total - SECONDS))
+  if [ "$limit" -lt 5 ]; then
+    summary+=("skipped $name (no time left)")
+    failed=1
+    return 1
+  fi
   echo "=== $name" | tee -a "$log"
   timeout --kill-after=10 "$limit" "$@" 2>&1 | tee -a "$log" | tail -n 25
   rc=${PIPESTATUS[0]}
@@ -73,11 +82,12 @@ assert _core.cuda_status()[1] > 0' || finish
 small=("$python" -P benchmarks/bench_cuda.py --small)
 step "eight images" 60 "${small[@]}"
 if "$python" -c 'import pytest' 2>/dev/null; then
-  step tests 150 "$python" -P -m pytest -q -x -o filterwarnings=default -p no:cacheprovider \
-    tests/test_cuda.py tests/test_cuda_rounds.py
+  step tests 150 "$python" -P -m pytest -v --maxfail=20 --tb=short -o filterwarnings=default \
+    -o faulthandler_timeout=60 -p no:cacheprovider tests/test_cuda.py tests/test_cuda_rounds.py
 else
   skip "tests (no pytest)"
 fi
+step benchmarks 180 "$python" -P benchmarks/bench_cuda.py
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     step "$tool" 90 compute-sanitizer --tool "$tool" --kernel-regex kns=advcore \
@@ -86,5 +96,4 @@ if command -v compute-sanitizer >/dev/null; then
 else
   skip "memcheck, racecheck (no compute-sanitizer)"
 fi
-step benchmarks 180 "$python" -P benchmarks/bench_cuda.py
 finish

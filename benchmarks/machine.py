@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("ADVCORE_RESULTS") or Path(__file__).parent / "results")
 
 
 def describe() -> dict[str, Any]:
@@ -30,13 +30,16 @@ def describe() -> dict[str, Any]:
     versions = {"advcore": advcore.__version__}
     for name in ("numpy", "scipy", "torch"):
         versions[name] = metadata.version(name)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+    except OSError:  # no git there
+        commit = ""
     return {
         "cpu": model,
         "cores": os.cpu_count(),

@@ -17,9 +17,10 @@ ADVCORE_INLINE Lane free_variable(Lane x, Lane total, Lane lo, Lane hi) {
 template <class Team>
 ADVCORE_FN void between(const Team& team, const Params& params, const Problem& p, float t,
                         float* out) {
-  team.each(params.padded_n, [=, &p](int i) {
-    const Lane x0 = load(p.x0, i);
-    store(out, i, clip(x0 + t * (load(p.x, i) - x0), load(p.lo, i), load(p.hi, i)));
+  const float *const clean = p.x0, *const x = p.x, *const lo = p.lo, *const hi = p.hi;
+  team.each(params.padded_n, [=](int i) {
+    const Lane x0 = load(clean, i);
+    store(out, i, clip(x0 + t * (load(x, i) - x0), load(lo, i), load(hi, i)));
   });
   team.sync();
 }
@@ -28,9 +29,10 @@ ADVCORE_FN void between(const Team& team, const Params& params, const Problem& p
 template <class Team>
 ADVCORE_FN float distortion(const Team& team, const Params& params, const Problem& p,
                             const float* x) {
+  const float* const x0 = p.x0;
   float r2[1];
-  team.template sums<1>(params.padded_n, r2, [=, &p](int i, Lane* acc) {
-    const Lane r = load(x, i) - load(p.x0, i);
+  team.template sums<1>(params.padded_n, r2, [=](int i, Lane* acc) {
+    const Lane r = load(x, i) - load(x0, i);
     acc[0] += r * r;
   });
   return __builtin_sqrtf(r2[0]);

@@ -100,12 +100,14 @@ ADVCORE_FN void Machine<Team>::note_curvature() {
     if (s.cut_class[j] == s.eval.runner_up && (same < 0 || s.born[j] > s.born[same])) same = j;
   if (same < 0) return;
   const float* const cut = cut_row(params, p, same);
+  const float *const at = p.trial, *const gradient = p.trial_gradient;
+  const float *const x = p.x, *const x0 = p.x0;
   float dots[3];
-  team.template sums<3>(params.padded_n, dots, [=, this](int i, Lane* acc) {
-    const Lane trial = load(p.trial, i), d = trial - load(p.x, i), g = load(p.trial_gradient, i);
+  team.template sums<3>(params.padded_n, dots, [=](int i, Lane* acc) {
+    const Lane trial = load(at, i), d = trial - load(x, i), g = load(gradient, i);
     acc[0] += d * d;
     acc[1] += g * g;
-    acc[2] += load(cut, i) * (trial - load(p.x0, i));
+    acc[2] += load(cut, i) * (trial - load(x0, i));
   });
   float multiplier = 0;
   for (int j = 0; j < s.cuts; ++j) multiplier += s.dual[j];
@@ -167,9 +169,11 @@ ADVCORE_FN void Machine<Team>::probe(float least) {
 
 template <class Team>
 ADVCORE_FN void Machine<Team>::segment(float t) {  // trial = x + t (failed trial - x)
-  team.each(params.padded_n, [=, this](int i) {
-    const Lane x = load(p.x, i);
-    store(p.trial, i, clip(x + t * (load(p.gradient, i) - x), load(p.lo, i), load(p.hi, i)));
+  const float *const from = p.x, *const to = p.gradient, *const lo = p.lo, *const hi = p.hi;
+  float* const trial = p.trial;
+  team.each(params.padded_n, [=](int i) {
+    const Lane x = load(from, i);
+    store(trial, i, clip(x + t * (load(to, i) - x), load(lo, i), load(hi, i)));
   });
   team.sync();
 }

@@ -9,8 +9,10 @@
 //   fold<K>(acc, op)       by all workers: combines K values of each, in a fixed order
 //   result(k, op)          to the leader: what fold made of the k-th
 //
-// A function object travels as bytes: it captures by value, or refers to memory that all see (the
-// problem, the machine), never to the leader's stack.
+// A function object travels as bytes: it captures by value, never by reference, neither the
+// leader's stack nor the problem (in a cluster that is another block's memory, and in a loop that
+// stores the compiler reads its pointers again every time). That of `solve` may refer to problem
+// and machine.
 #pragma once
 
 namespace ADVCORE_NS {

@@ -20,10 +20,11 @@ template <class Team>
 ADVCORE_FN float write_cut(const Team& team, const Params& params, const Problem& p, State& s,
                            int i, const float* gradient, const float* at, float margin) {
   float dots[2];
-  team.template sums<2>(params.padded_n, dots, [=, &p](int i, Lane* acc) {
+  const float* const x0 = p.x0;
+  team.template sums<2>(params.padded_n, dots, [=](int i, Lane* acc) {
     const Lane g = load(gradient, i);
     acc[0] += g * g;
-    acc[1] += g * (load(at, i) - load(p.x0, i));
+    acc[1] += g * (load(at, i) - load(x0, i));
   });
   const float norm = __builtin_sqrtf(dots[0]);
   if (!(norm > 1e-18f && norm < 1e18f))  // beyond, its square is not a float
@@ -53,9 +54,10 @@ ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem&
     lambda[j] = j < s.cuts ? dual[j] : 0;
   }
   float dots[P + 1];
-  team.template sums<P + 1>(params.padded_n, dots, [=, &p](int i, Lane* acc) {
-    const Lane lo = load(p.lo, i), hi = load(p.hi, i), x0 = load(p.x0, i);
-    const Lane q = x0 + w * (load(p.x, i) - x0);
+  const float *const lower = p.lo, *const upper = p.hi, *const clean = p.x0, *const center = p.x;
+  team.template sums<P + 1>(params.padded_n, dots, [=](int i, Lane* acc) {
+    const Lane lo = load(lower, i), hi = load(upper, i), x0 = load(clean, i);
+    const Lane q = x0 + w * (load(center, i) - x0);
     Lane row[P], y = q;
     ADVCORE_UNROLL
     for (int j = 0; j < P; ++j) {
@@ -194,11 +196,13 @@ ADVCORE_FN void project(const Team& team, const Params& params, const Problem& p
   }
   for (int j = 0; j < P; ++j) s.dual[j] = dual[j];
   const int length = params.padded_n;
-  team.each(length, [=, &p](int i) {
-    const Lane x0 = load(p.x0, i);
-    Lane y = x0 + w * (load(p.x, i) - x0);
-    for (int j = 0; j < P; ++j) y += dual[j] * load(p.ring + (size_t)j * length, i);
-    store(out, i, clip(y, load(p.lo, i), load(p.hi, i)));
+  const float *const clean = p.x0, *const x = p.x, *const lo = p.lo, *const hi = p.hi;
+  const float* const cuts = p.ring;
+  team.each(length, [=](int i) {
+    const Lane x0 = load(clean, i);
+    Lane y = x0 + w * (load(x, i) - x0);
+    for (int j = 0; j < P; ++j) y += dual[j] * load(cuts + (size_t)j * length, i);
+    store(out, i, clip(y, load(lo, i), load(hi, i)));
   });
   team.sync();
 }
@@ -208,9 +212,10 @@ template <class Team>
 ADVCORE_FN void keep_center(const Team& team, const Params& params, const Problem& p, State& s) {
   for (int j = 0; j < s.cuts; ++j) {
     const float* const row = cut_row(params, p, j);
+    const float *const x = p.x, *const x0 = p.x0;
     float dot[1];
-    team.template sums<1>(params.padded_n, dot, [=, &p](int i, Lane* acc) {
-      acc[0] += load(row, i) * (load(p.x, i) - load(p.x0, i));
+    team.template sums<1>(params.padded_n, dot, [=](int i, Lane* acc) {
+      acc[0] += load(row, i) * (load(x, i) - load(x0, i));
     });
     s.offset[j] = max(s.offset[j], -dot[0]);
   }

@@ -104,9 +104,10 @@ ADVCORE_FN void Machine<Team>::start_search() {
   s.cuts = 0;
   // Where the network is saturated at x0 its linearisation says nothing about the boundary: the
   // first step goes no further than kReach of the box, 0.1 rms for images in [0, 1].
+  const float *const lo = p.lo, *const hi = p.hi;
   float range2[1];
-  team.template sums<1>(params.padded_n, range2, [=, this](int i, Lane* acc) {
-    const Lane range = load(p.hi, i) - load(p.lo, i);
+  team.template sums<1>(params.padded_n, range2, [=](int i, Lane* acc) {
+    const Lane range = load(hi, i) - load(lo, i);
     acc[0] += select(range < 1e30f, range * range, broadcast(1.0f));
   });
   const float far = distortion(team, params, p, p.trial);
@@ -138,9 +139,10 @@ ADVCORE_FN void Machine<Team>::start_search() {
 // x = clip(x0 + t (x - x0)), in place
 template <class Team>
 ADVCORE_FN void Machine<Team>::shrink(float* x, float t) {
-  team.each(params.padded_n, [=, this](int i) {
-    const Lane x0 = load(p.x0, i);
-    store(x, i, clip(x0 + t * (load(x, i) - x0), load(p.lo, i), load(p.hi, i)));
+  const float *const clean = p.x0, *const lo = p.lo, *const hi = p.hi;
+  team.each(params.padded_n, [=](int i) {
+    const Lane x0 = load(clean, i);
+    store(x, i, clip(x0 + t * (load(x, i) - x0), load(lo, i), load(hi, i)));
   });
   team.sync();
 }
@@ -175,9 +177,11 @@ template <class Team>
 ADVCORE_FN void Machine<Team>::far_start() {
   s.moved = s.move_pending = true;
   const float part = schedule().origin;
-  team.each(params.padded_n, [=, this](int i) {
-    const Lane lo = load(p.lo, i), hi = load(p.hi, i), range = hi - lo;
-    store(p.trial, i, select(range < 1e30f, lo + part * range, load(p.x0, i)));
+  const float *const lower = p.lo, *const upper = p.hi, *const clean = p.x0;
+  float* const trial = p.trial;
+  team.each(params.padded_n, [=](int i) {
+    const Lane lo = load(lower, i), hi = load(upper, i), range = hi - lo;
+    store(trial, i, select(range < 1e30f, lo + part * range, load(clean, i)));
   });
   team.sync();
   ask(Phase::stage, true, s.k, s.T);
@@ -194,12 +198,14 @@ template <class Team>
 ADVCORE_FN Move Machine<Team>::move() const {
   const float old_sigma = s.sigma, new_sigma = sigma_of(s.eval.log_odds), c2 = 2 * s.c;
   Move out;
+  const float *const clean = p.x0, *const point = p.x, *const trial = p.trial;
+  const float *const gradient = p.gradient, *const trial_gradient = p.trial_gradient;
   float dots[4];
-  team.template sums<4>(params.padded_n, dots, [=, this](int i, Lane* acc) {
-    const Lane x0 = load(p.x0, i), x = load(p.x, i), t = load(p.trial, i), d = t - x, r = t - x0;
-    const Lane g = -old_sigma * load(p.gradient, i);
+  team.template sums<4>(params.padded_n, dots, [=](int i, Lane* acc) {
+    const Lane x0 = load(clean, i), x = load(point, i), t = load(trial, i), d = t - x, r = t - x0;
+    const Lane g = -old_sigma * load(gradient, i);
     acc[0] += d * d;
-    acc[1] += d * (-new_sigma * load(p.trial_gradient, i) - g);
+    acc[1] += d * (-new_sigma * load(trial_gradient, i) - g);
     acc[2] += d * (g + c2 * (x - x0));
     acc[3] += r * r;
   });
@@ -263,7 +269,9 @@ ADVCORE_FN void Machine<Team>::stage() {
   const bool accepted = first || after <= before + 1e-4f * step.slope + 2e-7f * before;
   if (!first) {
     const float ratio = (before - after) / max(-0.5f * step.slope, 1e-37f);
-    if (ratio < 0.05f) {
+    // A promise below the rounding of the loss says nothing about the model; the bisection needs
+    // the shift there to come to rest.
+    if (ratio < 0.05f && (bisecting() || -step.slope > 1e-6f * before)) {
       // The shift with which a step along this one would have ended at the minimum of the parabola
       // through both values and the slope; at least four times the last.
       const float bend = max(after - before - step.slope, 1e-37f);
@@ -323,11 +331,13 @@ ADVCORE_FN void Machine<Team>::propose() {
   float* const free = p.trial;  // both are overwritten by the next trial
   float* const r = p.trial_gradient;
   const float sigma = s.sigma, c2 = 2 * s.c;
-  team.each(params.padded_n, [=, this](int i) {
-    const Lane x = load(p.x, i), ri = x - load(p.x0, i);
-    const Lane total = c2 * ri - sigma * load(p.gradient, i);
+  const float *const point = p.x, *const clean = p.x0, *const gradient = p.gradient;
+  const float *const lo = p.lo, *const hi = p.hi;
+  team.each(params.padded_n, [=](int i) {
+    const Lane x = load(point, i), ri = x - load(clean, i);
+    const Lane total = c2 * ri - sigma * load(gradient, i);
     store(r, i, ri);
-    store(free, i, free_variable(x, total, load(p.lo, i), load(p.hi, i)));
+    store(free, i, free_variable(x, total, load(lo, i), load(hi, i)));
   });
   team.sync();
   const float* v[kMaxBasis] = {};
@@ -358,11 +368,11 @@ ADVCORE_FN void Machine<Team>::propose() {
                       : 0.0);
   weight[2 * m] = (float)(-s.sigma * inverse);
   weight[2 * m + 1] = (float)(2 * s.c * inverse);
-  team.each(params.padded_n, [=, this](int i) {
+  team.each(params.padded_n, [=](int i) {  // `free` is the trial
     Lane d = Lane{};
     for (int j = 0; j < count; ++j) d += weight[j] * load(v[j], i);
-    const Lane x = load(p.x, i) - load(free, i) * d;
-    store(p.trial, i, clip(x, load(p.lo, i), load(p.hi, i)));
+    const Lane x = load(point, i) - load(free, i) * d;
+    store(free, i, clip(x, load(lo, i), load(hi, i)));
   });
   team.sync();
   ask(Phase::stage, true, s.k, s.T);
@@ -372,9 +382,10 @@ ADVCORE_FN void Machine<Team>::propose() {
 // toward x0, to where the linearised margin reaches the goal.
 template <class Team>
 ADVCORE_FN void Machine<Team>::step_back() {
+  const float *const gradient = p.gradient, *const x = p.x, *const x0 = p.x0;
   float dot[1];
-  team.template sums<1>(params.padded_n, dot, [=, this](int i, Lane* acc) {
-    acc[0] += load(p.gradient, i) * (load(p.x, i) - load(p.x0, i));
+  team.template sums<1>(params.padded_n, dot, [=](int i, Lane* acc) {
+    acc[0] += load(gradient, i) * (load(x, i) - load(x0, i));
   });
   const float t = dot[0] > 0 ? 1 - (s.margin - s.goal) / dot[0] : 0.5f;
   between(team, params, p, min(max(t, 0.1f), 0.95f), p.trial);
@@ -387,9 +398,10 @@ ADVCORE_FN void Machine<Team>::step_back() {
 // farther from x0.
 template <class Team>
 ADVCORE_FN bool Machine<Team>::nothing_new() const {
+  const float *const point = p.x, *const clean = p.x0, *const best = p.best;
   float dots[2];
-  team.template sums<2>(params.padded_n, dots, [=, this](int i, Lane* acc) {
-    const Lane x = load(p.x, i), r = x - load(p.x0, i), d = x - load(p.best, i);
+  team.template sums<2>(params.padded_n, dots, [=](int i, Lane* acc) {
+    const Lane x = load(point, i), r = x - load(clean, i), d = x - load(best, i);
     acc[0] += r * r;
     acc[1] += d * d;
   });

@@ -2,9 +2,9 @@
 // image is large. The leader is thread 0 of the first block; the rest of its warp leaves at once,
 // as do the leaders' warps of the other blocks.
 //
-// The scalars of the image and the small systems are in the shared memory of the first block. The
-// blocks of a cluster have the same layout, so that an address of the first one's is, in another,
-// its own copy: of the call and of the pointers, taken over at every fork.
+// The scalars of the image and the small systems are in the shared memory of the first block; the
+// others take over the call at every fork. A generic address of shared memory names its block: what
+// the function of a sum or a loop captures by reference, all blocks read from the first one.
 #pragma once
 
 namespace ADVCORE_NS {
@@ -13,17 +13,17 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 128;
 constexpr int kMaxWarps = kMaxThreads / kWarp - 1;  // of workers
+constexpr int kMaxRanks = 8;                        // blocks of a portable cluster
 
 struct Block;
 
 struct Shared {
-  // To the other blocks of the cluster, from the problem's `index` on, which its pointers follow.
   Problem problem;
   alignas(8) unsigned char machine[64];
   Call<Block> call;
   float partial[kMaxWarps][kMaxFold];
-  float folded[kMaxFold];
-  Work work;  // ends with the matrix: as much of it as the history needs
+  float folded[kMaxRanks][kMaxFold];  // in the first block: of every block
+  Work work;                          // ends with the matrix: as much of it as the history needs
 };
 
 struct Block {
@@ -45,19 +45,14 @@ struct Block {
   __device__ static int lane() { return rank() * workers() + worker(); }
   __device__ static int lanes() { return ranks() * workers(); }
 
-  // Not the aligned form: the leader is alone in its warp.
-  __device__ static void join() {
-    if (ranks() == 1)
-      asm volatile("barrier.sync 0;" ::: "memory");
-    else
-      cluster_barrier();
-  }
-  __device__ static void fork() {
-    join();
+  // Not inlined: every verb of the leader has both.
+  __device__ __noinline__ static void join() { barrier(threadIdx.x >= kWarp); }
+  __device__ __noinline__ static void fork() {
+    barrier(threadIdx.x < kWarp);
     if (rank() == 0) return;
-    int* const to = reinterpret_cast<int*>(&shared().problem.index);
+    int* const to = reinterpret_cast<int*>(&shared().call);
     const int* const from = at_rank(to, 0);
-    const int words = static_cast<int>(reinterpret_cast<int*>(&shared().call + 1) - to);
+    constexpr int words = sizeof(Call<Block>) / sizeof(int);
     for (int i = worker(); i < words; i += workers()) to[i] = from[i];
     worker_barrier();
   }
@@ -71,13 +66,15 @@ struct Block {
     for (int k = worker(); k < K; k += workers()) {
       float all = shared().partial[0][k];
       for (int w = 1; w < workers() / kWarp; ++w) all = op(all, shared().partial[w][k]);
-      shared().folded[k] = all;
+      float* const to = &shared().folded[rank()][k];
+      *(ranks() > 1 ? at_rank(to, 0) : to) = all;
     }
   }
   template <class Op>
   __device__ static float result(int k, Op op) {
-    float all = shared().folded[k];
-    for (int r = 1; r < ranks(); ++r) all = op(all, *at_rank(&shared().folded[k], r));
+    float all = shared().folded[0][k];
+#pragma unroll 1
+    for (int r = 1; r < ranks(); ++r) all = op(all, shared().folded[r][k]);
     return all;
   }
 
@@ -111,13 +108,20 @@ struct Block {
   __device__ static void worker_barrier() {
     asm volatile("barrier.sync 1, %0;" ::"r"(workers()) : "memory");
   }
-  __device__ static void cluster_barrier() {
+  // Not the aligned forms: the leader is alone in its warp. `writes`: whether this thread has
+  // written what others read after the barrier; in a cluster that fence is dear.
+  __device__ static void barrier([[maybe_unused]] bool writes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile(
-        "barrier.cluster.arrive.release;\n\t"
-        "barrier.cluster.wait.acquire;" ::
-            : "memory");
+    if (ranks() > 1) {
+      if (writes)
+        asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+      else
+        asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+      asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+      return;
+    }
 #endif
+    asm volatile("barrier.sync 0;" ::: "memory");
   }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   __device__ static int special_register_rank() {

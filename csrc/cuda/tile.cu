@@ -12,7 +12,6 @@ namespace {
 
 constexpr size_t kStagedBytes = size_t{32} << 20;  // pinned memory for images that come and go
 constexpr int kRankLength = 8192;                  // variables for which another block is worth it
-constexpr int kMaxRanks = 8;                       // blocks of a portable cluster
 
 void check(cudaError_t code, const std::string& what) {
   if (code == cudaSuccess) return;
@@ -123,7 +122,8 @@ CudaTile::CudaTile(const Params& params, const Job& job, Feed& feed, int slots, 
                              std::to_string(properties.minor) +
                              ", for which this build has no code (8.0 and later)");
   }
-  while (properties.major >= 9 && d.ranks < kMaxRanks && params.n >= 2 * d.ranks * kRankLength)
+  while (properties.major >= 9 && d.ranks < cuda::kMaxRanks &&
+         params.n >= 2 * d.ranks * kRankLength)
     d.ranks *= 2;
 
   const CudaArena at = cuda_arena(params, job.own_bounds, slots);
