@@ -51,12 +51,13 @@ Params kinked_params(int classes) {
 // More rounds than any run can take.
 int most_rounds(const Params& params) {
   const int polish = 2 + 3 * params.polish_budget;
+  const bool bisects = params.c_search == advcore::CSearch::bisection ||
+                       params.loss == advcore::Loss::cross_entropy;  // where the fused search fails
   int rounds = 1 + params.starts * (14 + polish);
   for (int q = 0; q < params.schedules; ++q) {
     const advcore::Schedule& schedule = params.schedule[q];
-    rounds += 17 + polish;
-    for (int i = 0; i < schedule.stages; ++i)
-      rounds += 3 + schedule.budget[i] * (params.c_search == advcore::CSearch::bisection ? 40 : 3);
+    rounds += 37 + polish;  // 20 to the boundary, 15 of the push
+    for (int i = 0; i < schedule.stages; ++i) rounds += 3 + schedule.budget[i] * (bisects ? 40 : 3);
   }
   return rounds;
 }
