@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._extras import require
+from .models import seeded
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +23,12 @@ def train(
     epochs: int = 60,
     batch_size: int = 128,
     learning_rate: float = 3e-3,
+    optimizer: str = "adam",
     seed: int = 0,
     callback: Callable[[int, float], None] | None = None,
+    extra_loss: Callable[[], torch.Tensor] | None = None,
 ) -> list[float]:
-    """Trains `model` in place and leaves it in eval mode; Adam, learning rate to 0 by a cosine.
+    """Trains `model` in place and leaves it in eval mode; the learning rate falls by a cosine to 0.
 
     Minimises mean cross-entropy + sum over the Linear layers of `lambda * sum w^2 / k`, with k the
     layer's units (outputs) and w its weights without the bias: the penalty of Szegedy et al.
@@ -34,7 +37,10 @@ def train(
     ----------
     images : (N, ...) float32, on the CPU.  labels : (N,) integers.
     weight_decay : lambda of every Linear layer, or one value per Linear layer in module order.
-    seed : order of the batches. The same seed, model, data and thread count give the same weights.
+    optimizer : "adam", or "sgd" with Nesterov momentum 0.9.
+    seed : order of the batches, and torch's global generator (dropout). The same seed, model, data
+        and thread count give the same weights.
+    extra_loss : called at every step, its value is added to the objective.
     callback : called after each epoch with (epochs done, mean objective of that epoch).
 
     Returns
@@ -55,27 +61,93 @@ def train(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     penalties = _penalties(model, weight_decay)
-    optimizer = torch.optim.Adam(model.parameters(), learning_rate)
+    parameters = [weight for weight in model.parameters() if weight.requires_grad]
+    if optimizer == "adam":
+        descent: torch.optim.Optimizer = torch.optim.Adam(parameters, learning_rate)
+    elif optimizer == "sgd":
+        descent = torch.optim.SGD(parameters, learning_rate, momentum=0.9, nesterov=True)
+    else:
+        raise ValueError(f'optimizer must be "adam" or "sgd", got {optimizer!r}')
     steps = epochs * math.ceil(len(x) / batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, steps)
     generator = torch.Generator().manual_seed(seed)
     history: list[float] = []
     model.train()
-    for epoch in range(epochs):
+    with seeded(seed):
+        for epoch in range(epochs):
+            total = 0.0
+            for batch in torch.randperm(len(x), generator=generator).split(batch_size):
+                objective = torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
+                for factor, weight in penalties:
+                    objective = objective + factor * weight.square().sum()
+                if extra_loss is not None:
+                    objective = objective + extra_loss()
+                descent.zero_grad()
+                objective.backward()
+                descent.step()
+                schedule.step()
+                total += float(objective.detach()) * len(batch)
+            history.append(total / len(x))
+            if callback is not None:
+                callback(epoch + 1, history[-1])
+    model.eval()
+    return history
+
+
+def train_autoencoder(
+    encoder: torch.nn.Linear,
+    images: NDArray[Any] | torch.Tensor,
+    *,
+    activity: float = 0.05,
+    sparsity: float = 3.0,
+    weight_decay: float = 3e-3,
+    epochs: int = 30,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> list[float]:
+    """Trains `encoder` in place as the first layer of a sparse autoencoder with sigmoid units.
+
+    Minimises, by Adam, half the squared error of the reconstruction (sum over the pixels, mean
+    over the images) + sparsity * sum over the units of KL(activity, mean activity in the batch)
+    + weight_decay / 2 * sum w^2: the form of Ng's lecture notes, which were the custom in 2013. The
+    decoder, a Linear layer with sigmoids, is dropped.
+
+    Returns
+    -------
+    Mean objective of each epoch.
+    """
+    require("torch", "torch", "advcore.training")
+    import torch
+
+    x = torch.as_tensor(images, dtype=torch.float32).flatten(1)
+    with seeded(seed):
+        decoder = torch.nn.Linear(encoder.out_features, encoder.in_features)
+    weights = [encoder.weight, decoder.weight]
+    descent = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], learning_rate)
+    steps = epochs * math.ceil(len(x) / batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, steps)
+    generator = torch.Generator().manual_seed(seed)
+    history: list[float] = []
+    for _ in range(epochs):
         total = 0.0
         for batch in torch.randperm(len(x), generator=generator).split(batch_size):
-            objective = torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
-            for factor, weight in penalties:
-                objective = objective + factor * weight.square().sum()
-            optimizer.zero_grad()
+            pixels = x[batch]
+            code = encoder(pixels).sigmoid()
+            rate = code.mean(0).clamp(1e-6, 1 - 1e-6)
+            divergence = activity * (activity / rate).log() + (1 - activity) * (
+                (1 - activity) / (1 - rate)
+            ).log()
+            objective = 0.5 * (decoder(code).sigmoid() - pixels).square().sum(1).mean()
+            objective = objective + sparsity * divergence.sum()
+            for weight in weights:
+                objective = objective + 0.5 * weight_decay * weight.square().sum()
+            descent.zero_grad()
             objective.backward()
-            optimizer.step()
+            descent.step()
             schedule.step()
             total += float(objective.detach()) * len(batch)
         history.append(total / len(x))
-        if callback is not None:
-            callback(epoch + 1, history[-1])
-    model.eval()
     return history
 
 
