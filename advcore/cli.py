@@ -1,4 +1,6 @@
-"""Entry point of the command `advcore`; the commands themselves are in advcore.commands."""
+"""Entry point of the command `advcore`; the commands are in advcore.commands and
+advcore.reproduce_command.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,12 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line; exit codes: 0 done, 1 the model raised, 2 bad input, 130 Ctrl-C."""
+    """Runs the command line.
+
+    Exit codes: 0 done, 1 the model or an experiment raised, 2 bad input, 130 Ctrl-C.
+    """
     try:
-        from .commands import app
+        from . import commands, reproduce_command  # noqa: F401 (the latter adds its command)
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich"}:
             raise
@@ -16,7 +21,7 @@ def main() -> None:
             f'the command advcore needs {error.name}: pip install "advcore[cli]"', file=sys.stderr
         )
         raise SystemExit(2) from None
-    app()
+    commands.app()
 
 
 if __name__ == "__main__":

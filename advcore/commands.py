@@ -24,7 +24,7 @@ from .result import already_note, images_per_second
 if TYPE_CHECKING:
     from .result import Result
 
-MODEL_RAISED = 1
+RAISED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -160,7 +160,7 @@ def attack(
         "threads": threads,
         "device": device,
     }
-    with _one_line_errors(debug) as stage:
+    with one_line_errors(debug) as stage:
         if targets is not None and untargeted:
             raise ValueError("--targets and --untargeted exclude each other")
         if out is not None:
@@ -190,7 +190,7 @@ def attack(
         text = " ".join(str(stop).split())
         text = text.replace("the exception's .result holds", "the table and --out hold")
         print(f"error: {text}", file=sys.stderr)
-        raise typer.Exit(MODEL_RAISED)
+        raise typer.Exit(RAISED)
 
 
 @app.command()
@@ -242,14 +242,14 @@ def _job(
 
 
 @dataclass
-class _Stage:
+class Stage:
     """How far the command has come, in words that follow "interrupted"."""
 
     name: str = "before the run began"
 
 
 def _run(
-    job: loading.Job, stage: _Stage, **options: Any
+    job: loading.Job, stage: Stage, **options: Any
 ) -> tuple[Result, advcore.Interrupted | advcore.ModelError | None]:
     """The result, with what cut it short if anything did; shows a progress bar on stderr."""
 
@@ -315,9 +315,9 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _one_line_errors(debug: bool) -> Iterator[_Stage]:
+def one_line_errors(debug: bool) -> Iterator[Stage]:
     """Turns Ctrl-C and errors about the user's input into one line on stderr and an exit code."""
-    stage = _Stage()
+    stage = Stage()
     try:
         yield stage
     except (ValueError, TypeError, OSError, ImportError) as error:

@@ -111,7 +111,10 @@ def small_cnn(*, seed: int = 0) -> torch.nn.Sequential:
             *(nn.Linear(1024, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU()),
             nn.Linear(200, CLASSES),
         )
-    return network.to(memory_format=torch.channels_last)  # trains 1.2 times as fast on a CPU
+        for layer in network:
+            if isinstance(layer, nn.Conv2d):  # trains 1.2 times as fast on a CPU
+                layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 @contextmanager

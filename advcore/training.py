@@ -99,8 +99,8 @@ def train_autoencoder(
     images: NDArray[Any] | torch.Tensor,
     *,
     activity: float = 0.05,
-    sparsity: float = 3.0,
-    weight_decay: float = 3e-3,
+    sparsity: float = 1.0,
+    weight_decay: float = 1e-4,
     epochs: int = 30,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
@@ -135,9 +135,10 @@ def train_autoencoder(
             pixels = x[batch]
             code = encoder(pixels).sigmoid()
             rate = code.mean(0).clamp(1e-6, 1 - 1e-6)
-            divergence = activity * (activity / rate).log() + (1 - activity) * (
-                (1 - activity) / (1 - rate)
-            ).log()
+            divergence = (
+                activity * (activity / rate).log()
+                + (1 - activity) * ((1 - activity) / (1 - rate)).log()
+            )
             objective = 0.5 * (decoder(code).sigmoid() - pixels).square().sum(1).mean()
             objective = objective + sparsity * divergence.sum()
             for weight in weights:

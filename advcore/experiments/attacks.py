@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +39,16 @@ class AdversarialSet:
     @property
     def mean_rms(self) -> float:
         """Mean distortion of the successes, as in the paper's "Av. min. distortion"."""
-        return float(self.rms[self.success].mean())
+        return mean(self.rms[self.success])
+
+    def first(self, count: int) -> AdversarialSet:
+        """The first `count` images of the set."""
+        rows = {
+            item.name: getattr(self, item.name)[:count]
+            for item in fields(self)
+            if item.name != "seconds"
+        }
+        return AdversarialSet(**rows, seconds=self.seconds)
 
     def scaled(self, rms: float, *, clip: bool = False) -> NDArray[np.float32]:
         """x + rms * sqrt(n) * r / ||r||: every distortion brought to that root mean square."""
@@ -108,7 +118,14 @@ def adversarial_set(
 
 
 def error_percent(network: Trained, images: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Share of the images whose predicted class is not the label, in percent."""
+    """Share of the images whose predicted class is not the label, in percent; NaN of none."""
     from advcore import training
 
+    if not len(images):
+        return math.nan
     return 100 * training.error_rate(network.model, images, labels)
+
+
+def mean(values: NDArray[np.floating[Any]]) -> float:
+    """Mean; NaN of nothing."""
+    return float(values.mean()) if len(values) else math.nan

@@ -26,7 +26,7 @@ class Digits:
     @staticmethod
     @cache
     def load(dataset: str) -> Digits:
-        """ "mnist" or "embedded": the first 800 digits of the package to train, 200 to test."""
+        """MNIST for "mnist"; for "embedded" the package's digits, 800 to train and 200 to test."""
         if dataset == "mnist":
             return Digits(*data.mnist("train"), *data.mnist("test"))
         if dataset != "embedded":
@@ -44,9 +44,7 @@ class Digits:
         rows = np.random.default_rng(0).permutation(len(images))[:count]
         return images[rows], labels[rows]
 
-    def training_part(
-        self, half: int, seed: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def training_part(self, half: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """All training images (half 0), or one of the two halves that `seed` splits them in."""
         if half == 0:
             return self.train_images, self.train_labels

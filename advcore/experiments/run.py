@@ -7,8 +7,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from .networks import Recipe
 
 if TYPE_CHECKING:
     import torch
+    from rich.progress import Progress
 
 Scale = Literal["full", "quick", "tiny"]
 SCALES: tuple[Scale, ...] = ("full", "quick", "tiny")
@@ -75,9 +76,15 @@ class Run:
         self.dataset = dataset
         self.workers = workers or len(os.sched_getaffinity(0))
         self.progress = progress
-        self.seconds = 0.0
-        """Computing time of all networks and steps asked for, restored ones at their own."""
+        self.spent: dict[str, float] = {}
+        """Seconds that the networks and steps asked for took when they were made, by their key."""
         self._loaded: dict[str, Trained] = {}
+        self._shown: Progress | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Computing time of all in `spent`: networks on one thread each, steps on all."""
+        return sum(self.spent.values())
 
     @cached_property
     def digits(self) -> Digits:
@@ -91,7 +98,7 @@ class Run:
         """The networks of these recipes, in order; missing ones are trained side by side."""
         folder = self.out / "cache" / "networks"
         folder.mkdir(parents=True, exist_ok=True)
-        keys = [digest(asdict(recipe)) for recipe in recipes]
+        keys = [digest(networks.content(recipe)) for recipe in recipes]
         missing = {
             key: recipe
             for key, recipe in zip(keys, recipes, strict=True)
@@ -102,10 +109,12 @@ class Run:
         for key, recipe in zip(keys, recipes, strict=True):
             if key not in self._loaded:
                 model, facts = networks.load(folder / f"{key}.pt", recipe)
-                seconds = float(facts.pop("seconds"))
-                errors = [float(facts.pop(f"{part}_error")) for part in ("train", "test")]
-                self._loaded[key] = Trained(recipe, key, model, *errors, seconds, facts)
-                self.seconds += seconds
+                seconds = float(facts["seconds"])
+                train_error, test_error = float(facts["train_error"]), float(facts["test_error"])
+                self._loaded[key] = Trained(
+                    recipe, key, model, train_error, test_error, seconds, facts
+                )
+            self.spent[key] = self._loaded[key].seconds
         return [self._loaded[key] for key in keys]
 
     def step(
@@ -124,32 +133,39 @@ class Run:
         path = folder / f"{name}-{digest({'dataset': self.dataset, **depends})}.npz"
         if not path.exists():
             begin = time.perf_counter()
-            made = {key: np.asarray(value) for key, value in make().items()}
+            with self.bar(name, None):
+                made = {key: np.asarray(value) for key, value in make().items()}
             seconds = time.perf_counter() - begin
+            for key, array in made.items():
+                if array.dtype.hasobject:  # would be pickled, and is not read again
+                    raise TypeError(f"step {name!r}: {key!r} is not an array of numbers or text")
             with replacing(path) as file:
-                np.savez(file, **made, _seconds=np.asarray(seconds))
+                contents: dict[str, Any] = {**made, "_seconds": np.asarray(seconds)}
+                np.savez(file, **contents)
         with np.load(path) as stored:
             arrays = {key: stored[key] for key in stored.files}
-        self.seconds += float(arrays.pop("_seconds"))
+        self.spent[path.stem] = float(arrays.pop("_seconds"))
         return arrays
 
     @contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Callable[[], None]]:
-        """A progress bar on stderr where `progress` was asked for; yields a function to advance."""
+    def bar(self, what: str, total: int | None) -> Iterator[Callable[[], None]]:
+        """A progress bar on stderr where `progress` was asked for; yields a function to advance.
+
+        One inside another stands below it until it is done. total : None, not known.
+        """
         if not self.progress:
             yield lambda: None
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeElapsedColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            *(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as shown:
+        outer = self._shown
+        with nullcontext(outer) if outer else _display() as shown:
+            self._shown = shown
             task = shown.add_task(what, total=total)
-            yield lambda: shown.advance(task)
+            try:
+                yield lambda: shown.advance(task)
+            finally:
+                self._shown = outer
+                if outer:
+                    shown.remove_task(task)
 
     def _train(self, missing: Mapping[str, Recipe], folder: Path) -> None:
         from joblib import Parallel, delayed
@@ -159,8 +175,32 @@ class Run:
             for key, recipe in missing.items()
         )
         with self.bar("training networks", len(missing)) as advance:
-            for _ in Parallel(self.workers, return_as="generator_unordered")(jobs):
+            workers = min(self.workers, len(missing))  # a single one in this process
+            for _ in Parallel(workers, return_as="generator_unordered")(jobs):
                 advance()
+
+
+def _display() -> Progress:
+    """Bars with counts and times, which leave no trace; nothing where stderr is no terminal."""
+    from rich import progress
+    from rich.console import Console
+    from rich.text import Text
+
+    class Count(progress.MofNCompleteColumn):
+        def render(self, task: progress.Task) -> Text:
+            return Text() if task.total is None else super().render(task)
+
+    console = Console(stderr=True)
+    return progress.Progress(
+        progress.TextColumn("  {task.description}"),
+        progress.BarColumn(),
+        Count(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def digest(content: Mapping[str, Any]) -> str:

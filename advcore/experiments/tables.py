@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .run import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
+
+DPI = 150
+"""Of the figures as PNG."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,21 @@ class Table:
     cells: list[Cell] = field(default_factory=list)
 
     def add(
-        self, row: str, column: str, values: float | Sequence[float], published: float | None = None
+        self, row: str, column: str, values: float | Iterable[float], published: float | None = None
     ) -> None:
-        """A cell from one value or from one value a seed; NaN and infinity are refused."""
-        many = tuple(map(float, values)) if isinstance(values, Sequence) else (float(values),)
-        if not many or not all(map(math.isfinite, many)):
-            raise ValueError(f"{self.name}, {row}, {column}: expected finite numbers, got {many}")
+        """A cell from one value or from one value a seed.
+
+        NaN says that there was nothing to measure: such a seed is left out, and the cell where
+        none remains. Infinity is refused.
+        """
+        given = tuple(map(float, values)) if isinstance(values, Iterable) else (float(values),)
+        if not given or any(map(math.isinf, given)):
+            raise ValueError(f"{self.name}, {row}, {column}: expected finite numbers, got {given}")
+        if self.cell(row, column) is not None:
+            raise ValueError(f"{self.name}, {row}, {column}: there is such a cell already")
+        many = tuple(value for value in given if not math.isnan(value))
+        if not many:
+            return
         self.cells.append(Cell(row, column, many, published))
 
     @property
@@ -89,7 +104,7 @@ class Table:
 
     def markdown(self) -> str:
         """A pipe table; the published number stands in parentheses behind the measured one."""
-        lines = [[self.corner, *self.columns], ["---"] * (len(self.columns) + 1)]
+        lines = [[self.corner, *self.columns], ["---", *["---:"] * len(self.columns)]]
         for row in self.rows:
             line = [row]
             for column in self.columns:
@@ -100,43 +115,58 @@ class Table:
                 told = self.published(cell)
                 line.append(self.measured(cell) + (f" ({told})" if told else ""))
             lines.append(line)
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        escaped = ([text.replace("|", r"\|") for text in line] for line in lines)
+        return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
-    def write_csv(self, path: Path) -> None:
+    def csv(self) -> str:
         """One line a cell: row, column, mean, standard_deviation, published, values."""
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["row", "column", "mean", "standard_deviation", "published", "values"])
+        for cell in self.cells:
+            spread = "" if cell.deviation is None else f"{cell.deviation:.6g}"
+            values = " ".join(f"{value:.6g}" for value in cell.values)
             writer.writerow(
-                ["row", "column", "mean", "standard_deviation", "published", "values"]
+                [cell.row, cell.column, f"{cell.mean:.6g}", spread, self.published(cell), values]
             )
-            for cell in self.cells:
-                spread = "" if cell.deviation is None else f"{cell.deviation:.6g}"
-                told = "" if cell.published is None else f"{cell.published:g}"
-                values = " ".join(f"{value:.6g}" for value in cell.values)
-                writer.writerow([cell.row, cell.column, f"{cell.mean:.6g}", spread, told, values])
+        return text.getvalue()
 
 
 @dataclass
 class Figure:
-    """A drawing, written as ``name``.png and ``name``.svg."""
+    """A drawing, written as ``name``.png and ``name``.svg; None where it was read back."""
 
     name: str
     title: str
-    drawing: Drawing
+    drawing: Drawing | None
     caption: str = ""
 
     def write(self, folder: Path) -> None:
-        # no time stamp and fixed ids: the same numbers give the same file
-        import matplotlib
+        if self.drawing is None:
+            raise ValueError(f"the figure {self.name!r} holds no drawing")
+        import matplotlib as mpl
 
-        with matplotlib.rc_context({"svg.hashsalt": self.name, "svg.fonttype": "none"}):
-            self.drawing.savefig(folder / f"{self.name}.svg", metadata={"Date": None})
-        self.drawing.savefig(folder / f"{self.name}.png", dpi=150)
+        # no time stamp and fixed ids: the same numbers give the same file
+        with (
+            mpl.rc_context({"svg.hashsalt": self.name}),
+            replacing(folder / f"{self.name}.svg") as file,
+        ):
+            self.drawing.savefig(file, format="svg", metadata={"Date": None})
+        with replacing(folder / f"{self.name}.png") as file:
+            self.drawing.savefig(file, format="png", dpi=DPI)
 
 
 @dataclass
 class Outcome:
-    """All of one experiment; `remarks` are paragraphs of Markdown that say what was found."""
+    """All of one experiment.
+
+    remarks : paragraphs of Markdown that say what was found.
+    finding : the same in one line of Markdown, for the summary; "": the first remark.
+    headline : table, row and column of the one number that stands in the summary.
+    settings : what a reader needs to repeat it.
+    seconds : computing time of its networks and steps.
+    origin : `origin.origin`: command, date, machine and versions.
+    """
 
     name: str
     title: str
@@ -144,27 +174,60 @@ class Outcome:
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    finding: str = ""
+    headline: tuple[str, str, str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """One line of Markdown."""
+        return self.finding or (self.remarks[0] if self.remarks else "")
+
+    def headline_cell(self) -> tuple[Table, Cell] | None:
+        """The number of `headline` and its table."""
+        if self.headline is None:
+            return None
+        name, row, column = self.headline
+        for table in self.tables:
+            if table.name == name and (cell := table.cell(row, column)) is not None:
+                return table, cell
+        raise ValueError(f"{self.name}: there is no cell {self.headline}")
 
     def write(self, folder: Path) -> None:
-        """`name`.json and .md, a .csv for every table, a .png and .svg for every figure."""
+        """A .csv for every table, a .png and .svg for every figure, `name`.md and `name`.json.
+
+        The .json holds everything but the drawings and is the last to be written.
+        """
+        self.headline_cell()  # raises where it names none
         folder.mkdir(parents=True, exist_ok=True)
         for table in self.tables:
-            table.write_csv(folder / f"{table.name}.csv")
+            write_text(folder / f"{table.name}.csv", table.csv())
         for figure in self.figures:
             figure.write(folder)
-        content = {
-            "experiment": self.name,
-            "title": self.title,
-            "settings": self.settings,
-            "seconds": round(self.seconds, 1),
-            "remarks": self.remarks,
-            "tables": [asdict(table) for table in self.tables],
-            "figures": [figure.name for figure in self.figures],
-        }
-        (folder / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n")
-        (folder / f"{self.name}.md").write_text(self.markdown())
+        write_text(folder / f"{self.name}.md", self.markdown())
+        content = {item.name: getattr(self, item.name) for item in fields(self)}
+        content["tables"] = [asdict(table) for table in self.tables]
+        content["figures"] = [
+            {"name": figure.name, "title": figure.title, "caption": figure.caption}
+            for figure in self.figures
+        ]
+        write_text(folder / f"{self.name}.json", json.dumps(content, indent=1) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> Outcome:
+        """From the .json of `write`, without the drawings."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for table in content["tables"]:
+            table["cells"] = [
+                Cell(**{**cell, "values": tuple(cell["values"])}) for cell in table["cells"]
+            ]
+        content["tables"] = [Table(**table) for table in content["tables"]]
+        content["figures"] = [Figure(drawing=None, **figure) for figure in content["figures"]]
+        if content["headline"] is not None:
+            content["headline"] = tuple(content["headline"])
+        return Outcome(**content)
 
     def markdown(self) -> str:
         """The experiment as one Markdown page."""
@@ -176,3 +239,9 @@ class Outcome:
         if self.remarks:
             parts += ["## Remarks", *self.remarks]
         return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8, and all of it or nothing."""
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,46 @@
+"""Table 3: networks trained on disjoint halves of the training set."""
+
+from __future__ import annotations
+
+from .halves import COUNTS, MODELS, PENALTY, test_sets, trained_on_halves
+from .run import Run
+from .table1 import mean_penalty
+from .tables import Outcome, Table
+
+# Test error %, average minimum distortion.
+PUBLISHED = {
+    "FC100-100-10": (2.4, 0.062),
+    "FC123-456-10": (2.5, 0.059),
+    "FC100-100-10'": (2.1, 0.058),
+}
+
+
+def run(run: Run) -> Outcome:
+    """Errors and distortions of the networks of table 4."""
+    many, few = COUNTS[run.scale]
+    outcome = Outcome(
+        "table3",
+        "Table 3: models trained on disjoint halves",
+        "The training set is split into halves P1 and P2. Are networks that have seen one half "
+        "alone as good, and as easy to deceive?",
+        settings={"images": many, "convolutional_images": few},
+    )
+    table = Table(
+        "table3",
+        "Errors and average minimum distortion",
+        "Errors in percent; distortions on test images with random targets. FC100-100-10' has its "
+        "own initial weights and was trained on P2, SmallCNN' likewise; all others on P1.",
+        corner="model",
+        formats={"": ".2f", "distortion, paper's loss": ".4f", "distortion, default loss": ".4f"},
+    )
+    for name, networks in trained_on_halves(run).items():
+        told = PUBLISHED.get(name, (None, None))
+        table.add(name, "trained on", [MODELS[name][1]] * len(networks))
+        table.add(name, "training error", [one.train_error for one in networks])
+        table.add(name, "test error", [one.test_error for one in networks], told[0])
+        penalty = test_sets(run, name, networks, **PENALTY)
+        table.add(name, "distortion, paper's loss", [mean_penalty(m) for m in penalty], told[1])
+        margin = test_sets(run, name, networks)
+        table.add(name, "distortion, default loss", [made.mean_rms for made in margin])
+    outcome.tables = [table]
+    return outcome

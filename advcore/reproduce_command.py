@@ -1,0 +1,121 @@
+"""Command `advcore reproduce`: runs the experiments, prints each table beside the published one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.measure import Measurement
+from rich.table import Table as Grid
+from rich.text import Text
+
+from . import experiments
+from .commands import RAISED, app, one_line_errors
+
+if TYPE_CHECKING:
+    from .experiments.tables import Cell, Outcome, Table
+
+FULL_SEEDS, QUICK_SEEDS = 5, 2
+_NAMES = f"all, or any of {', '.join(experiments.EXPERIMENTS)}"
+
+
+@app.command(no_args_is_help=True)
+def reproduce(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help=_NAMES)],
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="fewer images and epochs: all in ten minutes on two cores"),
+    ] = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            help=f"repetitions with new networks; default: {FULL_SEEDS}, {QUICK_SEEDS} with --quick"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of the results; a run that was broken off goes on there; "
+            "default: reproduction, reproduction_quick with --quick"
+        ),
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(help="mnist, or embedded: the 1,000 digits of the package")
+    ] = "mnist",
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
+) -> None:
+    """Runs the experiments of "Intriguing properties of neural networks" (Szegedy et al. 2013).
+
+    Prints each table beside the published one. Writes NAME/ with JSON, CSV, Markdown and pictures,
+    and report.html with all that the folder holds.
+    """
+    folder = out or Path("reproduction_quick" if quick else "reproduction")
+    begin = time.perf_counter()
+    with one_line_errors(debug) as stage:
+        stage.name = f"(what is finished is kept in {folder}; the same command goes on)"
+        failed = None
+        try:
+            experiments.reproduce(
+                names,
+                folder,
+                scale="quick" if quick else "full",
+                seeds=seeds if seeds is not None else QUICK_SEEDS if quick else FULL_SEEDS,
+                dataset=dataset,
+                progress=True,
+                finished=print_outcome,
+            )
+        except experiments.ExperimentsFailed as error:
+            failed = error
+        print(f"report: {folder / 'report.html'}")
+        print(f"time: {time.perf_counter() - begin:.0f} s")
+    if failed is not None:
+        print(f"error: {' '.join(str(failed).split())}", file=sys.stderr)
+        raise typer.Exit(RAISED)
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Tables and remarks of one experiment, on the standard output."""
+    console = Console(highlight=False)
+    grids = [table_grid(table) for table in outcome.tables]
+    if not console.is_terminal:  # a file has no width: nothing is folded
+        endless = console.options.update(width=10_000)
+        widths = [Measurement.get(console, endless, grid).maximum for grid in grids]
+        console.width = max([console.width, *widths])
+    console.print(outcome.title, style="bold", markup=False)
+    for grid in grids:
+        console.print(grid)
+    legend = []
+    if any(cell.deviation is not None for table in outcome.tables for cell in table.cells):
+        legend.append(f"mean ± standard deviation over {outcome.origin['seeds']} seeds")
+    if any(table.compared for table in outcome.tables):
+        legend.append("the published number in parentheses beneath")
+    if legend:
+        console.print("; ".join(legend), style="dim")
+    for remark in outcome.remarks:
+        console.print(Markdown(remark))
+    console.print()
+
+
+def table_grid(table: Table) -> Grid:
+    """Measured numbers, the published ones dim and in parentheses beneath them."""
+    grid = Grid(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD)
+    grid.add_column(Text(table.corner))
+    for column in table.columns:
+        grid.add_column(Text(column), justify="right")
+    for row in table.rows:
+        cells = [table.cell(row, column) for column in table.columns]
+        grid.add_row(Text(row), *("" if cell is None else _number(table, cell) for cell in cells))
+    return grid
+
+
+def _number(table: Table, cell: Cell) -> Text:
+    text = Text(table.measured(cell))
+    if cell.published is not None:
+        text.append(f"\n({table.published(cell)})", "dim")
+    return text
