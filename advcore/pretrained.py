@@ -230,7 +230,8 @@ def _alexnet_weights() -> dict[str, Any]:
                     weights_only=True,
                 )
         except (OSError, RuntimeError) as error:  # RuntimeError: another hash
-            raise Unavailable(f"{ALEXNET_URL}: {error}; {absent}") from error
+            reason = getattr(error, "reason", error)
+            raise Unavailable(f"{ALEXNET_URL}: {reason}; {absent}") from error
         return weights
     content = path.read_bytes()
     _check(path, content, path.stem.rpartition("-")[2])

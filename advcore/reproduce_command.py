@@ -21,7 +21,7 @@ from .commands import RAISED, app, one_line_errors
 if TYPE_CHECKING:
     from .experiments.tables import Cell, Outcome, Table
 
-FULL_SEEDS, QUICK_SEEDS = 5, 2
+FULL_SEEDS, QUICK_SEEDS = 5, 1
 _NAMES = f"all, or any of {', '.join(experiments.EXPERIMENTS)}"
 
 
@@ -98,7 +98,7 @@ def print_outcome(outcome: Outcome) -> None:
     if legend:
         console.print("; ".join(legend), style="dim")
     for remark in outcome.remarks:
-        console.print(Markdown(remark))
+        console.print(Markdown(remark), width=min(console.width, 100))
     console.print()
 
 

@@ -39,7 +39,7 @@ def value(table: Table, row: str, column: str) -> float:
 
 
 def test_table1_has_every_model_and_both_distortions(first: Outcome) -> None:
-    main, cost, targets, readings = first.tables
+    main, cost, targets, readings, decay = first.tables
     assert main.rows == ALL
     for row in PAPER:
         cell = main.cell(row, table1.PENALTY)
@@ -49,6 +49,9 @@ def test_table1_has_every_model_and_both_distortions(first: Outcome) -> None:
         assert value(cost, row, table1._EXCESS) > 0
         best, average, worst = (value(targets, row, c) for c in ("best", "average", "worst"))
         assert best < average < worst
+    # a heavier penalty: more errors, and a larger distortion
+    assert value(decay, "FC10(1)", "training error") > value(main, "FC10(1)", "training error")
+    assert value(decay, "FC10(1)", table1.PENALTY) > value(main, "FC10(1)", table1.PENALTY)
     thorough = value(readings, "default loss, effort thorough", "distortion")
     assert thorough <= value(readings, "default loss", "distortion") * (1 + 1e-3)
     squared = value(readings, "paper's penalty, c |r|^2", "distortion")

@@ -71,7 +71,7 @@ def reproduce(
     ExperimentsFailed : when all others are done; the traceback is in ``error.txt``.
     """
     for module in NEEDED:
-        require(module, "experiments", "the experiments")
+        require(module, "experiments", "advcore reproduce")
     from . import report
     from .origin import origin
     from .run import Run

@@ -6,9 +6,7 @@ MNIST. Figure 7 sets adversarial examples (accuracy 0%) against Gaussian noise (
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +18,10 @@ from advcore import report
 from .attacks import AdversarialSet, adversarial_set, error_percent
 from .digits import gaussian_noise
 from .networks import CONVOLUTIONAL, PAPER
+from .pictures import noise_grid, predictions, slug
 from .tables import Figure, Outcome, Table
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
-
     from .run import Run, Trained
 
 NETWORKS = {
@@ -34,6 +31,8 @@ NETWORKS = {
 # Figure 7 a and b: adversarial examples of a linear classifier and of the network with 200 and 200
 # units; c: noise of stddev 1, of which the paper does not say which network classified it.
 PUBLISHED = {name: {"adversarial": 0.0, "noise 1": 51.0} for name in ("FC10(1e-4)", "FC200-200-10")}
+EXAMPLES = ("FC10(1e-4)", "FC100-100-10", "AE400-10", "SmallCNN")
+NOISY = ("FC10(1e-4)", "FC200-200-10", "SmallCNN")
 TABLE_STDDEVS = (0.1, 0.3, 1.0)
 EQUAL = "noise of equal rms"
 
@@ -94,16 +93,14 @@ def run(run: Run) -> Outcome:
         curves[name]["rms"] = np.array([attacked.mean_rms for attacked in sets])
         for clip, table in tables.items():
             _fill(table, name, curves[name], clip=clip)
-        outcome.figures += _grids(name, networks[0], sets[0], curves[name], settings)
+        if name in EXAMPLES:
+            outcome.figures.append(_examples(name, networks[0], sets[0], settings))
+        if name in NOISY:
+            outcome.figures.append(_noisy(name, networks[0], sets[0], curves[name], settings))
     outcome.tables += tables.values()
     outcome.figures.append(_curve_figure(curves, settings))
     outcome.remarks += _remarks(curves)
     return outcome
-
-
-def slug(name: str) -> str:
-    """A name for files: "fc10_1e_4" of "FC10(1e-4)"."""
-    return re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def equal_noise(attacked: AdversarialSet, seed: int) -> NDArray[np.float32]:
@@ -112,15 +109,6 @@ def equal_noise(attacked: AdversarialSet, seed: int) -> NDArray[np.float32]:
     noise /= np.sqrt(np.square(noise).mean(axis=1, keepdims=True))
     noise *= np.where(attacked.success, attacked.rms, 0.0)[:, None]
     return (attacked.images + noise).astype(np.float32)
-
-
-def predictions(network: Trained, images: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N,) class of the largest logit."""
-    import torch
-
-    with torch.inference_mode():
-        classes: NDArray[np.int64] = network.model(torch.as_tensor(images)).argmax(1).numpy()
-    return classes
 
 
 def _accuracies(
@@ -182,70 +170,62 @@ def _fill(table: Table, name: str, values: Mapping[str, NDArray[Any]], *, clip: 
         table.add(name, column, list(numbers), PUBLISHED.get(name, {}).get(column))
 
 
-def _grids(
+def _chosen(network: Trained, attacked: AdversarialSet, settings: Settings) -> NDArray[np.int64]:
+    """The first images that the network has right and the attack does not fail on."""
+    right = predictions(network, attacked.images) == attacked.labels
+    return np.flatnonzero(right & attacked.success)[: settings.columns]
+
+
+def _examples(name: str, network: Trained, attacked: AdversarialSet, settings: Settings) -> Figure:
+    """The form of the paper's figures 5 and 6, for the network of the first seed."""
+    rows = _chosen(network, attacked, settings)
+    drawing = report.adversarial_figure(
+        attacked.images[rows],
+        attacked.adversarial[rows],
+        predictions(network, attacked.adversarial[rows]),
+        attacked.rms[rows],
+        labels=attacked.labels[rows],
+        measure="distortion, sqrt(mean r²)",
+        digits=3,
+    )
+    return Figure(
+        f"adversarial_{slug(name)}",
+        f"{name}: original, adversarial, difference x10",
+        drawing,
+        "The first test images of the sample that the network has right, with random targets. "
+        "Above: label, and the class that the network gives the adversarial image.",
+    )
+
+
+def _noisy(
     name: str,
     network: Trained,
     attacked: AdversarialSet,
     values: Mapping[str, NDArray[Any]],
     settings: Settings,
-) -> list[Figure]:
-    """The pictures of one network (that of the first seed): the paper's figures 5 and 7."""
-    clean = predictions(network, attacked.images) == attacked.labels
-    rows = np.flatnonzero(clean & attacked.success)[: settings.columns]
-    images, labels = attacked.images[rows], attacked.labels[rows]
-    adversarial = attacked.adversarial[rows]
-    examples = report.adversarial_figure(
-        images,
-        adversarial,
-        predictions(network, adversarial),
-        attacked.rms[rows],
-        labels=labels,
-        measure="distortion, sqrt(mean r²)",
-        digits=3,
-    )
-    noisy = [("original", images, values["clean"][0])]
-    noisy.append(("adversarial", adversarial, values["adversarial"][0]))
-    noisy.append(("noise of\nequal rms", equal_noise(attacked, 0)[rows], values["free_equal"][0]))
-    for stddev, accuracy in zip(TABLE_STDDEVS, values["free_table"][0], strict=True):
-        pictures = gaussian_noise(attacked.images, stddev, 0)[rows]
-        noisy.append((f"noise {stddev:g}", pictures, accuracy))
-    return [
-        Figure(
-            f"adversarial_{slug(name)}",
-            f"{name}: original, adversarial, difference x10",
-            examples,
-            "The first test images of the sample that the network has right, with random targets. "
-            "Above: label, and the class that the network gives the adversarial image.",
-        ),
-        Figure(
-            f"noise_{slug(name)}",
-            f"{name}: adversarial examples and noise",
-            _noise_grid(network, labels, noisy),
-            "Above each picture the class that the network gives it, red where that is wrong; on "
-            f"the left the accuracy on all {len(attacked.images)} images. Noise is not clipped "
-            "before it is classified; the pictures are.",
-        ),
+) -> Figure:
+    """The paper's figure 7, for the network of the first seed."""
+    rows = _chosen(network, attacked, settings)
+    shown = [
+        ("original", attacked.images, values["clean"][0]),
+        ("adversarial", attacked.adversarial, values["adversarial"][0]),
+        ("noise of\nequal rms", equal_noise(attacked, 0), values["free_equal"][0]),
     ]
-
-
-def _noise_grid(
-    network: Trained,
-    labels: NDArray[np.int64],
-    rows: Sequence[tuple[str, NDArray[np.float32], float]],
-) -> Drawing:
-    from matplotlib.figure import Figure as Canvas
-
-    figure = Canvas(figsize=(1.0 * len(labels) + 1.2, 1.22 * len(rows)), layout="constrained")
-    axes = report.picture_rows(
-        figure, [(name, report.displayable(images), "gray") for name, images, _ in rows]
+    for stddev, accuracy in zip(TABLE_STDDEVS, values["free_table"][0], strict=True):
+        noisy = gaussian_noise(attacked.images, stddev, 0)
+        shown.append((f"noise {stddev:g}", noisy, accuracy))
+    return Figure(
+        f"noise_{slug(name)}",
+        f"{name}: adversarial examples and noise",
+        noise_grid(
+            network,
+            attacked.labels[rows],
+            [(label, images[rows], accuracy) for label, images, accuracy in shown],
+        ),
+        "Above each picture the class that the network gives it, red where that is wrong; on the "
+        f"left the accuracy on all {len(attacked.images)} images. Noise is not clipped before it "
+        "is classified; the pictures are.",
     )
-    for line, (name, images, accuracy) in zip(axes, rows, strict=True):
-        line[0].set_ylabel(
-            f"{name}\n{accuracy:.0f}% right", rotation=0, ha="right", va="center", labelpad=8
-        )
-        for axis, given, label in zip(line, predictions(network, images), labels, strict=True):
-            axis.set_title(str(given), color="black" if given == label else "tab:red", pad=3)
-    return figure
 
 
 def _curve_figure(curves: Mapping[str, Mapping[str, NDArray[Any]]], settings: Settings) -> Figure:
@@ -291,7 +271,18 @@ def _remarks(curves: Mapping[str, Mapping[str, NDArray[Any]]]) -> list[str]:
             f"{change:+.1f} points; at stddev 1 it is {strong:.1f}%, clipped to [0, 1] "
             f"{clipped:.1f}%."
         )
-    ratios = [math.ceil(TABLE_STDDEVS[-1] / values["rms"].mean()) for values in curves.values()]
+    for name, told in PUBLISHED.items():
+        gaps = {
+            kind: abs(curves[name][f"{kind}_table"][:, -1].mean() - told["noise 1"])
+            for kind in ("free", "clipped")
+        }
+        better = "not clipped" if gaps["free"] < gaps["clipped"] else "clipped"
+        parts.append(
+            f"- {name}: the paper's {told['noise 1']:g}% at stddev 1 is nearer to noise that is "
+            f"{better} (off by {gaps['free']:.1f} points not clipped, {gaps['clipped']:.1f} "
+            "clipped)."
+        )
+    ratios = [round(1 / float(values["rms"].mean())) for values in curves.values()]
     parts.append(
         f"\nNoise of stddev 1 is {min(ratios)} to {max(ratios)} times as large as the adversarial "
         "distortion of the same network."

@@ -149,7 +149,8 @@ def share_interval(shares: NDArray[np.float64], trials: int) -> tuple[float, flo
     middle = p + z * z / (2 * total)
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    low, high = (middle - half) / scale, (middle + half) / scale
+    return low if p > 0 else 0.0, high if p < 1 else 1.0  # exact at the ends, but for rounding
 
 
 def crossing(

@@ -161,7 +161,7 @@ class Outcome:
     """All of one experiment.
 
     remarks : paragraphs of Markdown that say what was found.
-    finding : the same in one line of Markdown, for the summary; "": the first remark.
+    finding : the same in one line of Markdown, for the summary; "": their first line.
     headline : table, row and column of the one number that stands in the summary.
     settings : what a reader needs to repeat it.
     seconds : computing time of its networks and steps.
@@ -182,8 +182,8 @@ class Outcome:
 
     @property
     def summary(self) -> str:
-        """One line of Markdown."""
-        return self.finding or (self.remarks[0] if self.remarks else "")
+        """One line of Markdown: the finding, else how the remarks begin."""
+        return self.finding or "\n".join(self.remarks).partition("\n")[0].removeprefix("- ")
 
     def headline_cell(self) -> tuple[Table, Cell] | None:
         """The number of `headline` and its table."""

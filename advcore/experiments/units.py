@@ -30,7 +30,7 @@ from .directions import (
     superiority,
     top_images,
 )
-from .figures import slug
+from .pictures import slug, strip
 from .tables import Figure, Outcome, Table
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Settings:
     images: int
     convolutional: int
     directions: int
-    top: tuple[int, ...] = (10, 20, 1, 2, 5, 50, 100, 200)
+    top: tuple[int, ...] = (10, 20, 2, 5, 50, 100, 200)
     drawn: dict[str, int] = field(default_factory=lambda: {"directions": 5, "images": 8})
 
 
@@ -130,18 +130,15 @@ def _space(run: Run, name: str, space: Space, settings: Settings) -> list[dict[s
 
 
 def _measure(
-    phi: NDArray[np.floating[Any]],
-    labels: NDArray[np.int64],
-    settings: Settings,
-    seed: int,
+    phi: NDArray[np.floating[Any]], labels: NDArray[np.int64], settings: Settings, seed: int
 ) -> dict[str, NDArray[Any]]:
     """Purity of every direction (k, M) for each reading, and the images to be drawn."""
     units = phi.shape[1]
     live = live_units(phi, max(settings.top[:2]))
     basis = np.eye(units)[live]
     v = sphere(settings.directions, units, seed)
-    deviation = phi.std(axis=0)
-    scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    scale = np.zeros(units)
+    scale[live] = 1 / phi[:, live].std(axis=0)
     directions = {
         UNITS: basis,
         RANDOM: v,
@@ -171,8 +168,8 @@ def _purity_table(found: Found, settings: Settings, place: int) -> Table:
         f"Label purity of the first {k} images, percent",
         f"Mean over the directions of the share of the most frequent label among the {k} held-out "
         "images of largest product. Standardised: every unit divided by its standard deviation, "
-        "which leaves the rankings of single units as they are. Left out, units that excite fewer "
-        f"than {max(settings.top[:2])} of the images: without them the first images are arbitrary.",
+        "which leaves the rankings of single units as they are. Left out: units that fewer than "
+        f"{max(settings.top[:2])} images excite, whose first images would be arbitrary.",
         corner="activations",
         formats={"": ".1f", "left out": ".0f"},
     )
@@ -217,18 +214,19 @@ def _pictures(run: Run, name: str, made: Mapping[str, NDArray[Any]], settings: S
     images, labels = run.digits.sample("test", count)
     size = settings.drawn
     figure = Canvas(
-        figsize=(1.5 * size["images"] + 1.6, 0.8 * size["directions"] + 0.4), layout="constrained"
+        figsize=(1.5 * size["images"] + 1.6, 0.75 * size["directions"] + 0.4), layout="constrained"
     )
     sides: Any = figure.subfigures(1, 2, wspace=0.03)
     for side, reading in zip(sides, (UNITS, RANDOM), strict=True):
         rows = []
         for which, tops in zip(made[f"{reading}, drawn"], made[f"{reading}, images"], strict=True):
             alike = purity(labels[tops][None])[0] * len(tops)
-            who = f"unit {which}" if reading == UNITS else f"direction {which}"
-            rows.append((f"{who}\n{alike:.0f} of {len(tops)}", report.displayable(images[tops])))
-        axes = report.picture_rows(side, [(label, pictures, "gray") for label, pictures in rows])
+            who = f"unit {which}" if reading == UNITS else f"v {which}"
+            rows.append((f"{who}\n{alike:.0f} of {len(tops)}", strip(images[tops])))
+        axes = report.picture_rows(side, [(label, one[None], "gray") for label, one in rows])
         for axis in axes[:, 0]:
-            axis.yaxis.label.set(rotation=0, ha="right", va="center", size="small")
+            axis.spines[:].set_visible(False)
+            axis.yaxis.label.set(rotation=0, ha="right", va="center")
         side.suptitle(reading)
     return Figure(
         f"units_{slug(name)}",
@@ -277,24 +275,25 @@ def _curves(found: Found, settings: Settings) -> Figure:
 def _remarks(found: Found, effect: Table) -> list[str]:
     lines = []
     for name in effect.rows:
-        gap, low, high, chance = (
-            cell.mean
-            for cell in (
-                effect.cell(name, key) for key in ("difference", "from", "to", "superiority")
-            )
-            if cell is not None
-        )
+        cells = {cell.column: cell.mean for cell in effect.cells if cell.row == name}
+        low, high = cells["from"], cells["to"]
         verdict = "units are purer" if low > 0 else "random directions are purer"
-        if low <= 0 <= high:
-            verdict = "no difference is shown"
         lines.append(
-            f"- {name}: {gap:+.1f} points (95% {low:+.1f} to {high:+.1f}), superiority "
-            f"{chance:.0f}%: {verdict}."
+            f"- {name}: {cells['difference']:+.1f} points (95% {low:+.1f} to {high:+.1f}), "
+            f"superiority {cells['superiority']:.0f}%: "
+            f"{'no difference is shown' if low <= 0 <= high else verdict}."
         )
+    learnt = []
+    for name in ("FC100-100-10, hidden 2", "SmallCNN, hidden 2"):
+        before, after = (
+            100 * np.mean([one[RANDOM][0].mean() for one in found[key]])
+            for key in (f"{name}, untrained", name)
+        )
+        learnt.append(f"from {before:.0f}% to {after:.0f}% in {name}")
     return [
         "Purity of units minus that of random directions:\n\n" + "\n".join(lines),
-        "Random directions in raw activations weigh units by their variance; standardised units "
-        "weigh equally. The untrained networks and the pixels show how much of the purity is "
-        "there without training: purity alone does not show that a direction has a meaning that "
-        "was learnt.",
+        f"Training raises the purity of random directions {' and '.join(learnt)}. What the "
+        "untrained networks and the pixels have is there without training: purity alone does not "
+        "show that a direction has a meaning that was learnt. Raw activations weigh units by "
+        "their variance in a random direction, standardised units weigh equally.",
     ]
