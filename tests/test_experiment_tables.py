@@ -109,7 +109,7 @@ def test_table2_own_examples_always_deceive(run: Run, first: Outcome) -> None:
 def test_tables3_and_4_use_disjoint_halves(run: Run) -> None:
     third, fourth = table3.run(run), table4.run(run)
     assert third.tables[0].rows == list(halves.MODELS)
-    assert value(third.tables[0], "FC100-100-10'", "trained on") == 2
+    assert value(third.tables[0], "FC100-100-10'", "trained on half") == 2
     networks = halves.trained_on_halves(run)
     for seed in run.seeds:
         one = networks["FC100-100-10"][seed].recipe

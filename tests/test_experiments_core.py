@@ -104,14 +104,20 @@ def test_numbers_that_are_none_are_refused(values: Any) -> None:
         small_table().add("C", "test", values)
 
 
-def test_seeds_with_nothing_to_measure_are_left_out() -> None:
+def test_seeds_with_nothing_to_measure_are_told() -> None:
     table = small_table()
     table.add("C", "test", [1.0, np.nan, 3.0])
     table.add("C", "|r|", [np.nan])
     cell = table.cell("C", "test")
     assert cell is not None
-    assert cell.values == (1.0, 3.0)
-    assert table.cell("C", "|r|") is None
+    assert cell.values == (1.0, None, 3.0)
+    assert cell.mean == 2
+    assert table.measured(cell).endswith(" (2 of 3 seeds)")
+    nothing = table.cell("C", "|r|")
+    assert nothing is not None
+    assert np.isnan(nothing.mean)
+    assert table.measured(nothing) == "–"
+    assert "C,|r|,,,,\n" in table.csv()
 
 
 def test_a_cell_is_added_once_and_takes_arrays() -> None:

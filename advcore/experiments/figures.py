@@ -100,6 +100,9 @@ def run(run: Run) -> Outcome:
     outcome.tables += tables.values()
     outcome.figures.append(_curve_figure(curves, settings))
     outcome.remarks += _remarks(curves)
+    (name,) = (row for row in PUBLISHED if row.startswith("FC10("))
+    outcome.headline = (tables[False].name, name, "noise 1")
+    outcome.finding = _finding(curves)
     return outcome
 
 
@@ -256,6 +259,17 @@ def _curve_figure(curves: Mapping[str, Mapping[str, NDArray[Any]]], settings: Se
         figure,
         "Lines: Gaussian noise, mean over the seeds, bands of one standard deviation. Crosses: "
         "adversarial examples at their mean rms. Dotted: chance.",
+    )
+
+
+def _finding(curves: Mapping[str, Mapping[str, NDArray[Any]]]) -> str:
+    right = max(float(values["adversarial"].mean()) for values in curves.values())
+    change = min(
+        float(values["free_equal"].mean() - values["clean"].mean()) for values in curves.values()
+    )
+    return (
+        f"Networks see at most {right:.1f}% of the adversarial examples right; noise of the same "
+        f"size takes at most {max(-change, 0):.1f} points off their accuracy."
     )
 
 

@@ -47,7 +47,7 @@ class Recipe:
 
 
 def content(wanted: Recipe) -> dict[str, Any]:
-    """The fields that name a network's file: a new field leaves it as it was while at its default."""
+    """The fields that name a network's file: those at their default are no part of it."""
     return {
         item.name: value
         for item in fields(wanted)
@@ -89,7 +89,8 @@ CONVOLUTIONAL = {"SmallCNN": ("small_cnn", models.WEIGHT_DECAY["small_cnn"])}
 
 def recipe(scale: str, dataset: str, model: str, seed: int, **changes: Any) -> Recipe:
     """The recipe of a builder of `advcore.models` at a scale, with fields changed as asked for."""
-    schedule = SCHEDULES[scale]
+    # a few hundred digits need the small batches of the smallest scale
+    schedule = SCHEDULES["tiny" if dataset == "embedded" else scale]
     plain = Recipe(
         model=model,
         decay=models.WEIGHT_DECAY[model],

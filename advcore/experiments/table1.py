@@ -133,6 +133,8 @@ def run(run: Run) -> Outcome:
         decay.add(name, PENALTY, [mean_penalty(made) for made in penalty], PUBLISHED[name][2])
     outcome.tables = [main, cost, targets, readings, decay]
     outcome.remarks = _remarks(main, cost)
+    outcome.headline = ("table1", "FC100-100-10", PENALTY)
+    outcome.finding = _finding(main, cost)
     return outcome
 
 
@@ -167,15 +169,18 @@ def _add_errors(table: Table, name: str, trained: Sequence[Trained]) -> None:
 
 
 def mean_penalty(made: AdversarialSet) -> float:
-    """Mean distortion of the penalty's minimisers; an image adversarial already counts as 0."""
-    return mean(np.where(made.rms == 0, 0, made.penalty_rms)[made.success])
+    """Mean distortion of the penalty's minimisers, where the run found one; an image that was
+    adversarial already counts as 0.
+    """
+    penalty = np.where(made.rms == 0, 0, made.penalty_rms)
+    return mean(penalty[made.success & np.isfinite(penalty)])
 
 
 def _excess(ours: AdversarialSet, theirs: AdversarialSet) -> float:
     """Percent by which the paper's mean distortion is larger, on the images that both reached."""
-    both = ours.success & theirs.success
-    penalty = np.where(theirs.rms == 0, 0, theirs.penalty_rms)[both]
-    return 100 * (mean(penalty) / mean(ours.rms[both]) - 1)
+    penalty = np.where(theirs.rms == 0, 0, theirs.penalty_rms)
+    both = ours.success & theirs.success & np.isfinite(penalty)
+    return 100 * (mean(penalty[both]) / mean(ours.rms[both]) - 1)
 
 
 def _readings(run: Run, table: Table, trained: Sequence[Trained], count: int) -> None:
@@ -217,6 +222,17 @@ def every_target(run: Run, network: Trained, count: int) -> NDArray[np.float64]:
         -1, CLASSES - 1
     )
     return wrong[np.isfinite(wrong).all(axis=1)]
+
+
+def _finding(main: Table, cost: Table) -> str:
+    cells = [cell for row in PAPER if (cell := main.cell(row, MARGIN)) is not None]
+    success = [
+        cell.mean for row in PAPER if (cell := cost.cell(row, "success, default %")) is not None
+    ]
+    return (
+        f"Every network is deceived, {min(success):.1f}% of the images or more, by a mean distortion "
+        f"of {min(cell.mean for cell in cells):.3f} to {max(cell.mean for cell in cells):.3f}."
+    )
 
 
 def _remarks(main: Table, cost: Table) -> list[str]:

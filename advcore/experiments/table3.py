@@ -31,11 +31,16 @@ def run(run: Run) -> Outcome:
         "Errors in percent; distortions on test images with random targets. FC100-100-10' has its "
         "own initial weights and was trained on P2, SmallCNN' likewise; all others on P1.",
         corner="model",
-        formats={"": ".2f", "distortion, paper's loss": ".4f", "distortion, default loss": ".4f"},
+        formats={
+            "": ".2f",
+            "trained on half": ".0f",
+            "distortion, paper's loss": ".4f",
+            "distortion, default loss": ".4f",
+        },
     )
     for name, networks in trained_on_halves(run).items():
         told = PUBLISHED.get(name, (None, None))
-        table.add(name, "trained on", [MODELS[name][1]] * len(networks))
+        table.add(name, "trained on half", [MODELS[name][1]] * len(networks))
         table.add(name, "training error", [one.train_error for one in networks])
         table.add(name, "test error", [one.test_error for one in networks], told[0])
         penalty = test_sets(run, name, networks, **PENALTY)
@@ -43,4 +48,18 @@ def run(run: Run) -> Outcome:
         margin = test_sets(run, name, networks)
         table.add(name, "distortion, default loss", [made.mean_rms for made in margin])
     outcome.tables = [table]
+    outcome.headline = ("table3", "FC100-100-10", "distortion, paper's loss")
+    outcome.finding = _finding(table)
     return outcome
+
+
+def _finding(table: Table) -> str:
+    means = {
+        column: [cell.mean for row in PUBLISHED if (cell := table.cell(row, column)) is not None]
+        for column in ("test error", "distortion, paper's loss")
+    }
+    errors, distortions = means.values()
+    return (
+        f"With half the images the errors are {min(errors):.1f}% to {max(errors):.1f}%, the "
+        f"distortions {min(distortions):.3f} to {max(distortions):.3f}."
+    )

@@ -59,6 +59,8 @@ def run(run: Run) -> Outcome:
         tables.append(table)
     outcome.tables = tables
     outcome.remarks = [_remark(tables[0])]
+    outcome.finding = outcome.remarks[0]
+    outcome.headline = ("table4", "FC100-100-10", "FC123-456-10")
     return outcome
 
 

@@ -23,21 +23,30 @@ DPI = 150
 
 @dataclass(frozen=True)
 class Cell:
-    """One number: its value for every seed, and what the paper has in its place (None: nothing)."""
+    """One number: its value for every seed, and what the paper has in its place (None: nothing).
+
+    A value is None where there was nothing to measure.
+    """
 
     row: str
     column: str
-    values: tuple[float, ...]
+    values: tuple[float | None, ...]
     published: float | None = None
 
     @property
+    def known(self) -> list[float]:
+        """The values that were measured."""
+        return [value for value in self.values if value is not None]
+
+    @property
     def mean(self) -> float:
-        return statistics.fmean(self.values)
+        """Over the values that were measured; NaN where there is none."""
+        return statistics.fmean(self.known) if self.known else math.nan
 
     @property
     def deviation(self) -> float | None:
         """Sample standard deviation over the seeds; None for a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        return statistics.stdev(self.known) if len(self.known) > 1 else None
 
 
 @dataclass
@@ -56,17 +65,14 @@ class Table:
     ) -> None:
         """A cell from one value or from one value a seed.
 
-        NaN says that there was nothing to measure: such a seed is left out, and the cell where
-        none remains. Infinity is refused.
+        NaN says that there was nothing to measure. Infinity is refused.
         """
         given = tuple(map(float, values)) if isinstance(values, Iterable) else (float(values),)
         if not given or any(map(math.isinf, given)):
             raise ValueError(f"{self.name}, {row}, {column}: expected finite numbers, got {given}")
         if self.cell(row, column) is not None:
             raise ValueError(f"{self.name}, {row}, {column}: there is such a cell already")
-        many = tuple(value for value in given if not math.isnan(value))
-        if not many:
-            return
+        many = tuple(None if math.isnan(value) else value for value in given)
         self.cells.append(Cell(row, column, many, published))
 
     @property
@@ -92,11 +98,14 @@ class Table:
         return format(value, self.formats.get(column, self.formats.get("", ".1f")))
 
     def measured(self, cell: Cell) -> str:
-        """Mean, and the deviation where there are several seeds."""
-        mean = self.text(cell.mean, cell.column)
-        if cell.deviation is None:
-            return mean
-        return f"{mean} ± {self.text(cell.deviation, cell.column)}"
+        """Mean, the deviation where there are several seeds, how many where some are missing."""
+        if not cell.known:
+            return "–"
+        text = self.text(cell.mean, cell.column)
+        if cell.deviation is not None:
+            text += f" ± {self.text(cell.deviation, cell.column)}"
+        missing = len(cell.known) < len(cell.values)
+        return text + (f" ({len(cell.known)} of {len(cell.values)} seeds)" if missing else "")
 
     def published(self, cell: Cell) -> str:
         """The paper's number, in as many digits as it is quoted with."""
@@ -125,10 +134,9 @@ class Table:
         writer.writerow(["row", "column", "mean", "standard_deviation", "published", "values"])
         for cell in self.cells:
             spread = "" if cell.deviation is None else f"{cell.deviation:.6g}"
-            values = " ".join(f"{value:.6g}" for value in cell.values)
-            writer.writerow(
-                [cell.row, cell.column, f"{cell.mean:.6g}", spread, self.published(cell), values]
-            )
+            mean = f"{cell.mean:.6g}" if cell.known else ""
+            values = " ".join("" if value is None else f"{value:.6g}" for value in cell.values)
+            writer.writerow([cell.row, cell.column, mean, spread, self.published(cell), values])
         return text.getvalue()
 
 

@@ -57,6 +57,7 @@ SPACES = {
     "SmallCNN, hidden 2": Space("small_cnn", 17),
     "SmallCNN, hidden 2, untrained": Space("small_cnn", 17, trained=False),
 }
+SHOWN = "FC100-100-10, hidden 2"
 DRAWN = ("FC100-100-10, hidden 2", "SmallCNN, hidden 2", "SmallCNN, convolutions", "pixels")
 UNITS, RANDOM = "units", "random directions"
 STANDARDISED, POSITIVE = "random, standardised units", "random, weights >= 0"
@@ -102,6 +103,8 @@ def run(run: Run) -> Outcome:
         outcome.figures.append(_pictures(run, name, found[name][0], settings))
     outcome.figures.append(_curves(found, settings))
     outcome.remarks += _remarks(found, effect)
+    outcome.headline = (outcome.tables[0].name, SHOWN, UNITS)
+    outcome.finding = _finding(outcome.tables[0])
     return outcome
 
 
@@ -269,6 +272,16 @@ def _curves(found: Found, settings: Settings) -> Figure:
         "Label purity against the number of images",
         figure,
         "Mean over the directions and networks; bands: one standard deviation over the networks.",
+    )
+
+
+def _finding(table: Table) -> str:
+    units, random, chance = (
+        cell.mean for reading in (UNITS, RANDOM, CHANCE) if (cell := table.cell(SHOWN, reading))
+    )
+    return (
+        f"Of the images that excite a unit of {SHOWN} most, {units:.0f}% share a label; for random "
+        f"directions it is {random:.0f}%, for random images {chance:.0f}%."
     )
 
 
