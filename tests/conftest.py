@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,3 +58,9 @@ def random_images() -> Callable[..., Any]:
         return np.random.default_rng(seed).random((rows, n), dtype=np.float32)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def experiments_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tiny experiments keep networks and finished steps, which the tests share."""
+    return tmp_path_factory.mktemp("experiments")

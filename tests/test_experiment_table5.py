@@ -523,9 +523,8 @@ def test_squeezenet_fires_keep_the_channels_apart() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("table5")
-    return Run(folder, scale="tiny", seeds=1, dataset="embedded", workers=1)
+def run(experiments_folder: Path) -> Run:
+    return Run(experiments_folder, scale="tiny", seeds=1, dataset="embedded")
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ ALL = [*PAPER, *CONVOLUTIONAL]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(tmp_path_factory.mktemp("tables"), scale="tiny", seeds=1, dataset="embedded")
+def run(experiments_folder: Path) -> Run:
+    return Run(experiments_folder, scale="tiny", seeds=1, dataset="embedded")
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,8 @@ from advcore.experiments.tables import Outcome, Table
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.getbasetemp() / "experiments"  # networks shared with the other tests
-    return Run(folder, scale="tiny", seeds=1, dataset="embedded")
+def run(experiments_folder: Path) -> Run:
+    return Run(experiments_folder, scale="tiny", seeds=1, dataset="embedded")
 
 
 @pytest.fixture(scope="module")

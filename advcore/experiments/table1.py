@@ -229,9 +229,10 @@ def _finding(main: Table, cost: Table) -> str:
     success = [
         cell.mean for row in PAPER if (cell := cost.cell(row, "success, default %")) is not None
     ]
+    distortions = [cell.mean for cell in cells]
     return (
-        f"Every network is deceived, {min(success):.1f}% of the images or more, by a mean distortion "
-        f"of {min(cell.mean for cell in cells):.3f} to {max(cell.mean for cell in cells):.3f}."
+        f"Every network is deceived, {min(success):.1f}% of the images or more, by a mean "
+        f"distortion of {min(distortions):.3f} to {max(distortions):.3f}."
     )
 
 
