@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 import advcore
 from advcore import data, training
 
-from .attacks import CLASSES
+from .attacks import CLASSES, mean
 
 if TYPE_CHECKING:
     import torch
 
     from .networks import Recipe
+
+
+_CHOICES = {"targets": ("random", "untargeted"), "stored": ("example", "change")}
 
 
 @dataclass(frozen=True)
@@ -41,21 +44,29 @@ class Feedback:
     targets : "untargeted", or "random" wrong classes.
     stored : "example", h + r stays as it was found; "change", r is kept and added to the present
         h of its image, cut off at 0 and 1, as the layers below move on.
-    reach : examples are h + reach * r; at 1 they lie on the decision boundary.
+    reach : examples are h + reach * r, cut off at 0 and 1. At 1, the paper's reading, they lie on
+        the decision boundary of the network that they were made for; below, on the way there.
     effort : of `advcore.minimize_distortion`.
     """
 
     layers: tuple[int, ...]
     size: int = 10_000
-    share: float = 0.25
+    share: float = 0.1
     every: int = 100
     warmup: int = 400
     batch: int = 128
     weight: float = 1.0
-    targets: str = "untargeted"
+    targets: str = "random"
     stored: str = "example"
     reach: float = 1.0
     effort: str = "fast"
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, got {self!r}")
+        if not self.layers or not 0 < self.share <= 1 or min(self.size, self.every) < 1:
+            raise ValueError(f"pools need layers, a share in (0, 1], size and every > 0: {self!r}")
 
     def pairs(self) -> tuple[tuple[str, Any], ...]:
         """For `Recipe.feedback`."""
@@ -78,8 +89,10 @@ class Pool:
 
     Attributes
     ----------
-    rows : (size,) training image of each example.  values : (size, n) h + r, or r.
-    labels : (size,) of the images.
+    rows : (size,) training image of each example.  labels : (size,) of these images.
+    values : (size, n) the example, or its difference from h (`Feedback.stored`).
+    rms : mean sqrt(mean r^2) of the successes, one value a replacement.
+    seconds, attacks, found, evaluations : of all attacks so far; found: the successes.
     """
 
     def __init__(
@@ -106,7 +119,6 @@ class Pool:
         self.found = 0
         self.evaluations = 0
         self.rms: list[float] = []
-        """Mean sqrt(mean r^2) of the successes, one value a replacement."""
 
     def outputs(self, rows: torch.Tensor) -> torch.Tensor:
         """h of these images, by the present network, without gradients."""
@@ -117,7 +129,10 @@ class Pool:
         return h
 
     def replace(self, count: int) -> NDArray[np.int64]:
-        """Puts new examples in `count` random places of the pool; returns the places."""
+        """Puts new examples in `count` random places of the pool; returns the places.
+
+        An image that the attack failed on goes in as it is.
+        """
         import torch
 
         settings = self.settings
@@ -131,7 +146,7 @@ class Pool:
         self.attacks += count
         self.found += int(result.success.sum())
         self.evaluations += int(result.evaluations.sum())
-        self.rms.append(float(result.rms_distortion[result.success].mean()))
+        self.rms.append(mean(result.rms_distortion[result.success]))
         r = settings.reach * (torch.from_numpy(result.adversarial) - h)
         moved = (h + r).clamp(0, 1)
         self.values[places] = moved if settings.stored == "example" else moved - h

@@ -1,0 +1,163 @@
+"""The networks of `training` and `layers`: settings of each row, and the choice among them.
+
+Where there are several settings for a row, the one with the fewest errors on held-out training
+images is taken; the test set has no part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .feedback import Feedback
+from .tables import Table
+
+if TYPE_CHECKING:
+    from .run import Run, Trained
+
+MODEL = "fc100_100_10"
+PAPER_DECAY = "weight decay of table 1"
+DECAY = "weight decay alone"
+DROPOUT = "dropout"
+INPUT, FIRST, SECOND, ALL = "pool: images", "pool: hidden 1", "pool: hidden 2", "pools: all three"
+POOLS = {INPUT: (0,), FIRST: (1,), SECOND: (2,), ALL: (0, 1, 2)}
+TUNING_SEED = 0
+Changes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """epochs : of all networks, but of those with dropout, which see one batch a step, not two.
+
+    decays : lambda of every layer.  dropouts : (rate of the pixels, of hidden units), lambda.
+    pools : reach and weight.  pool : the other fields of `Feedback`.
+    validation : last images of the training set, left out to choose among several settings.
+    images : of the test set, attacked with random targets.
+    """
+
+    epochs: int
+    dropout_epochs: int
+    decays: tuple[float, ...]
+    dropouts: tuple[tuple[float, float, float], ...]
+    pools: tuple[tuple[float, float], ...]
+    pool: tuple[tuple[str, Any], ...] = ()
+    validation: int = 10_000
+    images: int = 1000
+
+
+SETTINGS = {
+    "full": Settings(
+        epochs=40,
+        dropout_epochs=80,
+        decays=(3e-4, 1e-3, 2e-3, 4e-3),
+        dropouts=((0.1, 0.1, 1e-4), (0.2, 0.1, 1e-4), (0.2, 0.0, 3e-4), (0.1, 0.1, 1e-3)),
+        pools=((1.0, 0.02), (0.5, 1.0), (0.5, 0.3), (0.25, 0.3)),
+    ),
+    "quick": Settings(
+        epochs=4,
+        dropout_epochs=4,
+        decays=(1e-3,),
+        dropouts=((0.1, 0.1, 1e-4),),
+        pools=((0.5, 0.3),),
+        images=300,
+    ),
+    "tiny": Settings(
+        epochs=6,
+        dropout_epochs=12,
+        decays=(1e-4, 1e-2),
+        dropouts=((0.1, 0.1, 1e-4),),
+        pools=((0.5, 0.3),),
+        pool=(("size", 200), ("every", 20), ("warmup", 50), ("batch", 32)),
+        validation=100,
+        images=40,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best of the `tried` settings: changes of the recipe, and the error of each in percent of
+    the held-out images; none where there was one setting.
+    """
+
+    changes: Changes
+    tried: dict[str, float]
+
+
+def choose(run: Run, settings: Settings, row: str) -> Choice:
+    """The setting of a row with the fewest errors on the held-out training images, at one seed."""
+    options = candidates(settings, row, _best_decay(run, settings) if row in POOLS else ())
+    if len(options) == 1:
+        return Choice(next(iter(options.values())), {})
+    trained = run.trained(
+        [
+            run.recipe(MODEL, TUNING_SEED, validation=settings.validation, **changes)
+            for changes in options.values()
+        ]
+    )
+    errors = [float(one.facts["validation_error"]) for one in trained]
+    best = list(options)[int(np.argmin(errors))]
+    return Choice(options[best], dict(zip(options, errors, strict=True)))
+
+
+def _best_decay(run: Run, settings: Settings) -> tuple[float, ...]:
+    decay: tuple[float, ...] = choose(run, settings, DECAY).changes["decay"]
+    return decay
+
+
+def candidates(settings: Settings, row: str, decay: tuple[float, ...]) -> dict[str, Changes]:
+    """What a row may be trained with, in words and as changes of the recipe.
+
+    decay : of the networks with pools.
+    """
+    epochs = {"epochs": settings.epochs}
+    if row == PAPER_DECAY:
+        return {"lambda of the paper's table 1": epochs}
+    if row == DECAY:
+        return {f"lambda {value:g}": {**epochs, "decay": (value,) * 3} for value in settings.decays}
+    if row == DROPOUT:
+        return {
+            f"rates {pixels:g}, {units:g}, {units:g}, lambda {value:g}": {
+                "epochs": settings.dropout_epochs,
+                "decay": (value,) * 3,
+                "dropout": (pixels, units, units),
+            }
+            for pixels, units, value in settings.dropouts
+        }
+    made = {}
+    for reach, weight in settings.pools:
+        pool = Feedback(POOLS[row], reach=reach, weight=weight, **dict(settings.pool))
+        text = f"reach {reach:g}, weight {weight:g}"
+        made[text] = {**epochs, "decay": decay, "feedback": pool.pairs()}
+    return made
+
+
+def trained(
+    run: Run, settings: Settings, rows: Sequence[str]
+) -> tuple[dict[str, list[Trained]], dict[str, Choice]]:
+    """The networks of these rows, one a seed, with the settings chosen for each."""
+    choices = {row: choose(run, settings, row) for row in rows}
+    made = run.trained(
+        [run.recipe(MODEL, seed, **choices[row].changes) for row in rows for seed in run.seeds]
+    )
+    count = len(run.seeds)
+    return {row: made[i * count : (i + 1) * count] for i, row in enumerate(rows)}, choices
+
+
+def tuning_table(name: str, settings: Settings, choices: Mapping[str, Choice]) -> Table:
+    table = Table(
+        f"{name}_tuning",
+        "Settings that were tried",
+        f"Errors in percent of the last {settings.validation:,} training images, which these "
+        "networks, one seed each, were not trained on. The best one was then trained on all "
+        "images. Networks with pools have the weight decay that was best alone.",
+        corner="setting",
+        formats={"": ".2f"},
+    )
+    for row, choice in choices.items():
+        for text, error in choice.tried.items():
+            table.add(f"{row}: {text}", "error on held-out images", error)
+    return table
