@@ -64,7 +64,7 @@ class Settings:
 
 
 SETTINGS = {
-    "full": Settings(2000, 500, 50, (ALEXNET, SQUEEZENET), 20, 1e-6),
+    "full": Settings(2000, 500, 50, (ALEXNET, SQUEEZENET), 10, 1e-6),
     "quick": Settings(500, 60, 10, (SQUEEZENET,), 1, 1e-4),
     "tiny": Settings(60, 12, 2, (), 0, 1e-4),
 }
