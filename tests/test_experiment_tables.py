@@ -226,7 +226,6 @@ def _set(**given: object) -> AdversarialSet:
         "rms": np.zeros(count, np.float32),
         "penalty_rms": np.full(count, np.nan, np.float32),
         "evaluations": np.zeros(count, np.int32),
-        "seconds": 0.0,
         **given,
     }
     return AdversarialSet(**contents)  # type: ignore[arg-type]

@@ -34,7 +34,6 @@ class AdversarialSet:
     rms: NDArray[np.float32]
     penalty_rms: NDArray[np.float32]
     evaluations: NDArray[np.int32]
-    seconds: float
 
     @property
     def mean_rms(self) -> float:
@@ -43,12 +42,7 @@ class AdversarialSet:
 
     def first(self, count: int) -> AdversarialSet:
         """The first `count` images of the set."""
-        rows = {
-            item.name: getattr(self, item.name)[:count]
-            for item in fields(self)
-            if item.name != "seconds"
-        }
-        return AdversarialSet(**rows, seconds=self.seconds)
+        return AdversarialSet(*(getattr(self, item.name)[:count] for item in fields(self)))
 
     def scaled(self, rms: float, *, clip: bool = False) -> NDArray[np.float32]:
         """x + rms * sqrt(n) * r / ||r||: every distortion brought to that root mean square."""
@@ -102,7 +96,6 @@ def adversarial_set(
             if penalty is None
             else penalty / np.sqrt(images.shape[1]),
             "evaluations": result.evaluations,
-            "seconds": np.float64(result.seconds),
         }
 
     depends = {
@@ -112,9 +105,7 @@ def adversarial_set(
         "targets": targets,
         "options": options,
     }
-    made = run.step("attack", depends, make)
-    seconds = float(made.pop("seconds"))
-    return AdversarialSet(images, labels, wanted, **made, seconds=seconds)
+    return AdversarialSet(images, labels, wanted, **run.step("attack", depends, make))
 
 
 def error_percent(network: Trained, images: NDArray[Any], labels: NDArray[Any]) -> float:

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import advcore
-from advcore import data, training
+from advcore import data
 
 from .attacks import CLASSES, mean
+from .networks import fit
 
 if TYPE_CHECKING:
     import torch
@@ -230,18 +231,7 @@ def train(
     x, y = torch.as_tensor(images), torch.as_tensor(labels)
     pools = [Pool(network, x, y, layer, settings, recipe.seed) for layer in settings.layers]
     begin = time.perf_counter()
-    training.train(
-        network,
-        x,
-        y,
-        weight_decay=recipe.decay,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        optimizer=recipe.optimizer,
-        seed=recipe.seed,
-        extra_loss=Feeder(pools, settings),
-    )
+    fit(network, images, labels, recipe, Feeder(pools, settings))
     return {
         "training_seconds": time.perf_counter() - begin,
         "attack_seconds": [pool.seconds for pool in pools],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from advcore import models
-
 from .attacks import AdversarialSet, adversarial_set
 from .run import Run, Trained
 
@@ -23,20 +21,15 @@ COUNTS = {"full": (2000, 200), "quick": (200, 20), "tiny": (30, 3)}
 
 def trained_on_halves(run: Run) -> dict[str, list[Trained]]:
     """One network a seed for each row; a seed's split into halves is common to all rows."""
-    wanted = [
-        run.recipe(
-            model,
-            seed + 1000 * (half - 1),
-            decay=models.WEIGHT_DECAY[model],
-            half=half,
-            split=seed,
-        )
-        for model, half in MODELS.values()
-        for seed in run.seeds
-    ]
-    trained = run.trained(wanted)
-    count = len(run.seeds)
-    return {name: trained[i * count : (i + 1) * count] for i, name in enumerate(MODELS)}
+    return run.trained_rows(
+        {
+            name: [
+                run.recipe(model, seed + 1000 * (half - 1), half=half, split=seed)
+                for seed in run.seeds
+            ]
+            for name, (model, half) in MODELS.items()
+        }
+    )
 
 
 def test_sets(run: Run, name: str, networks: list[Trained], **options: str) -> list[AdversarialSet]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +173,7 @@ def train(wanted: Recipe) -> tuple[torch.nn.Sequential, dict[str, Any]]:
     elif wanted.codes_epochs:
         _train_on_codes(model, images[:cut], labels[:cut], wanted)
     else:
-        _train_plain(model, images[:cut], labels[:cut], wanted)
+        fit(model, images[:cut], labels[:cut], wanted)
     facts["seconds"] = time.perf_counter() - begin
     parts = {
         "train": (images[:cut], labels[:cut]),
@@ -185,9 +186,14 @@ def train(wanted: Recipe) -> tuple[torch.nn.Sequential, dict[str, Any]]:
     return model, facts
 
 
-def _train_plain(
-    model: torch.nn.Module, images: NDArray[Any], labels: NDArray[Any], wanted: Recipe
+def fit(
+    model: torch.nn.Module,
+    images: NDArray[Any],
+    labels: NDArray[Any],
+    wanted: Recipe,
+    extra_loss: Callable[[], torch.Tensor] | None = None,
 ) -> None:
+    """`training.train` with the fields of the recipe."""
     training.train(
         model,
         images,
@@ -198,6 +204,7 @@ def _train_plain(
         learning_rate=wanted.learning_rate,
         optimizer=wanted.optimizer,
         seed=wanted.seed,
+        extra_loss=extra_loss,
     )
 
 
@@ -213,4 +220,4 @@ def _train_on_codes(
     )
     with torch.inference_mode():
         codes = encoder(torch.as_tensor(images)).sigmoid().numpy()
-    _train_plain(classifier, np.ascontiguousarray(codes), labels, wanted)
+    fit(classifier, np.ascontiguousarray(codes), labels, wanted)

@@ -123,12 +123,7 @@ def run(run: Run) -> Outcome:
         },
     )
     for name, trained in heavier.items():
-        penalty = [
-            adversarial_set(
-                run, one, split="train", count=settings.penalty_images, **PENALTY_OPTIONS
-            )
-            for one in trained
-        ]
+        penalty = _penalty_sets(run, trained, settings.penalty_images)
         _add_errors(decay, name, trained)
         decay.add(name, PENALTY, [mean_penalty(made) for made in penalty], PUBLISHED[name][2])
     outcome.tables = [main, cost, targets, readings, decay]
@@ -148,9 +143,7 @@ def _model(
     told = PUBLISHED.get(name, (None, None, None))
     many, few = settings.counts(name)
     margin = [adversarial_set(run, one, split="train", count=many) for one in trained]
-    penalty = [
-        adversarial_set(run, one, split="train", count=few, **PENALTY_OPTIONS) for one in trained
-    ]
+    penalty = _penalty_sets(run, trained, few)
     _add_errors(main, name, trained)
     main.add(name, PENALTY, [mean_penalty(made) for made in penalty], told[2])
     main.add(name, MARGIN, [made.mean_rms for made in margin])
@@ -160,6 +153,14 @@ def _model(
     cost.add(name, _EXCESS, [_excess(ours, theirs) for ours, theirs in both])
     cost.add(name, "evaluations, paper's", [float(made.evaluations.mean()) for made in penalty])
     cost.add(name, "evaluations, default", [float(made.evaluations.mean()) for made in margin])
+
+
+def _penalty_sets(
+    run: Run, trained: Sequence[Trained], count: int, **options: Any
+) -> list[AdversarialSet]:
+    """Training images attacked by the paper's procedure."""
+    options = {**PENALTY_OPTIONS, **options}
+    return [adversarial_set(run, one, split="train", count=count, **options) for one in trained]
 
 
 def _add_errors(table: Table, name: str, trained: Sequence[Trained]) -> None:
@@ -193,16 +194,9 @@ def _readings(run: Run, table: Table, trained: Sequence[Trained], count: int) ->
             for one in trained
         ]
 
-    penalty = [
-        adversarial_set(run, one, split="train", count=count, **PENALTY_OPTIONS) for one in trained
-    ]
+    penalty = _penalty_sets(run, trained, count)
     table.add("paper's penalty, c |r|^2", column, [mean_penalty(made) for made in penalty])
-    unsquared = [
-        adversarial_set(
-            run, one, split="train", count=count, norm="l2_unsquared", **PENALTY_OPTIONS
-        )
-        for one in trained
-    ]
+    unsquared = _penalty_sets(run, trained, count, norm="l2_unsquared")
     table.add("paper's penalty, c |r|", column, [mean_penalty(made) for made in unsquared])
     table.add("smallest point on the way there", column, [made.mean_rms for made in penalty])
     table.add("default loss", column, average())

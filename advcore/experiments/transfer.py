@@ -88,13 +88,9 @@ def trained_rows(
     run: Run, recipes: Mapping[str, tuple[str, dict[str, Any]]]
 ) -> dict[str, list[Trained]]:
     """Networks by row of a table, one a seed, all trained side by side."""
-    wanted = [
-        run.recipe(model, seed, **changes)
-        for model, changes in recipes.values()
-        for seed in run.seeds
-    ]
-    trained = run.trained(wanted)
-    count = len(run.seeds)
-    return {
-        name: trained[place * count : (place + 1) * count] for place, name in enumerate(recipes)
-    }
+    return run.trained_rows(
+        {
+            name: [run.recipe(model, seed, **changes) for seed in run.seeds]
+            for name, (model, changes) in recipes.items()
+        }
+    )

@@ -140,11 +140,11 @@ def trained(
 ) -> tuple[dict[str, list[Trained]], dict[str, Choice]]:
     """The networks of these rows, one a seed, with the settings chosen for each."""
     choices = {row: choose(run, settings, row) for row in rows}
-    made = run.trained(
-        [run.recipe(MODEL, seed, **choices[row].changes) for row in rows for seed in run.seeds]
-    )
-    count = len(run.seeds)
-    return {row: made[i * count : (i + 1) * count] for i, row in enumerate(rows)}, choices
+    recipes = {
+        row: [run.recipe(MODEL, seed, **choice.changes) for seed in run.seeds]
+        for row, choice in choices.items()
+    }
+    return run.trained_rows(recipes), choices
 
 
 def tuning_table(name: str, settings: Settings, choices: Mapping[str, Choice]) -> Table:
