@@ -36,8 +36,8 @@ struct Machine {
   const Team& team;
   const Params& params;
   Problem& p;
-  typename Team::template Own<State> s;
-  typename Team::template Own<Work> work;
+  State& s;
+  Work& work;
 
   ADVCORE_INLINE bool exact_loss() const { return params.loss == Loss::cross_entropy; }
   ADVCORE_INLINE const Schedule& schedule() const { return params.schedule[s.schedule]; }
@@ -52,13 +52,9 @@ struct Machine {
   ADVCORE_FN float rival() const { return params.starts > 0 ? kNone : s.best_norm; }
 
   ADVCORE_FN void swap(float*& a, float*& b) {
-    team.sync();
-    if (team.leader()) {
-      float* const t = a;
-      a = b;
-      b = t;
-    }
-    team.sync();
+    float* const t = a;
+    a = b;
+    b = t;
   }
 
   ADVCORE_FN void ask(Phase phase, bool gradient, float k, float T) {
@@ -227,11 +223,8 @@ ADVCORE_FN void begin(const Team& team, const Params& params, Problem& p, int la
 
 template <class Team>
 ADVCORE_FN void advance(const Team& team, const Params& params, Problem& p) {
-  Machine<Team> machine{team, params, p, p.state, {}};
-  machine.run();
-  team.sync();
-  if (team.leader()) p.state = machine.s;
-  team.sync();
+  Work work;
+  Machine<Team>{team, params, p, p.state, work}.run();
 }
 
 }  // namespace

@@ -22,7 +22,6 @@ ADVCORE_FN void between(const Team& team, const Params& params, const Problem& p
     const Lane x0 = load(clean, i);
     store(out, i, clip(x0 + t * (load(x, i) - x0), load(lo, i), load(hi, i)));
   });
-  team.sync();
 }
 
 // ||x - x0||
@@ -41,7 +40,6 @@ ADVCORE_FN float distortion(const Team& team, const Params& params, const Proble
 template <class Team>
 ADVCORE_FN void copy(const Team& team, const Params& params, const float* from, float* to) {
   team.each(params.padded_n, [=](int i) { store(to, i, load(from, i)); });
-  team.sync();
 }
 
 }  // namespace

@@ -175,7 +175,6 @@ ADVCORE_FN void Machine<Team>::segment(float t) {  // trial = x + t (failed tria
     const Lane x = load(from, i);
     store(trial, i, clip(x + t * (load(to, i) - x), load(lo, i), load(hi, i)));
   });
-  team.sync();
 }
 
 template <class Team>

@@ -85,8 +85,6 @@ ADVCORE_INLINE void serve_verbs(const Fabric& fabric) {
 template <class Fabric>
 struct ForkTeam {
   static constexpr int kTile = 6;  // 36 sums, 12 rows: what 96 registers hold
-  template <class T>
-  using Own = T&;
 
   Fabric fabric;
 
@@ -122,9 +120,6 @@ struct ForkTeam {
     fabric.fork();
     fabric.join();
   }
-
-  ADVCORE_INLINE static constexpr bool leader() { return true; }
-  ADVCORE_INLINE static void sync() {}
 
  private:
   template <class F>

@@ -30,9 +30,7 @@ ADVCORE_FN void head(const Team& team, const Params& params, State& s, float* z,
     const Lane v = load(z, i);
     return select(v > kPadLogit, abs(v), Lane{});
   });
-  team.sync();
-  if (team.leader()) z[label] = kPadLogit;
-  team.sync();
+  z[label] = kPadLogit;
   const auto largest_other = [=](int& at) {
     const float value = team.maximum(padded, [=](int i) { return load(z, i); });
     at = team.first(classes - 1, [=](int i) { return z[i] == value; });
@@ -44,10 +42,7 @@ ADVCORE_FN void head(const Team& team, const Params& params, State& s, float* z,
   float z_excluded[kMaxSchedules];
   for (int i = 0; i < s.exclusions; ++i) z_excluded[i] = z[s.excluded[i]];
   if (s.exclusions > 0) {
-    team.sync();
-    if (team.leader())
-      for (int i = 0; i < s.exclusions; ++i) z[s.excluded[i]] = kPadLogit;
-    team.sync();
+    for (int i = 0; i < s.exclusions; ++i) z[s.excluded[i]] = kPadLogit;
     other = largest_other(runner_up);
   }
   if (s.against >= 0) {
@@ -79,17 +74,12 @@ ADVCORE_FN void head(const Team& team, const Params& params, State& s, float* z,
       team.each(padded, [=](int i) { store(seed, i, load(seed, i) * weight); });
     } else {
       team.each(padded, [=](int i) { store(seed, i, Lane{}); });
-      team.sync();
-      if (team.leader()) seed[runner_up] = -sign;
+      seed[runner_up] = -sign;
     }
-    team.sync();
-    if (team.leader()) seed[label] = sign;
+    seed[label] = sign;
   }
-  if (team.leader()) {
-    z[label] = z_label;
-    for (int i = 0; i < s.exclusions; ++i) z[s.excluded[i]] = z_excluded[i];
-  }
-  team.sync();
+  z[label] = z_label;
+  for (int i = 0; i < s.exclusions; ++i) z[s.excluded[i]] = z_excluded[i];
 }
 
 }  // namespace

@@ -36,7 +36,6 @@ ADVCORE_FN void push_pair(const Team& team, const Params& params, const Problem&
     store(new_s, i, load(to, i) - load(from, i));
     store(new_y, i, from_sigma * load(from_gradient, i) - to_sigma * load(to_gradient, i));
   });
-  team.sync();
   s.newest = slot;
   if (s.pairs < params.history) ++s.pairs;
   for (int first = 0; first < s.pairs; first += 2) {  // two pairs a pass
@@ -88,7 +87,7 @@ ADVCORE_FN void gram_block(const Team& team, int n, const float* free, const flo
     for (int c = 0; c < C; ++c) y[c] = diagonal ? x[c] : load(columns[c], i);
     ADVCORE_UNROLL
     for (int r = 0; r < R; ++r) {
-      x[r] *= m;
+      x[r] = select(m > 0.0f, x[r], Lane{});
       ADVCORE_UNROLL
       for (int c = 0; c < (diagonal ? r + 1 : C); ++c) acc[r * C + c] += x[r] * y[c];
     }

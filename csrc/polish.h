@@ -32,7 +32,6 @@ ADVCORE_FN float write_cut(const Team& team, const Params& params, const Problem
   const float inverse = 1 / norm;
   float* const row = cut_row(params, p, i);
   team.each(params.padded_n, [=](int i) { store(row, i, load(gradient, i) * inverse); });
-  team.sync();
   s.offset[i] = (margin - dots[1]) * inverse;
   s.dual[i] = 0;
   return norm;
@@ -71,7 +70,6 @@ ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem&
     for (int j = 0; j < P; ++j) acc[j] += row[j] * r;
     acc[P] += (x - q) * (x - q);
   });
-  team.sync();
   for (int j = 0; j < P; ++j) out.residual[j] = dots[j] + s.offset[j < s.cuts ? j : s.cuts - 1];
   out.distance2 = dots[P];
 }
@@ -204,7 +202,6 @@ ADVCORE_FN void project(const Team& team, const Params& params, const Problem& p
     for (int j = 0; j < P; ++j) y += dual[j] * load(cuts + (size_t)j * length, i);
     store(out, i, clip(y, load(lo, i), load(hi, i)));
   });
-  team.sync();
 }
 
 // Where the margin is not concave a cut may exclude the centre: it is moved until it does not.

@@ -144,7 +144,6 @@ ADVCORE_FN void Machine<Team>::shrink(float* x, float t) {
     const Lane x0 = load(clean, i);
     store(x, i, clip(x0 + t * (load(x, i) - x0), load(lo, i), load(hi, i)));
   });
-  team.sync();
 }
 
 // Zero gradient at x0: once more from a random point, keyed by seed, image and label.
@@ -157,17 +156,14 @@ ADVCORE_FN void Machine<Team>::random_start() {
     __builtin_memcpy(&bits, p.x0 + i, 4);
     key = (key ^ bits) * 0x100000001b3ull;
   }
-  if (team.leader()) {
-    for (int i = 0; i < params.n; ++i) {
-      uint64_t z = key + 0x9e3779b97f4a7c15ull * (uint64_t)(i + 1);
-      z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-      z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-      const float u = (float)((z ^ (z >> 31)) >> 40) * 0x1p-23f - 1;  // [-1, 1)
-      const float range = p.hi[i] - p.lo[i] < 1e30f ? p.hi[i] - p.lo[i] : 1.0f;
-      p.trial[i] = min(max(p.x0[i] + 0.1f * range * u, p.lo[i]), p.hi[i]);
-    }
+  for (int i = 0; i < params.n; ++i) {
+    uint64_t z = key + 0x9e3779b97f4a7c15ull * (uint64_t)(i + 1);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    const float u = (float)((z ^ (z >> 31)) >> 40) * 0x1p-23f - 1;  // [-1, 1)
+    const float range = p.hi[i] - p.lo[i] < 1e30f ? p.hi[i] - p.lo[i] : 1.0f;
+    p.trial[i] = min(max(p.x0[i] + 0.1f * range * u, p.lo[i]), p.hi[i]);
   }
-  team.sync();
   ask(Phase::stage, true, s.k, s.T);
 }
 
@@ -183,7 +179,6 @@ ADVCORE_FN void Machine<Team>::far_start() {
     const Lane lo = load(lower, i), hi = load(upper, i), range = hi - lo;
     store(trial, i, select(range < 1e30f, lo + part * range, load(clean, i)));
   });
-  team.sync();
   ask(Phase::stage, true, s.k, s.T);
 }
 
@@ -339,7 +334,6 @@ ADVCORE_FN void Machine<Team>::propose() {
     store(r, i, ri);
     store(free, i, free_variable(x, total, load(lo, i), load(hi, i)));
   });
-  team.sync();
   const float* v[kMaxBasis] = {};
   const int m = s.pairs, count = 2 * m + 2;
   for (int j = 0; j < m; ++j) {
@@ -374,7 +368,6 @@ ADVCORE_FN void Machine<Team>::propose() {
     const Lane x = load(point, i) - load(free, i) * d;
     store(free, i, clip(x, load(lo, i), load(hi, i)));
   });
-  team.sync();
   ask(Phase::stage, true, s.k, s.T);
 }
 

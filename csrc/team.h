@@ -12,11 +12,6 @@ namespace {
 
 struct SerialTeam {
   static constexpr int kTile = 4;  // rows of a block of dot products that stay in registers
-  template <class T>
-  using Own = T;  // how a Machine holds its scalars
-
-  static constexpr bool leader() { return true; }
-  static void sync() {}
 
   // f(i): i is the first index of a lane group.
   template <class F>
@@ -32,9 +27,11 @@ struct SerialTeam {
   // f(i, acc): add the terms of K sums to acc[0..K).
   template <int K, class F>
   static void sums(int n, float* out, F f) {
-    Lane acc[K] = {};
+    Lane acc[K];
+    ADVCORE_UNROLL
+    for (int k = 0; k < K; ++k) acc[k] = Lane{};
     for (int i = 0; i < n; i += kLanes) f(i, acc);
-    for (int k = 0; k < K; ++k) out[k] = sum_lanes(acc[k]);
+    sum_lanes<K>(acc, out);
   }
 
   // f(): on kShifts values at once.

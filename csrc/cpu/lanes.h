@@ -33,13 +33,39 @@ inline float min(float a, float b) { return a < b ? a : b; }
 inline float max(float a, float b) { return a > b ? a : b; }
 inline float abs(float a) { return a < 0 ? -a : a; }
 
-// Fixed order: halves are folded until one lane is left.
-inline float sum_lanes(Lane v) {
-  float f[kLanes];
-  __builtin_memcpy(f, &v, sizeof f);
-  for (int w = kLanes / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; ++i) f[i] += f[i + w];
-  return f[0];
+// Each group of 2 W lanes of a, then each of b: its lower (upper: 0 or 1) half.
+template <int W, int upper>
+inline Lane halves(Lane a, Lane b) {
+  Mask from;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) from[i] = i / W * 2 * W + upper * W + i % W;
+  return __builtin_shuffle(a, b, from);
+}
+
+// Folds the halves of K vectors onto each other, two vectors into one, until every sum has one
+// lane. The order of the additions does not depend on K.
+template <int K, int W = kLanes / 2>
+inline Lane fold_lanes(const Lane* v) {
+  constexpr int pairs = (K + 1) / 2;
+  Lane folded[pairs];
+#pragma GCC unroll 16
+  for (int i = 0; i < pairs; ++i) {
+    const Lane a = v[2 * i], b = v[2 * i + 1 < K ? 2 * i + 1 : 2 * i];
+    folded[i] = halves<W, 0>(a, b) + halves<W, 1>(a, b);
+  }
+  if constexpr (W > 1)
+    return fold_lanes<pairs, W / 2>(folded);
+  else
+    return folded[0];
+}
+
+// out[k] = sum of the lanes of v[k]. 45 instructions for 16 sums of 16 lanes, one by one 480.
+template <int K>
+inline void sum_lanes(const Lane* v, float* out) {
+  constexpr int first = K < kLanes ? K : kLanes;
+  const Lane sums = fold_lanes<first>(v);
+  __builtin_memcpy(out, &sums, first * sizeof(float));
+  if constexpr (K > kLanes) sum_lanes<K - kLanes>(v + kLanes, out + kLanes);
 }
 inline float max_lanes(Lane v) {
   float f[kLanes];

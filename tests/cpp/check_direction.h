@@ -65,7 +65,9 @@ struct Penalty {  // a random point of the penalty problem, about a third of its
 
 // The direction of the solver, from the trial that it proposes.
 dense::Vector proposed(Slot& slot, const State& s) {
-  parts::Machine<Team> machine{Team{}, slot.params, slot.p, s, {}};
+  State state = s;
+  parts::Work work;
+  parts::Machine<Team> machine{Team{}, slot.params, slot.p, state, work};
   const dense::Vector x = slot.vector(slot.p.x);
   machine.propose();
   return dense::minus(slot.vector(slot.p.trial), x);
