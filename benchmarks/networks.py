@@ -63,6 +63,7 @@ RECIPES = {
     "fc10": Recipe(widths=(10,)),
     "fc100_100_10": Recipe(learning_rate=1e-2),
     "fc200_200_10": Recipe(widths=(200, 200, 10), learning_rate=1e-2),
+    "fc1000_1000_10": Recipe(widths=(1000, 1000, 10), epochs=4),  # for rates, not distortions
     "tanh": Recipe(activation="Tanh"),
     "relu": Recipe(activation="ReLU"),
     "saturated": Recipe(weight_decay=0.0, epochs=40, learning_rate=1e-2, logit_scale=8.0),

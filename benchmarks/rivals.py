@@ -29,6 +29,11 @@ Settings = dict[str, Any]
 Attack = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, bool, Settings], torch.Tensor]
 
 
+def installed() -> bool:
+    """Whether adv-lib is there."""
+    return importlib.util.find_spec("adv_lib") is not None
+
+
 @functools.cache
 def _import() -> types.ModuleType:
     for name, parts in (("torchvision", ("models", "transforms")), ("visdom", ("Visdom",))):
@@ -68,13 +73,22 @@ class Rival:
     call: Attack
     default: Settings
     grid: tuple[Settings, ...]
+    brief: Settings  # changes for a run of few steps that cost what they do in a long one
     targeted: bool = True  # False: untargeted only
     searching: tuple[str, int] | None = None  # setting to be smaller in a sweep, and its value
+    compared: bool = True  # False: takes part in bench_speed only
 
 
 def _ddn(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
     return _import().ddn(
-        m, x, y, t, steps=1000, levels=None, γ=s["gamma"], init_norm=s["init_norm"]
+        m,
+        x,
+        y,
+        t,
+        steps=s.get("steps", 1000),
+        levels=None,
+        γ=s["gamma"],
+        init_norm=s["init_norm"],
     )
 
 
@@ -86,7 +100,7 @@ def _alma(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> tor
         y,
         penalty=penalties[s["penalty"]],
         targeted=t,
-        num_steps=1000,
+        num_steps=s.get("steps", 1000),
         distance="l2",
         init_lr_distance=s["init_lr_distance"],
         α=s["alpha"],
@@ -96,12 +110,20 @@ def _alma(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> tor
 
 
 def _pdgd(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
-    return _import().pdgd(m, x, y, t, num_steps=500, **s)
+    rates = {key: value for key, value in s.items() if key != "steps"}
+    return _import().pdgd(m, x, y, t, num_steps=s.get("steps", 500), **rates)
 
 
 def _fmn(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
     return _import().fmn(
-        m, x, y, norm=2, targeted=t, steps=1000, α_init=s["alpha_init"], γ_init=s["gamma_init"]
+        m,
+        x,
+        y,
+        norm=2,
+        targeted=t,
+        steps=s.get("steps", 1000),
+        α_init=s["alpha_init"],
+        γ_init=s["gamma_init"],
     )
 
 
@@ -118,6 +140,7 @@ def _grid(default: Settings, *changes: Settings) -> tuple[Settings, ...]:
 
 
 _DDN = {"gamma": 0.05, "init_norm": 1.0}
+_DDN_100 = {**_DDN, "steps": 100}
 _ALMA = {
     "init_lr_distance": 1.0,
     "alpha": 0.9,
@@ -138,6 +161,8 @@ _CW_CHANGES: tuple[Settings, ...] = (
     {"initial_const": 0.1, "learning_rate": 0.1},
 )
 
+_BRIEF = {"steps": 50}
+
 RIVALS: dict[str, Rival] = {
     "DDN-1000": Rival(
         _ddn,
@@ -150,6 +175,24 @@ RIVALS: dict[str, Rival] = {
             {"gamma": 0.1},
             {"gamma": 0.01, "init_norm": 2.0},
         ),
+        brief=_BRIEF,
+    ),
+    "DDN-100": Rival(
+        _ddn,
+        _DDN_100,
+        _grid(
+            _DDN_100,
+            {"gamma": 0.02},
+            {"gamma": 0.03},
+            {"gamma": 0.1},
+            {"gamma": 0.2},
+            {"gamma": 0.03, "init_norm": 2.0},
+            {"init_norm": 2.0},
+            {"init_norm": 3.0},
+            {"gamma": 0.1, "init_norm": 2.0},
+        ),
+        brief=_BRIEF,
+        compared=False,
     ),
     "ALMA-1000": Rival(
         _alma,
@@ -165,6 +208,7 @@ RIVALS: dict[str, Rival] = {
             {"lr_reduction": 0.001},
             {"lr_reduction": 0.001, "init_lr_distance": 0.3},
         ),
+        brief=_BRIEF,
     ),
     "PDGD-500": Rival(
         _pdgd,
@@ -179,6 +223,7 @@ RIVALS: dict[str, Rival] = {
             {"dual_lr": 0.03},
             {"dual_lr": 0.03, "dual_ratio_init": 1.0},
         ),
+        brief=_BRIEF,
     ),
     "FMN-1000": Rival(
         _fmn,
@@ -192,22 +237,38 @@ RIVALS: dict[str, Rival] = {
             {"gamma_init": 0.3},
             {"alpha_init": 3.0, "gamma_init": 0.3},
         ),
+        brief=_BRIEF,
     ),
     "C&W 9x1000": Rival(
-        _carlini_wagner, _CW, _grid(_CW, *_CW_CHANGES), searching=("max_iterations", 400)
+        _carlini_wagner,
+        _CW,
+        _grid(_CW, *_CW_CHANGES),
+        brief={"max_iterations": 20},
+        searching=("max_iterations", 400),
     ),
-    "C&W 9x200": Rival(_carlini_wagner, _CW_SHORT, _grid(_CW_SHORT, *_CW_CHANGES)),
-    "SuperDeepFool": Rival(_superdeepfool, _SDF, _grid(_SDF, {"overshoot": 0.1}), targeted=False),
+    "C&W 9x200": Rival(
+        _carlini_wagner,
+        _CW_SHORT,
+        _grid(_CW_SHORT, *_CW_CHANGES),
+        brief={"max_iterations": 20},
+    ),
+    "SuperDeepFool": Rival(
+        _superdeepfool,
+        _SDF,
+        _grid(_SDF, {"overshoot": 0.1}),
+        brief={"steps": 10},
+        targeted=False,
+    ),
 }
 
 
 def names(*, targeted: bool, convolutional: bool) -> list[str]:
-    """Rivals that take part: C&W with 200 steps on convolutional networks, else with 1,000."""
+    """Rivals whose distortions are compared; C&W on convolutional networks with 200 steps."""
     left_out = "C&W 9x1000" if convolutional else "C&W 9x200"
     return [
         name
         for name, rival in RIVALS.items()
-        if name != left_out and (rival.targeted or not targeted)
+        if name != left_out and rival.compared and (rival.targeted or not targeted)
     ]
 
 

@@ -1,14 +1,15 @@
 """Tries the settings of every rival on held-out images and stores the best for each network.
 
     ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/sweep_rivals.py
-        [--networks embedded,relu,...] [--untargeted] [--images 50]
+        [--networks embedded,relu,...] [--untargeted] [--images 50] [--rivals DDN-100,...]
 
 The images are correctly classified test images that the benchmark does not measure
 (`networks.case`, held out). The best setting is the one with the highest success, and among equals
 the one with the smallest mean distortion, images that it missed counted at the largest distance
 that any setting of that rival ended with on any image. C&W is swept with 400 steps a search, not
 1,000. Chosen settings, and the success and mean of every one tried, go to
-``benchmarks/results/rival_settings.json``; networks not named keep what is there.
+``benchmarks/results/rival_settings.json``; networks and rivals not named keep what is there.
+Without ``--rivals`` those that `bench_optimality.py` compares are swept.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ import rivals
 import torch
 
 
-def sweep(name: str, targeted: bool, images: int) -> dict[str, list[dict[str, Any]]]:
+def sweep(
+    name: str, targeted: bool, images: int, attacks: list[str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
     """By rival: settings, success and mean distortion of each setting, best first."""
     case = networks.case(name, targeted=targeted, images=images, held_out=True)
     table = {}
     convolutional = case.images.ndim == 4
-    for attack in rivals.names(targeted=targeted, convolutional=convolutional):
+    for attack in attacks or rivals.names(targeted=targeted, convolutional=convolutional):
         rival = rivals.RIVALS[attack]
         shorter = dict([rival.searching]) if rival.searching else {}
         runs = [envelope.rival_run(case, attack, {**s, **shorter}) for s in rival.grid]
@@ -87,17 +90,19 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join((*networks.DENSE, *networks.HARD)))
     parser.add_argument("--untargeted", action="store_true")
     parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--rivals", type=lambda text: text.split(","))
     options = parser.parse_args()
     torch.set_num_threads(1)
     kind = "untargeted" if options.untargeted else "targeted"
     for name in options.networks.split(","):
-        table = sweep(name, not options.untargeted, options.images)
+        table = sweep(name, not options.untargeted, options.images, options.rivals)
         stored: dict[str, Any] = {"chosen": {}, "tried": {}}
         if rivals.SETTINGS.exists():
             stored = json.loads(rivals.SETTINGS.read_text())
         best = {attack: rows[0]["settings"] for attack, rows in table.items()}
-        stored["chosen"].setdefault(name, {})[kind] = best
-        stored["tried"].setdefault(name, {})[kind] = {"images": options.images, **table}
+        stored["chosen"].setdefault(name, {}).setdefault(kind, {}).update(best)
+        tried = stored["tried"].setdefault(name, {}).setdefault(kind, {})
+        tried.update({"images": options.images, **table})
         rivals.SETTINGS.parent.mkdir(exist_ok=True)
         rivals.SETTINGS.write_text(_text(stored))
 

@@ -79,7 +79,7 @@ ADVCORE_FN void gram_block(const Team& team, int n, const float* free, const flo
   for (int c = 0; c < C; ++c) columns[c] = b[c];
   float sums[R * C];
   team.template sums<R * C>(n, sums, [=](int i, Lane* acc) {
-    const Lane m = load(free, i);
+    const Mask on = load(free, i) > 0.0f;
     Lane x[R], y[C];
     ADVCORE_UNROLL
     for (int r = 0; r < R; ++r) x[r] = load(rows[r], i);
@@ -87,9 +87,9 @@ ADVCORE_FN void gram_block(const Team& team, int n, const float* free, const flo
     for (int c = 0; c < C; ++c) y[c] = diagonal ? x[c] : load(columns[c], i);
     ADVCORE_UNROLL
     for (int r = 0; r < R; ++r) {
-      x[r] = select(m > 0.0f, x[r], Lane{});
       ADVCORE_UNROLL
-      for (int c = 0; c < (diagonal ? r + 1 : C); ++c) acc[r * C + c] += x[r] * y[c];
+      for (int c = 0; c < (diagonal ? r + 1 : C); ++c)
+        acc[r * C + c] = select(on, acc[r * C + c] + x[r] * y[c], acc[r * C + c]);
     }
   });
   for (int r = 0; r < R; ++r)
