@@ -10,20 +10,24 @@ namespace {
 // the prediction is not monotone the largest such c counts; where none reaches it, the smallest.
 template <class Team>
 ADVCORE_FN float choose_c(const Team& team, const Params& params, const State& s, Work& work) {
-  const float reach = __builtin_logf(params.c_factor);
-  double log_c[kShifts], excess[kShifts];
-  for (int j = 0; j < kShifts; ++j) {
-    log_c[j] = reach * (2.0f * j / (kShifts - 1) - 1);
-    work.step.c[j] = s.c * __builtin_expf(log_c[j]);
-  }
-  team.solve([&params, &s, &work] { model_step(params, s, work.model, work.step); });
+  const float spacing = 2 * __builtin_logf(params.c_factor) / (kShifts - 1);
+  const double factor = __builtin_expf(spacing);
+  double c = s.c / params.c_factor, excess[kShifts];
+  for (int j = 0; j < kShifts; ++j, c *= factor) work.step.c[j] = c;
+  team.solve([&work] {
+    const Model& model = work.model;
+    Step& step = work.step;
+    const auto K = shifts(step.K), q = shifts(step.q);
+    const Shifts c = *shifts(&step.c);
+    *shifts(&step.margin) = predicted_margin(model, solve_model(model, c, K, q), q);
+  });
   for (int j = 0; j < kShifts; ++j) excess[j] = work.step.margin[j] - (double)s.goal;
   int j = kShifts - 1;
   while (j > 0 && !(excess[j] >= 0)) --j;
-  double chosen = log_c[j];
+  float chosen = (float)work.step.c[j];
   if (j + 1 < kShifts && excess[j] >= 0 && excess[j] > excess[j + 1])
-    chosen += (log_c[j + 1] - log_c[j]) * excess[j] / (excess[j] - excess[j + 1]);
-  return min(max(s.c * (float)__builtin_expf((float)chosen), 1e-6f * s.c0), 1e6f * s.c0);
+    chosen *= __builtin_expf(spacing * (float)(excess[j] / (excess[j] - excess[j + 1])));
+  return min(max(chosen, 1e-6f * s.c0), 1e6f * s.c0);
 }
 
 // One solve of the bisection is over. Returns false when the bracket is closed.

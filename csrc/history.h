@@ -22,6 +22,32 @@ ADVCORE_FN inline float* ring_s(const Params& params, const Problem& p, int i) {
   return p.ring + (size_t)(params.history + i) * params.padded_n;
 }
 
+// Dot products of the pair in `slot` with R pairs from `first` on, as often as they go into what is
+// left, then with fewer.
+template <int R, class Team>
+ADVCORE_FN void ring_dots(const Team& team, const Params& params, const Problem& p, State& s,
+                          int slot, int first) {
+  const int length = params.padded_n;
+  const float* const new_s = ring_s(params, p, slot);
+  for (; first + R <= s.pairs; first += R) {
+    const float *const y = ring_y(params, p, first), *const old_s = ring_s(params, p, first);
+    float dots[2 * R];
+    team.template sums<2 * R>(length, dots, [=](int i, Lane* acc) {
+      const Lane v = load(new_s, i);
+      ADVCORE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        acc[2 * r] += v * load(old_s, r * length + i);
+        acc[2 * r + 1] += v * load(y, r * length + i);
+      }
+    });
+    for (int r = 0; r < R; ++r) {
+      s.ss[slot][first + r] = s.ss[first + r][slot] = dots[2 * r];
+      s.sy[slot][first + r] = dots[2 * r + 1];
+    }
+  }
+  if constexpr (R > 1) ring_dots<R - 1>(team, params, p, s, slot, first);
+}
+
 // Pushes s = trial - x, y = g(trial) - g(x), where g = -sigma * gradient of m_T. The caller has
 // tested the curvature.
 template <class Team>
@@ -38,23 +64,7 @@ ADVCORE_FN void push_pair(const Team& team, const Params& params, const Problem&
   });
   s.newest = slot;
   if (s.pairs < params.history) ++s.pairs;
-  for (int first = 0; first < s.pairs; first += 2) {  // two pairs a pass
-    const int j = first, k = first + 1 < s.pairs ? first + 1 : first;
-    const float *const sj = ring_s(params, p, j), *const sk = ring_s(params, p, k);
-    const float *const yj = ring_y(params, p, j), *const yk = ring_y(params, p, k);
-    float dots[4];
-    team.template sums<4>(params.padded_n, dots, [=](int i, Lane* acc) {
-      const Lane v = load(new_s, i);
-      acc[0] += v * load(sj, i);
-      acc[1] += v * load(yj, i);
-      acc[2] += v * load(sk, i);
-      acc[3] += v * load(yk, i);
-    });
-    s.ss[slot][j] = s.ss[j][slot] = dots[0];
-    s.sy[slot][j] = dots[1];
-    s.ss[slot][k] = s.ss[k][slot] = dots[2];
-    s.sy[slot][k] = dots[3];
-  }
+  ring_dots<5>(team, params, p, s, slot, 0);
   s.ss[slot][slot] = ss;
   s.sy[slot][slot] = sy;
 }
@@ -126,46 +136,48 @@ ADVCORE_FN void masked_gram(const Team& team, int n, const float* free, const fl
   gram_from<Team::kTile>(team, n, free, v, 0, count, gram);
 }
 
-// The model of one round: Gram blocks over the free set, in the order Y, S, gradient of m_T, r.
+constexpr int kPacked = kMaxHistory * (2 * kMaxHistory + 1);  // lower triangle of K, by rows
+
+// The model of one round: Gram blocks over the free set, in the order Y, S, gradient of m_T, r; and
+// what c does not change of the small systems: K = fixed - product / tau, products of W_F.
 struct Model {
   int pairs;
   float theta, shift, sigma, margin;
   float gram[kMaxBasis][kMaxBasis];
+  double fixed[kPacked], product[kPacked];
+  double gradient[2 * kMaxHistory], r[2 * kMaxHistory];  // W_F'(gradient of m_T), W_F'r
 };
 
-// Direction and predicted margin for kShifts values of c.
+// The solution of the small system at one c: K^-1 W_F'(g + 2 c r) is in q.
+template <class Value>
+struct Solution {
+  Value c, inverse;  // 1 / tau
+};
+
+// Small systems for kShifts values of c; for a single one the first numbers of each row of `K`.
 struct Step {
   StoredShifts c;
-  StoredShifts tau;
-  StoredShifts margin;              // m + (gradient of m_T)'d
-  StoredShifts slope;               // (g + 2 c r)'d
-  StoredShifts q[2 * kMaxHistory];  // K^-1 W_F'(g + 2 c r)
-  StoredShifts K[kMaxHistory * (2 * kMaxHistory + 1)];
+  StoredShifts margin;
+  StoredShifts q[2 * kMaxHistory];
+  StoredShifts K[kPacked];
 };
 
 // The small systems of a round. Not set before they are used.
 struct Work {
   ADVCORE_INLINE Work() {}
   double newton[kMaxCuts][kMaxCuts];  // of the projection
+  double q[2 * kMaxHistory];
   Model model;
   Step step;
 };
 
-// For the values step.c.
-ADVCORE_FN inline void model_step(const Params& params, const State& s, const Model& model,
-                                  Step& step) {
-  const int m = model.pairs, size = 2 * m, iG = size, iR = size + 1;
-  const double theta = model.theta, sigma = model.sigma;
-  const Shifts c = *shifts(&step.c), tau = theta + 2.0 * c + (double)model.shift;
-  const Shifts inverse = 1.0 / tau;
-  const auto K = shifts(step.K), q = shifts(step.q);
-  Shifts u[2 * kMaxHistory];
-  for (int i = 0; i < size; ++i) {
-    const double scale_i = i < m ? 1.0 : theta;
-    u[i] = scale_i * (2.0 * c * (double)model.gram[i][iR] - sigma * model.gram[i][iG]);
-    q[i] = u[i];
-    for (int j = 0; j <= i; ++j) {
-      const double scale = scale_i * (j < m ? 1.0 : theta);
+// From the Gram blocks, once a round.
+ADVCORE_FN inline void assemble(const Params& params, const State& s, Model& model) {
+  const int m = model.pairs, iG = 2 * m, iR = 2 * m + 1;
+  const double theta = model.theta;
+  for (int i = 0, at = 0; i < 2 * m; ++i) {
+    const double scale = i < m ? 1.0 : theta;
+    for (int j = 0; j <= i; ++j, ++at) {
       double fixed = 0;  // of M^-1
       if (i < m) {
         fixed = i == j ? -(double)s.sy[i][i] : 0.0;
@@ -174,22 +186,55 @@ ADVCORE_FN inline void model_step(const Params& params, const State& s, const Mo
       } else {
         fixed = theta * s.ss[i - m][j - m];
       }
-      K[i * (i + 1) / 2 + j] = fixed - scale * model.gram[i][j] * inverse;
+      model.fixed[at] = fixed;
+      model.product[at] = scale * (j < m ? 1.0 : theta) * model.gram[i][j];
     }
+    model.gradient[i] = scale * model.gram[i][iG];
+    model.r[i] = scale * model.gram[i][iR];
   }
-  solve_quasi_definite(size, m, K, q);
-  Shifts gd = (2.0 * c * (double)model.gram[iG][iR] - sigma * model.gram[iG][iG]) * inverse;
-  Shifts vd = (sigma * sigma * model.gram[iG][iG] - 4.0 * sigma * c * (double)model.gram[iG][iR] +
-               4.0 * c * c * (double)model.gram[iR][iR]) *
-              inverse;
-  for (int i = 0; i < size; ++i) {
-    const Shifts w = q[i] * inverse * inverse;
-    gd += w * ((i < m ? 1.0 : theta) * model.gram[i][iG]);
-    vd += w * u[i];
-  }
-  *shifts(&step.tau) = tau;
-  *shifts(&step.margin) = (double)model.margin - gd;
-  *shifts(&step.slope) = -vd;
+}
+
+// Solves the small system at c: a number, or kShifts of them. K and q are rows in memory.
+template <class Value, class Row>
+ADVCORE_FN Solution<Value> solve_model(const Model& model, Value c, Row K, Row q) {
+  const int m = model.pairs;
+  const double theta = (double)model.theta + (double)model.shift, sigma = model.sigma;
+  const Value inverse = 1.0 / (theta + 2.0 * c);
+  for (int i = 0; i < 2 * m; ++i) q[i] = 2.0 * c * model.r[i] - sigma * model.gradient[i];
+  for (int i = 0; i < m * (2 * m + 1); ++i) K[i] = model.fixed[i] - model.product[i] * inverse;
+  solve_quasi_definite<Value>(2 * m, m, K, q);
+  return {c, inverse};
+}
+
+// v'B^-1 u of v with W_F'v = projected and v'u = direct: v'u / tau + projected'q / tau^2, where
+// u = g + 2 c r.
+template <class Value, class Row>
+ADVCORE_FN Value against(const Model& model, const Solution<Value>& at, Row q, Value direct,
+                         const double* projected) {
+  Value sum = Value{};
+  for (int i = 0; i < 2 * model.pairs; ++i) sum += q[i] * projected[i];
+  return (direct + sum * at.inverse) * at.inverse;
+}
+
+// m + (gradient of m_T)'d
+template <class Value, class Row>
+ADVCORE_FN Value predicted_margin(const Model& model, const Solution<Value>& at, Row q) {
+  const int iG = 2 * model.pairs, iR = iG + 1;
+  const Value direct =
+      2.0 * at.c * (double)model.gram[iG][iR] - (double)model.sigma * model.gram[iG][iG];
+  return (double)model.margin - against(model, at, q, direct, model.gradient);
+}
+
+// (g + 2 c r)'d
+ADVCORE_FN inline double model_slope(const Model& model, const Solution<double>& at,
+                                     const double* q) {
+  const int iG = 2 * model.pairs, iR = iG + 1;
+  const double c2 = 2 * at.c, sigma = model.sigma;
+  double projected[2 * kMaxHistory];
+  for (int i = 0; i < iG; ++i) projected[i] = c2 * model.r[i] - sigma * model.gradient[i];
+  const double direct = sigma * sigma * model.gram[iG][iG] - 2 * sigma * c2 * model.gram[iG][iR] +
+                        c2 * c2 * model.gram[iR][iR];
+  return -against(model, at, q, direct, projected);
 }
 
 }  // namespace

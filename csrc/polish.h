@@ -86,9 +86,9 @@ ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem&
 }
 
 // Newton's step of the active multipliers: toward the minimum of the quadratic model, to where the
-// first multiplier becomes zero; from there on without that one. Every part lowers the model, so the
-// whole step is one of descent (it was not where all that would be negative were set to zero at once:
-// 28% of the passes were lost in line searches).
+// first multiplier becomes zero; from there on without that one. Every part lowers the model, so
+// the whole step is one of descent (it was not where all that would be negative were set to zero at
+// once: 28% of the passes were lost in line searches).
 ADVCORE_FN inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis],
                                    const float* dual, const int* active, int count,
                                    double (*H)[kMaxCuts], double* step) {

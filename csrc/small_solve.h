@@ -1,4 +1,5 @@
-// Small dense systems in float64, solved for several shifts at once: one shift a lane.
+// Small dense systems in float64; the quasi-definite one also for several shifts at once, a lane
+// each.
 #pragma once
 
 namespace ADVCORE_NS {
@@ -9,26 +10,26 @@ namespace {
 // elimination, so L D L' needs no pivoting (Vanderbei 1995). A pivot that rounding has brought to
 // the wrong side belongs to a pair that is nearly a multiple of older ones; its unknown is set to
 // zero, which drops the pair from this solve.
-template <class Row>
+template <class Value, class Row>
 ADVCORE_FN void solve_quasi_definite(int size, int negative, Row K, Row b) {
   const auto row = [](int i) { return i * (i + 1) / 2; };
-  Shifts inverse[2 * kMaxHistory];  // of the pivots: divisions would take half of the time
+  Value inverse[2 * kMaxHistory];  // of the pivots: divisions would take half of the time
   for (int j = 0; j < size; ++j) {
     const double side = j < negative ? -1.0 : 1.0;
     const Row kj = K + row(j);
-    const Shifts full = kj[j] * side;
-    Shifts d = full, v[2 * kMaxHistory];
+    const Value full = kj[j] * side;
+    Value d = full, v[2 * kMaxHistory];
     for (int p = 0; p < j; ++p) {
       v[p] = kj[p] * K[row(p) + p];
       d -= v[p] * kj[p] * side;
     }
     // Relative rounding of the float32 sums behind K is about 1e-6.
-    const ShiftMask sound = (d > 1e-9 * full) & (d > 0.0);
-    kj[j] = sound ? d * side : Shifts{} + 1e300 * side;
+    const auto sound = (d > 1e-9 * full) & (d > 0.0);
+    kj[j] = sound ? d * side : Value{} + 1e300 * side;
     inverse[j] = 1.0 / kj[j];
     for (int i = j + 1; i < size; ++i) {
       const Row ki = K + row(i);
-      Shifts t = ki[j];
+      Value t = ki[j];
       for (int p = 0; p < j; ++p) t -= ki[p] * v[p];
       ki[j] = t * inverse[j];
     }

@@ -315,7 +315,6 @@ ADVCORE_FN void Machine<Team>::propose() {
   if (s.sigma < 1e-6f && s.margin > s.goal) return step_back();
   // A small theta: outside the span of the pairs the curvature of the penalty problem is 2 c.
   Model& model = work.model;
-  Step& step = work.step;
   model.pairs = s.pairs;
   model.theta = 0.2f * s.c;
   if (s.pairs > 0)
@@ -344,6 +343,7 @@ ADVCORE_FN void Machine<Team>::propose() {
   v[2 * m + 1] = r;
   masked_gram(team, params.padded_n, free, v, count, model.gram);
 
+  assemble(params, s, model);
   s.c_last = s.c;
   if (!bisecting()) {
     // The shift bounds the step, not c: with it no c would reach the goal, and c would run down.
@@ -351,17 +351,16 @@ ADVCORE_FN void Machine<Team>::propose() {
     s.c = choose_c(team, params, s, work);
     model.shift = s.shift;
   }
-  for (int j = 0; j < kShifts; ++j) step.c[j] = s.c;
-  team.solve([=, this] { model_step(params, s, work.model, work.step); });
-  const double inverse = 1 / step.tau[0];
-  bool sound = step.slope[0] < 0 && step.slope[0] > -1e300;
+  double* const q = work.q;
+  const auto at = solve_model<double>(model, s.c, reinterpret_cast<double*>(work.step.K), q);
+  const double slope = model_slope(model, at, q);
+  const bool sound = slope < 0 && slope > -1e300;
   float weight[kMaxBasis] = {};
   for (int j = 0; j < 2 * m; ++j)
     weight[j] =
-        (float)(sound ? step.q[j][0] * (j < m ? 1.0 : (double)model.theta) * inverse * inverse
-                      : 0.0);
-  weight[2 * m] = (float)(-s.sigma * inverse);
-  weight[2 * m + 1] = (float)(2 * s.c * inverse);
+        (float)(sound ? q[j] * (j < m ? 1.0 : (double)model.theta) * at.inverse * at.inverse : 0.0);
+  weight[2 * m] = (float)(-s.sigma * at.inverse);
+  weight[2 * m + 1] = (float)(2 * s.c * at.inverse);
   team.each(params.padded_n, [=](int i) {  // `free` is the trial
     Lane d = Lane{};
     for (int j = 0; j < count; ++j) d += weight[j] * load(v[j], i);

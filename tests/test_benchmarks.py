@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from test_cpp import compiles, tool
 
-pytest.importorskip("torch")
+import advcore
+from advcore import data
+
+torch = pytest.importorskip("torch")
 bench = importlib.import_module("bench_optimality")
 envelope = importlib.import_module("envelope")
+bench_speed = importlib.import_module("bench_speed")
 networks = importlib.import_module("networks")
 profiles = importlib.import_module("profiles")
+rivals = importlib.import_module("rivals")
+speed_engine = importlib.import_module("speed_engine")
+speed_page = importlib.import_module("speed_page")
 sweep_rivals = importlib.import_module("sweep_rivals")
+
+RESULTS = Path(bench_speed.__file__).parent / "results"
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    """Six digits on the network of the package; the wanted classes are random."""
+    model = data.embedded_network().to_torch().eval().requires_grad_(False)
+    images, labels = data.embedded_digits()
+    targets = data.random_targets(labels[:6], classes=10, seed=0)
+    return networks.Case("embedded", model, images[:6], targets, targeted=True)
 
 
 def test_figures_against_the_envelope():
@@ -54,8 +78,6 @@ def test_profile_is_the_share_within_a_factor():
 
 
 def test_distances_are_infinite_where_the_forward_does_not_confirm():
-    import torch
-
     model = torch.nn.Linear(2, 2, bias=False).requires_grad_(False)
     model.weight.copy_(torch.eye(2))
     clean = np.array([[0.5, 0.25], [0.5, 0.25]], np.float32)
@@ -64,3 +86,150 @@ def test_distances_are_infinite_where_the_forward_does_not_confirm():
     assert envelope.distances(wanted, found).tolist() == [0.5, np.inf]
     labels = networks.Case("x", model, clean, np.array([0, 0]), targeted=False)
     assert envelope.distances(labels, found).tolist() == [0.5, np.inf]
+
+
+def test_verified_refuses_what_is_not_as_claimed():
+    model = torch.nn.Linear(2, 2, bias=False).requires_grad_(False)
+    model.weight.copy_(torch.eye(2))
+    clean = np.array([[0.5, 0.25], [0.5, 0.25]], np.float32)
+    case = networks.Case("x", model, clean, np.array([1, 1]), targeted=True)
+    found = np.array([[0.5, 0.75], [0.5, 0.25]], np.float32)
+    assert speed_engine.verified(case, found).tolist() == [0.5, np.inf]
+    assert speed_engine.verified(case, found, np.array([0.5, np.inf])).tolist() == [0.5, np.inf]
+    with pytest.raises(ValueError, match="image 0: 0.4 claimed"):
+        speed_engine.verified(case, found, np.array([0.4, np.inf]))
+    with pytest.raises(ValueError, match="image 1: 0.1 claimed, inf found"):
+        speed_engine.verified(case, found, np.array([0.5, 0.1]))
+    rounded = found + np.float32(2**-21) * (found == 0.75)
+    assert np.isfinite(speed_engine.verified(case, rounded)[0])
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        speed_engine.verified(case, found + np.float32(0.3))
+
+
+def test_row_compares_the_images_that_both_found():
+    model = torch.nn.Linear(2, 2, bias=False).requires_grad_(False)
+    model.weight.copy_(torch.eye(2))
+    clean = np.tile(np.array([0.5, 0.25], np.float32), (3, 1))
+    case = networks.Case("x", model, clean, np.ones(3, np.int64), targeted=True)
+    found = np.array([[0.5, 0.75], [0.5, 0.25], [0.5, 0.75]], np.float32)
+    run = bench_speed.Run(found, None, [8.0, 6.0, 10.0], 5.0, 1.0, {"batch": 3})
+    row = bench_speed.row(case, run, [2.0, 1.0, 4.0], np.array([0.25, 0.25, 0.25]))
+    assert row["ratio"] == {"median": 4.0, "min": 1.5, "max": 10.0}
+    assert (row["success"], row["mean_over_ours"]) == (pytest.approx(2 / 3), 2.0)
+    assert (row["images"], row["batch"], row["as_good"]) == (3, 3, False)
+    few = dataclasses.replace(run, adversarial=found[:1])
+    assert bench_speed.row(case, few, [2.0], np.array([0.5, 0.1, 0.1]))["as_good"]
+    assert not bench_speed.row(case, few, [2.0], np.array([0.49, 0.1, 0.1]))["as_good"]
+
+
+def test_engine_parts_of_the_speed_benchmark(digits):
+    many = speed_engine.repeated(digits, 15)
+    assert [len(np.unique(many.images[k : k + 6], axis=0)) for k in (0, 6)] == [6, 6]
+    labels = digits.model(torch.from_numpy(many.images)).argmax(dim=1).numpy()
+    assert (many.classes != labels).all()
+    assert len(many.classes) == 15
+    latency = speed_engine.latency(digits, threads=1, calls=2)
+    assert len(latency) == 3
+    assert all(each["min"] <= each["median"] <= each["max"] for each in latency.values())
+    assert "speedup" not in speed_engine.scaling(digits, threads=1, repeats=1)
+    assert speed_engine.scaling(digits, threads=2, repeats=1)["speedup"]["median"] > 0
+    network = advcore.Network.from_torch(digits.model, (784,))
+    *rates, flops = speed_engine.solve_rates(digits, network, repeats=2)
+    assert [len(each) for each in rates] == [2, 2]
+    result = speed_engine.attack(digits, threads=1)
+    weights = 784 * 100 + 100 * 100 + 100 * 10
+    rows = 2 * result.evaluations.sum() + result.forwards.sum()
+    assert flops == pytest.approx(2 * weights * rows / 6)
+
+
+@pytest.mark.slow
+def test_throughput_is_that_of_checked_results_in_fresh_processes(digits):
+    small, large = speed_engine.throughput(digits, [4, 8], threads=1, seconds=0)
+    assert (small["images"], large["images"]) == (4, 8)
+    assert (small["success"], large["success"]) == (1, 1)
+    wanted = speed_engine.repeated(digits, 8)
+    expected = speed_engine.attack(wanted, threads=1).distortion.mean()
+    assert large["mean_distortion"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_loops_of_the_speed_benchmark_return_what_the_reference_returns(digits):
+    pytest.importorskip("scipy")
+    loops = importlib.import_module("speed_loops")
+    few = bench_speed.first(digits, 3)
+    for oracle in ("numpy", "torch"):
+        solved = loops.run(loops.Loop(oracle, {"steps": 3, "ftol": 1e-4}), few, processes=2)
+        model = data.embedded_network() if oracle == "numpy" else few.model
+        expected = advcore.reference.minimize_distortion(
+            model, few.images, few.classes, steps=3, ftol=1e-4
+        )
+        assert solved.distortion == pytest.approx(expected.minimum_distortion(), rel=1e-3)
+        assert solved.adversarial == pytest.approx(expected.adversarial, abs=1e-2)
+        assert (solved.seconds > 0).all()
+
+
+def test_rivals_of_the_speed_benchmark(digits):
+    if not rivals.installed():
+        pytest.skip("adv-lib is not installed")
+    brief = {name: {**rivals.RIVALS[name].default, "steps": 40} for name in ("DDN-100", "PDGD-500")}
+    runs = {
+        name: lambda name=name, s=s: bench_speed.rival_run(digits, name, s, batch=4)
+        for name, s in brief.items()
+    }
+    rows = bench_speed.compare(digits, runs, threads=1)
+    assert list(rows) == ["advcore", "DDN-100", "PDGD-500"]
+    assert rows["advcore"]["mean_over_ours"] == 1
+    for name in brief:
+        assert (rows[name]["evaluations"], rows[name]["forwards"]) == (40, 0)
+        assert rows[name]["success"] == 1
+        assert 0.9 < rows[name]["mean_over_ours"] < 2
+    assert list(bench_speed.batch_times(digits, "DDN-100", brief["DDN-100"])) == [6]
+    assert "DDN-100" not in rivals.names(targeted=True, convolutional=False)
+
+
+@pytest.mark.slow
+def test_propagation_beside_the_peak(digits, tmp_path):
+    tool("cmake")
+    if not compiles(tmp_path):
+        pytest.skip("no compiler for C++20")
+    program = speed_engine.build_propagation(tmp_path / "build")
+    figures = speed_engine.propagation(program, digits, repeats=1, seconds=0.05)
+    assert figures["widths"] == [784, 100, 100, 10]
+    assert 0 < figures["both"] < 1
+    assert 0 < figures["call"]["median"] <= figures["engine"]["median"] < 1
+
+
+def test_page_is_what_the_stored_figures_say():
+    stored = json.loads((RESULTS / "bench_speed.json").read_text())
+    assert speed_page.PAGE.read_text() == speed_page.page(stored)
+    readme = speed_page.README.read_text()
+    assert speed_page.with_block(readme, stored) == readme
+
+
+def test_page_names_targets_met_missed_and_not_measured():
+    stored = json.loads((RESULTS / "bench_speed.json").read_text())
+    stored |= {"rates": [], "rivals": None, "threads": 1}
+    rows = stored["competitors"] = {
+        name: row
+        for name, row in stored["competitors"].items()
+        if name == "advcore" or name.startswith("SciPy")
+    }
+    stored["scaling"] = {"images": 9, "threads": 1, "one": {"median": 0.2, "min": 0.1, "max": 0.5}}
+    rows["SciPy loop, NumPy"]["ratio"] = {"median": 499.0, "min": 1.0, "max": 999.0}
+    targets = {wanted: (shown, met) for wanted, shown, met in speed_page.targets(stored)}
+    loop = "at least 500 times as fast as the SciPy loop through NumPy"
+    assert targets[loop] == ("499 (1.00 to 999)", False)
+    assert targets["at most 0.3 ms an image on one thread"] == ("0.200 ms (0.100 to 0.500)", True)
+    assert targets["at least 10 times as fast as DDN-100"] == ("-", None)
+    text = speed_page.page(stored)
+    assert f"| {loop} | 499 (1.00 to 999) | **missed** |" in text
+    assert "| not measured |" in text
+    assert "adv-lib was not installed" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.26932, "0.269"), (1.1027, "1.10"), (31.97, "32.0"), (6411.2, "6,411")]
+)
+def test_numbers_of_the_page_have_three_digits(value, text):
+    assert speed_page.number(value) == text
+    assert math.isclose(float(text.replace(",", "")), value, rel_tol=5e-3)

@@ -25,7 +25,6 @@ inline Lane abs(Lane a) { return (Lane)((Mask)a & 0x7fffffff); }
 // kShifts float64 values, one a trial value of c, handled as one; and rows of them in memory.
 constexpr int kShifts = 8;
 using Shifts = double __attribute__((vector_size(kShifts * 8)));
-using ShiftMask = long long __attribute__((vector_size(kShifts * 8)));
 using StoredShifts = Shifts;
 inline Shifts* shifts(StoredShifts* row) { return row; }
 

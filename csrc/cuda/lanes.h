@@ -33,7 +33,6 @@ ADVCORE_INLINE Lane exp(Lane x) { return __builtin_expf(x); }
 // kShifts float64 values, one a worker, and rows of them in memory that all see.
 constexpr int kShifts = 8;
 using Shifts = double;
-using ShiftMask = bool;
 
 ADVCORE_INLINE int shift();  // of the calling worker
 

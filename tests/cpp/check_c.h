@@ -52,11 +52,10 @@ void check_choose_c() {
     parts::Work work;
     model_of(slot, s, at, 0.2 * at.c, work.model);
     const auto margins = [&](double low, double high) {
+      Shifts c{};
       for (int j = 0; j < kShifts; ++j)
-        work.step.c[j] =
-            static_cast<double>(s.c) * std::exp(low + (high - low) * j / (kShifts - 1));
-      parts::model_step(params, s, work.model, work.step);
-      return work.step.margin;
+        c[j] = static_cast<double>(s.c) * std::exp(low + (high - low) * j / (kShifts - 1));
+      return predicted_margins(work, c);
     };
     const double reach = std::log(static_cast<double>(params.c_factor));
     const Shifts grid = margins(-reach, reach);

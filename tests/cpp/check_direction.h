@@ -88,6 +88,13 @@ void model_of(Slot& slot, const State& s, const Penalty& at, double theta, parts
   v[2 * s.pairs] = slot.p.gradient;
   v[2 * s.pairs + 1] = rows.get() + padded;
   parts::masked_gram(Team{}, slot.params.padded_n, rows.get(), v, 2 * s.pairs + 2, model.gram);
+  parts::assemble(slot.params, s, model);
+}
+
+// At kShifts values of c, as the choice of c has them.
+Shifts predicted_margins(parts::Work& work, Shifts c) {
+  const auto K = parts::shifts(work.step.K), q = parts::shifts(work.step.q);
+  return parts::predicted_margin(work.model, parts::solve_model(work.model, c, K, q), q);
 }
 
 void check_direction(int n, int history, int pushes, Random& rng, double& worst) {
@@ -124,10 +131,9 @@ void check_direction(int n, int history, int pushes, Random& rng, double& worst)
   model_of(slot, s, at, theta, work.model);
   const dense::Matrix B = dense::bfgs(size, theta, pushed);
   const dense::Vector d = proposed(slot, s);
-  parts::Step& step = work.step;
-  for (int lane = 0; lane < kShifts; ++lane) step.c[lane] = at.c * std::exp(0.3 * lane);
-  const Shifts c = step.c;
-  parts::model_step(slot.params, s, work.model, step);
+  Shifts c{};
+  for (int lane = 0; lane < kShifts; ++lane) c[lane] = at.c * std::exp(0.3 * lane);
+  const Shifts margins = predicted_margins(work, c);
   for (const size_t lane : {size_t{0}, size_t{5}}) {
     if (lane > 0 && n > 100) continue;
     dense::Matrix part = dense::restricted(B, at.free);
@@ -142,14 +148,17 @@ void check_direction(int n, int history, int pushes, Random& rng, double& worst)
     const double gain = dense::dot(at.G, expected), slope = -dense::dot(v, on_free);
     const double gain_scale = dense::norm(at.G) * dense::norm(expected);
     const double error = lane > 0 ? 0 : dense::difference(d, expected);
-    const double margin = std::fabs(step.margin[lane] - at.margin - gain) / gain_scale;
-    const double fall = std::fabs(step.slope[lane] / slope - 1);
+    const double margin = std::fabs(margins[lane] - at.margin - gain) / gain_scale;
+    std::vector<double> K(parts::kPacked);
+    const auto solution = parts::solve_model<double>(work.model, c[lane], K.data(), work.q);
+    const double predicted = parts::model_slope(work.model, solution, work.q);
+    const double fall = std::fabs(predicted / slope - 1);
     const std::string where = "n " + std::to_string(n) + " history " + std::to_string(history) +
                               " pushes " + std::to_string(pushes);
     expect(error < 2e-4, "%s: direction off by %.1e", where.c_str(), error);
     expect(margin < 2e-4, "%s lane %zu: predicted margin %g, expected %g", where.c_str(), lane,
-           step.margin[lane], at.margin + gain);
-    expect(fall < 2e-4, "%s lane %zu: slope %g, expected %g", where.c_str(), lane, step.slope[lane],
+           margins[lane], at.margin + gain);
+    expect(fall < 2e-4, "%s lane %zu: slope %g, expected %g", where.c_str(), lane, predicted,
            slope);
     worst = std::max({worst, error, margin, fall});
   }

@@ -37,7 +37,7 @@ std::vector<dense::Vector> quasi_definite(const std::vector<dense::Matrix>& K, s
       x[i][lane] = b[lane][i];
       for (size_t j = 0; j <= i; ++j) packed[at++][lane] = K[lane](i, j);
     }
-  parts::solve_quasi_definite(static_cast<int>(size), static_cast<int>(m), packed, x);
+  parts::solve_quasi_definite<Shifts>(static_cast<int>(size), static_cast<int>(m), packed, x);
   std::vector<dense::Vector> out(kShifts, dense::Vector(size));
   for (size_t lane = 0; lane < kShifts; ++lane)
     for (size_t i = 0; i < size; ++i) out[lane][i] = x[i][lane];
