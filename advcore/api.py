@@ -342,7 +342,7 @@ def _result(
 ) -> Result:
     """The engine's arrays in the shape and kind of the images."""
     adversarial, success = found["adversarial"], found["success"]
-    r = np.linalg.norm(adversarial.astype(np.float64) - job.images, axis=1)
+    r = verify.distances(adversarial, job.images)
     distortion = np.where(success, r, np.inf).astype(np.float32)
     c = found["c"]
     if norm == "l2_unsquared":

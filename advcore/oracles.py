@@ -211,6 +211,8 @@ class TorchOracle:
         Where inputs go; default: the device of the module's first parameter or buffer, else CPU.
     sample : ndarray (B, n) float32, optional
         Images to try the model with; default one image of 0.5.
+    survey : bool
+        Whether to look for activations to smooth at once; else `survey` does it later.
 
     Notes
     -----
@@ -234,6 +236,7 @@ class TorchOracle:
         image_shape: Sequence[int],
         device: str | torch.device | None = None,
         sample: Floats | None = None,
+        survey: bool = True,
     ) -> None:
         import torch
 
@@ -259,8 +262,19 @@ class TorchOracle:
         self._widths: Widths | None = None
         self.kind = "smooth"
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
+        self._tried = np.ascontiguousarray(x[:1], dtype=np.float32)
         self._try(np.ascontiguousarray(x, dtype=np.float32))
         self.classes = self._logits.classes
+        if survey:
+            self.survey()
+
+    def survey(self) -> None:
+        """Find the activations to smooth, and with them the ``kind``; 4 ms for a small network."""
+        try:
+            self._survey(self._tried)
+        except Exception:  # whatever a model does under a function mode, it still runs without
+            self._leaf = self._output = self._widths = None
+            self.kind = "smooth"
 
     def forward(
         self,
@@ -403,7 +417,7 @@ class TorchOracle:
         )
 
     def _try(self, x: Floats) -> None:
-        """Find the classes, whether the model writes to its input, and what can be smoothed."""
+        """Find the classes, and whether the model writes to its input."""
         torch = self._torch
         with torch.inference_mode(False), torch.no_grad():
             rows = self._wrap(x).clone().to(self._device, self._dtype)
@@ -420,11 +434,6 @@ class TorchOracle:
                     "its input but carries no graph (torch.no_grad or detach inside?)"
                 )
         self._leaf = self._output = None
-        try:
-            self._survey(x)
-        except Exception:  # whatever a model does under a function mode, it still runs without
-            self._leaf = self._output = self._widths = None
-            self.kind = "smooth"
 
     def _survey(self, x: Floats) -> None:
         """Number the activations in forwards with 2 and 3 rows; keep those that follow the rows."""
@@ -439,7 +448,7 @@ class TorchOracle:
         for count in (2, 3):
             mode = Survey()
             with torch.inference_mode(False), torch.enable_grad():
-                leaf = self._wrap(np.repeat(x[:1], count, axis=0)).clone().requires_grad_(True)
+                leaf = self._wrap(np.repeat(x, count, axis=0)).clone().requires_grad_(True)
                 output = self._call(leaf.clone().to(self._device, self._dtype), mode)
                 if mode.calls and output.requires_grad:
                     total = output.sum()
@@ -455,8 +464,8 @@ class TorchOracle:
         self._widths = widths
         # one pass that measures and one that smooths: the model must run under the mode as well
         slots, k = np.zeros(1, np.int32), np.ones(1, np.float32)
-        plain = self.forward(x[:1], slots=slots, measure=np.ones(1, np.bool_), grad=False)
-        self.forward(x[:1], k, slots)
+        plain = self.forward(x, slots=slots, measure=np.ones(1, np.bool_), grad=False)
+        self.forward(x, k, slots)
         self.backward(np.zeros_like(plain))
         widths.stored.clear()
         self.kind = widths.kind

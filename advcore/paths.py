@@ -106,7 +106,7 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
                 f"model must be in eval mode, {training[0]} is in training mode; call model.eval()"
             )
     _check_device(device)
-    oracle = TorchOracle(model, shape, device, tried)
+    oracle = TorchOracle(model, shape, device, tried, survey=False)
     _check_logits(oracle, tried)
     reason = "a callable that is not a module"
     if is_module and on_cpu and oracle.device.type == "cpu":
@@ -120,6 +120,7 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
                 info["reason"] = "the module was lowered to a native network"
                 return Path(network, oracle, info)
             reason = "the lowered network gives other logits"
+    oracle.survey()
     info = {"path": "torch", "device": str(device or oracle.device), "isa": _core.isa()}
     cuda = oracle.device.type == "cuda"
     if cuda:

@@ -18,6 +18,16 @@ def batched(forward: Forward, x: Floats, size: int) -> Floats:
     return np.concatenate([forward(x[i : i + size]) for i in range(0, len(x), size)])
 
 
+def distances(x: Floats, clean: Floats) -> NDArray[np.float64]:
+    """L2 distance of each row, (N,); in parts, so that no float64 copy of all images is made."""
+    out = np.empty(len(x))
+    for i in range(0, len(x), 1024):
+        out[i : i + 1024] = np.linalg.norm(
+            x[i : i + 1024].astype(np.float64) - clean[i : i + 1024], axis=1
+        )
+    return out
+
+
 def margins(
     logits: Floats, labels: NDArray[np.int32], targeted: bool
 ) -> tuple[Floats, NDArray[np.int64]]:
@@ -62,16 +72,17 @@ def confirm(
     """
     margin = np.full(len(images), np.nan, np.float32)
     prediction = np.full(len(images), -1, np.int64)
-    open_rows = np.flatnonzero(success)
-    start = adversarial[open_rows].copy()
+    open_rows, start = np.flatnonzero(success), None
     for push in range(pushes + 1):
         if not len(open_rows):
             return margin, prediction
-        z = batched(forward, adversarial[open_rows], size)
+        parts = np.split(open_rows, range(size, len(open_rows), size))
+        z = np.concatenate([forward(adversarial[part]) for part in parts])
         margin[open_rows], prediction[open_rows] = margins(z, labels[open_rows], targeted)
         failed = ~(margin[open_rows] >= confidence)
         failed |= (prediction[open_rows] == labels[open_rows]) != targeted  # ties
-        open_rows, start = open_rows[failed], start[failed]
+        open_rows = open_rows[failed]
+        start = adversarial[open_rows] if start is None else start[failed]
         if push < pushes:
             clean = images[open_rows]
             pushed = clean + (start - clean) * np.float32(1 + 2**push * 1e-6)
