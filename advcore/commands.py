@@ -200,7 +200,8 @@ def info() -> None:
 
     print(f"advcore {advcore.__version__}")
     print(f"instruction set: {_ISA.get(_core.isa(), _core.isa())}")
-    print("CUDA: no, this version has no CUDA backend")
+    _, devices, reason = _core.cuda_status()
+    print(f"CUDA: {devices} GPU{'s' * (devices > 1)}" if devices else f"CUDA: no ({reason})")
     for name in ("numpy", "torch"):
         try:
             print(f"{name}: {metadata.version(name)}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native_build import Build, build
 
 from advcore import Layer, Network
 
@@ -36,6 +37,12 @@ def make_network(
             )
         )
     return Network(layers)
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The engine with its check programs, as users build it."""
+    return build(tmp_path_factory.mktemp("release"), "Release", "")
 
 
 @pytest.fixture

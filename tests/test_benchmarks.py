@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cpp import compiles, tool
+from native_build import Build
 
 import advcore
 from advcore import data
@@ -189,11 +189,8 @@ def test_rivals_of_the_speed_benchmark(digits):
 
 
 @pytest.mark.slow
-def test_propagation_beside_the_peak(digits, tmp_path):
-    tool("cmake")
-    if not compiles(tmp_path):
-        pytest.skip("no compiler for C++20")
-    program = speed_engine.build_propagation(tmp_path / "build")
+def test_propagation_beside_the_peak(digits, release: Build):
+    program = release.folder / "propagation"
     figures = speed_engine.propagation(program, digits, repeats=1, seconds=0.05)
     assert figures["widths"] == [784, 100, 100, 10]
     assert 0 < figures["both"] < 1

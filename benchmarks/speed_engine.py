@@ -1,0 +1,249 @@
+"""The engine by itself: throughput and memory by number of images, latency, threads, rates.
+
+Propagation counts 2 x weights flops a row and direction: an evaluation is a forward and a backward.
+Its rate alone and the peak of multiply-adds come from ``benchmarks/native/propagation.cpp``, built
+here with CMake; both, and the solve beside them, are measured in CPU time on one thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import envelope
+import networks
+import numpy as np
+import torch
+
+import advcore
+from advcore.data import random_targets
+from advcore.run import NATIVE_SLOTS, run_native
+
+ROOT = Path(__file__).resolve().parents[1]
+LATENCY_CALLS = 200
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def attack(case: networks.Case, threads: int) -> advcore.Result:
+    """The call that is measured."""
+    return advcore.minimize_distortion(case.model, case.images, case.classes, threads=threads)
+
+
+def verified(case: networks.Case, found: Any, claimed: Any = None) -> envelope.Floats:
+    """||r||_2 of each image that the network's float32 forward confirms, else infinite.
+
+    Raises ValueError where an image leaves [0, 1] (by more than the rounding of x + r, for attacks
+    that claim nothing) or a claimed distortion, infinite without success, is not what comes out.
+    """
+    low, high = float(found.min()), float(found.max())
+    slack = 1e-6 if claimed is None else 0.0
+    if low < -slack or high > 1 + slack:
+        raise ValueError(f"images must be in [0, 1], got {low} to {high}")
+    distances = envelope.distances(case, found)
+    if claimed is not None and not np.allclose(distances, claimed, rtol=1e-5, atol=0):
+        worst = int(np.argmax(~np.isclose(distances, claimed, rtol=1e-5, atol=0)))
+        raise ValueError(f"image {worst}: {claimed[worst]} claimed, {distances[worst]} found")
+    return distances
+
+
+def repeated(case: networks.Case, count: int) -> networks.Case:
+    """``count`` images: the digits of the case again and again, in random order, other targets.
+
+    The classes of the case are not used: its images are classified correctly, so that the network's
+    prediction is the label.
+    """
+    with torch.inference_mode():
+        labels = case.model(torch.from_numpy(case.images)).argmax(dim=1).numpy()
+    orders, targets = [], []
+    for cycle in range(-(-count // len(labels))):
+        orders.append(np.random.default_rng(cycle).permutation(len(labels)))
+        targets.append(random_targets(labels[orders[-1]], classes=networks.CLASSES, seed=cycle))
+    rows = np.concatenate(orders)[:count]
+    return dataclasses.replace(
+        case, images=case.images[rows], classes=np.concatenate(targets)[:count]
+    )
+
+
+def throughput(
+    case: networks.Case, sizes: Sequence[int], threads: int, seconds: float = 4.0
+) -> list[dict[str, Any]]:
+    """Of each size, upwards and down again, in a fresh process each time."""
+    runs: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
+    for size in (*sizes, *reversed(sizes[:-1])):
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            runs[size].append(pool.submit(_throughput, case, size, threads, seconds).result())
+        last = runs[size][-1]
+        print(f"{size:9,} images: {statistics.median(last['rates']):8,.0f} /s", flush=True)
+    return [
+        {
+            "images": size,
+            "images_per_second": spread([rate for run in of_size for rate in run["rates"]]),
+            "extra_bytes": statistics.median(run["extra_bytes"] for run in of_size),
+            **of_size[0]["result"],
+        }
+        for size, of_size in runs.items()
+    ]
+
+
+def _throughput(case: networks.Case, count: int, threads: int, seconds: float) -> dict[str, Any]:
+    """In a process of its own: rates of repeated calls, memory of the first."""
+    torch.set_num_threads(threads)
+    attack(dataclasses.replace(case, images=case.images[:100], classes=case.classes[:100]), threads)
+    wanted = repeated(case, count)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    before = _status("VmRSS")
+    result = attack(wanted, threads)
+    arrays = sum(a.nbytes for a in vars(result).values() if isinstance(a, np.ndarray))
+    extra = _status("VmHWM") - before - arrays
+    distances = verified(wanted, result.adversarial, result.minimum_distortion())
+    rates = [count / result.seconds]
+    while sum(count / rate for rate in rates) < seconds:
+        rates.append(count / attack(wanted, threads).seconds)
+    return {
+        "rates": rates,
+        "extra_bytes": extra,
+        "result": {
+            "success": float(np.isfinite(distances).mean()),
+            "mean_distortion": float(distances[np.isfinite(distances)].mean()),
+            "evaluations": float(result.evaluations.mean()),
+        },
+    }
+
+
+def _status(key: str) -> int:
+    """A size of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+class Unknown(torch.nn.Module):
+    """A module that the engine does not know, so that it runs through torch."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The model's logits."""
+        return torch.as_tensor(self.model(x))
+
+
+def latency(
+    case: networks.Case, threads: int, calls: int = LATENCY_CALLS
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of a call with a single image, by kind of model."""
+    models = {
+        "advcore.Network": advcore.Network.from_torch(case.model, case.images.shape[1:]),
+        "torch module, lowered": case.model,
+        "torch module, through torch": Unknown(case.model).eval(),
+    }
+    out = {}
+    for name, model in models.items():
+        ms = []
+        for call in range(calls):
+            one = [call % len(case.images)]
+            x, y = case.images[one], case.classes[one]
+            begin = time.perf_counter()
+            advcore.minimize_distortion(model, x, y, threads=threads)
+            ms.append(1e3 * (time.perf_counter() - begin))
+        out[name] = spread(ms) | {"p99": float(np.percentile(ms, 99))}
+    return out
+
+
+def scaling(case: networks.Case, threads: int, repeats: int = 9) -> dict[str, Any]:
+    """Milliseconds an image on one thread and on ``threads``, in turn, and their ratio."""
+    ms: dict[int, list[float]] = {1: [], threads: []}
+    for _ in range(repeats):
+        for count, each in ms.items():
+            each.append(1e3 * attack(case, count).seconds / len(case.images))
+    out: dict[str, Any] = {"images": len(case.images), "threads": threads, "one": spread(ms[1])}
+    if threads > 1:
+        out["all"] = spread(ms[threads])
+        out["speedup"] = spread([a / b for a, b in zip(ms[1], ms[threads], strict=True)])
+    return out
+
+
+def build_propagation(folder: Path) -> Path | None:
+    """The program, built in ``folder``; None where there is no CMake."""
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        return None
+    configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-DADVCORE_BENCHMARKS=ON"]
+    configure += ["-DADVCORE_MODULE=OFF", "-DADVCORE_CUDA=OFF", "-DCMAKE_BUILD_TYPE=Release"]
+    for command in (configure, [cmake, "--build", str(folder), "--target", "propagation"]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{command}:\n{done.stdout}{done.stderr}")
+    return folder / "propagation"
+
+
+def rates(program: Path, widths: Sequence[int], seconds: float) -> dict[str, Any]:
+    """What the program prints: Gflop/s, best and median, of the peak and of the directions."""
+    command = [str(program), str(seconds), str(NATIVE_SLOTS), *map(str, widths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
+
+
+def propagation(
+    program: Path, case: networks.Case, repeats: int = 7, seconds: float = 1.5
+) -> dict[str, Any]:
+    """Rates of the propagation alone and in the solve, and their shares of the peak around it."""
+    network = advcore.Network.from_torch(case.model, case.images.shape[1:])
+    widths = [network.inputs, *(layer.weight.shape[0] for layer in network.layers)]
+    before = rates(program, widths, seconds)
+    engine, call, flops = solve_rates(case, network, repeats)
+    around = [before, rates(program, widths, seconds)]
+    peak = statistics.mean(r["peak"][1] for r in around)
+    out: dict[str, Any] = {"widths": widths, "images": len(case.images), "isa": before["isa"]}
+    out |= {"peak": peak, "peak_best": max(r["peak"][0] for r in around), "solve_flops": flops}
+    for key in ("forward", "backward", "both"):
+        out[key] = statistics.mean(r[key][1] for r in around) / peak
+    out["engine"] = spread([rate / peak for rate in engine])
+    out["call"] = spread([rate / peak for rate in call])
+    return out
+
+
+def solve_rates(
+    case: networks.Case, network: advcore.Network, repeats: int
+) -> tuple[list[float], list[float], float]:
+    """Useful Gflop/s of the compiled solve and of the whole call, one thread; flops an image."""
+    inside: list[float] = []
+
+    def timed(*arguments: Any, **options: Any) -> Any:
+        seconds, found = _cpu_seconds(lambda: run_native(*arguments, **options))
+        inside.append(seconds)
+        return found
+
+    outside = []
+    with mock.patch("advcore.api.run_native", timed):
+        for _ in range(repeats + 1):
+            seconds, result = _cpu_seconds(lambda: attack(case, 1))
+            outside.append(seconds)
+    verified(case, result.adversarial, result.minimum_distortion())
+    rows = int(2 * result.evaluations.sum() + result.forwards.sum())
+    flops = 2.0 * sum(layer.weight.size for layer in network.layers) * rows
+    engine, call = ([1e-9 * flops / s for s in each[1:]] for each in (inside, outside))
+    return engine, call, flops / len(case.images)
+
+
+def _cpu_seconds(run: Callable[[], Any]) -> tuple[float, Any]:
+    begin = time.process_time()
+    found = run()
+    return time.process_time() - begin, found
