@@ -106,8 +106,8 @@ RESCUE = {
     ),
 }
 # A stage passes on to the next network once its steps are shorter than this part of ||r||. Kinked
-# ones lose images where it is 0.4 (the mean of a convolutional network rose by 2%). On
-# five with saturating units 0.3, and 1e-3 in the polish, save 4% of the evaluations of 0.2 and 7e-4 at
+# ones lose images where it is 0.4 (the mean of a convolutional network rose by 2%). On five with
+# saturating units 0.3, and 1e-3 in the polish, save 4% of the evaluations of 0.2 and 7e-4 at
 # 1.0000 of the distortion.
 PASS_ON = {"kinked": 0.1, "saturating": 0.3, "smooth": 0.0}
 EFFORT = {"kinked": KINKED, "saturating": SATURATING, "smooth": SMOOTH}
