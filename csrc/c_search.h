@@ -6,20 +6,21 @@ namespace ADVCORE_NS {
 namespace {
 
 // The largest c within a factor of the last one whose predicted margin reaches the goal: kShifts
-// trial values on a logarithmic grid solved together, then linear interpolation in log c. Where
-// the prediction is not monotone the largest such c counts; where none reaches it, the smallest.
+// trial values on a logarithmic grid solved together, a vector at a time, then linear interpolation
+// in log c. Where the prediction is not monotone the largest such c counts; where none reaches it,
+// the smallest.
 template <class Team>
 ADVCORE_FN float choose_c(const Team& team, const Params& params, const State& s, Work& work) {
   const float spacing = 2 * __builtin_logf(params.c_factor) / (kShifts - 1);
   const double factor = __builtin_expf(spacing);
   double c = s.c / params.c_factor, excess[kShifts];
   for (int j = 0; j < kShifts; ++j, c *= factor) work.step.c[j] = c;
-  team.solve([&work] {
+  team.solve([&work](int i) {
     const Model& model = work.model;
     Step& step = work.step;
     const auto K = shifts(step.K), q = shifts(step.q);
-    const Shifts c = *shifts(&step.c);
-    *shifts(&step.margin) = predicted_margin(model, solve_model(model, c, K, q), q);
+    const Shifts c = shifts(step.c, i);
+    shifts(step.margin, i) = predicted_margin(model, solve_model(model, c, K, q), q);
   });
   for (int j = 0; j < kShifts; ++j) excess[j] = work.step.margin[j] - (double)s.goal;
   int j = kShifts - 1;

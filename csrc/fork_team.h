@@ -67,7 +67,7 @@ ADVCORE_FN void serve_maximum(const Fabric& fabric) {
 
 template <class F, class Fabric>
 ADVCORE_FN void serve_solve(const Fabric& fabric) {
-  if (fabric.lane() < kShifts) captured<F>(fabric)();
+  if (fabric.lane() < kShifts) captured<F>(fabric)(0);
 }
 
 // What a worker does from the first verb to the last.

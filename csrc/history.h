@@ -97,9 +97,12 @@ ADVCORE_FN void gram_block(const Team& team, int n, const float* free, const flo
     for (int c = 0; c < C; ++c) y[c] = diagonal ? x[c] : load(columns[c], i);
     ADVCORE_UNROLL
     for (int r = 0; r < R; ++r) {
+      if (!kMaskedSums) x[r] = select(on, x[r], Lane{});
       ADVCORE_UNROLL
-      for (int c = 0; c < (diagonal ? r + 1 : C); ++c)
-        acc[r * C + c] = select(on, acc[r * C + c] + x[r] * y[c], acc[r * C + c]);
+      for (int c = 0; c < (diagonal ? r + 1 : C); ++c) {
+        const Lane sum = acc[r * C + c] + x[r] * y[c];
+        acc[r * C + c] = kMaskedSums ? select(on, sum, acc[r * C + c]) : sum;
+      }
     }
   });
   for (int r = 0; r < R; ++r)
@@ -154,10 +157,10 @@ struct Solution {
   Value c, inverse;  // 1 / tau
 };
 
-// Small systems for kShifts values of c; for a single one the first numbers of each row of `K`.
+// Small systems for a vector of trial values of c; for a single one the first numbers of `K`.
 struct Step {
-  StoredShifts c;
-  StoredShifts margin;
+  alignas(64) double c[kShifts];
+  alignas(64) double margin[kShifts];
   StoredShifts q[2 * kMaxHistory];
   StoredShifts K[kPacked];
 };
@@ -194,7 +197,7 @@ ADVCORE_FN inline void assemble(const Params& params, const State& s, Model& mod
   }
 }
 
-// Solves the small system at c: a number, or kShifts of them. K and q are rows in memory.
+// Solves the small system at c: a number, or a vector of them. K and q are rows in memory.
 template <class Value, class Row>
 ADVCORE_FN Solution<Value> solve_model(const Model& model, Value c, Row K, Row q) {
   const int m = model.pairs;

@@ -48,8 +48,9 @@ ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem&
                           const float* dual, float w, float* inside, DualPoint& out) {
   const float* a[P];
   float lambda[P];
+  const int last = s.cuts > 0 ? s.cuts - 1 : 0;
   for (int j = 0; j < P; ++j) {  // past the last cut: a copy of it with multiplier zero
-    a[j] = cut_row(params, p, j < s.cuts ? j : s.cuts - 1);
+    a[j] = cut_row(params, p, j < last ? j : last);
     lambda[j] = j < s.cuts ? dual[j] : 0;
   }
   float dots[P + 1];
@@ -70,7 +71,7 @@ ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem&
     for (int j = 0; j < P; ++j) acc[j] += row[j] * r;
     acc[P] += (x - q) * (x - q);
   });
-  for (int j = 0; j < P; ++j) out.residual[j] = dots[j] + s.offset[j < s.cuts ? j : s.cuts - 1];
+  for (int j = 0; j < P; ++j) out.residual[j] = dots[j] + s.offset[j < last ? j : last];
   out.distance2 = dots[P];
 }
 

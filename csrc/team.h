@@ -11,7 +11,7 @@ namespace ADVCORE_NS {
 namespace {
 
 struct SerialTeam {
-  static constexpr int kTile = 4;  // rows of a block of dot products that stay in registers
+  static constexpr int kTile = kTileRows;
 
   // f(i): i is the first index of a lane group.
   template <class F>
@@ -34,10 +34,10 @@ struct SerialTeam {
     sum_lanes<K>(acc, out);
   }
 
-  // f(): on kShifts values at once.
+  // f(i): on the trial values from i on, a vector at a time.
   template <class F>
   static void solve(F f) {
-    f();
+    for (int i = 0; i < kShifts; i += kShiftLanes) f(i);
   }
 
   // The smallest i < n for which f(i) holds, n if there is none.

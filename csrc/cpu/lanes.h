@@ -14,6 +14,11 @@ constexpr int kLanes = ADVCORE_LANES;  // 4 (baseline), 8 (AVX2), 16 (AVX-512)
 using Lane = float __attribute__((vector_size(kLanes * 4)));
 using Mask = int __attribute__((vector_size(kLanes * 4)));  // 0 or -1, what a comparison gives
 
+// Whether a sum is masked at no cost (AVX-512), and the rows of a block of sums that registers
+// hold.
+constexpr bool kMaskedSums = kLanes == 16;
+constexpr int kTileRows = kLanes == 16 ? 4 : 3;
+
 inline Lane load(const float* p, int i) { return *reinterpret_cast<const Lane*>(p + i); }
 inline void store(float* p, int i, Lane v) { *reinterpret_cast<Lane*>(p + i) = v; }
 inline Lane broadcast(float v) { return v - Lane{}; }  // v + 0 is not free: it turns -0 into 0
@@ -22,11 +27,14 @@ inline Lane min(Lane a, Lane b) { return a < b ? a : b; }
 inline Lane max(Lane a, Lane b) { return a > b ? a : b; }
 inline Lane abs(Lane a) { return (Lane)((Mask)a & 0x7fffffff); }
 
-// kShifts float64 values, one a trial value of c, handled as one; and rows of them in memory.
+// float64 values, one a trial value of c, handled as one; rows of them in memory; and a group of
+// the kShifts values of an array.
 constexpr int kShifts = 8;
-using Shifts = double __attribute__((vector_size(kShifts * 8)));
+constexpr int kShiftLanes = kLanes / 2;  // all eight at once took five times as long on AVX2
+using Shifts = double __attribute__((vector_size(kShiftLanes * 8)));
 using StoredShifts = Shifts;
 inline Shifts* shifts(StoredShifts* row) { return row; }
+inline Shifts& shifts(double* all, int i) { return *reinterpret_cast<Shifts*>(all + i); }
 
 inline float min(float a, float b) { return a < b ? a : b; }
 inline float max(float a, float b) { return a > b ? a : b; }

@@ -7,6 +7,7 @@ namespace {
 
 using Lane = float;
 using Mask = int;
+constexpr bool kMaskedSums = false;
 
 // Rows are in the device's memory. Told so, the compiler loads without asking which memory it is,
 // and keeps what it has read of the captured values across a store.
@@ -30,7 +31,7 @@ ADVCORE_INLINE float max(float a, float b) { return a > b ? a : b; }
 ADVCORE_INLINE float abs(float a) { return __builtin_fabsf(a); }
 ADVCORE_INLINE Lane exp(Lane x) { return __builtin_expf(x); }
 
-// kShifts float64 values, one a worker, and rows of them in memory that all see.
+// float64 values, one a worker; rows of them in memory that all see; and the worker's of an array.
 constexpr int kShifts = 8;
 using Shifts = double;
 
@@ -47,6 +48,7 @@ struct ShiftRow {
   ADVCORE_INLINE ShiftRow operator+(int i) const { return {row + i}; }
 };
 ADVCORE_INLINE ShiftRow shifts(StoredShifts* row) { return {row}; }
+ADVCORE_INLINE double& shifts(double* all, int) { return all[shift()]; }
 
 }  // namespace
 }  // namespace ADVCORE_NS

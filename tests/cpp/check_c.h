@@ -52,13 +52,13 @@ void check_choose_c() {
     parts::Work work;
     model_of(slot, s, at, 0.2 * at.c, work.model);
     const auto margins = [&](double low, double high) {
-      Shifts c{};
+      std::vector<double> c;
       for (int j = 0; j < kShifts; ++j)
-        c[j] = static_cast<double>(s.c) * std::exp(low + (high - low) * j / (kShifts - 1));
+        c.push_back(static_cast<double>(s.c) * std::exp(low + (high - low) * j / (kShifts - 1)));
       return predicted_margins(work, c);
     };
     const double reach = std::log(static_cast<double>(params.c_factor));
-    const Shifts grid = margins(-reach, reach);
+    const std::vector<double> grid = margins(-reach, reach);
     const double fraction = uniform(rng);
     s.goal = static_cast<float>(grid[0] + fraction * (grid[kShifts - 1] - grid[0]));
     const double chosen =
@@ -66,7 +66,8 @@ void check_choose_c() {
     const double spacing = 2 * reach / (kShifts - 1);
     bool any = false;
     for (int j = 0; j < kShifts; ++j) {
-      const double log_c = j * spacing - reach, excess = grid[j] - static_cast<double>(s.goal);
+      const double log_c = j * spacing - reach,
+                   excess = grid[static_cast<size_t>(j)] - static_cast<double>(s.goal);
       any = any || excess >= 0;
       expect(excess < 1e-4 || log_c < chosen + 1e-5,
              "log c %g chosen, but %g reaches the goal too, by %g", chosen, log_c, excess);

@@ -2,6 +2,7 @@
 // predicted margin on a random free set.
 #pragma once
 
+#include <cstring>
 #include <string>
 
 #include "check.h"
@@ -92,9 +93,17 @@ void model_of(Slot& slot, const State& s, const Penalty& at, double theta, parts
 }
 
 // At kShifts values of c, as the choice of c has them.
-Shifts predicted_margins(parts::Work& work, Shifts c) {
+std::vector<double> predicted_margins(parts::Work& work, const std::vector<double>& values) {
+  std::vector<double> margins(kShifts);
   const auto K = parts::shifts(work.step.K), q = parts::shifts(work.step.q);
-  return parts::predicted_margin(work.model, parts::solve_model(work.model, c, K, q), q);
+  for (size_t i = 0; i < kShifts; i += kShiftLanes) {
+    Shifts c{};
+    std::memcpy(&c, &values[i], sizeof c);
+    const auto at = parts::solve_model(work.model, c, K, q);
+    const Shifts found = parts::predicted_margin(work.model, at, q);
+    std::memcpy(&margins[i], &found, sizeof found);
+  }
+  return margins;
 }
 
 void check_direction(int n, int history, int pushes, Random& rng, double& worst) {
@@ -131,9 +140,9 @@ void check_direction(int n, int history, int pushes, Random& rng, double& worst)
   model_of(slot, s, at, theta, work.model);
   const dense::Matrix B = dense::bfgs(size, theta, pushed);
   const dense::Vector d = proposed(slot, s);
-  Shifts c{};
-  for (int lane = 0; lane < kShifts; ++lane) c[lane] = at.c * std::exp(0.3 * lane);
-  const Shifts margins = predicted_margins(work, c);
+  std::vector<double> c;
+  for (int lane = 0; lane < kShifts; ++lane) c.push_back(at.c * std::exp(0.3 * lane));
+  const std::vector<double> margins = predicted_margins(work, c);
   for (const size_t lane : {size_t{0}, size_t{5}}) {
     if (lane > 0 && n > 100) continue;
     dense::Matrix part = dense::restricted(B, at.free);

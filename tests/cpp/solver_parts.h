@@ -12,6 +12,7 @@
 #include "cpu/isa_body.h"
 
 namespace parts = advcore::parts;
+using parts::kShiftLanes;
 using parts::kShifts;
 using parts::Shifts;
 using Team = parts::SerialTeam;
