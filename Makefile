@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= passive
 
 SOURCES := pyproject.toml CMakeLists.txt constraints-dev.txt README.md \
            $(shell find advcore csrc kernels python_bindings -type f ! -name '*.pyc' 2>/dev/null)
-FORMATTED = $(shell find csrc python_bindings tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED = $(shell find csrc python_bindings tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint format bench stub train wheel clean
 

@@ -1,7 +1,7 @@
 """Times of the parts of a run, for comparing two commits on one machine (pytest-benchmark).
 
-    OMP_NUM_THREADS=1 pytest benchmarks/bench_micro.py --benchmark-save=before
-    OMP_NUM_THREADS=1 pytest benchmarks/bench_micro.py --benchmark-compare='*before*'
+    OMP_NUM_THREADS=1 pytest benchmarks/bench_micro.py -W default --benchmark-save=before
+    OMP_NUM_THREADS=1 pytest benchmarks/bench_micro.py -W default --benchmark-compare='*before*'
 
 The embedded network FC100-100-10 and its digits, one thread. Every part checks its result first.
 What the project claims comes from `bench_speed.py`, which runs rivals beside it.

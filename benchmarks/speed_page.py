@@ -51,9 +51,8 @@ def with_block(readme: str, stored: Figures) -> str:
 
 def number(value: float) -> str:
     """Three digits, more before the point where there are more."""
-    if value == 0 or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:#.3g}"
+    text = f"{value:#.3g}"
+    return text if value and abs(float(text)) < 100 else f"{value:,.0f}"
 
 
 def spread(values: Figures, scale: float = 1.0, unit: str = "") -> str:
@@ -345,7 +344,7 @@ def _short(stored: Figures) -> str:
             number(rows[name]["ms"]["median"]),
             "1" if name == "advcore" else number(rows[name]["ratio"]["median"]),
             f"{rows[name]['evaluations']:,.0f}",
-            f"{rows[name]['mean_over_ours']:.3f}",
+            f"{rows[name]['mean_over_ours']:.3f}" if "mean_over_ours" in rows[name] else "-",
         )
         for name, words in names.items()
     ]

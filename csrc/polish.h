@@ -106,7 +106,7 @@ ADVCORE_FN inline void newton_step(const DualPoint& at, const float (*hessian)[k
     int first = -1;
     double length = 1;
     for (int k = 0; k < left; ++k) {
-      const double value = dual[active[kept[k]]] + step[kept[k]];
+      const double now = dual[active[kept[k]]] + step[kept[k]], value = now > 0 ? now : 0;
       if (value + length * solved[k] >= 0) continue;
       length = value / -solved[k];
       first = k;

@@ -1,10 +1,9 @@
 // The verbs in which the algorithm is written. A team works on one image; its lanes share the
 // n variables. The serial team is one CPU thread that walks the lanes of its instruction set; a
-// CUDA block implements the same verbs with one thread a lane.
+// CUDA block implements the same verbs with one thread a lane (fork_team.h).
 //
-// Contract: n is the padded length (a multiple of kPad). `each` keeps the same index -> lane map in
-// every call, so element-wise steps need no sync. Every lane gets the same value from a sum, taken
-// in a fixed order: the result does not depend on the batch, the slot or the thread.
+// Contract: n is the padded length (a multiple of kPad). A sum is taken in a fixed order: the
+// result does not depend on the batch, the slot or the thread.
 #pragma once
 
 namespace ADVCORE_NS {

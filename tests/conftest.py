@@ -41,8 +41,8 @@ def make_network(
 
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """The engine with its check programs, as users build it."""
-    return build(tmp_path_factory.mktemp("release"), "Release", "")
+    """The engine as users build it, with the programs of the checks and the benchmarks."""
+    return build(tmp_path_factory.mktemp("release"), "Release", "", "-DADVCORE_BENCHMARKS=ON")
 
 
 @pytest.fixture

@@ -63,14 +63,13 @@ def isas_of_this_cpu() -> tuple[str, ...]:
     return ISAS[: 1 + has_v3 + has_v4]
 
 
-def build(folder: Path, build_type: str, flags: str) -> Build:
+def build(folder: Path, build_type: str, flags: str, *options: str) -> Build:
     cmake = tool("cmake")
     if not compiles(folder):
         pytest.skip("no compiler for C++20")
     configure = [
         *(cmake, "-S", str(ROOT), "-B", str(folder)),
-        *("-DADVCORE_CHECKS=ON", "-DADVCORE_BENCHMARKS=ON"),
-        *("-DADVCORE_MODULE=OFF", "-DADVCORE_CUDA=OFF"),
+        *("-DADVCORE_CHECKS=ON", "-DADVCORE_MODULE=OFF", "-DADVCORE_CUDA=OFF", *options),
         *(f"-DCMAKE_BUILD_TYPE={build_type}", f"-DCMAKE_CXX_FLAGS={flags}"),
     ]
     for command in (configure, [cmake, "--build", str(folder), "--parallel", "2"]):

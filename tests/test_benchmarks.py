@@ -130,9 +130,9 @@ def test_engine_parts_of_the_speed_benchmark(digits):
     assert len(many.classes) == 15
     latency = speed_engine.latency(digits, threads=1, calls=2)
     assert len(latency) == 3
-    assert all(each["min"] <= each["median"] <= each["max"] for each in latency.values())
     assert "speedup" not in speed_engine.scaling(digits, threads=1, repeats=1)
-    assert speed_engine.scaling(digits, threads=2, repeats=1)["speedup"]["median"] > 0
+    both = speed_engine.scaling(digits, threads=2, repeats=1)
+    assert both["speedup"]["median"] == both["one"]["median"] / both["all"]["median"]
     network = advcore.Network.from_torch(digits.model, (784,))
     *rates, flops = speed_engine.solve_rates(digits, network, repeats=2)
     assert [len(each) for each in rates] == [2, 2]
@@ -226,7 +226,8 @@ def test_page_names_targets_met_missed_and_not_measured():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.26932, "0.269"), (1.1027, "1.10"), (31.97, "32.0"), (6411.2, "6,411")]
+    ("value", "text"),
+    [(0.26932, "0.269"), (99.96, "100"), (1.1027, "1.10"), (31.97, "32.0"), (6411.2, "6,411")],
 )
 def test_numbers_of_the_page_have_three_digits(value, text):
     assert speed_page.number(value) == text

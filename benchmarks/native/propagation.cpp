@@ -27,32 +27,38 @@ double seconds() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
+#define ADVCORE_HOLD_ZMM(lane) asm volatile("" : "+v"(lane))  // all 32 registers
 #if defined(__x86_64__)
-#define ADVCORE_REGISTER "+v"
+#define ADVCORE_HOLD(lane) asm volatile("" : "+x"(lane))
 #else
-#define ADVCORE_REGISTER "+w"
+#define ADVCORE_HOLD(lane) asm volatile("" : "+w"(lane))
 #endif
-// Flops of `turns` turns. The empty asm keeps every chain alive and in its register.
-#define ADVCORE_CHAINS(LANES, CHAINS)                                                    \
-  {                                                                                      \
+
+// Flops of `turns` turns of independent chains of multiply-adds. The empty asm keeps every chain
+// alive and in a register.
+#define ADVCORE_CHAINS(NAME, LANES, CHAINS, HOLD)                                        \
+  double NAME(long turns) {                                                              \
     typedef float Lane __attribute__((vector_size(LANES * 4)));                          \
     Lane acc[CHAINS] = {}, a = Lane{} + 0.999f, b = Lane{} + 0.001f;                     \
-    asm volatile("" : ADVCORE_REGISTER(a), ADVCORE_REGISTER(b));                         \
+    HOLD(a);                                                                             \
+    HOLD(b);                                                                             \
     for (long turn = 0; turn < turns; ++turn) {                                          \
       _Pragma("GCC unroll 32") for (int i = 0; i < CHAINS; ++i) acc[i] = acc[i] * a + b; \
-      _Pragma("GCC unroll 32") for (int i = 0; i < CHAINS;                               \
-                                    ++i) asm volatile("" : ADVCORE_REGISTER(acc[i]));    \
+      _Pragma("GCC unroll 32") for (int i = 0; i < CHAINS; ++i) HOLD(acc[i]);            \
     }                                                                                    \
     return 2.0 * LANES * CHAINS * static_cast<double>(turns);                            \
-  }
+  }                                                                                      \
+  static_assert(true)
 #if defined(__x86_64__)
-__attribute__((target("avx512f,prefer-vector-width=512"))) double chains_v4(long turns)
-    ADVCORE_CHAINS(16, 24) __attribute__((target("avx2,fma"))) double chains_v3(long turns)
-        ADVCORE_CHAINS(8, 12)
+__attribute__((target("avx512f,prefer-vector-width=512"))) ADVCORE_CHAINS(chains_v4, 16, 24,
+                                                                          ADVCORE_HOLD_ZMM);
+__attribute__((target("avx2,fma"))) ADVCORE_CHAINS(chains_v3, 8, 12, ADVCORE_HOLD);
+ADVCORE_CHAINS(chains_base, 4, 12, ADVCORE_HOLD);
+#else
+ADVCORE_CHAINS(chains_base, 4, 24, ADVCORE_HOLD);
 #endif
-            double chains_base(long turns) ADVCORE_CHAINS(4, 12)
 
-                struct Rate {
+struct Rate {
   double best, median;
 };
 

@@ -1,10 +1,12 @@
 // The lane type of one instruction set: `kLanes` floats that a core handles as one value.
 //
 // Compiled once per instruction set inside the namespace ADVCORE_NS (see isa.h). Everything has
-// internal linkage and no standard header is included, so that no weak symbol built with wide
+// internal linkage and no standard header with functions is, so that no weak symbol built with wide
 // instructions can replace one that an older CPU would run.
 // Rows that lanes walk are padded to a multiple of kPad floats and aligned to 64 bytes.
 #pragma once
+
+#include <utility>  // index_sequence
 
 namespace ADVCORE_NS {
 namespace {
@@ -17,7 +19,11 @@ using Mask = int __attribute__((vector_size(kLanes * 4)));  // 0 or -1, what a c
 // Whether a sum is masked at no cost (AVX-512), and the rows of a block of sums that registers
 // hold.
 constexpr bool kMaskedSums = kLanes == 16;
-constexpr int kTileRows = kLanes == 16 ? 4 : 3;
+#if defined(__aarch64__)
+constexpr int kTileRows = 4;
+#else
+constexpr int kTileRows = kLanes == 16 ? 4 : 3;  // of 32 and 16 registers
+#endif
 
 inline Lane load(const float* p, int i) { return *reinterpret_cast<const Lane*>(p + i); }
 inline void store(float* p, int i, Lane v) { *reinterpret_cast<Lane*>(p + i) = v; }
@@ -30,7 +36,7 @@ inline Lane abs(Lane a) { return (Lane)((Mask)a & 0x7fffffff); }
 // float64 values, one a trial value of c, handled as one; rows of them in memory; and a group of
 // the kShifts values of an array.
 constexpr int kShifts = 8;
-constexpr int kShiftLanes = kLanes / 2;  // all eight at once took five times as long on AVX2
+constexpr int kShiftLanes = kLanes / 2;  // all eight at once took three times as long on AVX2
 using Shifts = double __attribute__((vector_size(kShiftLanes * 8)));
 using StoredShifts = Shifts;
 inline Shifts* shifts(StoredShifts* row) { return row; }
@@ -41,12 +47,13 @@ inline float max(float a, float b) { return a > b ? a : b; }
 inline float abs(float a) { return a < 0 ? -a : a; }
 
 // Each group of 2 W lanes of a, then each of b: its lower (upper: 0 or 1) half.
+template <int W, int upper, size_t... i>
+inline Lane halves(Lane a, Lane b, std::index_sequence<i...>) {
+  return __builtin_shufflevector(a, b, (int)(i / W * 2 * W + upper * W + i % W)...);
+}
 template <int W, int upper>
 inline Lane halves(Lane a, Lane b) {
-  Mask from;
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) from[i] = i / W * 2 * W + upper * W + i % W;
-  return __builtin_shuffle(a, b, from);
+  return halves<W, upper>(a, b, std::make_index_sequence<kLanes>());
 }
 
 // Folds the halves of K vectors onto each other, two vectors into one, until every sum has one
@@ -66,7 +73,7 @@ inline Lane fold_lanes(const Lane* v) {
     return folded[0];
 }
 
-// out[k] = sum of the lanes of v[k]. 45 instructions for 16 sums of 16 lanes, one by one 480.
+// out[k] = sum of the lanes of v[k]. 45 instructions for 16 sums of 16 lanes, one by one 320.
 template <int K>
 inline void sum_lanes(const Lane* v, float* out) {
   constexpr int first = K < kLanes ? K : kLanes;

@@ -28,7 +28,7 @@ struct Shared {
 
 struct Block {
   __device__ static Shared& shared() {
-    extern __shared__ uint4 block_memory[];
+    extern __shared__ __align__(64) unsigned char block_memory[];
     return *reinterpret_cast<Shared*>(block_memory);
   }
   __device__ static Call<Block>& call() { return shared().call; }
