@@ -18,7 +18,6 @@ import machine
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 README = ROOT / "README.md"
-BLOCK = re.compile(r"(<!-- speed: .*?-->\n).*?(<!-- /speed -->)", re.DOTALL)
 Figures = dict[str, Any]
 Target = tuple[str, str, bool | None]
 """What is wanted, what was measured, whether that is enough (None: not measured)."""
@@ -44,9 +43,15 @@ def page(stored: Figures) -> str:
 
 def with_block(readme: str, stored: Figures) -> str:
     """The README with its table of speed between the two marks made anew."""
-    if not BLOCK.search(readme):
-        raise ValueError("README.md has no marks <!-- speed: ... --> and <!-- /speed -->")
-    return BLOCK.sub(lambda marks: f"{marks[1]}{_short(stored)}\n{marks[2]}", readme)
+    return between("speed", readme, _short(stored))
+
+
+def between(name: str, text: str, made: str) -> str:
+    """The text with ``made`` between the marks <!-- name: ... --> and <!-- /name -->."""
+    block = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not block.search(text):
+        raise ValueError(f"there are no marks <!-- {name}: ... --> and <!-- /{name} -->")
+    return block.sub(lambda marks: f"{marks[1]}{made}\n{marks[2]}", text)
 
 
 def number(value: float) -> str:

@@ -21,6 +21,7 @@ bench = importlib.import_module("bench_optimality")
 envelope = importlib.import_module("envelope")
 bench_speed = importlib.import_module("bench_speed")
 networks = importlib.import_module("networks")
+optimality_page = importlib.import_module("optimality_page")
 profiles = importlib.import_module("profiles")
 rivals = importlib.import_module("rivals")
 speed_engine = importlib.import_module("speed_engine")
@@ -202,6 +203,11 @@ def test_page_is_what_the_stored_figures_say():
     assert speed_page.PAGE.read_text() == speed_page.page(stored)
     readme = speed_page.README.read_text()
     assert speed_page.with_block(readme, stored) == readme
+
+
+def test_tables_of_optimality_are_what_the_stored_figures_say():
+    for path, text in optimality_page.pages().items():
+        assert path.read_text() == text, path.name
 
 
 def test_page_names_targets_met_missed_and_not_measured():

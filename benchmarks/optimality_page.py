@@ -1,0 +1,111 @@
+"""Makes the tables of optimality, in README.md and docs/effort.md.
+
+    python benchmarks/optimality_page.py
+
+Reads what bench_optimality.py stored, benchmarks/results/bench_optimality_*.json, and nothing
+else; rewrites what is between the marks <!-- optimality: ... --> and <!-- /optimality -->.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import machine
+from speed_page import between, table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+EFFORT = ROOT / "docs" / "effort.md"
+EFFORTS = ("fast", "default", "thorough")
+DENSE = {
+    "embedded": "the package's",
+    "fc100_100_10": "784-100-100-10, sigmoid",
+    "fc200_200_10": "784-200-200-10, sigmoid",
+    "tanh": "784-100-100-10, tanh",
+    "relu": "784-100-100-10, ReLU",
+    "fc10": "784-10, linear",
+    "abc_mnist_2_20": "alpha-beta-CROWN's ReLU, 2 layers",
+    "abc_mnist_6_100_nat": "alpha-beta-CROWN's ReLU, 6 layers",
+    "saturated": "saturated softmax",
+}
+CONVOLUTIONAL = {
+    "colt_mnist_linf0.1": "convolutional, COLT",
+    "wk_convex_linf0.1": "convolutional, Wong and Kolter",
+    "smallcnn_fmn_regular": "convolutional with max-pooling, FMN",
+    "rays_smallcnn_bn": "convolutional with max-pooling, RayS",
+    "abc_cifar_cnn_a_mix": "CIFAR-10, convolutional",
+    "vnncomp_resnet2b": "CIFAR-10, residual",
+}
+Attacks = dict[str, dict[str, dict[str, Any]]]
+"""By network and attack."""
+
+
+def stored(kind: str) -> Attacks:
+    """The figures of "targeted" or "untargeted" runs."""
+    path = machine.RESULTS / f"bench_optimality_{kind}.json"
+    networks = json.loads(path.read_text())["networks"]
+    return {name: figures["attacks"] for name, figures in networks.items()}
+
+
+def best_rival(attacks: dict[str, dict[str, Any]]) -> str:
+    """Of those that succeed on every image, the smallest, with its mean over the envelope."""
+    means = {
+        name: attack["mean_over_envelope"]
+        for name, attack in attacks.items()
+        if attack["success"] == 1 and name != "envelope" and not name.startswith("advcore")
+    }
+    name = min(means, key=lambda rival: means[rival])
+    return f"{name.removesuffix(' (defaults)')} {means[name]:.3f}"
+
+
+def readme_table(targeted: Attacks, untargeted: Attacks) -> str:
+    """Mean over the envelope and evaluations, by network."""
+    rows = []
+    for network, words in (DENSE | CONVOLUTIONAL).items():
+        ours = [targeted[network][f"advcore {effort}"] for effort in EFFORTS]
+        other = [untargeted[network][f"advcore {effort}"] for effort in EFFORTS[1:]]
+        rows.append(
+            (
+                words,
+                best_rival(targeted[network]),
+                *(f"{a['mean_over_envelope']:.3f}, {a['evaluations']:.0f}" for a in ours),
+                *(f"{a['mean_over_envelope']:.3f}" for a in other),
+            )
+        )
+    head = ("network", "best single rival with success 100%", "advcore fast", "default", "thorough",
+            "untargeted: default", "thorough")  # fmt: skip
+    return table(head, rows)
+
+
+def effort_table(targeted: Attacks) -> str:
+    """Mean over the envelope, evaluations + forwards and the 99th percentile, by network."""
+    rows = []
+    for network, words in {**DENSE, "one_hot": "one-hot outputs"}.items():
+        cells = [words]
+        for effort in EFFORTS:
+            a = targeted[network][f"advcore {effort}"]
+            cells += [
+                f"{a['mean_over_envelope']:.4f}",
+                f"{a['evaluations']:.0f} + {a['forwards']:.0f}",
+                f"{a['p99_evaluations']:.0f}",
+            ]
+        rows.append(tuple(cells))
+    head = tuple(part for effort in EFFORTS for part in (effort, "evaluations", "p99"))
+    return table(("network", *head), rows)
+
+
+def pages() -> dict[Path, str]:
+    """Both files with their tables made anew."""
+    targeted, untargeted = stored("targeted"), stored("untargeted")
+    return {
+        README: between("optimality", README.read_text(), readme_table(targeted, untargeted)),
+        EFFORT: between("optimality", EFFORT.read_text(), effort_table(targeted)),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)
+        print(path)
