@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +89,7 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
         if not on_cpu:
             raise ValueError(f"device must be cpu for a NumPy model, got {device}")
         numpy_oracle = NumpyOracle(model, shape, tried)
-        _check_logits(numpy_oracle, tried)
+        _check_logits(numpy_oracle, sample)
         info = {"path": "numpy", "device": "cpu", "isa": _core.isa()}
         return Path(None, numpy_oracle, {**info, "reason": "forward and backward in NumPy"})
     if not callable(model):
@@ -107,7 +106,7 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
             )
     _check_device(device)
     oracle = TorchOracle(model, shape, device, tried, survey=False)
-    _check_logits(oracle, tried)
+    logits = _check_logits(oracle, sample)
     reason = "a callable that is not a module"
     if is_module and on_cpu and oracle.device.type == "cpu":
         try:
@@ -115,8 +114,8 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
         except Unsupported as unsupported:
             reason = unsupported.reason
         else:
-            scale = 1e-3 * (1 + float(np.abs(oracle.forward(sample, grad=False)).max(initial=0)))
-            if not verify.noise(network.forward, _plain(oracle), sample) > scale:
+            scale = 1e-3 * (1 + float(np.abs(logits).max(initial=0)))
+            if not verify.difference(network.forward(sample), logits) > scale:
                 info["reason"] = "the module was lowered to a native network"
                 return Path(network, oracle, info)
             reason = "the lowered network gives other logits"
@@ -135,10 +134,6 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
     return Path(None, oracle, {**info, "reason": reason}, cuda)
 
 
-def _plain(oracle: Oracle) -> Callable[[Floats], Floats]:
-    return lambda x: oracle.forward(x, grad=False)
-
-
 def _check_device(device: Any) -> None:
     """Raises unless torch can hold a tensor there."""
     torch = require("torch", "torch", "a model without NumPy forward and backward")
@@ -155,12 +150,17 @@ def _check_device(device: Any) -> None:
         ) from None
 
 
-def _check_logits(oracle: Oracle, sample: Floats | None) -> None:
-    if sample is not None and softmax_output(oracle.forward(sample, grad=False)):
+def _check_logits(oracle: Oracle, sample: Floats) -> Floats:
+    """The logits of the sample (B, n), which may be empty."""
+    if not len(sample):
+        return np.empty((0, oracle.classes), np.float32)
+    logits = oracle.forward(sample, grad=False)
+    if softmax_output(logits):
         raise ValueError(
             "model must return logits, got rows in [0, 1] that sum to 1: the output of a softmax; "
             "pass the model without it"
         )
+    return logits
 
 
 def probes(lo: Floats, hi: Floats) -> Floats:

@@ -20,11 +20,14 @@ def batched(forward: Forward, x: Floats, size: int) -> Floats:
 
 def distances(x: Floats, clean: Floats) -> NDArray[np.float64]:
     """L2 distance of each row, (N,), float64; in parts, so that no copy of all images is made."""
-    parts = []
+    parts = [np.empty(0)]
     for i in range(0, len(x), 1024):
-        r = np.subtract(x[i : i + 1024], clean[i : i + 1024], dtype=np.float64)
+        with np.errstate(over="ignore"):
+            r = (x[i : i + 1024] - clean[i : i + 1024]).astype(np.float64)
+        if not np.isfinite(r).all():
+            r = np.subtract(x[i : i + 1024], clean[i : i + 1024], dtype=np.float64)
         parts.append(np.sqrt(r[:, None] @ r[:, :, None]).ravel())  # 4 times as fast as norm
-    return np.concatenate([np.empty(0), *parts])
+    return np.concatenate(parts)
 
 
 def margins(
