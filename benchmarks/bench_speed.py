@@ -271,9 +271,10 @@ def main() -> None:
     }
     case = networks.case(NETWORK, targeted=True, images=options.images)
     figures["rates"] = rates()
-    figures["scaling"] = speed_engine.scaling(case, threads)
-    figures["latency"] = speed_engine.latency(case, threads)
     every_digit = networks.case(NETWORK, targeted=True, images=5000)
+    figures["scaling"] = speed_engine.scaling(case, threads)
+    figures["scaling_more"] = speed_engine.scaling(every_digit, threads)
+    figures["latency"] = speed_engine.latency(case, threads)
     figures["throughput"] = speed_engine.throughput(every_digit, options.sizes, threads)
     figures["competitors"] = compare(
         case, competitors(case, threads, options.numpy_images, options.torch_images), threads

@@ -82,9 +82,9 @@ def repeated(case: networks.Case, count: int) -> networks.Case:
 def throughput(
     case: networks.Case, sizes: Sequence[int], threads: int, seconds: float = 4.0
 ) -> list[dict[str, Any]]:
-    """Of each size, upwards and down again, in a fresh process each time."""
+    """Of each size, upwards and down again, twice, in a fresh process each time."""
     runs: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
-    for size in (*sizes, *reversed(sizes[:-1])):
+    for size in (*sizes, *reversed(sizes)) * 2:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             runs[size].append(pool.submit(_throughput, case, size, threads, seconds).result())
         last = runs[size][-1]
