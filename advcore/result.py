@@ -51,7 +51,8 @@ class Result:
     evaluations : (N,) int32, pairs of a forward and a backward
     forwards : (N,) int32, forwards without a backward, not counted in ``evaluations``
     iterations : (N,) int32
-    rescues : (N,) int32, further searches where those of the effort had found nothing
+    rescues : (N,) int32, further searches, where those of the effort had found nothing, or an
+        image only on the way outward at the end of a search
     seconds : float, wall time of the run
     norm, loss : str, as given
     penalty_distortion : (N,) float32 or None

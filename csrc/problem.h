@@ -164,6 +164,7 @@ struct State {
   int cut_class[kMaxCuts] = {};  // the runner-up there
   int starts_tried = 0;
   bool reached = false;        // a search, not a given start, has found an image
+  bool settled = false;        // and did so on its last network, not at the handover from it
   float attempt_best = kNone;  // best_norm when the last attempt ended
 
   int evaluations = 0, forwards = 0, iterations = 0;  // forward+backward pairs; forwards alone

@@ -404,7 +404,10 @@ ADVCORE_FN bool Machine<Team>::nothing_new() const {
 template <class Team>
 ADVCORE_FN void Machine<Team>::end_stage(Status status) {
   if (s.stage + 1 < schedule().stages) return s.c > 0 ? next_network() : begin_stage(s.stage + 1);
-  if (s.stage_best == kNone) copy(team, params, p.x, p.stage_point);
+  if (s.stage_best == kNone)
+    copy(team, params, p.x, p.stage_point);
+  else
+    s.settled = true;
   const bool adversarial = s.k == 0 && s.stage_best < kNone;
   if (exact_loss()) return end_attempt(adversarial ? status : Status::not_found);
   copy(team, params, p.stage_point, p.x);
