@@ -94,7 +94,7 @@ def box(
     if (lo > hi).any():
         raise ValueError("bounds must have lower <= upper (in float32) everywhere")
     least, most = (given.min(), given.max()) if given.size else (0, 0)
-    inside: Any = least >= exact[0].max() and most <= exact[1].min()  # a third of the time
+    inside: Any = least >= exact[0].max() and most <= exact[1].min()
     if not inside:
         inside = (given >= exact[0]) & (given <= exact[1])
     if not np.all(inside):

@@ -26,7 +26,7 @@ def distances(x: Floats, clean: Floats) -> NDArray[np.float64]:
             r = (x[i : i + 1024] - clean[i : i + 1024]).astype(np.float64)
         if not np.isfinite(r).all():
             r = np.subtract(x[i : i + 1024], clean[i : i + 1024], dtype=np.float64)
-        parts.append(np.sqrt(r[:, None] @ r[:, :, None]).ravel())  # 4 times as fast as norm
+        parts.append(np.sqrt(r[:, None] @ r[:, :, None]).ravel())  # a third of norm's time
     return np.concatenate(parts)
 
 

@@ -16,7 +16,7 @@ are slow, take the first images only. Then: throughput and memory by number of i
 one image, threads, and rates beside the machine's peak of multiply-adds (`speed_engine.py`).
 
 Figures go to ``benchmarks/results/bench_speed.json``; `speed_page.py` makes ``docs/benchmarks.md``
-of them. About six minutes on two cores, of which C&W takes two; the first run trains two networks.
+of them. Seven minutes on two cores, of which C&W takes two; the first run trains two networks.
 """
 
 from __future__ import annotations

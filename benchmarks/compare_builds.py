@@ -1,7 +1,7 @@
 """Two builds of the package beside each other: time of the compiled solve, results.
 
-    pip install --no-deps --target /tmp/a PATH_OR_REVISION_A    (the same for B)
-    python benchmarks/compare_builds.py /tmp/a /tmp/b [--network fc100_100_10] [--images 1000]
+    pip install --no-deps --target A ONE_SOURCE     (the same for B)
+    python benchmarks/compare_builds.py A B [--network fc100_100_10] [--images 1000] [--runs 15]
 
 A process each, which solve in turn on one thread, so that both see the same machine. Prints the
 CPU time of the solve an image, the ratio of the smallest times and the median ratio of the pairs,
@@ -11,6 +11,7 @@ and for each build the mean distortion, evaluations and a checksum of the images
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def answer(worker: subprocess.Popen[str]) -> str:
 def main() -> None:
     """Runs both workers in turn."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folders", nargs=2, help="where each build is installed")
+    parser.add_argument(
+        "folders", nargs=2, type=os.path.abspath, help="where each build is installed"
+    )
     parser.add_argument("--network", default="fc100_100_10")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=15)

@@ -22,7 +22,7 @@ void check(cudaError_t code, const std::string& what) {
 
 // The part of the shared memory that a run with this history uses.
 size_t shared_bytes(const Params& params) {
-  const int m = params.history, unused = kMaxHistory * (2 * kMaxHistory + 1) - m * (2 * m + 1);
+  const int m = params.history, unused = cuda::kPacked - m * (2 * m + 1);
   return sizeof(cuda::Shared) - static_cast<size_t>(unused) * sizeof(cuda::StoredShifts);
 }
 
