@@ -7,7 +7,7 @@ import enum
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CSearch', 'CudaSession', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_status', 'isa', 'solve']
+__all__: list[str] = ['CSearch', 'CudaSession', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_status', 'isa', 'problem_layout', 'solve']
 class Status(enum.IntEnum):
     """
     How the search of one image ended.
@@ -117,6 +117,9 @@ class Params:
     def starts(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     @property
+    def temperatures(self) -> numpy.typing.NDArray[numpy.float32]:
+        ...
+    @property
     def tolerance(self) -> float:
         ...
     @tolerance.setter
@@ -147,13 +150,15 @@ class Session:
     """
     def __init__(self, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, slots: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-    def advance(self, gradients: numpy.typing.NDArray[numpy.float32]) -> None:
+    def advance(self, gradients: numpy.typing.NDArray[numpy.float32] | None) -> None:
         ...
     def fill(self) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.bool], int]:
         ...
     def head(self, logits: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
         ...
     def interrupt(self) -> None:
+        ...
+    def slot_rows(self) -> dict[str, int]:
         ...
     @property
     def evaluations(self) -> int:
@@ -206,6 +211,10 @@ def cuda_status() -> tuple[bool, int, str]:
 def isa() -> str:
     """
     The instruction set in use: base, v3 or v4.
+    """
+def problem_layout() -> dict[str, int]:
+    """
+    Where kernels outside the engine find the scalars of a slot: bytes; csrc/problem.h.
     """
 def solve(network: Network, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, threads: typing.SupportsInt | typing.SupportsIndex, slots: typing.SupportsInt | typing.SupportsIndex, poll: collections.abc.Callable[[int, int, int], bool]) -> tuple[dict[str, numpy.ndarray], typing.Any]:
     ...

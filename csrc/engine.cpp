@@ -152,6 +152,12 @@ void Tile::take_gradients(const float* gradients) {
     std::copy_n(gradients + static_cast<size_t>(row) * n, n, problem(row).trial_gradient);
 }
 
+SlotRows Tile::slot_rows() {
+  const Problem& first = slots_.front();
+  return {slots_.data(), first.trial, first.trial_gradient,
+          static_cast<int64_t>(slot_floats(params_, job_.own_bounds))};
+}
+
 void Tile::interrupt() {
   for (Problem& p : slots_) {
     if (p.index < 0) continue;

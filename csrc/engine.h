@@ -78,6 +78,8 @@ class Tile {
   void heads(const float* logits, float* seeds);
   void take_gradients(const float* gradients);
 
+  SlotRows slot_rows();  // for evaluations that read and write the slots themselves
+
   void interrupt();  // delivers what the unfinished images have, as interrupted
 
  private:

@@ -54,4 +54,13 @@ inline void carve_slot(const Params& params, bool own_bounds, float* memory, Pro
   }
 }
 
+// The slots of a tile as kernels outside the engine see them: problems[i], and the trial point and
+// its gradient at x + i stride and dx + i stride.
+struct SlotRows {
+  Problem* problems;
+  float* x;
+  float* dx;
+  int64_t stride;  // floats
+};
+
 }  // namespace advcore

@@ -134,6 +134,49 @@ py::typing::Tuple<Results, py::object> solve_native(const PyNetwork& network, co
   return py::make_tuple(run.results, error);
 }
 
+using Addresses = py::typing::Dict<py::str, py::int_>;
+
+Addresses addresses(const SlotRows& rows) {
+  Addresses out;
+  out["problems"] = reinterpret_cast<uintptr_t>(rows.problems);
+  out["x"] = reinterpret_cast<uintptr_t>(rows.x);
+  out["dx"] = reinterpret_cast<uintptr_t>(rows.dx);
+  out["stride"] = rows.stride;
+  return out;
+}
+
+// Bytes from the start of a Problem, its size, and lengths of its arrays.
+Addresses problem_layout() {
+  const Problem p;
+  Addresses out;
+  const auto add = [&](const char* name, const auto& field) {
+    out[name] = reinterpret_cast<const char*>(&field) - reinterpret_cast<const char*>(&p);
+  };
+  const State& s = p.state;
+  add("want_gradient", s.want_gradient);
+  add("measure", s.measure);
+  add("targeted", s.targeted);
+  add("label", s.label);
+  add("excluded", s.excluded);
+  add("exclusions", s.exclusions);
+  add("against", s.against);
+  add("k", s.k);
+  add("T", s.T);
+  add("schedule", s.schedule);
+  add("stage", s.stage);
+  add("margin", s.eval.margin);
+  add("log_odds", s.eval.log_odds);
+  add("kappa", s.eval.kappa);
+  add("rounding", s.eval.rounding);
+  add("prediction", s.eval.prediction);
+  add("runner_up", s.eval.runner_up);
+  add("finite", s.eval.finite);
+  out["size"] = sizeof(Problem);
+  out["max_schedules"] = kMaxSchedules;
+  out["max_stages"] = kMaxStages;
+  return out;
+}
+
 // The same rounds with the evaluation left to the caller.
 class Session : public Run {
  public:
@@ -162,14 +205,15 @@ class Session : public Run {
     return seeds;
   }
 
-  // gradients (gradient rows, n)
-  void advance(const Floats& gradients) {
-    if (gradients.ndim() != 2 || gradients.shape(0) != tile_.gradient_rows() ||
-        gradients.shape(1) != params.n)
+  // gradients (gradient rows, n); None: they are where slot_rows() says
+  void advance(const std::optional<Floats>& gradients) {
+    if (gradients && (gradients->ndim() != 2 || gradients->shape(0) != tile_.gradient_rows() ||
+                      gradients->shape(1) != params.n))
       throw std::invalid_argument("gradients must be (gradient rows of the last fill, n)");
-    tile_.take_gradients(gradients.data());
+    if (gradients) tile_.take_gradients(gradients->data());
     tile_.advance();
   }
+  Addresses slot_rows() { return addresses(tile_.slot_rows()); }
 
   void interrupt() {
     feed.stop = true;
@@ -291,6 +335,14 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("smoothable", &Params::smoothable)
       .def_readwrite("starts", &Params::starts)
       .def_readwrite("seed", &Params::seed)
+      .def_property_readonly("temperatures",
+                             [](const Params& p) {
+                               Floats out({kMaxSchedules, kMaxStages});
+                               for (int i = 0; i < kMaxSchedules; ++i)
+                                 for (int j = 0; j < kMaxStages; ++j)
+                                   out.mutable_at(i, j) = p.schedule[i].temperature[j];
+                               return out;
+                             })
       .def("add_schedule", &add_schedule, py::arg("smoothing"), py::arg("budget"),
            py::arg("temperature"), py::arg("origin") = -1.0f);
 
@@ -317,6 +369,7 @@ PYBIND11_MODULE(_core, m) {
       .def("fill", &Session::fill)
       .def("head", &Session::head, py::arg("logits").noconvert())
       .def("advance", &Session::advance, py::arg("gradients").noconvert())
+      .def("slot_rows", &Session::slot_rows)
       .def("interrupt", &Session::interrupt)
       .def_property_readonly("finished", [](const Session& s) { return s.feed.finished.load(); })
       .def_property_readonly("succeeded", [](const Session& s) { return s.feed.succeeded.load(); })
@@ -342,6 +395,8 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("evaluations",
                              [](const CudaSession& s) { return s.feed.evaluations.load(); })
       .def_property_readonly("results", [](const CudaSession& s) { return s.results; });
+  m.def("problem_layout", &problem_layout,
+        "Where kernels outside the engine find the scalars of a slot: bytes; csrc/problem.h.");
   m.def(
       "cuda_arena_bytes",
       [](Params params, bool own_bounds, int slots) {
