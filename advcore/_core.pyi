@@ -7,7 +7,7 @@ import enum
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CSearch', 'CudaSession', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_status', 'isa', 'problem_layout', 'solve']
+__all__: list[str] = ['CSearch', 'CudaQueue', 'CudaSession', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_status', 'isa', 'problem_layout', 'solve']
 class Status(enum.IntEnum):
     """
     How the search of one image ended.
@@ -200,9 +200,41 @@ class CudaSession:
     @property
     def succeeded(self) -> int:
         ...
-def cuda_arena_bytes(params: Params, own_bounds: bool, slots: typing.SupportsInt | typing.SupportsIndex) -> int:
+class CudaQueue:
     """
-    Device memory of a CudaSession; needs no GPU.
+    A whole run on a GPU; csrc/cuda/queue.h.
+    """
+    def __init__(self, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, slots: typing.SupportsInt | typing.SupportsIndex, capacity: typing.SupportsInt | typing.SupportsIndex, device: typing.SupportsInt | typing.SupportsIndex, arena: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def add(self, code: bytes, name: str, grid: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(3)"], threads: typing.SupportsInt | typing.SupportsIndex, shared: typing.SupportsInt | typing.SupportsIndex, arguments: collections.abc.Sequence[bytes]) -> None:
+        ...
+    def slot_rows(self) -> dict[str, int]:
+        ...
+    def stop(self) -> None:
+        ...
+    def wait(self, seconds: typing.SupportsFloat | typing.SupportsIndex) -> bool:
+        ...
+    @property
+    def evaluations(self) -> int:
+        ...
+    @property
+    def finished(self) -> int:
+        ...
+    @property
+    def looping(self) -> bool:
+        ...
+    @property
+    def results(self) -> dict[str, numpy.ndarray]:
+        ...
+    @property
+    def rounds(self) -> int:
+        ...
+    @property
+    def succeeded(self) -> int:
+        ...
+def cuda_arena_bytes(params: Params, own_bounds: bool, slots: typing.SupportsInt | typing.SupportsIndex, images: typing.SupportsInt | typing.SupportsIndex = 0) -> int:
+    """
+    Device memory of a CudaSession, or of a CudaQueue with so many images; needs no GPU.
     """
 def cuda_status() -> tuple[bool, int, str]:
     """

@@ -13,6 +13,8 @@
 // the phase.
 #pragma once
 
+#include "passage.h"
+
 namespace ADVCORE_NS {
 namespace {
 
@@ -209,19 +211,10 @@ struct Machine {
   ADVCORE_FN void bisect();
 };
 
-// Puts an image into the slot and asks for its first evaluation. label: target, or class to leave.
+// Asks for the first evaluation of the image in the slot.
 template <class Team>
 ADVCORE_FN void begin(const Team& team, const Params& params, Problem& p, int label) {
-  State& s = p.state;
-  s = {};
-  s.targeted = params.targeted;
-  s.label = label;
-  s.phase = Phase::start;
-  s.measure = params.smoothable;
-  // Where the first stage is the exact network, its evaluation at x0 is this one.
-  s.want_gradient = params.schedule[0].smoothing[0] == 0 && params.starts == 0;
-  s.k = 0;
-  s.T = !s.want_gradient ? 0.0f : params.loss == Loss::cross_entropy ? 1.0f : -1.0f;
+  ask_first(params, p.state, label);
   copy(team, params, p.x0, p.trial);
 }
 

@@ -41,25 +41,25 @@ void clear_results(const Params& params, const Job& job) {
   clear_numbers(job);
 }
 
-void deliver(const Params& params, const Job& job, Feed& feed, int64_t index, const State& s,
+void deliver(const Params& params, const Job& job, Feed& feed, int64_t index, const Outcome& o,
              const float* best) {
   const size_t i = static_cast<size_t>(index), n = static_cast<size_t>(params.n);
-  const bool success = s.best_norm < kNone;
-  std::copy_n(success ? best : job.images + i * n, n, job.adversarial + i * n);
+  const bool success = o.distortion < kNone;
+  if (best) std::copy_n(success ? best : job.images + i * n, n, job.adversarial + i * n);
   job.success[i] = success;
-  if (success) job.distortion[i] = s.best_norm;
-  if (s.best_prediction >= 0) job.margin[i] = s.best_margin;
-  if (s.best_c > 0 || s.c > 0) job.c[i] = s.best_c > 0 ? s.best_c : s.c;
-  if (s.penalty_norm >= 0) job.penalty[i] = s.penalty_norm;
-  job.prediction[i] = s.best_prediction;
-  job.status[i] = static_cast<int8_t>(s.status);
-  job.evaluations[i] = s.evaluations;
-  job.forwards[i] = s.forwards;
-  job.iterations[i] = s.iterations;
-  job.rescues[i] = std::max(s.searches - params.attempts, 0);
+  if (success) job.distortion[i] = o.distortion;
+  if (o.margin > -kNone) job.margin[i] = o.margin;
+  if (o.c > 0) job.c[i] = o.c;
+  if (o.penalty >= 0) job.penalty[i] = o.penalty;
+  job.prediction[i] = o.prediction;
+  job.status[i] = static_cast<int8_t>(o.status);
+  job.evaluations[i] = o.evaluations;
+  job.forwards[i] = o.forwards;
+  job.iterations[i] = o.iterations;
+  job.rescues[i] = o.rescues;
   feed.finished.fetch_add(1, std::memory_order_relaxed);
   feed.succeeded.fetch_add(success, std::memory_order_relaxed);
-  feed.evaluations.fetch_add(s.evaluations, std::memory_order_relaxed);
+  feed.evaluations.fetch_add(o.evaluations, std::memory_order_relaxed);
 }
 
 Tile::Tile(const Params& params, const Job& job, Feed& feed, int slots, const IsaTable& isa)
@@ -93,7 +93,7 @@ void Tile::load(Problem& p, int64_t index) {
 }
 
 void Tile::release(Problem& p) {
-  deliver(params_, job_, feed_, p.index, p.state, p.best);
+  deliver(params_, job_, feed_, p.index, outcome_of(params_, p.state), p.best);
   p.index = -1;
 }
 

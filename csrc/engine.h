@@ -10,6 +10,7 @@
 
 #include "cpu/isa.h"
 #include "network.h"
+#include "passage.h"
 #include "problem.h"
 #include "workspace.h"
 
@@ -49,9 +50,10 @@ struct Feed {
 // Marks every image of the job as interrupted, with its clean image as the result.
 void clear_results(const Params& params, const Job& job);
 
-// Writes the results of image `index`: its state, and `best` where an adversarial image was found.
-void deliver(const Params& params, const Job& job, Feed& feed, int64_t index, const State& state,
-             const float* best);
+// Writes the results of image `index`, and `best` where an adversarial image was found; null: the
+// image is there.
+void deliver(const Params& params, const Job& job, Feed& feed, int64_t index,
+             const Outcome& outcome, const float* best);
 
 // A fixed number of slots. One round: fill; evaluate the rows (trial, k); heads; pull the seeds
 // of the first `gradient_rows` back to trial_gradient; advance.

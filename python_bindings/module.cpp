@@ -9,7 +9,7 @@
 
 #include <tuple>
 
-#include "cuda/tile.h"
+#include "cuda/queue.h"
 #include "engine.h"
 
 namespace py = pybind11;
@@ -271,6 +271,37 @@ class CudaSession : public Run {
   std::unique_ptr<CudaTile> tile_;
 };
 
+// A whole run on a GPU; csrc/cuda/queue.h has the contract.
+class PyCudaQueue : public Run {
+ public:
+  PyCudaQueue(const Params& params, Floats images, Array<int32_t> labels, Floats lo, Floats hi,
+              std::optional<Floats> starts, int slots, int64_t capacity, int device,
+              uintptr_t arena, uintptr_t stream)
+      : Run(params, images, labels, lo, hi, starts) {
+    clear_results(this->params, job);
+    const py::gil_scoped_release release;
+    queue = std::make_unique<CudaQueue>(this->params, job, feed, slots, capacity, device,
+                                        reinterpret_cast<void*>(arena),
+                                        reinterpret_cast<void*>(stream));
+  }
+  Addresses slot_rows() const {
+    Addresses out = addresses(queue->slot_rows());
+    out["rows"] = reinterpret_cast<uintptr_t>(queue->rows());
+    out["count"] = reinterpret_cast<uintptr_t>(queue->count());
+    return out;
+  }
+  void add(const py::bytes& code, const std::string& name, std::array<unsigned, 3> grid,
+           unsigned threads, unsigned shared, const std::vector<py::bytes>& arguments) {
+    queue->add({code, name, grid, threads, shared, {arguments.begin(), arguments.end()}});
+  }
+  bool wait(double seconds) {
+    const py::gil_scoped_release release;
+    return queue->wait(seconds);
+  }
+
+  std::unique_ptr<CudaQueue> queue;
+};
+
 void add_schedule(Params& params, const std::vector<float>& smoothing,
                   const std::vector<int>& budget, const std::vector<float>& temperature,
                   float origin) {
@@ -395,16 +426,36 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("evaluations",
                              [](const CudaSession& s) { return s.feed.evaluations.load(); })
       .def_property_readonly("results", [](const CudaSession& s) { return s.results; });
+  py::class_<PyCudaQueue>(m, "CudaQueue", "A whole run on a GPU; csrc/cuda/queue.h.")
+      .def(py::init<const Params&, Floats, Array<int32_t>, Floats, Floats, std::optional<Floats>,
+                    int, int64_t, int, uintptr_t, uintptr_t>(),
+           py::arg("params"), py::arg("images").noconvert(), py::arg("labels").noconvert(),
+           py::arg("lo").noconvert(), py::arg("hi").noconvert(), py::arg("starts").noconvert(),
+           py::arg("slots"), py::arg("capacity"), py::arg("device"), py::arg("arena"),
+           py::arg("stream"))
+      .def("slot_rows", &PyCudaQueue::slot_rows)
+      .def("add", &PyCudaQueue::add, py::arg("code"), py::arg("name"), py::arg("grid"),
+           py::arg("threads"), py::arg("shared"), py::arg("arguments"))
+      .def("wait", &PyCudaQueue::wait, py::arg("seconds"))
+      .def("stop", [](PyCudaQueue& q) { q.queue->stop(); })
+      .def_property_readonly("looping", [](const PyCudaQueue& q) { return q.queue->looping(); })
+      .def_property_readonly("rounds", [](const PyCudaQueue& q) { return q.queue->rounds(); })
+      .def_property_readonly("finished", [](const PyCudaQueue& q) { return q.queue->finished(); })
+      .def_property_readonly("succeeded", [](const PyCudaQueue& q) { return q.queue->succeeded(); })
+      .def_property_readonly("evaluations",
+                             [](const PyCudaQueue& q) { return q.queue->evaluations(); })
+      .def_property_readonly("results", [](const PyCudaQueue& q) { return q.results; });
+
   m.def("problem_layout", &problem_layout,
         "Where kernels outside the engine find the scalars of a slot: bytes; csrc/problem.h.");
   m.def(
       "cuda_arena_bytes",
-      [](Params params, bool own_bounds, int slots) {
+      [](Params params, bool own_bounds, int slots, int64_t images) {
         params.padded_n = row_stride(params.n);
-        return cuda_arena(params, own_bounds, slots).bytes;
+        return cuda_arena(params, own_bounds, slots, images).bytes;
       },
-      "Device memory of a CudaSession; needs no GPU.", py::arg("params"), py::arg("own_bounds"),
-      py::arg("slots"));
+      "Device memory of a CudaSession, or of a CudaQueue with so many images; needs no GPU.",
+      py::arg("params"), py::arg("own_bounds"), py::arg("slots"), py::arg("images") = 0);
   m.def(
       "cuda_status",
       [] {

@@ -2,7 +2,7 @@
 
 namespace advcore {
 
-CudaArena cuda_arena(const Params& params, bool own_bounds, int slots) {
+CudaArena cuda_arena(const Params& params, bool own_bounds, int slots, int64_t images) {
   const size_t count = static_cast<size_t>(slots), length = static_cast<size_t>(params.padded_n);
   CudaArena at{};
   const auto take = [&at](size_t bytes) {
@@ -18,6 +18,17 @@ CudaArena cuda_arena(const Params& params, bool own_bounds, int slots) {
       take(count * sizeof(float) *
            (slot_floats(params, own_bounds) + static_cast<size_t>(params.starts) * length));
   at.heads = take(count * sizeof(float) * 2 * static_cast<size_t>(padded(params.classes)));
+  at.counters = take(256);
+  at.cleared = at.bytes;
+  const size_t waiting = static_cast<size_t>(images);
+  const size_t rows = waiting * sizeof(float) * static_cast<size_t>(params.n);
+  at.images = take(rows);
+  at.lo = take(own_bounds ? rows : 0);
+  at.hi = take(own_bounds ? rows : 0);
+  at.starts = take(rows * static_cast<size_t>(params.starts));
+  at.labels = take(waiting * sizeof(int));
+  at.adversarial = take(rows);
+  at.outcomes = take(waiting * sizeof(Outcome));
   return at;
 }
 

@@ -13,7 +13,6 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 128;
 constexpr int kMaxWarps = kMaxThreads / kWarp - 1;  // of workers
-constexpr int kMaxRanks = 8;                        // blocks of a portable cluster
 
 struct Block;
 

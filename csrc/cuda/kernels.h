@@ -1,10 +1,11 @@
-// The kernels of a tile: one block, or one cluster of blocks, for each row of the round.
+// The kernels of a round: one block, or one cluster of blocks, for each row.
 #pragma once
 
 #define ADVCORE_NS advcore::cuda
 
 #include "problem.h"
-#include "workspace.h"
+
+#include "cuda/device.h"
 
 #include "cuda/lanes.h"
 
@@ -17,27 +18,12 @@
 namespace ADVCORE_NS {
 namespace {
 
-// Of a run; a kernel's parameter in constant memory, the same address for every thread.
-struct Run {
-  Params params;
-  Problem* problems;  // (slots)
-  const int* rows;    // slots of this launch
-  uint8_t* done;      // (slots)
-  float* heads;       // (slots, 2, padded classes): logits, seeds
-};
-
-// Arrays of images that come or go, in pinned memory of the host.
-struct Staged {
-  float* vectors;  // (rows, stride): image, own bounds, starts; or the best image
-  size_t stride;
-  const int* labels;  // (rows)
-  Problem* problems;  // (rows)
-  bool own_bounds;
-};
-
 constexpr int kBlocks = 5;  // of a multiprocessor: 96 registers a thread
 
 __device__ inline int row_of_block() { return blockIdx.x / Block::ranks(); }
+
+// Of a launch for as many rows as there may be, those beyond the round's have nothing to do.
+__device__ inline bool beyond(const Run& run, int row) { return run.count && row >= *run.count; }
 
 __device__ inline void copy_words(int first, int step, size_t bytes, const void* from, void* to) {
   for (int i = first; i < static_cast<int>(bytes / 4); i += step)
@@ -111,11 +97,13 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
 
 __global__ void __launch_bounds__(kMaxThreads, kBlocks)
     advance_kernel(const __grid_constant__ Run run, const float* gradients) {
-  const int row = row_of_block(), slot = run.rows[row];
+  const int row = row_of_block();
+  if (beyond(run, row)) return;
+  const int slot = run.rows[row];
   if (run.done[slot]) return;
   const Params& params = run.params;
   conduct(run.problems[slot], [=, &params](const Team& team, Problem& p) {
-    if (p.state.want_gradient)
+    if (gradients && p.state.want_gradient)
       team.copy_row(params.n, gradients + row * static_cast<size_t>(params.n), p.trial_gradient);
     Shared& shared = Block::shared();
     static_assert(sizeof(Machine<Team>) <= sizeof shared.machine);

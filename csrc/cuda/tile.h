@@ -21,11 +21,15 @@ struct CudaStatus {
 };
 CudaStatus cuda_status();
 
-// Device memory of a run, one arena: where each part begins, in bytes from its start.
+constexpr int kMaxRanks = 8;  // blocks of a portable cluster, which share a large image
+
+// Device memory of a run, one arena: where each part begins, in bytes from its start. What lies
+// behind `cleared` is there for a CudaQueue whose device holds `images` at a time.
 struct CudaArena {
-  size_t problems, rows, done, bounds, vectors, heads, bytes;
+  size_t problems, rows, done, bounds, vectors, heads, counters, cleared;
+  size_t images, lo, hi, starts, labels, adversarial, outcomes, bytes;
 };
-CudaArena cuda_arena(const Params& params, bool own_bounds, int slots);
+CudaArena cuda_arena(const Params& params, bool own_bounds, int slots, int64_t images = 0);
 
 // Every call throws std::runtime_error with the CUDA error's text; what was delivered before stays.
 class CudaTile {

@@ -1,0 +1,75 @@
+#include "cuda/device.h"
+
+namespace advcore {
+
+CudaStatus cuda_status() {
+  CudaStatus status{true, 0, ""};
+  const cudaError_t code = cudaGetDeviceCount(&status.devices);
+  if (code != cudaSuccess) {
+    cudaGetLastError();
+    status.devices = 0;
+    status.reason = cudaGetErrorString(code);
+  } else if (status.devices == 0) {
+    status.reason = "no CUDA device is visible";
+  }
+  return status;
+}
+
+namespace cuda {
+
+constexpr int kRankLength = 8192;  // variables for which another block is worth it
+
+Device::Device(const Params& params, const Job& job, const CudaArena& at, int slots, int device,
+               void* arena, void* of)
+    : id(device), stream(static_cast<cudaStream_t>(of)), base(static_cast<char*>(arena)) {
+  select();
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "properties of the device");
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kernels().advance) != cudaSuccess) {
+    cudaGetLastError();
+    throw std::runtime_error("CUDA: " + std::string(properties.name) + " has compute capability " +
+                             std::to_string(properties.major) + "." +
+                             std::to_string(properties.minor) +
+                             ", for which this build has no code (8.0 and later)");
+  }
+  while (properties.major >= 9 && ranks < kMaxRanks && params.n >= 2 * ranks * kRankLength)
+    ranks *= 2;
+
+  check(cudaMemsetAsync(base, 0, at.cleared, stream), "clearing the arena");
+  list = reinterpret_cast<int*>(base + at.rows);
+  float* const bounds = reinterpret_cast<float*>(base + at.bounds);
+  float* const vectors = reinterpret_cast<float*>(base + at.vectors);
+  run = {params,
+         reinterpret_cast<Problem*>(base + at.problems),
+         list,
+         nullptr,
+         reinterpret_cast<uint8_t*>(base + at.done),
+         reinterpret_cast<float*>(base + at.heads)};
+  const size_t count = static_cast<size_t>(slots), n = static_cast<size_t>(params.n);
+  const size_t floats = slot_floats(params, job.own_bounds);
+  const size_t starts = static_cast<size_t>(params.starts) * static_cast<size_t>(params.padded_n);
+  std::vector<Problem> problems(count);
+  for (size_t i = 0; i < count; ++i) {
+    Problem& p = problems[i];
+    float* const memory = vectors + i * (floats + starts);
+    p.lo = bounds;
+    p.hi = bounds + params.padded_n;
+    carve_slot(params, job.own_bounds, memory, p);
+    p.starts = memory + floats;
+  }
+  this->slots = {run.problems, problems[0].trial, problems[0].trial_gradient,
+                 static_cast<int64_t>(floats + starts)};
+  check(cudaMemcpyAsync(run.problems, problems.data(), count * sizeof(Problem),
+                        cudaMemcpyHostToDevice, stream),
+        "slots");
+  if (!job.own_bounds) {
+    check(cudaMemcpyAsync(bounds, job.lo, n * 4, cudaMemcpyHostToDevice, stream), "lower bounds");
+    check(cudaMemcpyAsync(bounds + params.padded_n, job.hi, n * 4, cudaMemcpyHostToDevice, stream),
+          "upper bounds");
+  }
+  wait("preparing the slots");
+}
+
+}  // namespace cuda
+}  // namespace advcore

@@ -1,0 +1,107 @@
+// The slots of a run in the memory of a GPU and launches for them; shared by tile.cu, whose rounds
+// the host drives, and queue.cu, whose rounds the GPU drives itself.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/tile.h"
+
+namespace advcore::cuda {
+
+// A kernel's parameter in constant memory, the same address for every thread.
+struct Run {
+  Params params;
+  Problem* problems;  // (slots)
+  const int* rows;    // slots of this launch
+  const int* count;   // how many of them; null: a block, or cluster, each
+  uint8_t* done;      // (slots)
+  float* heads;       // (slots, 2, padded classes): logits, seeds
+};
+
+// Arrays of images that come or go, in pinned memory of the host.
+struct Staged {
+  float* vectors;  // (rows, stride): image, own bounds, starts; or the best image
+  size_t stride;
+  const int* labels;  // (rows)
+  Problem* problems;  // (rows)
+  bool own_bounds;
+};
+
+constexpr int kThreads = 128;  // of a block
+
+// The kernels of kernels.h, which are compiled once. Gradients of null are in the slots already.
+struct Kernels {
+  void (*begin)(Run, Staged);
+  void (*gather)(Run, float* x, float* k);
+  void (*head)(Run, const float* logits, float* seeds);
+  void (*advance)(Run, const float* gradients);
+  void (*collect)(Run, Staged);
+};
+const Kernels& kernels();
+size_t shared_bytes(const Params& params);  // of begin, head and advance
+
+inline void check(cudaError_t code, const std::string& what) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error("CUDA: " + what + ": " + cudaGetErrorString(code) + " (" +
+                           std::to_string(static_cast<int>(code)) + ")");
+}
+
+template <class T>
+struct Pinned {
+  Pinned() = default;
+  Pinned(const Pinned&) = delete;
+  Pinned& operator=(const Pinned&) = delete;
+  ~Pinned() { cudaFreeHost(data); }
+  void allocate(size_t count, unsigned flags = cudaHostAllocDefault) {
+    const size_t bytes = std::max<size_t>(count, 1) * sizeof(T);
+    check(cudaHostAlloc(reinterpret_cast<void**>(&data), bytes, flags),
+          std::to_string(bytes) + " bytes of pinned memory");
+  }
+  T* data = nullptr;
+};
+
+struct Device {
+  // Fills the arena: problems with their vectors, bounds; waits for it. Bounds of the run, (n), may
+  // be the host's or the device's.
+  Device(const Params& params, const Job& job, const CudaArena& at, int slots, int device,
+         void* arena, void* stream);
+
+  void expect(cudaError_t code, const char* what) {
+    failed = failed || code != cudaSuccess;
+    check(code, what);
+  }
+  void select() { expect(cudaSetDevice(id), "selecting the device"); }
+  void wait(const char* what) { expect(cudaStreamSynchronize(stream), what); }
+
+  template <class... Parameters, class... Arguments>
+  void launch(const char* name, void (*kernel)(Parameters...), int rows, int blocks, size_t shared,
+              const Arguments&... arguments) {
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(rows * blocks));
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &cluster;
+    config.numAttrs = blocks > 1 ? 1 : 0;
+    expect(cudaLaunchKernelEx(&config, kernel, arguments...), name);
+  }
+
+  int id, ranks = 1;  // blocks of a cluster
+  cudaStream_t stream;
+  bool failed = false;
+  char* base;  // of the arena
+  Run run{};
+  int* list;  // run.rows
+  SlotRows slots{};
+};
+
+}  // namespace advcore::cuda

@@ -1,0 +1,67 @@
+// A whole run on a GPU with one launch: a graph whose loop runs on the device until no image is
+// left (a conditional WHILE node). Its body is one round: the kernels of a native network, which
+// the caller brings as machine code (add), then `advance`, then `turn` (turn.h), which lets
+// finished images leave and waiting ones enter and ends the loop. A driver without conditional
+// nodes gets a graph of kUnrolled rounds, launched until the host sees that none is left.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/tile.h"
+
+namespace advcore {
+
+constexpr int kUnrolled = 8;
+
+// One launch of somebody else's kernel for the rows of a round.
+struct ForeignKernel {
+  std::string code;  // cubin
+  std::string name;  // of the entry in it
+  std::array<unsigned, 3> grid;
+  unsigned threads, shared;            // shared: bytes, dynamic
+  std::vector<std::string> arguments;  // the bytes of each parameter
+};
+
+// Every call throws std::runtime_error with the CUDA error's text; what was delivered before stays.
+class CudaQueue {
+ public:
+  // arena: cuda_arena(..., images).bytes of memory of that device, aligned to 256 bytes; `images`
+  // of the job are on the device at a time. Arrays of the job are the host's.
+  CudaQueue(const Params& params, const Job& job, Feed& feed, int slots, int64_t images, int device,
+            void* arena, void* stream);
+  ~CudaQueue();
+  CudaQueue(const CudaQueue&) = delete;
+  CudaQueue& operator=(const CudaQueue&) = delete;
+
+  // What the kernels of a round read: slots[rows[i]] for i < *count, all on the device.
+  SlotRows slot_rows() const;
+  const int* rows() const;
+  const int* count() const;
+
+  // Kernels of a round in their order, before the first wait. They evaluate the rows: logits, head
+  // (Evaluation and T in the problem's state), gradient in the slot where one is wanted.
+  void add(ForeignKernel kernel);
+
+  // Goes on for about so many seconds; whether all is done and delivered. The first call begins.
+  bool wait(double seconds);
+  void stop();  // after the round; wait then delivers the unfinished images as interrupted
+
+  // Of the whole run, as far as the host knows.
+  int64_t finished() const;
+  int64_t succeeded() const;
+  int64_t evaluations() const;
+  int64_t rounds() const;
+  bool looping() const;  // whether the loop runs on the device
+
+ private:
+  struct Loop;  // what only the CUDA compiler knows
+  const Params params_;
+  const Job job_;
+  Feed& feed_;
+  std::unique_ptr<Loop> loop_;
+};
+
+}  // namespace advcore
