@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from . import _core, validate, verify
 from .errors import DeviceError, Interrupted, ModelError, ModelRaised
+from .oracles import TorchOracle
 from .paths import SAMPLE, Path, choose_path, logit_noise, probes
 from .result import Result
 from .run import Job, Progress, Watch, default_threads, run_native, run_oracle
@@ -215,7 +216,19 @@ def minimize_distortion(
 
             callback = stack.enter_context(bar(count, callback))
         watch = Watch(count, time_limit, callback, begin)
-        if path.network is not None:
+        if path.network is not None and path.cuda:
+            from .cuda_network import run_queue
+
+            assert isinstance(path.oracle, TorchOracle)
+            found, error = run_queue(
+                path.network,
+                job,
+                device=path.oracle.device,
+                slots=batch_size,
+                watch=watch,
+                info=path.info,
+            )
+        elif path.network is not None:
             threads = threads or default_threads()
             path.info["threads"] = threads
             found, error = run_native(

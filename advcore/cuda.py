@@ -39,11 +39,11 @@ class CudaSession:
         own_bounds = job.lo.ndim == 2
         self._n = job.images.shape[1]
         self._device = device
-        self.slots, self._arena = _arena(job.params, own_bounds, slots, device)
-        with _named():
+        self.slots, _, self._arena = arena(job.params, own_bounds, slots, device)
+        with named():
             self._core = _core.CudaSession(
                 *(job.params, job.images, job.labels, job.lo, job.hi, job.starts),
-                *(self.slots, device.index or 0, self._arena.data_ptr(), _stream(device)),
+                *(self.slots, device.index or 0, self._arena.data_ptr(), stream(device)),
             )
         self._x = self._k = torch.empty(0)
         self._rows: Tensor = torch.empty(0)
@@ -51,7 +51,7 @@ class CudaSession:
 
     def fill(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
         """Rows of the next round."""
-        with _named():
+        with named():
             fresh = self._core.fill()
             if fresh is not None:
                 self._take_rows(*fresh)
@@ -71,18 +71,18 @@ class CudaSession:
     def head(self, logits: Tensor) -> Tensor:
         """Logits (B, K) to seeds (B, K)."""
         seeds = torch.empty_like(logits)
-        with _named():
+        with named():
             self._core.head(logits.data_ptr(), seeds.data_ptr())
         return seeds
 
     def advance(self, gradients: Tensor) -> None:
         """Gradients (B, n)."""
-        with _named():
+        with named():
             self._core.advance(gradients.data_ptr())
 
     def interrupt(self) -> None:
         """Deliver what the unfinished images have."""
-        with _named():
+        with named():
             self._core.interrupt()
 
     @property
@@ -123,16 +123,14 @@ def on_device(
     oracle: TorchOracle, job: Job, slots: int
 ) -> Iterator[tuple[CudaSession, DeviceOracle]]:
     """Session and oracle on the oracle's device, which is torch's current one meanwhile."""
-    device = oracle.device
-    if str(device) == "cuda":  # without a number: torch's current one
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = indexed(oracle.device)
     # Tensors of a session are leaves of a graph: none is made in the caller's inference mode.
     with torch.cuda.device(device), torch.inference_mode(False):
         session = CudaSession(job, slots, device)
         yield session, DeviceOracle(oracle, session.slots)
 
 
-def _stream(device: torch.device) -> int:
+def stream(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream
 
 
@@ -140,10 +138,17 @@ def _free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0]
 
 
-def _arena(
-    params: _core.Params, own_bounds: bool, slots: int, device: torch.device
-) -> tuple[int, Tensor]:
-    """As many of the slots as fit, and their memory.
+def indexed(device: torch.device) -> torch.device:
+    """The device with its number: without one, torch's current."""
+    if str(device) == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def arena(
+    params: _core.Params, own_bounds: bool, slots: int, device: torch.device, images: int = 0
+) -> tuple[int, int, Tensor]:
+    """As many of the images and of the slots as fit, and their memory.
 
     Raises
     ------
@@ -151,18 +156,23 @@ def _arena(
         There is no memory for a single image.
     """
     while True:
-        needed = _core.cuda_arena_bytes(params, own_bounds, slots)
+        needed = _core.cuda_arena_bytes(params, own_bounds, slots, images)
+        last = slots == 1 and images <= 1
         try:
-            if slots == 1 or needed <= SHARE * _free_memory(device):
-                return slots, torch.empty(needed, dtype=torch.uint8, device=device)
+            if last or needed <= SHARE * _free_memory(device):
+                return slots, images, torch.empty(needed, dtype=torch.uint8, device=device)
         except torch.cuda.OutOfMemoryError as error:
-            if slots == 1:
+            if last:
                 raise DeviceError(f"no memory on {device}: {needed} bytes asked for") from error
-        slots = (slots + 1) // 2
+        if images > 4 * slots:
+            images = (images + 1) // 2
+        else:
+            slots = (slots + 1) // 2
+            images = min(images, 4 * slots)
 
 
 @contextmanager
-def _named() -> Iterator[None]:
+def named() -> Iterator[None]:
     """Turns the engine's CUDA errors into `DeviceError`."""
     try:
         yield

@@ -28,7 +28,8 @@ RANDOM = 0.02
 @dataclass(frozen=True)
 class Path:
     """How the model is evaluated: natively where `network`, else by `oracle`, which also has the
-    last word on a lowered module. ``cuda``: the solver runs on the oracle's device.
+    last word on a lowered module. ``cuda``: the solver, and with it the network, runs on the
+    oracle's device.
     """
 
     network: Network | None
@@ -76,13 +77,14 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
     info: dict[str, str | int] = {"path": "native", "device": "cpu", "isa": _core.isa()}
     tried = sample if len(sample) else None
     if isinstance(model, Network):
-        if not on_cpu:
-            raise ValueError(f"device must be cpu for a native network, got {device}")
         if math.prod(shape) != model.inputs:
             raise ValueError(
                 f"images must have {model.inputs} values each for this network, got shape {shape}"
             )
-        return Path(model, None, {**info, "reason": "the model is an advcore.Network"})
+        reason = "the model is an advcore.Network"
+        if on_cpu:
+            return Path(model, None, {**info, "reason": reason})
+        return _network_on(model, shape, device, tried, reason)
     torch = sys.modules.get("torch")
     is_module = torch is not None and isinstance(model, torch.nn.Module)
     if not is_module and hasattr(model, "forward") and hasattr(model, "backward"):
@@ -108,17 +110,25 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
     oracle = TorchOracle(model, shape, device, tried, survey=False)
     logits = _check_logits(oracle, sample)
     reason = "a callable that is not a module"
-    if is_module and on_cpu and oracle.device.type == "cpu":
+    place = oracle.device.type
+    if is_module and (place == "cuda" or (on_cpu and place == "cpu")):
         try:
             network = Network.from_torch(model, shape)
         except Unsupported as unsupported:
             reason = unsupported.reason
         else:
             scale = 1e-3 * (1 + float(np.abs(logits).max(initial=0)))
-            if not verify.difference(network.forward(sample), logits) > scale:
-                info["reason"] = "the module was lowered to a native network"
-                return Path(network, oracle, info)
-            reason = "the lowered network gives other logits"
+            if verify.difference(network.forward(sample), logits) > scale:
+                reason = "the lowered network gives other logits"
+            else:
+                reason = "the module was lowered to a native network"
+                if place == "cpu":
+                    return Path(network, oracle, {**info, "reason": reason})
+                why = _unavailable(oracle)
+                if why is None:
+                    info = {**info, "device": str(oracle.device), "reason": reason}
+                    return Path(network, oracle, info, cuda=True)
+                reason = why
     oracle.survey()
     info = {"path": "torch", "device": str(device or oracle.device), "isa": _core.isa()}
     cuda = oracle.device.type == "cuda"
@@ -132,6 +142,32 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
         cuda = devices > 0
         info["solver"] = str(oracle.device) if cuda else f"cpu ({why})"
     return Path(None, oracle, {**info, "reason": reason}, cuda)
+
+
+def _network_on(
+    network: Network, shape: tuple[int, ...], device: Any, tried: Floats | None, reason: str
+) -> Path:
+    """A native network on a GPU, with its torch form for the last word; or by that form alone."""
+    if not str(device).startswith("cuda"):
+        raise ValueError(f"device must be cpu or cuda for a native network, got {device}")
+    _check_device(device)
+    from .cuda_network import Float32
+
+    oracle = TorchOracle(Float32(network).to(device), shape, device, tried, survey=False)
+    why = _unavailable(oracle)
+    info: dict[str, str | int] = {"device": str(device), "isa": _core.isa()}
+    if why is None:
+        return Path(network, oracle, {"path": "native", **info, "reason": reason}, cuda=True)
+    oracle.survey()
+    cuda = _core.cuda_status()[1] > 0
+    info["solver"] = str(device) if cuda else f"cpu ({why})"
+    return Path(None, oracle, {"path": "torch", **info, "reason": why}, cuda)
+
+
+def _unavailable(oracle: TorchOracle) -> str | None:
+    from .cuda_network import unavailable
+
+    return unavailable(oracle.device)
 
 
 def _check_device(device: Any) -> None:

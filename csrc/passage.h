@@ -6,7 +6,7 @@
 namespace advcore {
 
 // The first evaluation, at x0. label: target, or class to leave.
-static ADVCORE_INLINE void ask_first(const Params& params, State& s, int label) {
+ADVCORE_BOTH void ask_first(const Params& params, State& s, int label) {
   s = {};
   s.targeted = params.targeted;
   s.label = label;
@@ -29,7 +29,7 @@ struct Outcome {
   bool delivered;
 };
 
-static ADVCORE_INLINE Outcome outcome_of(const Params& params, const State& s) {
+ADVCORE_BOTH Outcome outcome_of(const Params& params, const State& s) {
   const int rescues = s.searches - params.attempts;
   return {s.best_norm,
           s.best_prediction >= 0 ? s.best_margin : -kNone,

@@ -13,10 +13,12 @@
 #ifdef __CUDACC__
 #define ADVCORE_FN __device__ __noinline__
 #define ADVCORE_INLINE __device__ __forceinline__
+#define ADVCORE_BOTH static __host__ __device__ inline  // host and device
 #define ADVCORE_UNROLL _Pragma("unroll")
 #else
 #define ADVCORE_FN
 #define ADVCORE_INLINE inline
+#define ADVCORE_BOTH static inline
 #define ADVCORE_UNROLL _Pragma("GCC unroll 16")
 #endif
 

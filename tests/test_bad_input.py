@@ -230,7 +230,7 @@ def test_integers_of_any_kind(dtype: Any) -> None:
             ValueError,
             r"bounds must be two finite .*, got an array of shape \(6,\)$",
         ),
-        ({"device": "cuda"}, ValueError, "device must be cpu for a native network, got cuda"),
+        ({"device": "mps"}, ValueError, "device must be cpu or cuda for a native network, got mps"),
         ({"confidance": 1.0}, TypeError, "unexpected keyword argument 'confidance'"),
     ],
 )  # fmt: skip

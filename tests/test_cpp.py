@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from native_build import ISAS, ROOT, Build, build, compiles, tool
 
-PROGRAMS = ("solver_check", "network_check", "fork_check")
+PROGRAMS = ("solver_check", "network_check", "fork_check", "queue_check")
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 
 SANITIZER_ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
@@ -47,20 +47,21 @@ def test_checks_hold_under_sanitizers(sanitized: Build, program: str, isa: str) 
     sanitized.run(program, isa, SANITIZER_ENVIRONMENT)
 
 
-def test_no_race_in_the_block_of_threads(release: Build, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["fork_check", "queue_check"])
+def test_no_race_in_the_blocks_of_threads(release: Build, tmp_path: Path, name: str) -> None:
     if not compiles(tmp_path, "-fsanitize=thread"):
         pytest.skip("the compiler has no thread sanitizer")
-    program = tmp_path / "fork_check"
+    program = tmp_path / name
     objects = sorted(map(str, release.folder.glob("CMakeFiles/engine.dir/**/*.o")))
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "c++"
     command = [
         *(*compiler.split(), "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-pthread"),
-        *(f"-I{ROOT / 'csrc'}", str(ROOT / "tests/cpp/fork_check.cpp"), *objects),
+        *(f"-I{ROOT / 'csrc'}", str(ROOT / f"tests/cpp/{name}.cpp"), *objects),
         *("-o", str(program)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    Build(tmp_path, release.isas).run("fork_check", "base")
+    Build(tmp_path, release.isas).run(name, "base")
 
 
 def symbols(*arguments: str) -> list[str]:

@@ -74,7 +74,7 @@ class StandIn:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     monkeypatch.setattr(_core, "CudaSession", StandIn)
     monkeypatch.setattr(StandIn, "fails_in", -1)
-    monkeypatch.setattr(cuda, "_stream", lambda device: 0)
+    monkeypatch.setattr(cuda, "stream", lambda device: 0)
     monkeypatch.setattr(cuda, "_free_memory", lambda device: 1 << 40)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     return StandIn

@@ -1,0 +1,139 @@
+"""A native network on a GPU: the whole run is one launch, without Python in its rounds.
+
+The kernels of a round are Triton's, compiled ahead of the run; `_core.CudaQueue` puts them, the
+solver and the change of images into a graph that loops on the device. Importing this file imports
+torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from . import _core
+from .cuda import arena, indexed, named, stream
+from .errors import DeviceError
+from .network import Network
+
+if TYPE_CHECKING:
+    from .kernels.plan import Plan
+    from .run import Job, Watch
+
+SLOTS = 4096
+"""Images at work. A round of so many is six waves of the blocks that an H200 holds."""
+POLL = 0.02
+"""Seconds between two looks at the run; the device does not wait for them."""
+
+_plans: WeakKeyDictionary[Network, dict[str, tuple[Plan, Tensor]]] = WeakKeyDictionary()
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why the device cannot run native networks; None: it can."""
+    _, devices, why = _core.cuda_status()
+    if not devices:
+        return f"no CUDA engine: {why}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return None
+
+
+class Float32(nn.Module):
+    """A network whose products are never rounded to TF32, whatever torch is set to."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network.to_torch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, ...)."""
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            logits: Tensor = self.network(x)
+            return logits
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def run_queue(
+    network: Network,
+    job: Job,
+    *,
+    device: torch.device,
+    slots: int | None,
+    watch: Watch,
+    info: dict[str, Any],
+) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
+    """Results by name, and what stopped the run.
+
+    ``info`` gets the kernels, the rounds and whether the loop ran on the device.
+    """
+    device = indexed(device)
+    count = len(job.images)
+    slots = max(1, min(slots or SLOTS, count))
+    with torch.cuda.device(device), torch.inference_mode(False):
+        plan, weights = _plan(network, device)
+        slots, capacity, memory = arena(job.params, job.lo.ndim == 2, slots, device, max(count, 1))
+        with named():
+            queue = _core.CudaQueue(
+                *(job.params, job.images, job.labels, job.lo, job.hi, job.starts),
+                *(slots, capacity, device.index, memory.data_ptr(), stream(device)),
+            )
+            fractions = torch.from_numpy(job.params.temperatures).to(device)
+            buffers = {
+                name: torch.zeros(size, device=device) for name, size in plan.buffers(slots).items()
+            }
+            for launch in plan.launches(
+                **queue.slot_rows(),
+                slots=slots,
+                n=job.images.shape[1],
+                confidence=job.params.confidence,
+                weights=weights.data_ptr(),
+                fractions=fractions.data_ptr(),
+                buffers={name: tensor.data_ptr() for name, tensor in buffers.items()},
+            ):
+                queue.add(
+                    *(launch.cubin, launch.name, launch.grid, launch.threads, launch.shared),
+                    launch.arguments,
+                )
+        error = _watched(queue, watch)
+        info |= {"kernels": plan.name, "rounds": queue.rounds}
+        info["loop"] = "device" if queue.looping else "host"
+        return queue.results, error
+
+
+def _watched(queue: _core.CudaQueue, watch: Watch) -> BaseException | None:
+    """Runs to the end; what stopped it. Whatever that was, the unfinished images are delivered."""
+    error: BaseException | None = None
+    while True:
+        try:
+            with named():
+                if queue.wait(POLL):
+                    return error
+            if not watch(queue.finished, queue.succeeded, queue.evaluations):
+                queue.stop()
+        except DeviceError as raised:
+            return error or raised
+        except (Exception, KeyboardInterrupt) as raised:
+            error = error or raised
+            queue.stop()
+
+
+def _plan(network: Network, device: torch.device) -> tuple[Plan, Tensor]:
+    """Compiled kernels and weights of a network, kept with it."""
+    from .kernels.plan import plan_for
+
+    kept = _plans.setdefault(network, {})
+    if str(device) not in kept:
+        plan = plan_for(network, device)
+        kept[str(device)] = plan, torch.from_numpy(np.asarray(plan.weights())).to(device)
+    return kept[str(device)]
