@@ -1,0 +1,205 @@
+"""What Python does around a run that the GPU drives itself, with a stand-in for the device."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advcore import _core
+from advcore.errors import DeviceError
+from advcore.network import Layer, Network
+from advcore.run import Job, Progress, Watch, run_native
+from advcore.settings import engine_params
+
+torch = pytest.importorskip("torch")
+cuda = pytest.importorskip("advcore.cuda")
+cuda_network = pytest.importorskip("advcore.cuda_network")
+
+
+class StandIn:
+    """`_core.CudaQueue` by the CPU's session and network: ten rounds in each wait."""
+
+    network: Network
+    fails_in = -1  # the round that fails
+    latest: StandIn
+
+    def __init__(
+        self, params: Any, images: Any, labels: Any, lo: Any, hi: Any, starts: Any, slots: int,
+        capacity: int, device: int, arena: int, stream: int,
+    ) -> None:  # fmt: skip
+        self.session = _core.Session(params, images, labels, lo, hi, starts, slots)
+        self.slots, self.capacity = slots, capacity
+        self.added: list[tuple[Any, ...]] = []
+        self.rounds = 0
+        self.looping = True
+        self.stopped = False
+        StandIn.latest = self
+
+    def slot_rows(self) -> dict[str, int]:
+        return {**self.session.slot_rows(), "rows": 1, "count": 2}
+
+    def add(self, *launch: Any) -> None:
+        self.added.append(launch)
+
+    def wait(self, seconds: float) -> bool:
+        if self.stopped:
+            self.session.interrupt()
+            return True
+        for _ in range(10):
+            x, _, _, _, paired = self.session.fill()
+            if not len(x):
+                return True
+            self.rounds += 1
+            if self.rounds == self.fails_in:
+                raise RuntimeError("CUDA: a round: unspecified launch failure (719)")
+            seeds = np.zeros((len(x), self.network.classes), np.float32)
+            seeds[:paired] = self.session.head(self.network.forward(x))
+            self.session.advance(self.network.backward(seeds)[:paired])
+        return False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+
+@dataclass
+class StandInPlan:
+    name: str = "propagate"
+    given: Any = None
+
+    def buffers(self, slots: int) -> dict[str, int]:
+        return {"widths": 3 * slots}
+
+    def launches(self, **given: Any) -> list[StandInPlan]:
+        self.given = given
+        return [self]
+
+    cubin, grid, threads, shared, arguments = b"code", (1, 1, 1), 128, 0, (b"12345678",)
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch) -> StandInPlan:
+    out = StandInPlan()
+    monkeypatch.setattr(_core, "CudaQueue", StandIn)
+    monkeypatch.setattr(StandIn, "fails_in", -1)
+    monkeypatch.setattr(cuda_network, "stream", lambda device: 0)
+    monkeypatch.setattr(cuda_network, "_plan", lambda network, device: (out, torch.zeros(1)))
+    monkeypatch.setattr(cuda, "_free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    return out
+
+
+def problem(count: int = 40) -> tuple[Network, Job]:
+    rng = np.random.default_rng(0)
+    layers = [
+        Layer(rng.normal(0, 1, (b, a)), rng.normal(0, 0.3, b), kind)
+        for a, b, kind in ((12, 16, "softplus"), (16, 4, "identity"))
+    ]
+    network = Network(layers)
+    StandIn.network = Network(layers)
+    images = rng.random((count, 12), dtype=np.float32)
+    labels = network.forward(images).argmax(axis=1).astype(np.int32)
+    params = engine_params(
+        n=12, classes=4, targeted=False, kind=network.kind, loss="margin", norm="l2",
+        c_search="fused", c_init=None, confidence=1e-3, effort="default", history=5,
+        tolerance=1e-3, max_evaluations=None, starts=0, seed=0,
+    )  # fmt: skip
+    zeros, ones = np.zeros(12, np.float32), np.ones(12, np.float32)
+    return network, Job(params, images, labels, zeros, ones, None)
+
+
+def run(
+    network: Network, job: Job, slots: int = 7, callback: Any = None, limit: float | None = None
+) -> tuple[Any, BaseException | None, dict[str, Any]]:
+    info: dict[str, Any] = {}
+    watch = Watch(len(job.images), limit, callback, time.perf_counter())
+    device = torch.device("cpu")
+    found, error = cuda_network.run_queue(
+        network, job, device=device, slots=slots, watch=watch, info=info
+    )
+    return found, error, info
+
+
+def test_same_results_as_the_native_run(plan: StandInPlan) -> None:
+    network, job = problem()
+    watch = Watch(len(job.images), None, None, time.perf_counter())
+    expected, _ = run_native(network, job, threads=1, slots=None, watch=watch)
+    seen: list[Progress] = []
+    found, error, info = run(network, job, callback=seen.append)
+    assert error is None
+    assert found["success"].all()
+    for name, values in expected.items():
+        assert np.array_equal(found[name], values, equal_nan=values.dtype.kind == "f"), name
+    assert [p.finished for p in seen] == sorted(p.finished for p in seen)
+    assert 0 < seen[-1].finished < 40
+    assert info == {"kernels": "propagate", "rounds": StandIn.latest.rounds, "loop": "device"}
+
+
+def test_what_the_kernels_are_told(plan: StandInPlan) -> None:
+    network, job = problem()
+    run(network, job)
+    queue, given = StandIn.latest, plan.given
+    assert queue.added == [(b"code", "propagate", (1, 1, 1), 128, 0, (b"12345678",))]
+    assert (queue.slots, queue.capacity) == (7, 40)
+    assert given["stride"] == queue.session.slot_rows()["stride"]
+    assert (given["slots"], given["n"], given["rows"], given["count"]) == (7, 12, 1, 2)
+    assert given["confidence"] == job.params.confidence
+    assert all(given[name] for name in ("problems", "x", "dx", "weights", "fractions"))
+    assert given["buffers"].keys() == {"widths"}
+
+
+@pytest.mark.parametrize("how", ["callback", "limit"])
+def test_a_stop_delivers_what_there_is(plan: StandInPlan, how: str) -> None:
+    network, job = problem()
+    found, error, _ = (
+        run(network, job, callback=lambda p: True)
+        if how == "callback"
+        else run(network, job, limit=0)
+    )
+    assert error is None
+    stopped = found["status"] == _core.Status.interrupted
+    assert stopped.sum() > 0
+    assert np.array_equal(found["adversarial"][~found["success"]], job.images[~found["success"]])
+
+
+def test_an_error_of_the_callback_and_of_the_device(plan: StandInPlan) -> None:
+    network, job = problem()
+
+    def broken(progress: Progress) -> None:
+        raise KeyError("mine")
+
+    found, error, _ = run(network, job, callback=broken)
+    assert isinstance(error, KeyError)
+    assert (found["status"] == _core.Status.interrupted).any()
+    StandIn.fails_in = 45
+    found, error, _ = run(network, job)
+    assert isinstance(error, DeviceError)
+    assert "unspecified launch failure" in str(error)
+    done = found["status"] != _core.Status.interrupted
+    assert 0 < done.sum() < len(done)
+
+
+def test_images_and_slots_that_memory_allows(
+    plan: StandInPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, job = problem()
+    needed = _core.cuda_arena_bytes(job.params, False, 8, 40)
+    monkeypatch.setattr(cuda, "_free_memory", lambda device: int(0.8 * needed / cuda.SHARE))
+    device = torch.device("cpu")
+    slots, images, memory = cuda.arena(job.params, False, 8, device, 40)
+    assert 1 <= slots <= images <= 40
+    assert images < 40
+    assert memory.numel() == _core.cuda_arena_bytes(job.params, False, slots, images)
+
+
+def test_no_gpu_is_said() -> None:
+    if _core.cuda_status()[1]:
+        pytest.skip("there is a GPU")
+    assert "no CUDA engine" in cuda_network.unavailable(torch.device("cuda"))
