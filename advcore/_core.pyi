@@ -230,6 +230,9 @@ class CudaQueue:
     def rounds(self) -> int:
         ...
     @property
+    def seconds(self) -> float:
+        ...
+    @property
     def succeeded(self) -> int:
         ...
 def cuda_arena_bytes(params: Params, own_bounds: bool, slots: typing.SupportsInt | typing.SupportsIndex, images: typing.SupportsInt | typing.SupportsIndex = 0) -> int:

@@ -11,7 +11,6 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -75,7 +74,7 @@ def run_queue(
 ) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
     """Results by name, and what stopped the run.
 
-    ``info`` gets the kernels, the rounds and whether the loop ran on the device.
+    ``info`` gets the kernels, the rounds, their seconds, and whether the loop ran on the device.
     """
     device = indexed(device)
     count = len(job.images)
@@ -92,21 +91,22 @@ def run_queue(
             buffers = {
                 name: torch.zeros(size, device=device) for name, size in plan.buffers(slots).items()
             }
+            slot_rows = queue.slot_rows()
+            stride = slot_rows.pop("stride")
+            tensors = {"weights": weights, "fractions": fractions, **buffers}
+            addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
             for launch in plan.launches(
-                **queue.slot_rows(),
+                {**slot_rows, **addresses},
                 slots=slots,
-                n=job.images.shape[1],
+                stride=stride,
                 confidence=job.params.confidence,
-                weights=weights.data_ptr(),
-                fractions=fractions.data_ptr(),
-                buffers={name: tensor.data_ptr() for name, tensor in buffers.items()},
             ):
                 queue.add(
                     *(launch.cubin, launch.name, launch.grid, launch.threads, launch.shared),
                     launch.arguments,
                 )
         error = _watched(queue, watch)
-        info |= {"kernels": plan.name, "rounds": queue.rounds}
+        info |= {"kernels": plan.name, "rounds": queue.rounds, "round_seconds": queue.seconds}
         info["loop"] = "device" if queue.looping else "host"
         return queue.results, error
 
@@ -135,5 +135,5 @@ def _plan(network: Network, device: torch.device) -> tuple[Plan, Tensor]:
     kept = _plans.setdefault(network, {})
     if str(device) not in kept:
         plan = plan_for(network, device)
-        kept[str(device)] = plan, torch.from_numpy(np.asarray(plan.weights())).to(device)
+        kept[str(device)] = plan, plan.weights(device)
     return kept[str(device)]

@@ -34,7 +34,7 @@ class Path:
 
     network: Network | None
     oracle: Oracle | None
-    info: dict[str, str | int]
+    info: dict[str, str | int | float]
     cuda: bool = False
 
     @property
@@ -74,7 +74,7 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
     if isinstance(model, type):
         raise TypeError(f"model is a class ({model.__name__}); pass an instance")
     on_cpu = device is None or str(device) == "cpu"
-    info: dict[str, str | int] = {"path": "native", "device": "cpu", "isa": _core.isa()}
+    info: dict[str, str | int | float] = {"path": "native", "device": "cpu", "isa": _core.isa()}
     tried = sample if len(sample) else None
     if isinstance(model, Network):
         if math.prod(shape) != model.inputs:
@@ -155,7 +155,7 @@ def _network_on(
 
     oracle = TorchOracle(Float32(network).to(device), shape, device, tried, survey=False)
     why = _unavailable(oracle)
-    info: dict[str, str | int] = {"device": str(device), "isa": _core.isa()}
+    info: dict[str, str | int | float] = {"device": str(device), "isa": _core.isa()}
     if why is None:
         return Path(network, oracle, {"path": "native", **info, "reason": reason}, cuda=True)
     oracle.survey()

@@ -60,7 +60,7 @@ class Result:
         found one; NaN without success. `adversarial` may be a smaller point seen on the way.
     """
 
-    engine: dict[str, str | int]
+    engine: dict[str, str | int | float]
     adversarial: Any
     success: NDArray[np.bool_]
     distortion: NDArray[np.float32]

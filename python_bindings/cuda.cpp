@@ -119,6 +119,7 @@ void bind_cuda(py::module_& m) {
       .def("stop", [](PyCudaQueue& q) { q.queue->stop(); })
       .def_property_readonly("looping", [](const PyCudaQueue& q) { return q.queue->looping(); })
       .def_property_readonly("rounds", [](const PyCudaQueue& q) { return q.queue->rounds(); })
+      .def_property_readonly("seconds", [](const PyCudaQueue& q) { return q.queue->seconds(); })
       .def_property_readonly("finished", [](const PyCudaQueue& q) { return q.queue->finished(); })
       .def_property_readonly("succeeded", [](const PyCudaQueue& q) { return q.queue->succeeded(); })
       .def_property_readonly("evaluations",

@@ -36,7 +36,7 @@ class StandIn:
         self.slots, self.capacity = slots, capacity
         self.added: list[tuple[Any, ...]] = []
         self.rounds = 0
-        self.looping = True
+        self.looping, self.seconds = True, 0.5
         self.stopped = False
         StandIn.latest = self
 
@@ -77,8 +77,8 @@ class StandInPlan:
     def buffers(self, slots: int) -> dict[str, int]:
         return {"widths": 3 * slots}
 
-    def launches(self, **given: Any) -> list[StandInPlan]:
-        self.given = given
+    def launches(self, addresses: dict[str, int], **given: Any) -> list[StandInPlan]:
+        self.given = addresses | given
         return [self]
 
     cubin, grid, threads, shared, arguments = b"code", (1, 1, 1), 128, 0, (b"12345678",)
@@ -139,7 +139,8 @@ def test_same_results_as_the_native_run(plan: StandInPlan) -> None:
         assert np.array_equal(found[name], values, equal_nan=values.dtype.kind == "f"), name
     assert [p.finished for p in seen] == sorted(p.finished for p in seen)
     assert 0 < seen[-1].finished < 40
-    assert info == {"kernels": "propagate", "rounds": StandIn.latest.rounds, "loop": "device"}
+    assert (info["kernels"], info["loop"], info["round_seconds"]) == ("propagate", "device", 0.5)
+    assert info["rounds"] == StandIn.latest.rounds
 
 
 def test_what_the_kernels_are_told(plan: StandInPlan) -> None:
@@ -149,10 +150,9 @@ def test_what_the_kernels_are_told(plan: StandInPlan) -> None:
     assert queue.added == [(b"code", "propagate", (1, 1, 1), 128, 0, (b"12345678",))]
     assert (queue.slots, queue.capacity) == (7, 40)
     assert given["stride"] == queue.session.slot_rows()["stride"]
-    assert (given["slots"], given["n"], given["rows"], given["count"]) == (7, 12, 1, 2)
+    assert (given["slots"], given["rows"], given["count"]) == (7, 1, 2)
     assert given["confidence"] == job.params.confidence
-    assert all(given[name] for name in ("problems", "x", "dx", "weights", "fractions"))
-    assert given["buffers"].keys() == {"widths"}
+    assert all(given[name] for name in ("problems", "x", "dx", "weights", "fractions", "widths"))
 
 
 @pytest.mark.parametrize("how", ["callback", "limit"])

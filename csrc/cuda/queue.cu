@@ -133,6 +133,8 @@ struct CudaQueue::Loop : cuda::Device {
   bool looping = false;
   int64_t capacity = 0, first = 0, last = 0;  // images of the job on the device
   int64_t rounds_before = 0;
+  double seconds = 0;  // of the rounds
+  std::chrono::steady_clock::time_point launched;
   bool running = false, stopped = false;
 };
 
@@ -262,6 +264,7 @@ void CudaQueue::Loop::begin(const Params& params, const Job& job) {
   expect(cudaStreamSynchronize(aside.value), "images to the device");
   turn(false, 0);
   if (!loop.value) build();
+  launched = std::chrono::steady_clock::now();
   expect(cudaGraphLaunch(loop.value, stream), "launching the rounds");
   expect(cudaEventRecord(mark.value, stream), "the end of the rounds");
   running = true;
@@ -349,6 +352,8 @@ bool CudaQueue::wait(double seconds) {
       l.begin(params_, job_);
     }
     if (l.idle()) {
+      l.seconds +=
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - l.launched).count();
       l.collect(params_, job_, feed_);
       continue;
     }
@@ -367,6 +372,7 @@ int64_t CudaQueue::succeeded() const { return feed_.succeeded + loop_->progress.
 int64_t CudaQueue::evaluations() const {
   return feed_.evaluations + loop_->progress.data->evaluations;
 }
+double CudaQueue::seconds() const { return loop_->seconds; }
 int64_t CudaQueue::rounds() const { return loop_->rounds_before + loop_->progress.data->rounds; }
 
 }  // namespace advcore

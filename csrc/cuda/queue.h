@@ -54,7 +54,8 @@ class CudaQueue {
   int64_t succeeded() const;
   int64_t evaluations() const;
   int64_t rounds() const;
-  bool looping() const;  // whether the loop runs on the device
+  double seconds() const;  // of the rounds, without the way of images and results
+  bool looping() const;    // whether the loop runs on the device
 
  private:
   struct Loop;  // what only the CUDA compiler knows
