@@ -78,8 +78,11 @@ def confirm(
     for push in range(pushes + 1):
         if not len(open_rows):
             return margin, prediction
-        parts = np.split(open_rows, range(size, len(open_rows), size))
-        z = np.concatenate([forward(adversarial[part]) for part in parts])
+        if len(open_rows) == len(images):  # slices: no copy
+            z = batched(forward, adversarial, size)
+        else:
+            parts = np.split(open_rows, range(size, len(open_rows), size))
+            z = np.concatenate([forward(adversarial[part]) for part in parts])
         margin[open_rows], prediction[open_rows] = margins(z, labels[open_rows], targeted)
         failed = ~(margin[open_rows] >= confidence)
         failed |= (prediction[open_rows] == labels[open_rows]) != targeted  # ties

@@ -10,17 +10,6 @@
 #include <thread>
 
 namespace advcore {
-namespace {
-
-// The clean images as the results of all from `first` on.
-void keep_clean(const Params& params, const Job& job, int64_t first) {
-  const size_t n = static_cast<size_t>(params.n), at = static_cast<size_t>(first) * n;
-  if (first < job.count)
-    std::memcpy(job.adversarial + at, job.images + at,
-                (static_cast<size_t>(job.count) * n - at) * sizeof(float));
-}
-
-// All but the images.
 void clear_numbers(const Job& job) {
   const float inf = std::numeric_limits<float>::infinity();
   const float nan = std::numeric_limits<float>::quiet_NaN();
@@ -34,7 +23,12 @@ void clear_numbers(const Job& job) {
   }
 }
 
-}  // namespace
+void keep_clean(const Params& params, const Job& job, int64_t first) {
+  const size_t n = static_cast<size_t>(params.n), at = static_cast<size_t>(first) * n;
+  if (first < job.count)
+    std::memcpy(job.adversarial + at, job.images + at,
+                (static_cast<size_t>(job.count) * n - at) * sizeof(float));
+}
 
 void clear_results(const Params& params, const Job& job) {
   keep_clean(params, job, 0);

@@ -47,8 +47,11 @@ struct Feed {
   std::atomic<bool> stop{false};
 };
 
-// Marks every image of the job as interrupted, with its clean image as the result.
+// Marks every image of the job as interrupted; with its clean image as the result, or, where the
+// images come later, without.
 void clear_results(const Params& params, const Job& job);
+void clear_numbers(const Job& job);
+void keep_clean(const Params& params, const Job& job, int64_t first);  // from `first` on
 
 // Writes the results of image `index`, and `best` where an adversarial image was found; null: the
 // image is there.

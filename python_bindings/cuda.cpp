@@ -60,7 +60,7 @@ class PyCudaQueue : public Run {
               std::optional<Floats> starts, int slots, int64_t capacity, int device,
               uintptr_t arena, uintptr_t stream)
       : Run(params, images, labels, lo, hi, starts) {
-    clear_results(this->params, job);
+    clear_numbers(job);
     const py::gil_scoped_release release;
     queue = std::make_unique<CudaQueue>(this->params, job, feed, slots, capacity, device,
                                         reinterpret_cast<void*>(arena),

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads)
   const int listed = atomicExch(&counters.listed, 0);
   counters.turned = 0;
   volatile Progress* const seen = progress;
-  const bool waiting = *const_cast<volatile int64_t*>(&counters.next) < t.count && !t.drain;
+  const bool waiting = *const_cast<volatile int64_t*>(&counters.next) < counters.total && !t.drain;
   const bool on = (listed > 0 || waiting) && !seen->stop;
   counters.rows = on ? listed : 0;
   seen->finished = *const_cast<volatile int64_t*>(&counters.finished);
@@ -98,11 +98,26 @@ struct CudaQueue::Loop : cuda::Device {
        void* arena, void* of)
       : Device(params, job, at, slots, device, arena, of), at(at), slot_count(slots) {
     run.count = &counters()->rows;
+    const size_t n = static_cast<size_t>(params.n), starts = static_cast<size_t>(params.starts);
+    const bool own = job.own_bounds;
+    turning = {params,
+               {part<float>(at.images), n, own ? part<float>(at.lo) : nullptr,
+                own ? part<float>(at.hi) : nullptr, n,
+                starts > 0 ? part<float>(at.starts) : nullptr, starts * n, part<int>(at.labels)},
+               run.problems,
+               run.done,
+               slot_count,
+               list,
+               part<float>(at.adversarial),
+               part<Outcome>(at.outcomes),
+               counters(),
+               false};
     progress.allocate(1, cudaHostAllocMapped);
     arrived.allocate(1);
+    blank.allocate(1);
     expect(cudaStreamCreateWithFlags(&aside.value, cudaStreamNonBlocking), "a stream");
     expect(cudaEventCreateWithFlags(&mark.value, cudaEventDisableTiming), "an event");
-    expect(cudaMemset(run.done, 1, static_cast<size_t>(slots)), "free slots");
+    expect(cudaMemsetAsync(run.done, 1, static_cast<size_t>(slots), stream), "free slots");
   }
 
   cuda::Counters* counters() { return part<cuda::Counters>(at.counters); }
@@ -126,6 +141,7 @@ struct CudaQueue::Loop : cuda::Device {
   cuda::Turn turning{};
   cuda::Pinned<cuda::Progress> progress;
   cuda::Pinned<int64_t> arrived;
+  cuda::Pinned<cuda::Counters> blank;
   Owned<cudaStream_t, cudaStreamDestroy> aside;  // copies; and what the graph is captured from
   Owned<cudaEvent_t, cudaEventDestroy> mark;     // after the last launch
   Owned<cudaGraph_t, cudaGraphDestroy> graph;
@@ -202,7 +218,7 @@ void CudaQueue::Loop::build() {
                                        cudaStreamCaptureModeThreadLocal),
          "capturing a round");
   for (int i = 0; i < (looping ? 1 : kUnrolled); ++i) round(condition);
-  expect(cudaStreamEndCapture(stream, nullptr), "capturing a round");
+  expect(cudaStreamEndCapture(stream, &body), "capturing a round");
   expect(cudaGraphInstantiate(&loop.value, graph.value, 0), "making the graph");
   stream = of;
 }
@@ -234,24 +250,13 @@ void CudaQueue::Loop::upload(const Params& params, const Job& job, int64_t from,
 void CudaQueue::Loop::begin(const Params& params, const Job& job) {
   last = std::min(first + capacity, job.count);
   const size_t count = static_cast<size_t>(last - first);
-  turning = {
-      params,
-      {part<float>(at.images), static_cast<size_t>(params.n),
-       job.own_bounds ? part<float>(at.lo) : nullptr, job.own_bounds ? part<float>(at.hi) : nullptr,
-       static_cast<size_t>(params.n), params.starts > 0 ? part<float>(at.starts) : nullptr,
-       static_cast<size_t>(params.n) * static_cast<size_t>(params.starts), part<int>(at.labels)},
-      last - first,
-      run.problems,
-      run.done,
-      slot_count,
-      list,
-      part<float>(at.adversarial),
-      part<Outcome>(at.outcomes),
-      counters(),
-      false};
   *progress.data = {};
   progress.data->stop = stopped;
-  expect(cudaMemsetAsync(counters(), 0, sizeof(cuda::Counters), stream), "counters");
+  *blank.data = {};
+  blank.data->total = last - first;
+  expect(cudaMemcpyAsync(counters(), blank.data, sizeof(cuda::Counters), cudaMemcpyHostToDevice,
+                         stream),
+         "counters");
   expect(cudaMemsetAsync(turning.outcomes, 0, count * sizeof(Outcome), stream), "outcomes");
   expect(cudaMemcpyAsync(part<int>(at.labels), job.labels + first, count * sizeof(int),
                          cudaMemcpyHostToDevice, stream),
@@ -292,21 +297,14 @@ void CudaQueue::Loop::collect(const Params& params, const Job& job, Feed& feed) 
   expect(cudaMemcpy(outcomes.data(), turning.outcomes, count * sizeof(Outcome),
                     cudaMemcpyDeviceToHost),
          "results to the host");
-  // One copy for all: those that did not begin keep their clean image, which is there already.
-  size_t whole = 0;
-  while (whole < count && outcomes[whole].delivered) ++whole;
   float* const to = job.adversarial + static_cast<size_t>(first) * n;
-  const auto fetch = [&](size_t from, size_t rows) {
-    expect(cudaMemcpy(to + from * n, turning.adversarial + from * n, rows * n * sizeof(float),
-                      cudaMemcpyDeviceToHost),
-           "results to the host");
-  };
-  if (whole > 0) fetch(0, whole);
-  for (size_t i = whole; i < count; ++i)
-    if (outcomes[i].delivered) fetch(i, 1);
+  expect(cudaMemcpy(to, turning.adversarial, count * n * sizeof(float), cudaMemcpyDeviceToHost),
+         "results to the host");
   for (size_t i = 0; i < count; ++i)
     if (outcomes[i].delivered)
       deliver(params, job, feed, first + static_cast<int64_t>(i), outcomes[i], nullptr);
+    else  // it never began
+      std::copy_n(job.images + (static_cast<size_t>(first) + i) * n, n, to + i * n);
   rounds_before += progress.data->rounds;
   *progress.data = {};
   running = false;
@@ -342,13 +340,16 @@ void CudaQueue::add(ForeignKernel kernel) {
   loop_->load(*loop_->kernels.back());
 }
 
-bool CudaQueue::wait(double seconds) {
+bool CudaQueue::wait(double seconds) try {
   Loop& l = *loop_;
   l.select();
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   for (;;) {
     if (!l.running) {
-      if (l.first == job_.count || l.stopped) return true;
+      if (l.first == job_.count || l.stopped) {
+        keep_clean(params_, job_, l.first);
+        return true;
+      }
       l.begin(params_, job_);
     }
     if (l.idle()) {
@@ -360,6 +361,9 @@ bool CudaQueue::wait(double seconds) {
     if (std::chrono::steady_clock::now() >= end) return false;
     std::this_thread::sleep_for(kNap);
   }
+} catch (...) {
+  keep_clean(params_, job_, loop_->first);
+  throw;
 }
 
 void CudaQueue::stop() {

@@ -27,8 +27,9 @@ struct Source {
   const int* labels;
 };
 
-// Counters of a run in device memory; all begin at 0.
+// Counters of a run in device memory; all but `total` begin at 0.
 struct Counters {
+  int64_t total;      // images
   int64_t next;       // image to take
   int64_t available;  // of the images, those that have arrived
   int64_t finished, succeeded, evaluations;
@@ -41,7 +42,6 @@ struct Counters {
 struct Turn {
   Params params;
   Source source;
-  int64_t count;  // of images
   Problem* problems;
   uint8_t* done;  // (slots): free, or finished
   int slots;

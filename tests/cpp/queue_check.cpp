@@ -152,11 +152,11 @@ void check_run(const Case& at, std::mt19937& rng) {
   std::vector<int> rows(slots);
   std::vector<Outcome> outcomes(count);
   queued::Counters counters{};
+  counters.total = at.count;
   queued::Turn t{
       params,
       {images.data(), n, at.own_bounds ? lo.data() : nullptr, at.own_bounds ? hi.data() : nullptr,
        n, job.starts, n * static_cast<size_t>(at.starts), labels.data()},
-      at.count,
       problems.data(),
       done.data(),
       at.slots,
@@ -172,7 +172,7 @@ void check_run(const Case& at, std::mt19937& rng) {
   for (;; ++round) {
     counters.available = std::min(at.count, (round + 1) * at.arriving);
     turn(t);
-    if (counters.rows == 0 && counters.next == at.count) break;
+    if (counters.rows == 0 && counters.next == counters.total) break;
     if (at.rounds_before > 0 && round == at.rounds_before) break;
     if (round > 20000) return expect(false, "not done after %d rounds", round);
     std::vector<int> paired;
