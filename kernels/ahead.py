@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Launch:
 def compile_ahead(
     kernel: Any,
     parameters: Mapping[str, str],
-    aligned: frozenset[str],
+    aligned: Collection[str],
     constants: Mapping[str, Any],
     options: Mapping[str, Any],
     arch: int,

@@ -64,25 +64,23 @@ def candidates(geometry: Geometry, precision: str, arch: int) -> list[Config]:
     """What tuning tries, at most 8; the first is the default."""
     if precision == "ieee":  # multiplications of single threads: small tiles, little code
         found = [
-            Config(True, 64, 64, 16, 8, 2),
             Config(True, 32, 64, 16, 4, 2),
+            Config(True, 64, 64, 16, 8, 2),
             Config(True, 32, 128, 16, 8, 2),
             Config(False, 64, 64, 16, 8, 2),
             Config(False, 64, 128, 16, 8, 2),
         ]
-    else:
+    else:  # 64 rows and 4 warps: wgmma on sm_90; fewer rows: mma.sync, but twice the programs
         found = [
             Config(True, 64, 128, 32, 4, 2),
-            Config(True, 64, 128, 32, 4, 3),
-            Config(True, 64, 64, 32, 4, 3),
+            Config(True, 64, 128, 32, 8, 3),
+            Config(True, 32, 128, 32, 4, 3),
+            Config(True, 32, 64, 32, 4, 3),
             Config(True, 128, 128, 32, 8, 2),
-            Config(True, 32, 128, 32, 4, 2),
+            Config(False, 64, 64, 32, 4, 3),
             Config(False, 64, 128, 32, 4, 3),
-            Config(False, 128, 128, 32, 8, 2),
             Config(False, 128, 128, 32, 8, 3),
         ]
-    if max(geometry.outs) > 512:  # enough columns for programs of their own
-        found.sort(key=lambda config: config.fused)
     parts = 2 if precision in SPLIT else 1
     return [config for config in found if config.shared(parts) <= shared_memory(arch)]
 

@@ -35,6 +35,7 @@ from .slots import (
     STAGES,
     TARGETED,
     TEMPERATURE,
+    UNALIGNED,
     WORDS,
 )
 from .spread import write_spread
@@ -151,7 +152,7 @@ def write_widths(
             write_spread(of, widths + slot * LAYERS + i, measured, OUTS[i], BNS[i])
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def head(
     problems, ints, floats, x, dx, stride, rows, count, fractions, confidence, weights, widths,
     h, dh, moments,

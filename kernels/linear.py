@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .activation import IDENTITY, SMOOTHED, activate, activation_reference
 from .precision import multiply, product
-from .slots import FINITE, MEASURE, SIZE, SMOOTHING, WANT_GRADIENT, WORDS
+from .slots import FINITE, MEASURE, SIZE, SMOOTHING, UNALIGNED, WANT_GRADIENT, WORDS
 from .spread import spread_reference, write_moments
 
 
@@ -112,7 +112,7 @@ def wanted_rows(problems, slot, live):
     return live & (tl.load(base + WANT_GRADIENT) != 0) & (tl.load(base + FINITE) != 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def linear_forward(
     problems, ints, floats, x, dx, stride, rows, count, fractions, confidence, weights, widths,
     h, dh, moments,
@@ -140,7 +140,7 @@ def linear_forward(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def linear_backward(
     problems, ints, floats, x, dx, stride, rows, count, fractions, confidence, weights, widths,
     h, dh, moments,

@@ -27,13 +27,13 @@ from .linear import (
     tile_rows,
     wanted_rows,
 )
-from .slots import MEASURE, SIZE
+from .slots import MEASURE, SIZE, UNALIGNED
 
 if TYPE_CHECKING:
     from advcore.network import Network
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
 def propagate(
     problems, ints, floats, x, dx, stride, rows, count, fractions, confidence, weights, widths,
     h, dh, moments,

@@ -13,6 +13,9 @@ import triton.language as tl
 
 from advcore import _core
 
+UNALIGNED = ("rows", "count", "fractions")
+"""Addresses of which the kernels do not suppose that they are multiples of 16."""
+
 _LAYOUT = _core.problem_layout()
 MAX_STAGES = _LAYOUT["max_stages"]
 MAX_SCHEDULES = _LAYOUT["max_schedules"]
