@@ -102,8 +102,8 @@ def agreement(images: Any, labels: Any) -> dict[str, Any]:
     network, targets = data.embedded_network(), random_targets(labels, classes=10, seed=0)
     expected = advcore.minimize_distortion(network, images, targets)
     model = network.to_torch().to("cuda")
-    advcore.minimize_distortion(model, images[:64], targets[:64])
-    found = advcore.minimize_distortion(model, images, targets)
+    advcore.minimize_distortion(by_host(model), images[:64], targets[:64], device="cuda")
+    found = advcore.minimize_distortion(by_host(model), images, targets, device="cuda")
     both = found.success & expected.success & (expected.distortion > 0)
     gap = np.abs(found.distortion[both] / expected.distortion[both] - 1)
     return {
@@ -115,6 +115,15 @@ def agreement(images: Any, labels: Any) -> dict[str, Any]:
                             "gpu": float(found.distortion[both].mean())},
         "seconds": {"cpu": expected.seconds, "gpu": found.seconds},
     }  # fmt: skip
+
+
+def by_host(model: nn.Module) -> Callable[[torch.Tensor], Any]:
+    """The module as a callable that is not lowered: its rounds are the host's."""
+
+    def call(x: torch.Tensor) -> Any:
+        return model(x)
+
+    return call
 
 
 class Watched:
@@ -152,12 +161,13 @@ class Watched:
 
 def run_watched(model: nn.Module, images: Any, labels: Any, slots: int) -> dict[str, Any]:
     """One untargeted run with all slots full: times of its parts, and the solver's share."""
-    aim = {"labels": labels.astype(np.int64)}
-    advcore.minimize_distortion(model, images[:64], labels=labels[:64])
+    aim = {"labels": labels.astype(np.int64), "device": "cuda"}
+    call = by_host(model)
+    advcore.minimize_distortion(call, images[:64], labels=labels[:64], device="cuda")
     torch.cuda.synchronize()
     begin = time.perf_counter()
     with Watched() as watched:
-        result = advcore.minimize_distortion(model, images, batch_size=slots, **aim)
+        result = advcore.minimize_distortion(call, images, batch_size=slots, **aim)
     seconds = time.perf_counter() - begin
     advance = watched.times("advance")
     full = [ms for ms, rows in advance if rows >= 0.9 * slots]
@@ -202,10 +212,14 @@ def main() -> None:
         images, labels = data.embedded_digits()
         model = data.embedded_network().to_torch().to("cuda")
         flat = images[:8].reshape(8, -1)
-        print(advcore.minimize_distortion(model, flat, labels=labels[:8], max_evaluations=12))
+        native = advcore.minimize_distortion(model, flat, labels=labels[:8], max_evaluations=12)
+        print(native, native.engine)
+        options = {"device": "cuda", "max_evaluations": 12}
+        print(advcore.minimize_distortion(by_host(model), flat, labels=labels[:8], **options))
         wide = nn.Sequential(nn.Linear(20000, 16), nn.Tanh(), nn.Linear(16, 5)).eval().to("cuda")
         large = np.random.default_rng(0).random((2, 20000), dtype=np.float32)  # a cluster an image
         print(advcore.minimize_distortion(wide, large, max_evaluations=12))
+        print(advcore.minimize_distortion(by_host(wide), large, **options))
         return
     import machine
 

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in under 10 minutes: build, tests, compute-sanitizer, benchmarks.
 #
-#   [ADVCORE_DATA=folder] benchmarks/gpu.sh
+#   [ADVCORE_DATA=folder] [ADVCORE_RIVALS=folder] benchmarks/gpu.sh
 #
-# Needs python3 with torch, numpy and pybind11; nvcc, a C++20 compiler, cmake; pytest and
-# compute-sanitizer where they are installed. No network, nothing is installed. Each step is tried
-# whatever became of the others, but for those without which nothing runs. Logs and figures:
-# benchmarks/results/ (gpu.log, bench_cuda.json, bench_cuda.md). Ends with 0 if every step passed,
-# 1 if one failed, 3 where there is no GPU.
+# Needs python3 with torch, triton, numpy and pybind11; nvcc, a C++20 compiler, cmake; pytest and
+# compute-sanitizer where they are installed. ADVCORE_RIVALS: a folder with adv-lib and what it
+# needs, where Python has none (pip install --no-deps --target folder adv-lib==0.2.8 tqdm). No
+# network, nothing is installed. Each step is tried whatever became of the others, but for those
+# without which nothing runs. Logs and figures: benchmarks/results/ (gpu.log, bench_gpu.json,
+# bench_cuda.json, bench_cuda.md). Ends with 0 if every step passed, 1 if one failed, 3 where there
+# is no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -73,21 +75,25 @@ mkdir -p "$package"
 ln -s "$root"/advcore/* "$package"/
 ln -s "$root/kernels" "$package/kernels"
 cp "$build"/_core*.so "$package"/
-export PYTHONPATH=$build/package:$root/benchmarks
+export PYTHONPATH=$build/package:$root/benchmarks:$root/tests${ADVCORE_RIVALS:+:$ADVCORE_RIVALS}
 step import 60 "$python" -P -c '
 from advcore import _core
 print(_core.cuda_status())
 assert _core.cuda_status()[1] > 0' || finish
 
 small=("$python" -P benchmarks/bench_cuda.py --small)
-step "eight images" 60 "${small[@]}"
+step "eight images" 90 "${small[@]}"
 if "$python" -c 'import pytest' 2>/dev/null; then
-  step tests 150 "$python" -P -m pytest -v --maxfail=20 --tb=short -o filterwarnings=default \
-    -o faulthandler_timeout=60 -p no:cacheprovider tests/test_cuda.py tests/test_cuda_rounds.py
+  pytest=("$python" -P -m pytest -v --maxfail=20 --tb=short -o filterwarnings=default
+    -o faulthandler_timeout=60 -p no:cacheprovider)
+  step "tests of native networks" 120 "${pytest[@]}" tests/test_kernels_gpu.py \
+    tests/test_cuda_native.py tests/test_cuda_queue.py
+  step "tests of torch modules" 90 "${pytest[@]}" tests/test_cuda.py tests/test_cuda_rounds.py
 else
   skip "tests (no pytest)"
 fi
-step benchmarks 180 "$python" -P benchmarks/bench_cuda.py
+step "native networks" 180 "$python" -P benchmarks/bench_gpu.py
+step "torch modules" 90 "$python" -P benchmarks/bench_cuda.py
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     step "$tool" 90 compute-sanitizer --tool "$tool" --kernel-regex kns=advcore \

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from speed_page import between, table
+from pages import between, table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

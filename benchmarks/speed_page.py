@@ -2,18 +2,19 @@
 
     python benchmarks/speed_page.py
 
-Reads benchmarks/results/bench_speed.json and nothing else.
+Reads benchmarks/results/bench_speed.json and, where it is there, bench_gpu.json.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu_page
 import machine
+from pages import between, table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -38,20 +39,13 @@ def page(stored: Figures) -> str:
     """The Markdown of docs/benchmarks.md."""
     parts = [_head(stored), _targets(stored), _competitors(stored), _throughput(stored)]
     parts += [_latency(stored), _threads(stored), _rates(stored)]
+    parts.append(gpu_page.section(gpu_page.load()))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def with_block(readme: str, stored: Figures) -> str:
     """The README with its table of speed between the two marks made anew."""
     return between("speed", readme, _short(stored))
-
-
-def between(name: str, text: str, made: str) -> str:
-    """The text with ``made`` between the marks <!-- name: ... --> and <!-- /name -->."""
-    block = re.compile(rf"(<!-- {name}: .*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    if not block.search(text):
-        raise ValueError(f"there are no marks <!-- {name}: ... --> and <!-- /{name} -->")
-    return block.sub(lambda marks: f"{marks[1]}{made}\n{marks[2]}", text)
 
 
 def number(value: float) -> str:
@@ -64,12 +58,6 @@ def spread(values: Figures, scale: float = 1.0, unit: str = "") -> str:
     """``median (min to max)``."""
     median, low, high = (number(scale * values[key]) for key in ("median", "min", "max"))
     return f"{median}{unit} ({low} to {high})"
-
-
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def threads(stored: Figures) -> str:

@@ -1,0 +1,115 @@
+"""The part of docs/benchmarks.md about GPUs, of the figures of bench_gpu.py.
+
+speed_page.py puts it into the page.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import machine
+from pages import table
+
+Figures = dict[str, Any]
+RIVALS = ("PDGD-500", "DDN-1000", "ALMA-1000")
+WHOLE, WARM, TIMES, SHARE = 0.3, 0.05, 100.0, 0.5
+"""Wanted: seconds for all targets, and for one; ratio to the best rival; share of the bound."""
+
+
+def load() -> Figures | None:
+    """What bench_gpu.py stored, if it has run."""
+    path = machine.RESULTS / "bench_gpu.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def section(stored: Figures | None) -> str:
+    """Markdown: the table, what was wanted, and what the other parts say."""
+    if stored is None:
+        return (
+            "## On a GPU\n\nNot measured yet: no GPU has been at hand. `benchmarks/gpu.sh` builds, "
+            "tests and measures on one,\nand leaves the figures that this section is made of."
+        )
+    head = (
+        f"## On a GPU\n\n{stored['device']}, torch {stored['torch']}, copies at "
+        f"{stored['copy_TB_s']:.2f} TB/s. {stored['network']}, {stored['images']}, "
+        "each with all 9 wrong classes."
+    )
+    return "\n\n".join([head, _table(stored), _targets(stored), *_parts(stored)])
+
+
+def _ok(part: Any) -> bool:
+    return isinstance(part, dict) and "failed" not in part
+
+
+def _table(stored: Figures) -> str:
+    runs = {"advcore": stored["every_target"]}
+    runs |= {name: stored[name] for name in RIVALS if name in stored}
+    ours = stored["every_target"].get("seconds")
+    rows = []
+    for name, run in runs.items():
+        if not _ok(run):
+            rows.append((name, "failed", "", "", ""))
+            continue
+        ratio = f"{run['seconds'] / ours:.1f}" if ours else ""
+        success, mean = f"{100 * run['success']:.2f}%", f"{run['mean_distortion']:.4f}"
+        rows.append((name, f"{run['seconds']:.3f}", ratio, success, mean))
+    return table(("attack", "seconds", "times advcore", "success", "mean distortion"), rows)
+
+
+def _targets(stored: Figures) -> str:
+    whole, one = stored["every_target"], stored.get("one_target")
+    rows: list[tuple[str, str, str]] = []
+
+    def add(wanted: str, measured: str, enough: bool) -> None:
+        rows.append((wanted, measured, "yes" if enough else "no"))
+
+    if _ok(whole):
+        seconds, mean = whole["seconds"], whole["mean_distortion"]
+        wanted = f"{whole['images']:,} problems in {WHOLE} s"
+        add(wanted, f"{seconds:.3f} s", seconds < WHOLE)
+        if "share_of_bound" in whole:
+            share = whole["share_of_bound"]
+            text = f"{100 * share:.0f}%, {whole['round_seconds']:.3f} s of rounds"
+            add(f"{100 * SHARE:.0f}% of the bound of memory", text, share >= SHARE)
+        known = [stored[name] for name in RIVALS if _ok(stored.get(name))]
+        if known:
+            ratio = min(run["seconds"] for run in known) / seconds
+            best = min(run["mean_distortion"] for run in known)
+            add(f"{TIMES:.0f} times the fastest attack", f"{ratio:.0f} times", ratio >= TIMES)
+            add("a lower mean distortion than any", f"{mean / best:.4f} of the best", mean < best)
+    if _ok(one):
+        wanted = f"{one['images']:,} problems in {1e3 * WARM:.0f} ms once warm"
+        add(wanted, f"{1e3 * one['seconds']:.0f} ms", one["seconds"] < WARM)
+    return table(("wanted", "measured", ""), rows)
+
+
+def _parts(stored: Figures) -> list[str]:
+    out = []
+    agree, other, one = (stored.get(name) for name in ("agreement", "torch_path", "one_target"))
+    if _ok(agree) and _ok(one):
+        out.append(
+            f"Against the CPU's engine with {agree['threads']} threads, {agree['images']:,} images "
+            f"with one target each: {agree['cpu_seconds'] / one['seconds']:.1f} times as fast, the "
+            f"same success for {100 * agree['same_success']:.2f}%, the same status for "
+            f"{100 * agree['same_status']:.2f}%, distortions within 0.1% for "
+            f"{100 * agree['within_1e-3']:.2f}%, mean distortion {agree['mean_ratio']:.5f} of it."
+        )
+    if _ok(other) and _ok(one):
+        ratio = other["seconds"] / one["seconds"]
+        out.append(f"The same by torch's kernels, rounds by the host: {ratio:.1f} times the time.")
+    if _ok(stored.get("precision")):
+        head = ("precision", "seconds", "mean distortion", "evaluations", "success")
+        rows = [
+            (
+                *(name, f"{run['seconds']:.3f}", f"{run['mean_distortion']:.4f}"),
+                *(f"{run['evaluations']:.1f}", f"{100 * run['success']:.2f}%"),
+            )
+            for name, run in stored["precision"].items()
+        ]
+        out.append(table(head, rows))
+    if _ok(stored.get("slots")):
+        runs = stored["slots"].items()
+        text = ", ".join(f"{int(count):,}: {run['seconds']:.3f} s" for count, run in runs)
+        out.append(f"By images at work: {text}.")
+    return out
