@@ -8,6 +8,7 @@ torch.
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -129,11 +130,16 @@ def _watched(queue: _core.CudaQueue, watch: Watch) -> BaseException | None:
 
 
 def _plan(network: Network, device: torch.device) -> tuple[Plan, Tensor]:
-    """Compiled kernels and weights of a network, kept with it."""
-    from .kernels.plan import plan_for
+    """Compiled kernels and weights of a network, kept with it.
 
+    ADVCORE_PRECISION names another precision of the products than the default.
+    """
+    from .kernels.plan import PRECISION, plan_for
+
+    precision = os.environ.get("ADVCORE_PRECISION") or PRECISION
+    key = f"{device} {precision}"
     kept = _plans.setdefault(network, {})
-    if str(device) not in kept:
-        plan = plan_for(network, device)
-        kept[str(device)] = plan, plan.weights(device)
-    return kept[str(device)]
+    if key not in kept:
+        plan = plan_for(network, device, precision)
+        kept[key] = plan, plan.weights(device)
+    return kept[key]

@@ -42,6 +42,8 @@ def assert_agree(found: Any, expected: Any, share: float) -> None:
     assert str(found.engine["device"]).startswith("cuda")
     assert (found.success == expected.success).mean() >= 0.97
     both = found.success & expected.success & (expected.distortion > 0)
+    if not both.any():
+        return
     gap = np.abs(found.distortion[both] / expected.distortion[both] - 1)
     assert abs(found.distortion[both].mean() / expected.distortion[both].mean() - 1) < 0.02
     assert (gap < 1e-3).mean() >= share, np.sort(gap)[::-1][:10]
@@ -176,14 +178,19 @@ def test_images_of_the_device_and_of_the_host_give_the_same() -> None:
     assert np.array_equal(device.adversarial.cpu().numpy(), host.adversarial)
 
 
-def test_the_verification_is_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tf32_products() -> Any:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_the_verification_is_in_float32(tf32_products: None) -> None:
     network = data.embedded_network()
     images, labels = data.embedded_digits()
-    targets = random_targets(labels, classes=10, seed=0)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    found = advcore.minimize_distortion(network, images[:200], targets[:200], device="cuda")
-    flat = found.adversarial.reshape(200, -1)
-    assert (
-        network.forward(flat).argmax(axis=1)[found.success] == targets[:200][found.success]
-    ).all()
+    targets = random_targets(labels, classes=10, seed=0)[:200]
+    found = advcore.minimize_distortion(network, images[:200], targets, device="cuda")
+    predicted = network.forward(found.adversarial.reshape(200, -1)).argmax(axis=1)
+    assert (predicted == targets)[found.success].all()
     assert found.success.mean() > 0.99
