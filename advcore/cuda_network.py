@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from numpy.typing import NDArray
@@ -29,8 +28,6 @@ SLOTS = 4096
 """Images at work. A round of so many is six waves of the blocks that an H200 holds."""
 POLL = 0.02
 """Seconds between two looks at the run; the device does not wait for them."""
-
-_plans: WeakKeyDictionary[Network, dict[str, tuple[Plan, Tensor]]] = WeakKeyDictionary()
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -138,7 +135,7 @@ def _plan(network: Network, device: torch.device) -> tuple[Plan, Tensor]:
 
     precision = os.environ.get("ADVCORE_PRECISION") or PRECISION
     key = f"{device} {precision}"
-    kept = _plans.setdefault(network, {})
+    kept: dict[str, tuple[Plan, Tensor]] = network.plans
     if key not in kept:
         plan = plan_for(network, device, precision)
         kept[key] = plan, plan.weights(device)

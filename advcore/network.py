@@ -144,6 +144,7 @@ class Network:
                 )
         if self.classes < 2:
             raise ValueError("the last layer must give at least 2 logits, got 1")
+        self.plans: dict[str, Any] = {}  # of GPUs: `cuda_network` keeps them
         self._compiled: Any = None
         self._mirror: Network | None = None
 
