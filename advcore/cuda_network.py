@@ -89,15 +89,10 @@ def run_queue(
             buffers = {
                 name: torch.zeros(size, device=device) for name, size in plan.buffers(slots).items()
             }
-            slot_rows = queue.slot_rows()
-            stride = slot_rows.pop("stride")
             tensors = {"weights": weights, "fractions": fractions, **buffers}
             addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
             for launch in plan.launches(
-                {**slot_rows, **addresses},
-                slots=slots,
-                stride=stride,
-                confidence=job.params.confidence,
+                {**queue.slot_rows(), **addresses}, slots=slots, confidence=job.params.confidence
             ):
                 queue.add(
                     *(launch.cubin, launch.name, launch.grid, launch.threads, launch.shared),

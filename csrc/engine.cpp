@@ -146,11 +146,7 @@ void Tile::take_gradients(const float* gradients) {
     std::copy_n(gradients + static_cast<size_t>(row) * n, n, problem(row).trial_gradient);
 }
 
-SlotRows Tile::slot_rows() {
-  const Problem& first = slots_.front();
-  return {slots_.data(), first.trial, first.trial_gradient,
-          static_cast<int64_t>(slot_floats(params_, job_.own_bounds))};
-}
+SlotRows Tile::slot_rows() { return {slots_.data(), arena_.get()}; }
 
 void Tile::interrupt() {
   for (Problem& p : slots_) {

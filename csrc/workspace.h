@@ -54,13 +54,12 @@ inline void carve_slot(const Params& params, bool own_bounds, float* memory, Pro
   }
 }
 
-// The slots of a tile as kernels outside the engine see them: problems[i], and the trial point and
-// its gradient at x + i stride and dx + i stride.
+// The slots of a tile as kernels outside the engine see them: problems[i], whose `trial` and
+// `trial_gradient` say where its rows are now (the solver swaps its vectors), behind `vectors`, by
+// a multiple of 16 floats.
 struct SlotRows {
   Problem* problems;
-  float* x;
-  float* dx;
-  int64_t stride;  // floats
+  float* vectors;
 };
 
 }  // namespace advcore

@@ -67,9 +67,7 @@ struct Run {
 inline Addresses addresses(const SlotRows& rows) {
   Addresses out;
   out["problems"] = reinterpret_cast<uintptr_t>(rows.problems);
-  out["x"] = reinterpret_cast<uintptr_t>(rows.x);
-  out["dx"] = reinterpret_cast<uintptr_t>(rows.dx);
-  out["stride"] = rows.stride;
+  out["vectors"] = reinterpret_cast<uintptr_t>(rows.vectors);
   return out;
 }
 

@@ -104,6 +104,8 @@ Addresses problem_layout() {
   add("prediction", s.eval.prediction);
   add("runner_up", s.eval.runner_up);
   add("finite", s.eval.finite);
+  add("trial", p.trial);
+  add("trial_gradient", p.trial_gradient);
   out["size"] = sizeof(Problem);
   out["max_schedules"] = kMaxSchedules;
   out["max_stages"] = kMaxStages;

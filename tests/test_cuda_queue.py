@@ -149,10 +149,9 @@ def test_what_the_kernels_are_told(plan: StandInPlan) -> None:
     queue, given = StandIn.latest, plan.given
     assert queue.added == [(b"code", "propagate", (1, 1, 1), 128, 0, (b"12345678",))]
     assert (queue.slots, queue.capacity) == (7, 40)
-    assert given["stride"] == queue.session.slot_rows()["stride"]
     assert (given["slots"], given["rows"], given["count"]) == (7, 1, 2)
     assert given["confidence"] == job.params.confidence
-    assert all(given[name] for name in ("problems", "x", "dx", "weights", "fractions", "widths"))
+    assert all(given[name] for name in ("problems", "vectors", "weights", "fractions", "widths"))
 
 
 @pytest.mark.parametrize("how", ["callback", "limit"])

@@ -58,8 +58,7 @@ Device::Device(const Params& params, const Job& job, const CudaArena& at, int sl
     carve_slot(params, job.own_bounds, memory, p);
     p.starts = memory + floats;
   }
-  this->slots = {run.problems, problems[0].trial, problems[0].trial_gradient,
-                 static_cast<int64_t>(floats + starts)};
+  this->slots = {run.problems, vectors};
   check(cudaMemcpyAsync(run.problems, problems.data(), count * sizeof(Problem),
                         cudaMemcpyHostToDevice, stream),
         "slots");

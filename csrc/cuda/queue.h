@@ -36,7 +36,7 @@ class CudaQueue {
   CudaQueue(const CudaQueue&) = delete;
   CudaQueue& operator=(const CudaQueue&) = delete;
 
-  // What the kernels of a round read: slots[rows[i]] for i < *count, all on the device.
+  // What the kernels of a round read: problems[rows[i]] for i < *count, all on the device.
   SlotRows slot_rows() const;
   const int* rows() const;
   const int* count() const;

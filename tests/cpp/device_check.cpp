@@ -1,0 +1,221 @@
+// The host's part of a CudaQueue on a stand-in for the CUDA runtime: images that arrive while the
+// rounds go on, several fillings of the device, a stop, a failure, a driver without conditional
+// nodes. The rounds are the CPU's, so the results are those of `solve` bit for bit.
+#define cuda checked_cuda  // the engine has these names too
+#define cuda_status checked_cuda_status
+#define CudaQueue CheckedQueue
+
+#include "check.h"
+#include "cuda/device.cu"  // NOLINT
+#include "cuda/queue.cu"   // NOLINT
+#include "network_tile.h"
+
+namespace {
+
+using advcore::CudaArena;
+using advcore::CudaQueue;
+using advcore::Job;
+using advcore::Params;
+using advcore::Problem;
+using advcore::Status;
+
+// What the kernels of a round do, by the engine of the CPU.
+struct Rounds {
+  Rounds(const Network& network, const Params& params, int slots)
+      : network(network), params(params), tile(network, slots), widths(static_cast<size_t>(slots)) {
+    for (auto& of_slot : widths) of_slot.resize(static_cast<size_t>(network.layers()));
+  }
+  void evaluate() {
+    const int count = *rows_of_round;
+    tile.rows = count;
+    std::vector<int> paired;
+    for (int r = 0; r < count; ++r) {
+      const size_t row = static_cast<size_t>(r), slot = static_cast<size_t>(rows[r]);
+      const advcore::State& s = slots.problems[slot].state;
+      std::copy_n(slots.problems[slot].trial, params.n, tile.x.row[row]);
+      std::copy(widths[slot].begin(), widths[slot].end(), tile.widths.row[row]);
+      tile.k[row] = s.k, tile.measure[row] = s.measure;
+      if (s.want_gradient) paired.push_back(r);
+    }
+    tile.forward();
+    for (int r = 0; r < count; ++r) {
+      const size_t row = static_cast<size_t>(r), slot = static_cast<size_t>(rows[r]);
+      std::copy_n(tile.widths.row[row], widths[slot].size(), widths[slot].begin());
+      network.isa().head(params, slots.problems[slot].state, tile.logits.row[row],
+                         tile.dlogits.row[row]);
+    }
+    tile.backward(paired);
+    for (const int r : paired)
+      std::copy_n(tile.dx.row[static_cast<size_t>(r)], params.n,
+                  slots.problems[rows[r]].trial_gradient);
+  }
+  const Network& network;
+  const Params& params;
+  Tile tile;
+  std::vector<std::vector<float>> widths;
+  advcore::SlotRows slots{};
+  const int* rows = nullptr;
+  const int* rows_of_round = nullptr;
+};
+const Network* solved = nullptr;
+
+}  // namespace
+
+// The kernels of kernels.cu: of a queue only `advance` is asked for.
+namespace advcore::cuda {
+namespace {
+void no_images(Run, Staged) {}
+void no_rows(Run, float*, float*) {}
+void no_head(Run, const float*, float*) {}
+void advance(Run run, const float* gradients) {
+  const int row = static_cast<int>(blockIdx.x);
+  if (row >= *run.count) return;
+  const int slot = run.rows[row];
+  expect(!gradients && !run.done[slot], "slot %d is in a round and done", slot);
+  solved->isa().advance(run.params, run.problems[slot]);
+  run.done[slot] = run.problems[slot].state.phase == Phase::done;
+}
+}  // namespace
+const Kernels& kernels() {
+  static const Kernels all{no_images, no_rows, no_head, advance, no_images};
+  return all;
+}
+size_t shared_bytes(const Params&) { return 0; }
+}  // namespace advcore::cuda
+
+namespace {
+
+struct Arrays {
+  Arrays(Job& job, size_t n) {
+    const size_t count = static_cast<size_t>(job.count);
+    adversarial.assign(count * n, -1.0f), floats.resize(4 * count), ints.resize(5 * count);
+    bytes.resize(2 * count);
+    job.adversarial = adversarial.data();
+    float* const f = floats.data();
+    job.distortion = f, job.margin = f + count, job.c = f + 2 * count, job.penalty = f + 3 * count;
+    int* const i = ints.data();
+    job.prediction = i, job.evaluations = i + count, job.forwards = i + 2 * count;
+    job.iterations = i + 3 * count, job.rescues = i + 4 * count;
+    job.success = reinterpret_cast<uint8_t*>(bytes.data()), job.status = bytes.data() + count;
+  }
+  bool same(const Arrays& other) const {
+    return adversarial == other.adversarial && ints == other.ints && bytes == other.bytes &&
+           std::memcmp(floats.data(), other.floats.data(), floats.size() * sizeof(float)) == 0;
+  }
+  std::vector<float> adversarial, floats;
+  std::vector<int> ints;
+  std::vector<int8_t> bytes;
+};
+
+enum class End { whole, stopped, failed };
+
+struct Case {
+  const char* name;
+  int slots;
+  int64_t count, capacity;
+  bool own_bounds, conditional_nodes;
+  End end;
+};
+
+void check(const Case& at, std::mt19937& rng) {
+  const int n = 11;
+  const Network network(random_layers({n, 9, 5}, Activation::relu, rng));
+  solved = &network;
+  Params params;
+  params.n = n, params.padded_n = advcore::row_stride(n), params.classes = 5;
+  params.targeted = false, params.smoothable = true, params.starts = at.own_bounds ? 2 : 0;
+  params.schedule[0].smoothing[0] = 0.3f;
+  params.schedule[0].temperature[0] = 0.02f;
+  const size_t width = static_cast<size_t>(n), count = static_cast<size_t>(at.count);
+  std::uniform_real_distribution<float> uniform(0, 1);
+  std::vector<float> images(count * width), starts(2 * count * width);
+  for (float& v : images) v = uniform(rng);
+  for (float& v : starts) v = uniform(rng);
+  std::vector<float> lo(at.own_bounds ? images.size() : width, 0.0f), hi(lo.size(), 1.0f);
+  for (size_t i = 0; at.own_bounds && i < lo.size(); ++i) lo[i] = 0.1f * images[i];
+  std::vector<int> labels(count);
+  for (int& label : labels) label = static_cast<int>(rng() % 5);
+  Job job;
+  job.count = at.count, job.images = images.data(), job.labels = labels.data();
+  job.lo = lo.data(), job.hi = hi.data(), job.own_bounds = at.own_bounds;
+  job.starts = at.own_bounds ? starts.data() : nullptr;
+  Job expected_job = job;
+  Arrays expected(expected_job, width), found(job, width);
+  advcore::Feed expected_feed, feed;
+  advcore::solve(network, params, expected_job, 1, 8, expected_feed, [] { return true; });
+  advcore::clear_numbers(job);
+
+  fake::conditional_nodes = at.conditional_nodes;
+  fake::launches = 0, fake::fails_at = at.end == End::failed ? 2 : -1;
+  const CudaArena arena = advcore::cuda_arena(params, at.own_bounds, at.slots, at.capacity);
+  const advcore::AlignedFloats memory = advcore::allocate(arena.bytes / sizeof(float));
+  std::memset(memory.get(), 0x7f, arena.bytes);  // what it was before is nothing to rely on
+  fake::Stream stream;
+  Rounds rounds(network, params, at.slots);
+  fake::foreign["evaluate"] = [](void** arguments, unsigned) {
+    (*static_cast<Rounds**>(arguments[0]))->evaluate();
+  };
+  CudaQueue queue(params, job, feed, at.slots, at.capacity, 0, memory.get(), &stream);
+  rounds.slots = queue.slot_rows();
+  rounds.rows = queue.rows(), rounds.rows_of_round = queue.count();
+  Rounds* const pointer = &rounds;
+  queue.add({"code",
+             "evaluate",
+             {1, 1, 1},
+             32,
+             0,
+             {std::string(reinterpret_cast<const char*>(&pointer), sizeof pointer)}});
+  int64_t seen = 0;
+  bool raised = false;
+  try {
+    for (int waits = 0; !queue.wait(0.002); ++waits) {
+      expect(queue.finished() >= seen, "%s: fewer images are finished than before", at.name);
+      seen = queue.finished();
+      if (at.end == End::stopped && seen > 0) queue.stop();
+      if (waits > 20000) return expect(false, "%s: does not end", at.name);
+    }
+  } catch (const std::runtime_error& error) {
+    raised = std::string(error.what()).find("unspecified launch failure") != std::string::npos;
+  }
+  expect(raised == (at.end == End::failed), "%s: raised is %d", at.name, raised);
+  expect(queue.looping() == at.conditional_nodes, "%s: loops elsewhere", at.name);
+  if (at.end == End::whole) {
+    expect(found.same(expected), "%s: results differ from those of solve", at.name);
+    expect(queue.finished() == at.count && queue.succeeded() == expected_feed.succeeded &&
+               queue.evaluations() == expected_feed.evaluations && queue.rounds() > 0,
+           "%s: counted %ld images", at.name, static_cast<long>(queue.finished()));
+    return;
+  }
+  int64_t interrupted = 0, ended = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const bool stopped = job.status[i] == static_cast<int8_t>(Status::interrupted);
+    (stopped ? interrupted : ended) += 1;
+    if (!stopped)
+      expect(job.distortion[i] == expected_job.distortion[i], "%s: image %zu differs", at.name, i);
+    const float* const image = job.adversarial + i * width;
+    if (!job.success[i])
+      expect(std::equal(image, image + n, job.images + i * width), "%s: image %zu is not clean",
+             at.name, i);
+  }
+  expect(ended > 0 && interrupted > 0, "%s: %ld ended, %ld interrupted", at.name,
+         static_cast<long>(ended), static_cast<long>(interrupted));
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 rng(3);
+  const Case cases[] = {
+      {"one filling", 16, 100, 100, false, true, End::whole},
+      {"several fillings", 40, 150, 64, true, true, End::whole},
+      {"rounds by the host", 33, 90, 50, false, false, End::whole},
+      {"one slot", 1, 4, 1, false, true, End::whole},
+      {"a stop", 8, 3000, 3000, false, true, End::stopped},
+      {"a stop, rounds by the host", 8, 3000, 1000, false, false, End::stopped},
+      {"a failure", 16, 100, 40, false, true, End::failed},
+  };
+  for (const Case& at : cases) check(at, rng);
+  std::printf("%s device: %zu runs\n", advcore::isa().name, sizeof cases / sizeof *cases);
+  if (failures) std::printf("%d checks failed\n", failures);
+  return failures ? 1 : 0;
+}
