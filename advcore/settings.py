@@ -50,6 +50,7 @@ KINKED = {
         60,
     ),
 }
+CONVOLUTIONAL = KINKED
 # So do networks whose units saturate (docs/decisions.md).
 _SATURATING = Schedule((0.3, 0.1, 0.0), (30, 30, 30), (0.1, 0.05, 0.03))
 SATURATING = {
@@ -108,10 +109,16 @@ RESCUE = {
         Schedule((0.0,), (150,), (0.1,), origin=0.5),
     ),
 }
+RESCUE["convolutional"] = RESCUE["kinked"]
 # A stage passes on to the next network once its steps are shorter than this part of ||r||. Kinked
 # ones lose images where it is 0.4 (the mean of a convolutional network rose by 2%).
-PASS_ON = {"kinked": 0.1, "saturating": 0.2, "smooth": 0.0}
-EFFORT = {"kinked": KINKED, "saturating": SATURATING, "smooth": SMOOTH}
+PASS_ON = {"kinked": 0.1, "convolutional": 0.1, "saturating": 0.2, "smooth": 0.0}
+EFFORT = {
+    "kinked": KINKED,
+    "convolutional": CONVOLUTIONAL,
+    "saturating": SATURATING,
+    "smooth": SMOOTH,
+}
 # The paper's loss has one temperature, and stops at the minimiser of the penalty problem.
 PENALTY = Schedule((0.0,), (500,), (0.02,))
 
@@ -136,7 +143,8 @@ def engine_params(
 ) -> _core.Params:
     """Checked options of `minimize_distortion` as the engine's Params.
 
-    ``kind`` of network: "kinked" (piecewise linear), "saturating" (sigmoid, tanh), "smooth".
+    ``kind`` of network: "kinked" (piecewise linear), "convolutional" (kinked, or max-pooling),
+    "saturating" (sigmoid, tanh), "smooth".
     """
     penalty = loss == "cross_entropy" or c_search == "bisection"
     chosen = EFFORT[kind][effort]

@@ -1,4 +1,4 @@
-"""Smoothed activations for any torch module, by intercepting its calls; it is never altered.
+"""Smoothed activations and pooling for any torch module, which is not altered: calls are caught.
 
 Two families have a smoothed form, used in the first stages of a solve. A network with kinks has a
 loss whose gradient jumps: every ReLU is replaced by a quadratic spline of half-width d, ::
@@ -11,6 +11,8 @@ sigmoid and tanh are stretched as if h had noise of standard deviation d (their 
 normal density, by the probit approximation; MacKay 1992), ::
 
     sigmoid_d(h) = sigmoid(h / sqrt(1 + pi d^2 / 8)),  tanh_d(h) = tanh(h / sqrt(1 + pi d^2 / 2))
+
+Max-pooling becomes a log-sum-exp (`advcore.pooling`).
 
 d = k * width: k is the row's smoothing (0 = the exact network), width the standard deviation of
 that image's own pre-activation at its clean image, so that nothing depends on the neighbours in
@@ -31,6 +33,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .pooling import find_windows, smoothed_max
 
 RELATIVE_FLOOR = 1e-3
 """Smallest width, as a share of the root mean square of the pre-activation."""
@@ -112,8 +116,9 @@ class Widths:
     Attributes
     ----------
     kind : str
-        "kinked" where any of them is a ReLU or leaky ReLU, else "saturating" where any is a
-        sigmoid or tanh, else "smooth".
+        Where any of them is a ReLU or leaky ReLU: "convolutional" if one of these has more than
+        two dimensions, else "kinked"; else "saturating" where any is a sigmoid or tanh; else
+        "convolutional" where any is a max-pooling; else "smooth".
     tails : dict of call index to shape
         Shape without the batch of each call whose first dimension is the batch. Calls are
         numbered in the order of the forward; a call that is not here, or comes with another
@@ -137,7 +142,11 @@ class Widths:
         }  # fmt: skip
         self.tails = {index: call.shape[1:] for index, call in found.items()}
         kinds = {call.kind for call in found.values()}
-        self.kind = next((kind for kind in ("kinked", "saturating") if kind in kinds), "smooth")
+        known = ("kinked", "saturating", "pooled")
+        self.kind = next((kind for kind in known if kind in kinds), "smooth")
+        spatial = any(call.kind == "kinked" and len(call.shape) > 2 for call in found.values())
+        if spatial or self.kind == "pooled":
+            self.kind = "convolutional"
 
     def record(self, index: int, slots: Tensor, widths: Tensor, needed: int) -> None:
         """Store ``widths`` (B, C) of the call for ``slots`` (B,) < needed, growing the table."""
@@ -262,7 +271,7 @@ class Recomputation(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = func.overloadpacket.__name__.rstrip("_")
-        self.seen |= name in ("relu", "leaky_relu", "clamp", "clamp_min", "sigmoid", "tanh")
+        self.seen |= name in _RECOMPUTED
         return func(*args, **(kwargs or {}))
 
 
@@ -272,9 +281,9 @@ class Activation(NamedTuple):
     Attributes
     ----------
     kind : str
-        "kinked" or "saturating".
+        "kinked", "saturating" or "pooled".
     h : Tensor
-        The pre-activation.
+        The pre-activation, or what is pooled.
     smoothed : callable
         The smoothed form, of ``h`` and half-widths d.
     inplace : bool
@@ -286,6 +295,11 @@ class Activation(NamedTuple):
     smoothed: Callable[[Tensor, Tensor], Tensor]
     inplace: bool
 
+
+_RECOMPUTED = (
+    "relu", "leaky_relu", "clamp", "clamp_min", "sigmoid", "tanh",
+    "max_pool2d_with_indices", "max_pool3d_with_indices",
+)  # fmt: skip
 
 # form: (its parameters, kind, smoothed form without the slope)
 _FORMS: dict[str, tuple[tuple[str, ...], str, Callable[..., Tensor]]] = {
@@ -338,6 +352,11 @@ def find_activation(
     ``clamp`` is a ReLU where its lower bound is the number 0 and it has no upper bound.
     ``functional.sigmoid`` and ``functional.tanh`` come as the methods they call.
     """
+    pooling = find_windows(func, args, kwargs)
+    if pooling is not None:
+        exact = partial(func, *args, **kwargs)
+        smoothed_pooling = partial(smoothed_max, exact=exact, windows=pooling[1])
+        return Activation("pooled", pooling[0], smoothed_pooling, False)
     form, inplace = _FUNCTIONS.get(func, ("", False))
     if not form or "out" in kwargs:
         return None

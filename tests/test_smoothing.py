@@ -13,6 +13,7 @@ nn = torch.nn
 functional = torch.nn.functional
 
 from advcore.oracles import TorchOracle  # noqa: E402
+from advcore.pooling import TEMPERATURE  # noqa: E402
 from advcore.smoothing import (  # noqa: E402
     ABSOLUTE_FLOOR,
     Recomputation,
@@ -293,10 +294,15 @@ def test_convolutions_get_a_width_per_channel_and_each_call_its_own() -> None:
     with torch.no_grad():
         h = conv(torch.tensor(x).view(3, 1, 8, 8))
         first = h.std((2, 3), correction=0, keepdim=True)
+        pooled = h.relu().std((2, 3), correction=0, keepdim=True)
         second = hidden(flatten(pool(h.relu()))).std(1, correction=0, keepdim=True)
     leaf = torch.tensor(moved, requires_grad=True)
-    h = spline(conv(leaf.view(3, 1, 8, 8)), k[:, None, None, None] * first)
-    h = spline(hidden(flatten(pool(h))), k[:, None] * second, 0.1)
+    k = k[:, None, None, None]
+    h = spline(conv(leaf.view(3, 1, 8, 8)), k * first)
+    temperature = TEMPERATURE * k * pooled.clamp_min(ABSOLUTE_FLOOR)  # a channel is dead
+    windows = (h / temperature).unfold(2, 2, 2).unfold(3, 2, 2)
+    h = temperature * windows.logsumexp((4, 5))
+    h = spline(hidden(flatten(h)), k[:, :, 0, 0] * second, 0.1)
     z = last(h)
     (expected,) = torch.autograd.grad(z, leaf, torch.tensor(seed))
     np.testing.assert_allclose(logits, z.detach(), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,227 @@
+"""Smoothed max-pooling (advcore/pooling.py) against a slow twin, and under the function mode."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+from advcore.oracles import TorchOracle  # noqa: E402
+from advcore.pooling import TEMPERATURE, find_windows, smoothed_max  # noqa: E402
+from advcore.smoothing import Recomputation, find_activation, unit_width  # noqa: E402
+
+
+def twin(h: Any, temperature: Any, kernel: Any, stride: Any, padding: Any, ceil: bool) -> Any:
+    """Log-sum-exp window by window, (B, C, H, W); temperature (B, C)."""
+    with torch.no_grad():
+        shape = functional.max_pool2d(h, kernel, stride, padding, ceil_mode=ceil).shape
+    out = torch.empty(shape, dtype=h.dtype)
+    for b, c, i, j in itertools.product(*map(range, shape)):
+        top, left = i * stride[0] - padding[0], j * stride[1] - padding[1]
+        rows = slice(max(top, 0), max(top + kernel[0], 0))
+        columns = slice(max(left, 0), max(left + kernel[1], 0))
+        values = h[b, c, rows, columns].flatten() / temperature[b, c]
+        out[b, c, i, j] = temperature[b, c] * torch.logsumexp(values, 0)
+    return out
+
+
+def pooled(h: Any, d: Any, *args: Any, **kwargs: Any) -> Any:
+    """The smoothed form of ``functional.max_pool2d(h, *args, **kwargs)``."""
+    call = find_activation(functional.max_pool2d, (h, *args), kwargs)
+    assert call is not None
+    assert call.kind == "pooled"
+    return call.smoothed(h, d)
+
+
+WINDOWS = [
+    ((2, 2), (2, 2), (0, 0), False),
+    ((3, 3), (2, 2), (0, 0), True),  # SqueezeNet
+    ((3, 3), (2, 2), (1, 1), False),  # ResNet
+    ((3, 2), (1, 2), (1, 0), True),
+    ((2, 3), (3, 5), (1, 1), True),  # values that no window has
+]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "ceil"), WINDOWS)
+@pytest.mark.parametrize("size", [(7, 6), (8, 9)])
+def test_values_and_gradient_are_those_of_the_slow_twin(
+    kernel: Any, stride: Any, padding: Any, ceil: bool, size: tuple[int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64).requires_grad_()
+    d = torch.rand(2, 3, 1, 1, generator=generator, dtype=torch.float64) + 1
+    out = pooled(h, d, kernel, stride, padding, ceil_mode=ceil)
+    expected = twin(h, TEMPERATURE * d[:, :, 0, 0], kernel, stride, padding, ceil)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    seed = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    (mine,) = torch.autograd.grad(out, h, seed)
+    (theirs,) = torch.autograd.grad(expected, h, seed)
+    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    few, some = h.detach()[:1, :1].requires_grad_(), d[:1, :1]
+    assert torch.autograd.gradcheck(lambda h: pooled(h, some, kernel, stride, padding), few)
+
+    exact = functional.max_pool2d(h, kernel, stride, padding, ceil_mode=ceil)
+    excess = (out - exact) / (TEMPERATURE * d)
+    assert excess.min() >= -1e-12
+    assert excess.max() <= math.log(math.prod(kernel)) + 1e-12
+
+
+def test_windows_are_those_of_torch_for_every_size() -> None:
+    settings = itertools.product(range(1, 10), (1, 2, 3), (1, 2, 3, 5), (0, 1), (False, True))
+    for size, kernel, stride, padding, ceil in settings:
+        if size + 2 * padding < kernel or 2 * padding > kernel:
+            continue
+        h = torch.arange(size, dtype=torch.float32).view(1, 1, size)
+        args = (h, kernel, stride, padding, 1, ceil)
+        found = find_windows(functional.max_pool1d, args, {})
+        assert found is not None
+        out = smoothed_max(h, torch.full((1, 1, 1), 1e-6), h.clone, found[1])
+        assert torch.equal(out, functional.max_pool1d(*args)), (size, args[1:])
+
+
+def test_rows_without_smoothing_are_the_call_itself_bit_for_bit() -> None:
+    """Also the gradient, with ties and overlapping windows."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randint(0, 3, (4, 2, 9, 9), generator=generator).float().requires_grad_()
+    seed = torch.randn(4, 2, 4, 4, generator=generator)
+    d = torch.tensor([0, 0.5, 0, 1e-30]).view(4, 1, 1, 1)
+    out, exact = pooled(h, d, 3, 2), functional.max_pool2d(h, 3, 2)
+    (gradient,) = torch.autograd.grad(out, h, seed)
+    (expected,) = torch.autograd.grad(exact, h, seed)
+    assert torch.equal(out[::2], exact[::2])
+    assert torch.equal(gradient[::2], expected[::2])
+    assert torch.equal(out[3], exact[3])  # no underflow or overflow on the way
+    assert gradient.isfinite().all()
+    assert (out[1] >= exact[1]).all()
+    assert (out[1] - exact[1]).mean() > 0.05
+
+
+def test_infinities_and_nan_stay_in_their_windows() -> None:
+    h = torch.zeros(1, 1, 4, 8)
+    h[..., :2, :2] = -torch.inf
+    h[..., 0, 2] = -torch.inf
+    h[..., 0, 4] = torch.inf
+    h[..., 0, 6] = torch.nan
+    out = pooled(h, torch.ones(1, 1, 1, 1), 2)[0, 0]
+    T = TEMPERATURE
+    assert out[0, [0, 2]].tolist() == [-torch.inf, torch.inf]
+    assert out[0, 3].isnan()
+    torch.testing.assert_close(out[0, 1].item(), T * math.log(3), rtol=1e-5, atol=0)
+    torch.testing.assert_close(out[1], torch.full((4,), T * math.log(4)), rtol=1e-5, atol=0)
+
+
+def test_half_precision_large_values_and_small_widths() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        h = (6e4 * torch.rand(2, 3, 4, 4)).to(dtype)
+        for width in (0.0, 1e-30, 1e-3, 1.0):
+            out = pooled(h, torch.full((2, 1, 1, 1), width, dtype=dtype), 2)
+            assert out.dtype == dtype
+            assert out.isfinite().all()
+            torch.testing.assert_close(out, functional.max_pool2d(h, 2), rtol=1e-2, atol=1)
+
+
+SPELLINGS: dict[str, tuple[Callable[[Any], Any], int]] = {
+    "nn.MaxPool2d": (nn.MaxPool2d(2), 2),
+    "nn.MaxPool2d, ceil_mode": (nn.MaxPool2d(3, 2, ceil_mode=True), 2),
+    "functional.max_pool2d": (lambda h: functional.max_pool2d(h, [2, 2], padding=1), 2),
+    "by name": (lambda h: functional.max_pool2d(input=h, kernel_size=2, stride=None), 2),
+    "torch.max_pool2d": (lambda h: torch.max_pool2d(h, [2]), 2),
+    "torch.max_pool2d, empty stride": (lambda h: torch.max_pool2d(h, 2, []), 2),
+    "nn.MaxPool1d": (nn.MaxPool1d(2), 1),
+    "torch.max_pool1d": (lambda h: torch.max_pool1d(h, 3, 2, 1), 1),
+    "nn.MaxPool3d": (nn.MaxPool3d(2), 3),
+    "torch.max_pool3d": (lambda h: torch.max_pool3d(h, 2), 3),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_spelling_is_smoothed_with_the_widths_of_its_channels(spelling: str) -> None:
+    call, dims = SPELLINGS[spelling]
+    shape = (3, *(4,) * dims)
+
+    def model(x: Any) -> Any:
+        h = call((2 * x - 1) * 3)
+        return torch.stack([h.flatten(1).sum(1), h.flatten(1).square().mean(1)], 1)
+
+    oracle = TorchOracle(model, shape)
+    assert oracle.kind == "convolutional"
+    rng = np.random.default_rng(0)
+    clean, x = (rng.random((3, math.prod(shape)), dtype=np.float32) for _ in range(2))
+    slots = np.arange(3, dtype=np.int32)
+    oracle.forward(clean, slots=slots, measure=np.ones(3, bool), grad=False)
+    k = np.array([1.0, 0, 0.3], np.float32)
+    logits = oracle.forward(x, k, slots)
+    gradient = oracle.backward(np.ones((3, 2), np.float32))
+    plain = TorchOracle(model, shape, survey=False)
+    assert plain.kind == "smooth"
+    exact = plain.forward(x)
+    exact_gradient = plain.backward(np.ones((3, 2), np.float32))
+    assert np.array_equal(logits[1], exact[1])
+    assert np.array_equal(gradient[1], exact_gradient[1])
+    assert (logits[::2, 0] > exact[::2, 0] + 1e-3).all()
+    for row in (0, 2):  # alone, measured beside nothing
+        alone = TorchOracle(model, shape)
+        one = np.zeros(1, np.int32)
+        alone.forward(clean[row : row + 1], slots=one, measure=np.ones(1, bool), grad=False)
+        single = alone.forward(x[row : row + 1], k[row : row + 1], one)
+        np.testing.assert_allclose(single[0], logits[row], rtol=1e-5)
+    h = 6 * torch.tensor(clean).view(3, *shape) - 3
+    expected = h.flatten(2).std(2, correction=0)
+    torch.testing.assert_close(unit_width(h), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda h: functional.max_pool2d(h, 2, return_indices=True)[0],
+        lambda h: functional.max_pool2d(h, 2, dilation=2),
+        lambda h: functional.max_pool2d(h[:, 0], 2),  # (B, H, W): read as channels of one image
+        lambda h: functional.adaptive_max_pool2d(h, 2),
+        lambda h: functional.avg_pool2d(h, 2),
+        lambda h: functional.max_pool2d(h.transpose(0, 1), 2).transpose(0, 1),
+    ],
+)
+def test_other_pooling_is_left_alone(call: Callable[[Any], Any]) -> None:
+    def model(x: Any) -> Any:
+        return call(x * 1).flatten(1)[:, :3]
+
+    assert TorchOracle(model, (4, 6, 6)).kind == "smooth"
+
+
+def test_kind_of_networks_with_pooling() -> None:
+    conv, pool = nn.Conv2d(1, 3, 3), nn.MaxPool2d(2)
+    kinds = {"convolutional": nn.ReLU(), "saturating": nn.Tanh()}
+    for kind, activation in kinds.items():
+        network = nn.Sequential(conv, activation, pool, nn.Flatten()).eval()
+        assert TorchOracle(network, (1, 8, 8)).kind == kind
+    assert TorchOracle(nn.Sequential(conv, pool, nn.Flatten()), (1, 8, 8)).kind == "convolutional"
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    assert TorchOracle(dense, (1, 8, 8)).kind == "kinked"
+
+
+@pytest.mark.parametrize(
+    ("dims", "call"),
+    [(1, functional.max_pool1d), (2, functional.max_pool2d), (3, functional.max_pool3d)],
+)
+def test_recomputed_pooling_is_noticed(dims: int, call: Callable[..., Any]) -> None:
+    checkpoint = pytest.importorskip("torch.utils.checkpoint").checkpoint
+    shape = (2, *(4,) * dims)
+
+    def checkpointed(x: Any) -> Any:
+        return checkpoint(lambda h: call(h * 2, 2), x, use_reentrant=False).flatten(1)
+
+    assert TorchOracle(checkpointed, shape).kind == "smooth"
+    h = torch.zeros(1, *shape, requires_grad=True)
+    out = call(h * 1, 2)
+    with Recomputation() as backward:
+        torch.autograd.grad(out.sum(), h)
+    assert not backward.seen
