@@ -7,7 +7,7 @@ import enum
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CSearch', 'CudaQueue', 'CudaSession', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_status', 'isa', 'problem_layout', 'solve']
+__all__: list[str] = ['CSearch', 'CudaQueue', 'CudaSession', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_queue_missing', 'cuda_status', 'isa', 'problem_layout', 'solve']
 class Status(enum.IntEnum):
     """
     How the search of one image ended.
@@ -238,6 +238,10 @@ class CudaQueue:
 def cuda_arena_bytes(params: Params, own_bounds: bool, slots: typing.SupportsInt | typing.SupportsIndex, images: typing.SupportsInt | typing.SupportsIndex = 0) -> int:
     """
     Device memory of a CudaSession, or of a CudaQueue with so many images; needs no GPU.
+    """
+def cuda_queue_missing() -> str:
+    """
+    Why this build cannot run native networks on a GPU; empty: it can.
     """
 def cuda_status() -> tuple[bool, int, str]:
     """

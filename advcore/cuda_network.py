@@ -35,6 +35,8 @@ def unavailable(device: torch.device) -> str | None:
     _, devices, why = _core.cuda_status()
     if not devices:
         return f"no CUDA engine: {why}"
+    if missing := _core.cuda_queue_missing():
+        return missing
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         return f"compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"

@@ -134,6 +134,8 @@ void bind_cuda(py::module_& m) {
       },
       "Device memory of a CudaSession, or of a CudaQueue with so many images; needs no GPU.",
       py::arg("params"), py::arg("own_bounds"), py::arg("slots"), py::arg("images") = 0);
+  m.def("cuda_queue_missing", &cuda_queue_missing,
+        "Why this build cannot run native networks on a GPU; empty: it can.");
   m.def(
       "cuda_status",
       [] {

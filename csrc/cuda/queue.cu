@@ -313,6 +313,8 @@ void CudaQueue::Loop::collect(const Params& params, const Job& job, Feed& feed) 
   first = last;
 }
 
+std::string cuda_queue_missing() { return ""; }
+
 CudaQueue::CudaQueue(const Params& params, const Job& job, Feed& feed, int slots, int64_t images,
                      int device, void* arena, void* stream)
     : params_(params),

@@ -25,6 +25,9 @@ struct ForeignKernel {
   std::vector<std::string> arguments;  // the bytes of each parameter
 };
 
+// Why this build has no queue; empty: it has.
+std::string cuda_queue_missing();
+
 // Every call throws std::runtime_error with the CUDA error's text; what was delivered before stays.
 class CudaQueue {
  public:

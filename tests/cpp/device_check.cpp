@@ -3,6 +3,7 @@
 // nodes. The rounds are the CPU's, so the results are those of `solve` bit for bit.
 #define cuda checked_cuda  // the engine has these names too
 #define cuda_status checked_cuda_status
+#define cuda_queue_missing checked_queue_missing
 #define CudaQueue CheckedQueue
 
 #include "check.h"
