@@ -63,6 +63,15 @@ class Float32(nn.Module):
             torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def module_on(network: Network, device: torch.device) -> Float32:
+    """Its torch form there, kept with it."""
+    key = f"module {device}"
+    if key not in network.plans:
+        network.plans[key] = Float32(network).to(device)
+    module: Float32 = network.plans[key]
+    return module
+
+
 def run_queue(
     network: Network,
     job: Job,

@@ -151,9 +151,9 @@ def _network_on(
     if not str(device).startswith("cuda"):
         raise ValueError(f"device must be cpu or cuda for a native network, got {device}")
     _check_device(device)
-    from .cuda_network import Float32
+    from .cuda_network import module_on
 
-    oracle = TorchOracle(Float32(network).to(device), shape, device, tried, survey=False)
+    oracle = TorchOracle(module_on(network, device), shape, device, tried, survey=False)
     why = _unavailable(oracle)
     info: dict[str, str | int | float] = {"device": str(device), "isa": _core.isa()}
     if why is None:
