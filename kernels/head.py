@@ -35,7 +35,6 @@ from .slots import (
     STAGES,
     TARGETED,
     TEMPERATURE,
-    UNALIGNED,
     WORDS,
 )
 from .spread import write_spread
@@ -152,9 +151,9 @@ def write_widths(
             write_spread(of, widths + slot * LAYERS + i, measured, OUTS[i], BNS[i])
 
 
-@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit
 def head(
-    problems, ints, floats, x, dx, stride, rows, count, fractions, confidence, weights, widths,
+    problems, ints, floats, longs, vectors, rows, count, fractions, confidence, weights, widths,
     h, dh, moments,
     LAYERS: tl.constexpr, OUTS: tl.constexpr, BNS: tl.constexpr, AT: tl.constexpr,
     MOMENTS: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr, KP: tl.constexpr,

@@ -19,7 +19,17 @@ from torch import Tensor
 
 from .activation import IDENTITY, SMOOTHED, activate, activation_reference
 from .precision import multiply, product
-from .slots import FINITE, MEASURE, SIZE, SMOOTHING, UNALIGNED, WANT_GRADIENT, WORDS
+from .slots import (
+    FINITE,
+    LONGS,
+    MEASURE,
+    SIZE,
+    SMOOTHING,
+    TRIAL,
+    TRIAL_GRADIENT,
+    WANT_GRADIENT,
+    WORDS,
+)
 from .spread import spread_reference, write_moments
 
 
@@ -30,6 +40,13 @@ def tile_rows(rows, start, count, BM: tl.constexpr):
     live = row < count
     row = tl.minimum(row, count - 1)
     return row.to(tl.int64), tl.load(rows + row).to(tl.int64), live
+
+
+@triton.jit
+def vector(longs, vectors, slot, FIELD: tl.constexpr):
+    """Pointers (BM) to a vector of each slot: a multiple of 16 floats behind `vectors`."""
+    behind = tl.load(longs + slot * LONGS + FIELD) - vectors.to(tl.int64)
+    return vectors + tl.multiple_of(behind >> 2, 16)
 
 
 @triton.jit
@@ -112,9 +129,9 @@ def wanted_rows(problems, slot, live):
     return live & (tl.load(base + WANT_GRADIENT) != 0) & (tl.load(base + FINITE) != 0)
 
 
-@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit
 def linear_forward(
-    problems, ints, floats, x, dx, stride, rows, count, fractions, confidence, weights, widths,
+    problems, ints, floats, longs, vectors, rows, count, fractions, confidence, weights, widths,
     h, dh, moments,
     LAYER: tl.constexpr, LAYERS: tl.constexpr, IN: tl.constexpr, STEP: tl.constexpr,
     LOW: tl.constexpr, OUT: tl.constexpr, TILES: tl.constexpr, MATRIX: tl.constexpr,
@@ -128,7 +145,7 @@ def linear_forward(
     if start >= total:
         return
     row, slot, live = tile_rows(rows, start, total, BM)
-    source = x + slot * stride if LAYER == 0 else h + row * ROW + BEFORE
+    source = vector(longs, vectors, slot, TRIAL) if LAYER == 0 else h + row * ROW + BEFORE
     tile = tl.program_id(0) % TILES
     forward_tile(
         source, h + row * ROW + COLUMN, dh + row * ROW + COLUMN,
@@ -140,9 +157,9 @@ def linear_forward(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit
 def linear_backward(
-    problems, ints, floats, x, dx, stride, rows, count, fractions, confidence, weights, widths,
+    problems, ints, floats, longs, vectors, rows, count, fractions, confidence, weights, widths,
     h, dh, moments,
     LAYER: tl.constexpr, IN: tl.constexpr, STEP: tl.constexpr, LOW: tl.constexpr,
     OUT: tl.constexpr, TILES: tl.constexpr, MATRIX: tl.constexpr, ROW: tl.constexpr,
@@ -158,7 +175,7 @@ def linear_backward(
     wanted = wanted_rows(problems, slot, live)
     if tl.max(wanted.to(tl.int32)) == 0:
         return
-    target = dx + slot * stride if LAYER == 0 else dh + row * ROW + AFTER
+    target = vector(longs, vectors, slot, TRIAL_GRADIENT) if LAYER == 0 else dh + row * ROW + AFTER
     backward_tile(
         dh + row * ROW + COLUMN, target, wanted, weights + MATRIX,
         tl.program_id(0) % TILES * BN,

@@ -25,17 +25,18 @@ from .linear import (
     linear_backward_reference,
     linear_forward_reference,
     tile_rows,
+    vector,
     wanted_rows,
 )
-from .slots import MEASURE, SIZE, UNALIGNED
+from .slots import MEASURE, SIZE, TRIAL, TRIAL_GRADIENT
 
 if TYPE_CHECKING:
     from advcore.network import Network
 
 
-@triton.jit(do_not_specialize_on_alignment=UNALIGNED)
+@triton.jit
 def propagate(
-    problems, ints, floats, x, dx, stride, rows, count, fractions, confidence, weights, widths,
+    problems, ints, floats, longs, vectors, rows, count, fractions, confidence, weights, widths,
     h, dh, moments,
     LAYERS: tl.constexpr, INS: tl.constexpr, OUTS: tl.constexpr, PADDED_INS: tl.constexpr,
     PADDED_OUTS: tl.constexpr, LOWS: tl.constexpr, MATRICES: tl.constexpr,
@@ -52,7 +53,7 @@ def propagate(
     row, slot, live = tile_rows(rows, start, total, BM)
     measured = tl.load(problems + slot * SIZE + MEASURE).to(tl.int32)
     for i in tl.static_range(LAYERS):
-        source = x + slot * stride if i == 0 else h + row * ROW + COLUMNS[i - 1]
+        source = vector(longs, vectors, slot, TRIAL) if i == 0 else h + row * ROW + COLUMNS[i - 1]
         half = half_widths(floats, widths, slot, i, LAYERS, KINDS[i])
         for first in range(0, PADDED_OUTS[i], BNS[i]):
             forward_tile(
@@ -83,10 +84,10 @@ def propagate(
                 BM, BACK_BNS[i], BACK_BKS[i], PRECISION,
             )  # fmt: skip
         tl.debug_barrier()
+    gradient = vector(longs, vectors, slot, TRIAL_GRADIENT)
     for first in range(0, INS[0], BACK_BNS[0]):
         backward_tile(
-            dh + row * ROW + COLUMNS[0], dx + slot * stride, wanted, weights + TRANSPOSES[0],
-            first,
+            dh + row * ROW + COLUMNS[0], gradient, wanted, weights + TRANSPOSES[0], first,
             OUTS[0], PADDED_OUTS[0], LOWS[0], INS[0], 0, True,
             BM, BACK_BNS[0], BACK_BKS[0], PRECISION,
         )  # fmt: skip

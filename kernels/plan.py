@@ -1,8 +1,8 @@
 """A network's rounds: which kernels run, on which buffers, in which order.
 
 `Plan.launches` gives machine code with packed arguments for a program that launches it inside a
-CUDA graph; `Plan.run` does the same through Triton's launcher, on a GPU or, with
-TRITON_INTERPRET=1, on the CPU.
+CUDA graph; `Plan.run` runs it on tensors: on a GPU the same code with the same arguments, on the
+CPU, with TRITON_INTERPRET=1, in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .ahead import Compiled, Launch, launch
 from .configs import Config, default_config
+from .driver import Loaded
 from .geometry import Geometry
 from .precision import PRECISIONS
 from .steps import ALIGNED, PARAMETERS, Step, moments, round_steps
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 PRECISION = "tf32x3"
 """Of the products where none is asked for."""
 
-ADDRESSES = tuple(
-    name for name in PARAMETERS if name not in ("ints", "floats", "stride", "confidence")
-)
-"""What a caller gives: `ints` and `floats` are `problems` again."""
+VIEWS = {"ints": torch.int32, "floats": torch.float32, "longs": torch.int64}
+"""Those that are `problems` again."""
+
+ADDRESSES = tuple(name for name in PARAMETERS if name not in (*VIEWS, "confidence"))
+"""What a caller gives."""
 
 
 class Plan:
@@ -59,6 +61,7 @@ class Plan:
         self.arch = int(str(arch).removeprefix("cuda:"))
         self.geometry = Geometry.of(network, precision)
         self.config = config or default_config(self.geometry, precision, self.arch)
+        self._kernels: dict[int, list[Loaded]] = {}
 
     @property
     def name(self) -> str:
@@ -102,15 +105,15 @@ class Plan:
         return [step.compiled(self.arch) for step in self.steps]
 
     def launches(
-        self, addresses: Mapping[str, int], *, slots: int, stride: int, confidence: float
+        self, addresses: Mapping[str, int], *, slots: int, confidence: float
     ) -> list[Launch]:
         """A round as launches of machine code.
 
         addresses: device memory by the names of `ADDRESSES`; all but rows, count and fractions
-        are multiples of 16. slots: the most rows of a round. stride: floats from slot to slot, a
-        multiple of 16; a row of it holds the inputs, rounded up to a multiple of 16.
+        are multiples of 16. slots: the most rows of a round.
         """
-        values = self._values(addresses, stride, confidence)
+        values = self._values(addresses, confidence)
+        values |= dict.fromkeys(VIEWS, addresses["problems"])
         for name in ALIGNED:
             if values[name] % 16:
                 raise ValueError(f"{name} must be a multiple of 16, got {values[name]}")
@@ -119,32 +122,39 @@ class Plan:
             for code, step in zip(self.compiled, self.steps, strict=True)
         ]
 
-    def run(
-        self, tensors: Mapping[str, Tensor], *, slots: int, stride: int, confidence: float
-    ) -> None:
-        """A round through Triton's launcher.
+    def run(self, tensors: Mapping[str, Tensor], *, slots: int, confidence: float) -> None:
+        """A round on tensors, on torch's current stream.
 
         tensors: flat, by the names of `ADDRESSES`: problems bytes, rows and count int32, the others
         float32.
         """
+        if tensors["vectors"].is_cuda:
+            addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+            with torch.cuda.device(tensors["vectors"].device):
+                launches = self.launches(addresses, slots=slots, confidence=confidence)
+                for kernel, launch in zip(self._loaded(), launches, strict=True):
+                    kernel.launch(launch)
+            return
         problems = tensors["problems"].view(torch.int8)
-        values = self._values({**tensors, "problems": problems}, stride, confidence)
-        values["ints"] = problems.view(torch.int32)
-        values["floats"] = problems.view(torch.float32)
+        values = self._values({**tensors, "problems": problems}, confidence)
+        values |= {name: problems.view(kind) for name, kind in VIEWS.items()}
         for step in self.steps:
             step.kernel[(step.grid(slots),)](
                 *(values[name] for name in PARAMETERS), **step.constants, **step.options
             )
 
-    def _values(self, given: Mapping[str, Any], stride: int, confidence: float) -> dict[str, Any]:
+    def _loaded(self) -> list[Loaded]:
+        """The kernels on the current device."""
+        device = torch.cuda.current_device()
+        if device not in self._kernels:
+            torch.cuda.synchronize()  # torch's context becomes current in this thread
+            self._kernels[device] = [Loaded(code) for code in self.compiled]
+        return self._kernels[device]
+
+    def _values(self, given: Mapping[str, Any], confidence: float) -> dict[str, Any]:
         if given.keys() != set(ADDRESSES):
             raise ValueError(f"addresses must be those of {ADDRESSES}, got {sorted(given)}")
-        least = -(-self.network.inputs // 16) * 16
-        if stride % 16 or not least <= stride < 2**31:
-            raise ValueError(f"stride must be a multiple of 16 from {least}, got {stride}")
-        problems = given["problems"]
-        same = {"ints": problems, "floats": problems, "stride": stride, "confidence": confidence}
-        return {**given, **same}
+        return {**given, "confidence": confidence}
 
 
 def plan_for(network: Network, device: torch.device | str, precision: str = PRECISION) -> Plan:

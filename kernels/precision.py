@@ -44,6 +44,13 @@ def multiply(acc, a, b, LOW: tl.constexpr, PRECISION: tl.constexpr):
         acc = tl.dot(a - a_high, high, acc, input_precision="tf32")
         acc = tl.dot(a_high, low, acc, input_precision="tf32")
         acc = tl.dot(a_high, high, acc, input_precision="tf32")
+    elif PRECISION == "bf16x3":
+        a_high = a.to(tl.bfloat16)
+        b_high = high.to(tl.bfloat16)
+        b_low = (high - b_high.to(tl.float32)).to(tl.bfloat16)
+        acc = tl.dot((a - a_high.to(tl.float32)).to(tl.bfloat16), b_high, acc)
+        acc = tl.dot(a_high, b_low, acc)
+        acc = tl.dot(a_high, b_high, acc)
     else:
         acc = tl.dot(a, high, acc, input_precision=PRECISION)
     return acc

@@ -2,7 +2,8 @@
 
 `PROBLEM` is struct Problem of csrc/problem.h with the fields that an evaluation reads or writes;
 the engine itself says where they are. The constants are offsets in bytes for the one-byte fields,
-in words of 4 bytes for the others.
+in words of 4 bytes for the others, of 8 for the addresses of the trial point and its gradient: the
+solver swaps its vectors, so a slot's rows are not always in the same place.
 """
 # mypy: disable-error-code="import-untyped, import-not-found"
 
@@ -13,9 +14,6 @@ import triton.language as tl
 
 from advcore import _core
 
-UNALIGNED = ("rows", "count", "fractions")
-"""Addresses of which the kernels do not suppose that they are multiples of 16."""
-
 _LAYOUT = _core.problem_layout()
 MAX_STAGES = _LAYOUT["max_stages"]
 MAX_SCHEDULES = _LAYOUT["max_schedules"]
@@ -25,7 +23,8 @@ _INTS = (
     *("label", "exclusions", "against", "schedule", "stage", "prediction", "runner_up"),
 )  # fmt: skip
 _FLOATS = ("k", "T", "margin", "log_odds", "kappa", "rounding")
-_NAMES = (*_BYTES, *_INTS, *_FLOATS, "excluded")
+_ADDRESSES = ("trial", "trial_gradient")
+_NAMES = (*_BYTES, *_INTS, *_FLOATS, *_ADDRESSES, "excluded")
 
 PROBLEM = np.dtype(
     {
@@ -33,6 +32,7 @@ PROBLEM = np.dtype(
         "formats": [np.bool_] * len(_BYTES)
         + [np.int32] * len(_INTS)
         + [np.float32] * len(_FLOATS)
+        + [np.int64] * len(_ADDRESSES)
         + [(np.int32, (MAX_SCHEDULES,))],
         "offsets": [_LAYOUT[name] for name in _NAMES],
         "itemsize": _LAYOUT["size"],
@@ -61,3 +61,7 @@ LOG_ODDS = tl.constexpr(_LAYOUT["log_odds"] // 4)
 KAPPA = tl.constexpr(_LAYOUT["kappa"] // 4)
 ROUNDING = tl.constexpr(_LAYOUT["rounding"] // 4)
 STAGES = tl.constexpr(MAX_STAGES)
+
+LONGS = tl.constexpr(_LAYOUT["size"] // 8)
+TRIAL = tl.constexpr(_LAYOUT["trial"] // 8)
+TRIAL_GRADIENT = tl.constexpr(_LAYOUT["trial_gradient"] // 8)

@@ -12,15 +12,13 @@ from .geometry import Geometry
 from .head import head
 from .linear import linear_backward, linear_forward
 from .network import propagate
-from .slots import UNALIGNED
 
 PARAMETERS = {
-    "problems": "*i8",  # (slots) struct Problem of csrc/problem.h, three times
+    "problems": "*i8",  # (slots) struct Problem of csrc/problem.h, four times
     "ints": "*i32",
     "floats": "*fp32",
-    "x": "*fp32",  # trial point of slot s at s * stride
-    "dx": "*fp32",  # its gradient
-    "stride": "i32",  # floats, a multiple of 16
+    "longs": "*i64",
+    "vectors": "*fp32",  # of the slots: trial points and gradients, multiples of 16 floats behind
     "rows": "*i32",  # (<= slots) slots of this round
     "count": "*i32",  # (1) how many they are
     "fractions": "*fp32",  # (schedules, stages) temperatures of the schedules
@@ -33,8 +31,9 @@ PARAMETERS = {
 }
 """What every kernel takes, in this order, with Triton's types."""
 
-ALIGNED = tuple(name for name in PARAMETERS if name not in (*UNALIGNED, "confidence"))
-"""Multiples of 16: bytes, and floats for the stride."""
+UNALIGNED = ("rows", "count", "fractions", "confidence")
+ALIGNED = tuple(name for name in PARAMETERS if name not in UNALIGNED)
+"""Addresses that are multiples of 16."""
 
 
 @dataclass(frozen=True)

@@ -136,26 +136,29 @@ class Rounds:
         self.problems["label"] = random.integers(network.classes, size=self.rows)
         self.problems["want_gradient"] = self.problems["finite"] = True
         self.problems["against"] = -1
-        self.problems["T"] = -1
-        self.problems["k"] = 0.5  # no kinks: gradients of different sums are close
+        self.problems["k"] = 0.5  # no kinks, and T not small: the gradients of sums that round
+        logits = network.forward(self.x[:CHECKED])  # differently are close
+        self.problems["T"] = 0.25 * float((logits.max(axis=1) - logits.min(axis=1)).mean()) + 1e-6
         self.fractions = np.full((MAX_SCHEDULES, MAX_STAGES), 0.3, np.float32)
 
     def tensors(self, plan: Plan) -> dict[str, Tensor]:
         """A fresh round on the device."""
-        x = torch.zeros(self.rows, self.stride)
-        x[:, : self.network.inputs] = torch.from_numpy(self.x)
+        vectors = torch.zeros(2, self.rows, self.stride, device=self.device)
+        vectors[0, :, : self.network.inputs] = torch.from_numpy(self.x)
+        size = 4 * self.stride
+        self.problems["trial"] = vectors.data_ptr() + size * np.arange(self.rows)
+        self.problems["trial_gradient"] = self.problems["trial"] + size * self.rows
         host = {
             "problems": torch.from_numpy(self.problems.view(np.uint8).copy()),
-            "x": x.reshape(-1),
             "rows": torch.arange(self.rows, dtype=torch.int32),
             "count": torch.tensor([self.rows], dtype=torch.int32),
             "fractions": torch.from_numpy(self.fractions).reshape(-1),
             "weights": plan.packed,
         }
-        sizes = {"dx": self.rows * self.stride, **plan.buffers(self.rows)}
-        out = {name: torch.zeros(size, device=self.device) for name, size in sizes.items()}
-        out["widths"].fill_(1.0)
-        return {**out, **{name: tensor.to(self.device) for name, tensor in host.items()}}
+        out = {name: tensor.to(self.device) for name, tensor in host.items()}
+        for name, size in plan.buffers(self.rows).items():
+            out[name] = torch.full((size,), 1.0 if name == "widths" else 0.0, device=self.device)
+        return {**out, "vectors": vectors.reshape(-1)}
 
     def check(self, plan: Plan, tensors: dict[str, Tensor]) -> None:
         """ValueError where the first rows are not those of the reference."""
@@ -165,7 +168,7 @@ class Rounds:
             self.network, self.x[:CHECKED], problems, widths, self.fractions, CONFIDENCE,
             dtype=torch.float64,
         )  # fmt: skip
-        dx = tensors["dx"].view(self.rows, self.stride)[:CHECKED, : self.network.inputs]
+        dx = tensors["vectors"].view(2, self.rows, -1)[1, :CHECKED, : self.network.inputs]
         error = np.abs(dx.double().cpu().numpy() - expected).max() / np.abs(expected).max()
         if not error <= TOLERANCE[self.precision]:
             raise ValueError(f"gradients are wrong by {error:.2e}")
@@ -175,7 +178,7 @@ class Rounds:
         tensors = self.tensors(plan)
 
         def one() -> None:
-            plan.run(tensors, slots=self.rows, stride=self.stride, confidence=CONFIDENCE)
+            plan.run(tensors, slots=self.rows, confidence=CONFIDENCE)
 
         one()
         torch.cuda.synchronize()
@@ -226,10 +229,9 @@ def save(key: str, config: Config) -> None:
     entries[key] = config.to_json()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=path.name, delete=False
-        ) as file:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        with open(handle, "w") as file:
             json.dump(entries, file, indent=1)
-        Path(file.name).replace(path)
+        Path(name).replace(path)
     except OSError as error:
         warnings.warn(f"the tuned kernels are not remembered: {error}", stacklevel=2)
