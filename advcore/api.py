@@ -170,7 +170,7 @@ def minimize_distortion(
 
     count, targeted = len(given), targets is not None
     path = choose_path(model, flat[:SAMPLE], given.shape[1:], device)
-    size = max(batch_size or 1024, 8192 if path.network is not None and path.cuda else 0)
+    size = path.rows if path.network is not None else min(path.rows, batch_size or path.rows)
     required = confidence
     if count:
         required += 4 * logit_noise(path, probes(lo, hi))

@@ -130,6 +130,11 @@ def on_device(
         yield session, DeviceOracle(oracle, session.slots)
 
 
+def room(device: torch.device) -> int:
+    """Bytes for the activations of a round: half of what is free."""
+    return _free_memory(device) // 2
+
+
 def stream(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ModelRaised
+from .logits import Logits
 
 if TYPE_CHECKING:
     import torch
@@ -70,63 +71,6 @@ class NumpyModel(Protocol):
     def backward(self, dlogits: Any) -> Any:
         """Gradient (B, ...) or (B, n) for ``dlogits`` (B, K) of the last forward."""
         ...
-
-
-class Logits:
-    """Checks and converts what a model returns; one for every oracle.
-
-    A single logit z is the binary form: it becomes the logits (0, z) of classes 0 and 1, and of a
-    gradient with respect to them the model gets the second column.
-    """
-
-    def __init__(self) -> None:
-        self.outputs = 0
-
-    @property
-    def classes(self) -> int:
-        """Number of logits after conversion; 0 before the first forward."""
-        return max(2, self.outputs) if self.outputs else 0
-
-    def check(self, shape: tuple[int, ...], rows: int) -> None:
-        """Raises unless this is the shape of the logits of ``rows`` images, as it was before."""
-        if len(shape) != 2 or shape[0] != rows or shape[1] == 0:
-            raise ValueError(
-                f"model must return logits of shape (B, K), here ({rows}, K), got {shape}"
-            )
-        if self.outputs not in (0, shape[1]):
-            raise ValueError(
-                f"model returned {self.outputs} logits before, now {shape[1]} an image"
-            )
-        self.outputs = shape[1]
-
-    def take(self, output: NDArray[Any], rows: int) -> Floats:
-        """(B, K) float32, K >= 2, of the model's output for ``rows`` images."""
-        if output.dtype.kind != "f":
-            raise TypeError(f"model must return floating-point logits, got {output.dtype}")
-        self.check(output.shape, rows)
-        if self.outputs == 1:
-            pair = np.zeros((rows, 2), dtype=np.float32)
-            pair[:, 1:] = output
-            return pair
-        with np.errstate(over="ignore"):  # a float64 logit may overflow: the row is not finite
-            return np.array(output, dtype=np.float32, order="C")  # the model may reuse its buffer
-
-    def seed(self, dlogits: Floats) -> Floats:
-        """The gradient with respect to the model's own output."""
-        return np.ascontiguousarray(dlogits[:, 1:]) if self.outputs == 1 else dlogits
-
-
-def softmax_output(logits: NDArray[np.floating[Any]]) -> bool:
-    """Whether every row looks like probabilities: in [0, 1] and summing to 1 within 1e-4.
-
-    Such a model ends in a softmax; the solver wants what goes into it. (0, z) pairs of a single
-    logit never pass, nor does an empty batch or one with NaN.
-    """
-    rows = np.asarray(logits, dtype=np.float64)
-    if rows.size == 0 or not np.isfinite(rows).all():
-        return False
-    inside = rows.min() >= 0.0 and rows.max() <= 1.0
-    return bool(inside and np.abs(rows.sum(axis=1) - 1.0).max() <= 1e-4)
 
 
 @contextmanager
@@ -260,6 +204,7 @@ class TorchOracle:
         self._leaf: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
         self._widths: Widths | None = None
+        self.saved_bytes = 0  # what a forward keeps of an image for its backward
         self.kind = "smooth"
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
         self._tried = np.ascontiguousarray(x[:1], dtype=np.float32)
@@ -326,6 +271,12 @@ class TorchOracle:
             if grad:
                 self._leaf, self._output = x, output
             return output
+
+    def forget(self) -> None:
+        """Let go of the last forward, and of memory that torch keeps for later."""
+        self._leaf = self._output = None
+        if self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
 
     def backward(self, dlogits: Floats) -> Floats:
         """See `Oracle`; zeros where the logits do not depend on the input."""
@@ -425,15 +376,35 @@ class TorchOracle:
             output = self._call(rows)
             self._copies = rows._version != version
             self._logits.take(self._to_numpy(output), len(x))
-        logits = self.forward(x, grad=True)
+        few = x[:2]
+        logits = self._count_saved(few)
         if self._output is not None and not self._output.requires_grad:
-            moved = self.forward(x * np.float32(0.5), grad=False)
+            moved = self.forward(few * np.float32(0.5), grad=False)
             if not np.array_equal(logits, moved, equal_nan=True):
                 raise ValueError(
                     "model must be differentiable with torch.autograd: its output changes with "
                     "its input but carries no graph (torch.no_grad or detach inside?)"
                 )
         self._leaf = self._output = None
+
+    def _count_saved(self, x: Floats) -> Floats:
+        """A forward with a graph, and `saved_bytes`: all storages but the parameters'."""
+        own: set[int] = set()
+        if isinstance(self._model, self._torch.nn.Module):
+            tensors = (*self._model.parameters(), *self._model.buffers())
+            own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with self._torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = self.forward(x)
+        total = sum(size for place, size in kept.items() if place not in own)
+        self.saved_bytes = total // max(len(x), 1)
+        return logits
 
     def _survey(self, x: Floats) -> None:
         """Number the activations in forwards with 2 and 3 rows; keep those that follow the rows."""

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, verify
+from . import _core, memory, verify
 from ._extras import require
+from .errors import ModelRaised
+from .logits import softmax_output
 from .network import Network, Unsupported
-from .oracles import NumpyOracle, Oracle, TorchOracle, softmax_output
+from .oracles import NumpyOracle, Oracle, TorchOracle
 
 Floats = NDArray[np.float32]
 SAMPLE = 64
@@ -55,12 +57,26 @@ class Path:
         assert self.oracle is not None
         return self.oracle
 
+    @property
+    def rows(self) -> int:
+        """Images of a forward without a backward, which keeps two layers of activations at most."""
+        if self.cuda and self.network is not None:
+            return 8192
+        return memory.rows(self.oracle, 1024, 4 * memory.SAVED)
+
     def forward(self, x: Floats) -> Floats:
-        """Logits of the model itself."""
+        """Logits of the model itself; by halves where there is no memory for all at once."""
         if self.oracle is None:
             assert self.network is not None
             return self.network.forward(x)
-        return self.oracle.forward(x, grad=False)
+        try:
+            return self.oracle.forward(x, grad=False)
+        except ModelRaised as error:
+            if len(x) < 2 or not memory.ran_out(error):
+                raise
+        memory.release(self.oracle)
+        half = len(x) // 2
+        return np.concatenate([self.forward(x[:half]), self.forward(x[half:])])
 
 
 def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any) -> Path:

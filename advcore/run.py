@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
+from . import _core, memory
 from .errors import DeviceError
 from .network import Network
 from .oracles import Oracle, TorchOracle
@@ -48,6 +49,17 @@ class Job:
     hi: Floats
     starts: Floats | None
 
+    def part(self, rows: NDArray[np.intp]) -> Job:
+        """The job of these images alone."""
+
+        def own(values: Floats) -> Floats:
+            return values[rows] if values.ndim == 2 else values
+
+        starts = None if self.starts is None else self.starts[rows]
+        return Job(
+            *(self.params, self.images[rows], self.labels[rows], own(self.lo), own(self.hi)), starts
+        )
+
 
 @dataclass
 class Watch:
@@ -58,10 +70,20 @@ class Watch:
     callback: Callable[[Progress], object] | None
     begin: float
     error: Exception | None = None
+    before: tuple[int, int, int] = (0, 0, 0)  # finished, succeeded, evaluations of earlier runs
+
+    def after(self, results: dict[str, NDArray[Any]]) -> Watch:
+        """The same for a run of the images that an earlier one left as interrupted."""
+        done = results["status"] != _core.Status.interrupted
+        counts = (done, results["success"] & done, results["evaluations"] * done)
+        self.before = (int(counts[0].sum()), int(counts[1].sum()), int(counts[2].sum()))
+        return self
 
     def __call__(self, finished: int, succeeded: int, evaluations: int) -> bool:
         """Whether to go on."""
         seconds = time.perf_counter() - self.begin
+        counts = (finished, succeeded, evaluations)
+        finished, succeeded, evaluations = map(operator.add, self.before, counts)
         state = Progress(finished, self.total, succeeded, evaluations, seconds)
         try:
             stop = self.callback is not None and self.callback(state) is True
@@ -107,19 +129,43 @@ def run_oracle(
 ) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
     """The same with the evaluations of any oracle, one batch of slots a round.
 
-    ``cuda``: the solver too runs on the oracle's device.
+    ``cuda``: the solver too runs on the oracle's device. Where the model runs out of memory, the
+    images that are not finished are attacked again, half as many at a time.
     """
+    slots = max(1, min(slots or _slots(oracle, cuda), len(job.images)))
+    results, error = _run_slots(oracle, job, slots, watch, cuda)
+    while slots > 1 and memory.ran_out(error):
+        slots //= 2
+        memory.release(oracle)
+        left = np.flatnonzero(results["status"] == _core.Status.interrupted)
+        found, error = _run_slots(oracle, job.part(left), slots, watch.after(results), cuda)
+        for name, values in found.items():
+            results[name][left] = values
+    return results, error
+
+
+def _slots(oracle: Oracle, cuda: bool) -> int:
+    """Rows of a round: as many as are fast, and as their activations leave room for."""
+    if not cuda:
+        return memory.rows(oracle, ORACLE_SLOTS)
+    from . import cuda as device
+
+    assert isinstance(oracle, TorchOracle)
+    return memory.rows(oracle, device.SLOTS, device.room(oracle.device))
+
+
+def _run_slots(
+    oracle: Oracle, job: Job, slots: int, watch: Watch, cuda: bool
+) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
     with contextlib.ExitStack() as stack:
         session: _core.Session | CudaSession
         evaluate: Oracle | DeviceOracle
         if cuda:
-            from .cuda import SLOTS, on_device
+            from .cuda import on_device
 
             assert isinstance(oracle, TorchOracle)
-            slots = max(1, min(slots or SLOTS, len(job.images)))
             session, evaluate = stack.enter_context(on_device(oracle, job, slots))
         else:
-            slots = max(1, min(slots or ORACLE_SLOTS, len(job.images)))
             session = _core.Session(
                 job.params, job.images, job.labels, job.lo, job.hi, job.starts, slots
             )

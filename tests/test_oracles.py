@@ -11,7 +11,8 @@ import pytest
 
 import advcore
 from advcore import data
-from advcore.oracles import Logits, NumpyOracle, TorchOracle, softmax_output
+from advcore.logits import Logits, softmax_output
+from advcore.oracles import NumpyOracle, TorchOracle
 
 
 class Affine:

@@ -1,0 +1,67 @@
+"""What a model returns: checked, converted, and looked at for a softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+class Logits:
+    """Checks and converts what a model returns; one for every oracle.
+
+    A single logit z is the binary form: it becomes the logits (0, z) of classes 0 and 1, and of a
+    gradient with respect to them the model gets the second column.
+    """
+
+    def __init__(self) -> None:
+        self.outputs = 0
+
+    @property
+    def classes(self) -> int:
+        """Number of logits after conversion; 0 before the first forward."""
+        return max(2, self.outputs) if self.outputs else 0
+
+    def check(self, shape: tuple[int, ...], rows: int) -> None:
+        """Raises unless this is the shape of the logits of ``rows`` images, as it was before."""
+        if len(shape) != 2 or shape[0] != rows or shape[1] == 0:
+            raise ValueError(
+                f"model must return logits of shape (B, K), here ({rows}, K), got {shape}"
+            )
+        if self.outputs not in (0, shape[1]):
+            raise ValueError(
+                f"model returned {self.outputs} logits before, now {shape[1]} an image"
+            )
+        self.outputs = shape[1]
+
+    def take(self, output: NDArray[Any], rows: int) -> Floats:
+        """(B, K) float32, K >= 2, of the model's output for ``rows`` images."""
+        if output.dtype.kind != "f":
+            raise TypeError(f"model must return floating-point logits, got {output.dtype}")
+        self.check(output.shape, rows)
+        if self.outputs == 1:
+            pair = np.zeros((rows, 2), dtype=np.float32)
+            pair[:, 1:] = output
+            return pair
+        with np.errstate(over="ignore"):  # a float64 logit may overflow: the row is not finite
+            return np.array(output, dtype=np.float32, order="C")  # the model may reuse its buffer
+
+    def seed(self, dlogits: Floats) -> Floats:
+        """The gradient with respect to the model's own output."""
+        return np.ascontiguousarray(dlogits[:, 1:]) if self.outputs == 1 else dlogits
+
+
+def softmax_output(logits: NDArray[np.floating[Any]]) -> bool:
+    """Whether every row looks like probabilities: in [0, 1] and summing to 1 within 1e-4.
+
+    Such a model ends in a softmax; the solver wants what goes into it. (0, z) pairs of a single
+    logit never pass, nor does an empty batch or one with NaN.
+    """
+    rows = np.asarray(logits, dtype=np.float64)
+    if rows.size == 0 or not np.isfinite(rows).all():
+        return False
+    inside = rows.min() >= 0.0 and rows.max() <= 1.0
+    return bool(inside and np.abs(rows.sum(axis=1) - 1.0).max() <= 1e-4)

@@ -1,0 +1,116 @@
+"""Rows of a round by what a forward keeps, and models that run out of memory on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import advcore
+from advcore import run
+from advcore.oracles import TorchOracle
+from advcore.paths import choose_path
+
+torch = pytest.importorskip("torch")
+
+
+class Hungry(torch.nn.Module):
+    """Has no memory for more than `most` rows with a graph; `raised` counts."""
+
+    def __init__(self, most: int, error: type[Exception], text: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(torch.nn.Linear(20, 16), torch.nn.Tanh())
+        self.last = torch.nn.Linear(16, 5)
+        with torch.no_grad():
+            self.layers[0].weight.mul_(4)
+            self.last.weight.mul_(4)
+        self.most, self.error, self.text, self.raised = most, error, text, 0
+        self.most_forward = 10**6
+        self.eval()
+
+    def forward(self, x: Any) -> Any:
+        """Row by row, so that the batch does not change a bit."""
+        if len(x) > (self.most if x.requires_grad else self.most_forward):
+            self.raised += 1
+            raise self.error(self.text)
+        return torch.cat([self.last(self.layers(row[None])) for row in x])
+
+
+@pytest.fixture
+def images() -> Any:
+    return np.random.default_rng(0).random((40, 20), dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (torch.cuda.OutOfMemoryError, "CUDA out of memory"),
+        (RuntimeError, "[enforce fail] DefaultCPUAllocator: can't allocate memory: 1 bytes"),
+        (MemoryError, ""),
+    ],
+)
+def test_half_as_many_at_a_time(images: Any, error: Any, text: str) -> None:
+    whole = advcore.minimize_distortion(Hungry(1000, error, text), images)
+    model, seen = Hungry(7, error, text), []
+    found = advcore.minimize_distortion(model, images, batch_size=40, callback=seen.append)
+    assert model.raised == 3  # 40, 20, 10 rows
+    assert np.array_equal(found.adversarial, whole.adversarial)
+    assert np.array_equal(found.status, whole.status)
+    assert seen[-1].finished == 40
+    assert seen[-1].evaluations == found.evaluations.sum()
+
+
+def test_one_row_too_many_is_an_error_with_what_there_is(images: Any) -> None:
+    model = Hungry(7, MemoryError, "none left")
+    model.most = 1000
+
+    def starve(progress: Any) -> None:
+        model.most = 0 if progress.finished >= 3 else 1000
+
+    with pytest.raises(advcore.ModelError, match="none left") as raised:
+        advcore.minimize_distortion(model, images, batch_size=3, callback=starve)
+    kept = raised.value.result
+    assert 3 <= (kept.status != advcore.Status.interrupted).sum() < 40
+
+
+def test_forwards_alone_go_by_halves(images: Any) -> None:
+    whole = advcore.minimize_distortion(Hungry(1000, MemoryError, ""), images)
+    model = Hungry(1000, MemoryError, "")
+    path = choose_path(model, images[:4], (20,), None)
+    model.most_forward = 3
+    assert np.array_equal(
+        path.forward(images), Hungry(1000, MemoryError, "")(torch.tensor(images)).detach()
+    )
+    found = advcore.minimize_distortion(Hungry(8, MemoryError, ""), images, batch_size=8)
+    assert np.array_equal(found.adversarial, whole.adversarial)
+
+
+def test_other_errors_are_not_tried_again(images: Any) -> None:
+    model = Hungry(7, RuntimeError, "shapes do not match")
+    with pytest.raises(advcore.ModelError, match="shapes"):
+        advcore.minimize_distortion(model, images, batch_size=40)
+    assert model.raised == 1
+
+
+def test_own_bounds_and_starts_go_with_their_images(images: Any) -> None:
+    options: dict[str, Any] = {
+        "bounds": (np.maximum(images - 0.5, 0), np.minimum(images + 0.5, 1)),
+        "starts": np.clip(images[:, None] + 0.3, 0, 1),
+    }
+    options["starts"] = np.clip(options["starts"], *(b[:, None] for b in options["bounds"]))
+    whole = advcore.minimize_distortion(Hungry(1000, MemoryError, ""), images, **options)
+    found = advcore.minimize_distortion(Hungry(7, MemoryError, ""), images, **options)
+    assert np.array_equal(found.adversarial, whole.adversarial)
+
+
+def test_rows_by_what_a_forward_keeps() -> None:
+    wide = torch.nn.Sequential(torch.nn.Linear(4, 1 << 20), torch.nn.Tanh()).eval()
+    model = torch.nn.Sequential(wide, torch.nn.Linear(1 << 20, 3)).eval()
+    oracle = TorchOracle(model, (4,))
+    assert oracle.saved_bytes == pytest.approx(4 << 20, rel=0.01)  # tanh keeps its output
+    assert run._slots(oracle, cuda=False) == 31
+    small = TorchOracle(torch.nn.Linear(4, 3).eval(), (4,))
+    assert small.saved_bytes < 1000  # its weight is not counted
+    assert run._slots(small, cuda=False) == run.ORACLE_SLOTS
