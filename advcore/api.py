@@ -106,8 +106,9 @@ def minimize_distortion(
     batch_size : int, optional
         Images in work at once (a thread, on the native path).
     device : optional
-        Device of torch for the model's evaluations. The solver runs on the CPU, or on the model's
-        device where that is a GPU and advcore was built with CUDA; the result's ``engine`` says.
+        Device of torch for the model's evaluations; None: the module's own, else the CPU. The
+        solver runs there too where that is a GPU and advcore was built with CUDA, and a native
+        network with it, in one launch; the result's ``engine`` says what ran.
     threads : int, optional
         Of the native path; None: ADVCORE_NUM_THREADS, else all CPUs.
     time_limit : float > 0, optional
