@@ -77,10 +77,12 @@ def candidates(geometry: Geometry, precision: str, arch: int) -> list[Config]:
             Config(True, 32, 128, 32, 4, 3),
             Config(True, 32, 64, 32, 4, 3),
             Config(True, 128, 128, 32, 8, 2),
-            Config(False, 64, 64, 32, 4, 3),
             Config(False, 64, 128, 32, 4, 3),
+            Config(False, 64, 64, 32, 4, 3),
             Config(False, 128, 128, 32, 8, 3),
         ]
+    if max(geometry.outs) > 512:  # enough columns for programs of their own
+        found.sort(key=lambda config: config.fused)
     parts = 2 if precision in SPLIT else 1
     return [config for config in found if config.shared(parts) <= shared_memory(arch)]
 
