@@ -30,6 +30,7 @@ from .slots import (
     ROUNDING,
     RUNNER_UP,
     SCHEDULE,
+    SCHEDULES,
     SIZE,
     STAGE,
     STAGES,
@@ -74,9 +75,8 @@ def head_tile(
     ahead = (z_label > other) | ((z_label == other) & (label < runner_up))
     prediction = tl.where(ahead, label, runner_up)
     exclusions = tl.load(ints + words + EXCLUSIONS)
-    most = tl.max(exclusions)
-    if most > 0:
-        for i in range(most):
+    if tl.max(exclusions) > 0:
+        for i in range(SCHEDULES):
             excluded = tl.load(ints + words + EXCLUDED + i)
             z = tl.where((column == excluded[:, None]) & (exclusions > i)[:, None], PAD, z)
         other, runner_up = _largest(z, column, K)

@@ -61,6 +61,7 @@ LOG_ODDS = tl.constexpr(_LAYOUT["log_odds"] // 4)
 KAPPA = tl.constexpr(_LAYOUT["kappa"] // 4)
 ROUNDING = tl.constexpr(_LAYOUT["rounding"] // 4)
 STAGES = tl.constexpr(MAX_STAGES)
+SCHEDULES = tl.constexpr(MAX_SCHEDULES)
 
 LONGS = tl.constexpr(_LAYOUT["size"] // 8)
 TRIAL = tl.constexpr(_LAYOUT["trial"] // 8)

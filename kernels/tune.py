@@ -101,12 +101,18 @@ def compile_in_parallel(
     """
     shapes = [geometry.widths, geometry.kinds, geometry.slopes, geometry.parts]
     running = []
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # not what lies in the current folder
     for config in configs[1:]:  # the first is compiled here
         task = json.dumps([shapes, precision, arch, config.to_json()])
         command = [sys.executable, "-m", f"{__package__}.warm", task]
         with contextlib.suppress(OSError):
             running.append(
-                subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
             )
     from .warm import warm
 

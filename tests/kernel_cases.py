@@ -162,8 +162,12 @@ def run_float64(case: Case, data: dict[str, Any]) -> Any:
     return {"problems": problems, "dx": gradients, "widths": widths, "logits": logits}
 
 
-def assert_round(case: Case, data: dict[str, Any], found: Any, tolerance: float) -> None:
-    """The round against float64; `tolerance` relative to the largest logit, gradient, width."""
+def assert_round(case: Case, data: dict[str, Any], found: Any, tolerance: float) -> float:
+    """The round against float64; `tolerance` relative to the largest logit, gradient, width.
+
+    Another class may be found to be the largest where it is nearer than the tolerance. Returns the
+    largest error of a logit, relative to the largest logit.
+    """
     expected = run_float64(case, data)
     rows = data["rows"][: case.batch]
     problems, reference = records(found["problems"])[rows], expected["problems"]
@@ -174,7 +178,9 @@ def assert_round(case: Case, data: dict[str, Any], found: Any, tolerance: float)
         found["logits"][finite], expected["logits"][finite], rtol=0, atol=tolerance * scale
     )
     for name in ("prediction", "runner_up"):
-        np.testing.assert_array_equal(problems[name], reference[name], name)
+        each = np.arange(case.batch)
+        gap = expected["logits"][each, reference[name]] - expected["logits"][each, problems[name]]
+        assert (np.abs(gap[finite]) <= 4 * tolerance * scale).all(), name
     for name in ("margin", "log_odds", "kappa", "rounding", "T"):
         bound = tolerance * (scale if name != "rounding" else 1e-5 * scale)
         np.testing.assert_allclose(
@@ -183,7 +189,9 @@ def assert_round(case: Case, data: dict[str, Any], found: Any, tolerance: float)
         )  # fmt: skip
     wanted = finite & reference["want_gradient"]
     n = case.widths[0]
-    for row, gradient in zip(found["dx"][rows][wanted], expected["dx"][wanted], strict=True):
+    compared = wanted & ((problems["runner_up"] == reference["runner_up"]) | (reference["T"] > 0))
+    assert compared.sum() >= 0.9 * wanted.sum()
+    for row, gradient in zip(found["dx"][rows][compared], expected["dx"][compared], strict=True):
         atol = 4 * tolerance * np.abs(gradient).max() + 1e-30
         np.testing.assert_allclose(row[:n], gradient, rtol=0, atol=atol)
     measured = finite & reference["measure"]
@@ -204,21 +212,23 @@ def assert_round(case: Case, data: dict[str, Any], found: Any, tolerance: float)
     only_finite = data["problems"].copy()
     records(only_finite)["finite"][bad] = False
     assert np.array_equal(found["problems"][bad], only_finite[bad])
+    errors = np.abs(found["logits"][finite] - expected["logits"][finite])
+    return float(errors.max(initial=0) / scale)
 
 
-def activations(kind: str, slope: float, z: Any, d: Any) -> Any:
+def activations(kind: str, slope: float, z: Any, d: Any, device: str = "cpu") -> Any:
     """The activation's kernel on z (rows, columns) with half-widths d (rows): h, dh."""
     import torch
     from advcore.kernels.activation import activation
 
     from advcore.network import ACTIVATIONS
 
-    z, d = torch.tensor(z), torch.tensor(d)
+    z, d = torch.tensor(z, device=device), torch.tensor(d, device=device)
     h, dh = torch.empty_like(z), torch.empty_like(z)
     activation[(-(-z.shape[0] // 16), -(-z.shape[1] // 64))](
         z, d, h, dh, *z.shape, KIND=ACTIVATIONS.index(kind), SLOPE=slope, BM=16, BN=64
     )
-    return h.numpy(), dh.numpy()
+    return h.cpu().numpy(), dh.cpu().numpy()
 
 
 def memory(address: int, count: int, kind: Any) -> Any:
@@ -269,6 +279,26 @@ def solve_in_rounds(case: Case, job: tuple[Any, ...], targeted: bool) -> Any:
         plan.run(tensors, slots=slots, confidence=params.confidence)
         session.advance(None)
         rounds += 1
+
+
+def tuned_rounds(widths: tuple[int, ...], kind: str, precision: str) -> Any:
+    """Gradients of a round of `tune.Rounds`, the reference's by its own check."""
+    import torch
+    from advcore.kernels import tune
+
+    case = Case(widths, kind, precision=precision)
+    tune.ROWS = 40
+    rounds = tune.Rounds(network_of(case), precision, torch.device("cpu"))
+    plan = plan_of(case)
+    tensors = rounds.tensors(plan)
+    plan.run(tensors, slots=rounds.rows, confidence=tune.CONFIDENCE)
+    rounds.check(plan, tensors)
+    tensors["vectors"].view(2, rounds.rows, -1)[1] *= 1.5
+    try:
+        rounds.check(plan, tensors)
+    except ValueError as error:
+        return rounds.rows, str(error)
+    return rounds.rows, ""
 
 
 def _interpret() -> None:

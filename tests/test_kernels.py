@@ -26,6 +26,7 @@ from kernel_cases import (
     run_case,
     run_round,
     solve_in_rounds,
+    tuned_rounds,
 )
 
 from advcore import _core
@@ -160,6 +161,13 @@ def test_a_row_does_not_depend_on_the_others(call: Call, kind: str, fused: bool)
         found = call(run_round, case, shuffled(case, data, seed))
         for name in ("problems", "dx", "widths"):
             assert np.array_equal(found[name][kept], expected[name][kept]), name
+
+
+@pytest.mark.parametrize("kind", ["relu", "gelu"])
+def test_the_check_of_tuning(call: Call, kind: str) -> None:
+    rows, error = call(tuned_rounds, (48, 20, 12, 5), kind, "tf32x3")
+    assert rows == 40
+    assert "gradients are wrong by 5" in error
 
 
 def test_split_products() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
 import json
@@ -9,6 +10,7 @@ import re
 import struct
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from conftest import make_network
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
-from advcore.kernels import tune  # noqa: E402
+from advcore.kernels import driver, tune  # noqa: E402
 from advcore.kernels.configs import Config, candidates, shared_memory  # noqa: E402
 from advcore.kernels.geometry import Geometry, padded  # noqa: E402
 from advcore.kernels.plan import ADDRESSES, Plan  # noqa: E402
@@ -115,7 +117,7 @@ def test_the_cache_makes_the_second_time_short() -> None:
         )
         for _ in range(2)
     ]
-    assert seconds[1] < 1.5
+    assert seconds[1] < 3  # 0.5 s where nothing else runs
     assert seconds[1] < 0.7 * seconds[0]
 
 
@@ -155,6 +157,55 @@ def test_packed_arguments() -> None:
         plan.launches({**addresses, "vectors": 4}, slots=1, confidence=0)
     with pytest.raises(ValueError, match="addresses must be"):
         plan.launches({"x": 16}, slots=1, confidence=0)
+
+
+class Driver:
+    """Stands in for libcuda: what is asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, Any] = {}
+        self.error = 0
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> int:
+            self.calls[name] = arguments
+            if name == "cuModuleGetFunction":
+                arguments[0]._obj.value = 77
+            if name == "cuLaunchKernel":
+                sizes = [len(packed) for packed in self.expected]
+                places = zip(arguments[9], sizes, strict=True)
+                self.packed = tuple(ctypes.string_at(at, size) for at, size in places)
+            if name == "cuGetErrorName":
+                arguments[1]._obj.value = b"CUDA_ERROR_STAND_IN"
+                return 0
+            return self.error
+
+        return call
+
+
+def test_launches_through_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Driver()
+    monkeypatch.setattr(driver, "_cuda", lambda: cuda)
+    stream = types.SimpleNamespace(cuda_stream=55)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    plan = Plan(make_network((784, 100, 10)), "tf32", 90, Config(True, 128, 128, 32, 4, 2))
+    addresses = {name: 4096 * (i + 1) for i, name in enumerate(ADDRESSES)}
+    (launch,) = plan.launches(addresses, slots=1000, confidence=0.5)
+    loaded = driver.Loaded(plan.compiled[0])
+    assert cuda.calls["cuModuleLoadData"][1] == launch.cubin
+    assert cuda.calls["cuModuleGetFunction"][2] == b"propagate"
+    assert launch.shared > driver.DEFAULT_SHARED
+    assert cuda.calls["cuFuncSetAttribute"][1:] == (8, launch.shared)
+    cuda.expected = launch.arguments
+    loaded.launch(launch)
+    function, *sizes = cuda.calls["cuLaunchKernel"][:8]
+    assert function.value == 77
+    assert sizes == [8, 1, 1, 128, 1, 1, launch.shared]
+    assert cuda.calls["cuLaunchKernel"][8].value == 55
+    assert cuda.packed == launch.arguments
+    cuda.error = 700
+    with pytest.raises(RuntimeError, match=r"cuLaunchKernel propagate: CUDA_ERROR_STAND_IN \(700"):
+        loaded.launch(launch)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
