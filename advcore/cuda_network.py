@@ -89,7 +89,8 @@ def run_queue(
     count = len(job.images)
     slots = max(1, min(slots or SLOTS, count))
     with torch.cuda.device(device), torch.inference_mode(False):
-        plan, weights = _plan(network, device)
+        with named():
+            plan, weights = _plan(network, device)
         slots, capacity, memory = arena(job.params, job.lo.ndim == 2, slots, device, max(count, 1))
         with named():
             queue = _core.CudaQueue(

@@ -26,6 +26,7 @@ profiles = importlib.import_module("profiles")
 rivals = importlib.import_module("rivals")
 speed_engine = importlib.import_module("speed_engine")
 speed_page = importlib.import_module("speed_page")
+gpu_page = importlib.import_module("gpu_page")
 sweep_rivals = importlib.import_module("sweep_rivals")
 
 RESULTS = Path(bench_speed.__file__).parent / "results"
@@ -242,3 +243,53 @@ def test_page_names_targets_met_missed_and_not_measured():
 def test_numbers_of_the_page_have_three_digits(value, text):
     assert speed_page.number(value) == text
     assert math.isclose(float(text.replace(",", "")), value, rel_tol=5e-3)
+
+
+def gpu_figures() -> dict[str, Any]:
+    run = {"images": 90000, "success": 1.0, "mean_distortion": 1.2, "evaluations": 20.5}
+    whole = {**run, "seconds": 0.25, "round_seconds": 0.1, "share_of_bound": 0.4}
+    return {
+        "device": "GPU", "torch": "2.11", "network": "fc100_100_10", "images": "MNIST test images",
+        "copy_TB_s": 4.3, "every_target": whole,
+        "one_target": {**run, "images": 10000, "seconds": 0.06},
+        "agreement": {
+            "images": 10000, "threads": 16, "cpu_seconds": 0.6, "same_success": 1.0,
+            "same_status": 0.99, "within_1e-3": 0.97, "mean_ratio": 1.0001,
+        },
+        "torch_path": {**run, "seconds": 0.6},
+        "slots": {"1024": whole, "4096": whole},
+        "precision": {"ieee": whole, "tf32": run | {"seconds": 0.2}},
+        "PDGD-500": {**run, "seconds": 20.0, "mean_distortion": 1.25},
+        "DDN-1000": {**run, "seconds": 40.0, "mean_distortion": 1.19},
+        "ALMA-1000": {"failed": "no memory"},
+    }  # fmt: skip
+
+
+def test_the_page_of_the_gpu_says_what_was_measured() -> None:
+    text = gpu_page.section(gpu_figures())
+    for line in (
+        "| advcore | 0.250 | 1.0 | 100.00% | 1.2000 |",
+        "| PDGD-500 | 20.000 | 80.0 | 100.00% | 1.2500 |",
+        "| ALMA-1000 | failed |  |  |  |",
+        "| 90,000 problems in 0.3 s | 0.250 s | yes |",
+        "| 50% of the bound of memory | 40%, 0.100 s of rounds | no |",
+        "| 100 times the fastest attack | 80 times | no |",
+        "| a lower mean distortion than any | 1.0084 of the best | no |",
+        "| 10,000 problems in 50 ms once warm | 60 ms | no |",
+    ):
+        assert line in text.splitlines(), text
+    assert "10.0 times as fast" in text
+    assert "10.0 times the time" in text
+
+
+def test_the_page_without_a_gpu_claims_nothing() -> None:
+    text = gpu_page.section(None)
+    assert "Not measured" in text
+    assert not any(character.isdigit() for character in text)
+
+
+def test_a_part_that_failed_leaves_the_others() -> None:
+    stored = gpu_figures()
+    for name in ("every_target", "one_target", "agreement", "precision"):
+        text = gpu_page.section({**stored, name: {"failed": "x"}})
+        assert "| PDGD-500 | 20.000 |" in text
