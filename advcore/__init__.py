@@ -4,6 +4,7 @@ from ._core import Status
 from ._version import __version__
 from .api import minimize_distortion
 from .errors import DeviceError, Interrupted, ModelError
+from .loading import load_model
 from .network import Layer, Network
 from .result import Result
 from .run import Progress
@@ -18,5 +19,6 @@ __all__ = [
     "Result",
     "Status",
     "__version__",
+    "load_model",
     "minimize_distortion",
 ]

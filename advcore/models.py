@@ -1,9 +1,11 @@
-"""The MNIST networks of Szegedy et al., "Intriguing properties of neural networks", section 4.
+"""The networks of Szegedy et al., "Intriguing properties of neural networks", section 4.
 
-Torch builders; every one returns a `torch.nn.Sequential` that takes (B, 784) or (B, 1, 28, 28)
+Torch builders; those for MNIST return a `torch.nn.Sequential` that takes (B, 784) or (B, 1, 28, 28)
 float32 images in [0, 1] and gives (B, 10) logits. Hidden units are sigmoids, as in the paper, but
-for `small_cnn`, which the paper does not have. The initial weights depend on `seed` alone; torch's
-global generator is left as it was. Needs torch (``pip install "advcore[torch]"``).
+for `small_cnn`, which the paper does not have, and `quocnet`. The initial weights depend on `seed`
+alone; torch's global generator is left as it was. `alexnet` and `squeezenet1_0` come with published
+weights. `preprocess` puts in front of a model what is to be done to an image. Needs torch
+(``pip install "advcore[torch]"``).
 """
 
 from __future__ import annotations
@@ -12,12 +14,40 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ._extras import require
+from .preprocessing import preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import torch
 
+__all__ = [
+    "BUILDERS",
+    "CLASSES",
+    "PIXELS",
+    "PRETRAINED",
+    "WEIGHT_DECAY",
+    "alexnet",
+    "autoencoder400_10",
+    "fc10",
+    "fc100_100_10",
+    "fc123_456_10",
+    "fc200_200_10",
+    "fully_connected",
+    "preprocess",
+    "quocnet",
+    "seeded",
+    "small_cnn",
+    "squeezenet1_0",
+]
+
+PRETRAINED = ("alexnet", "squeezenet1_0")
+BUILDERS = (
+    *PRETRAINED,
+    *("fc10", "fc100_100_10", "fc200_200_10", "fc123_456_10", "autoencoder400_10"),
+    *("small_cnn", "quocnet"),
+)
+"""Names that `advcore.load_model` and ``--model`` take."""
 PIXELS = 784
 CLASSES = 10
 
@@ -115,6 +145,37 @@ def small_cnn(*, seed: int = 0) -> torch.nn.Sequential:
             if isinstance(layer, nn.Conv2d):  # trains 1.2 times as fast on a CPU
                 layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def quocnet(
+    *, width: float = 1.0, stages: int = 1, side: int = 28, channels: int = 1, seed: int = 0
+) -> torch.nn.Sequential:
+    """Locally connected network in the manner of QuocNet (Le et al. 2012), untrained.
+
+    See `advcore.locally_connected.quocnet`; `advcore.locally_connected.train` trains it.
+    """
+    require("torch", "torch", "the builders of advcore.models")
+    from . import locally_connected
+
+    return locally_connected.quocnet(
+        width=width, stages=stages, side=side, channels=channels, seed=seed
+    )
+
+
+def alexnet(*, pretrained: bool = True, seed: int = 0) -> torch.nn.Sequential:
+    """torchvision's AlexNet with its published weights; see `advcore.pretrained.alexnet`."""
+    require("torch", "torch", "the builders of advcore.models")
+    from . import pretrained as published
+
+    return published.alexnet(pretrained=pretrained, seed=seed)
+
+
+def squeezenet1_0(*, pretrained: bool = True, seed: int = 0) -> torch.nn.Sequential:
+    """SqueezeNet 1.0 with its published weights; see `advcore.pretrained.squeezenet1_0`."""
+    require("torch", "torch", "the builders of advcore.models")
+    from . import pretrained as published
+
+    return published.squeezenet1_0(pretrained=pretrained, seed=seed)
 
 
 @contextmanager

@@ -102,6 +102,7 @@ def alexnet(*, pretrained: bool = True, seed: int = 0) -> nn.Sequential:
         )
     if pretrained:
         network.load_state_dict(_alexnet_weights())
+    vars(network)["input_shape"] = (3, ALEXNET_SIDE, ALEXNET_SIDE)
     return network.eval().requires_grad_(False)
 
 
@@ -151,6 +152,7 @@ def squeezenet1_0(*, pretrained: bool = True, seed: int = 0) -> nn.Sequential:
                     for key in stored.files
                 }
             )
+    vars(network)["input_shape"] = (3, SQUEEZENET_SIDE, SQUEEZENET_SIDE)
     return network.eval().requires_grad_(False)
 
 

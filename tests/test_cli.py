@@ -138,11 +138,15 @@ def test_stored_network() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "nothing"], "expected x.pt2, x.safetensors or module:function, got 'nothing'"),
+        (
+            ["--model", "nothing"],
+            "--model: expected x.onnx, x.pt2, x.safetensors, module:function or one of alexnet, ",
+        ),
+        (["--model", "nothing"], "got 'nothing'"),
         (["--model", "none.py:build"], "none.py does not exist"),
         (["--model", "none.pt2"], "none.pt2 does not exist"),
         (["--model", "my_model.py:absent"], "has no 'absent'"),
-        (["--model", "x.pt"], "module:function, got 'x.pt'; write a build() that loads it"),
+        (["--model", "x.pt"], "got 'x.pt'; write a build() that loads it"),
         (
             ["--model", "my_model.py:broken"],
             "--model: broken() raised RuntimeError: weights are missing",
