@@ -18,7 +18,7 @@ from rich.table import Table
 
 import advcore
 
-from . import data, loading
+from . import data, loading, models
 from .result import already_note, images_per_second
 
 if TYPE_CHECKING:
@@ -57,21 +57,27 @@ def attack(
     model: Annotated[
         str | None,
         typer.Option(
-            help="model.pt2 (torch.export), my_module.py:build, package.module:build or "
-            "network.safetensors; default: the network of the package"
+            help="net.onnx, model.pt2 (torch.export), network.safetensors, my_module.py:build, "
+            "package.module:build, or a name of advcore.models such as squeezenet1_0; default: "
+            "the network of the package"
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help=".npy, (N, ...); default: the digits of the package")
+        Path | None,
+        typer.Option(
+            help=".npy, (N, ...), or a folder of PNG and JPEG files; default: the digits of the "
+            "package"
+        ),
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(help=".npy, (N,) true classes; default: the model's prediction")
     ] = None,
     targets: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help=".npy, (N,) class each image shall be taken for; default: random wrong classes "
-            "for the package's digits, untargeted for your own images"
+            help="class each image shall be taken for: next-likeliest, random, a number or name, "
+            "or .npy, (N,); default: random for the package's digits, untargeted for your own "
+            "images"
         ),
     ] = None,
     untargeted: Annotated[bool, typer.Option("--untargeted", help="any wrong class will do")] = (
@@ -87,7 +93,26 @@ def attack(
         Path | None,
         typer.Option(
             help="write original, adversarial, difference x10 there; default: "
-            "advcore_attack.png for the package's digits, nowhere for your own images"
+            "advcore_attack.png for the package's digits, grid.png in --output for a folder, "
+            "nowhere for your own arrays"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder for the pictures and table.csv where --images is a folder; default: "
+            "advcore_pictures"
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="side of the pictures of a folder; default: the model's", min=1),
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            help="names of the classes, .json or one a line; default: ImageNet's for 1,000 "
+            "classes, from ADVCORE_DATA"
         ),
     ] = None,
     no_picture: Annotated[bool, typer.Option("--no-picture", help="write no picture")] = False,
@@ -116,7 +141,10 @@ def attack(
     ] = None,
     levels: Annotated[
         int | None,
-        typer.Option(help="results on a grid of so many values, 256 for 8 bits; default: no grid"),
+        typer.Option(
+            help="results on a grid of so many values, 256 for 8 bits; default: no grid, for a "
+            "folder of pictures 256"
+        ),
     ] = None,
     starts: Annotated[
         Path | None, typer.Option(help=".npy, (N, ...) adversarial images to start from too")
@@ -167,8 +195,16 @@ def attack(
             loading.check_writable(out, "--out")
             if out.suffix != ".npz":
                 raise ValueError(f"--out: expected a name that ends in .npz, got {out}")
-        job = _job(model, images, labels, targets, untargeted, count, starts, seed)
-        if picture is None and images is None and not no_picture:
+        album = None
+        if images is not None and images.is_dir():
+            album = Album(images, output or Path("advcore_pictures"), size, names)
+            if levels not in (None, 256) or bounds not in (None, (0.0, 1.0)):
+                raise ValueError("a folder of pictures is attacked with --levels 256, --bounds 0 1")
+            options["levels"] = 256
+        elif (output, size, names) != (None, None, None):
+            raise ValueError("--output, --size and --names need a folder of pictures as --images")
+        job = _job(model, images, labels, targets, untargeted, count, starts, seed, device, album)
+        if picture is None and images is None:
             picture = Path("advcore_attack.png")
         if picture is not None and not no_picture:
             loading.check_writable(picture, "--picture")
@@ -178,7 +214,9 @@ def attack(
         if out is not None:
             result.save(out)
             print(f"result: {out}")
-        if picture is not None and not no_picture and len(job.images):
+        if album is not None:
+            album.write(job, result, None if no_picture else picture or album.output / "grid.png")
+        elif picture is not None and not no_picture and len(job.images):
             from .report import picture_grid
 
             picture_grid(picture, job.images, result, labels=job.labels)
@@ -213,33 +251,117 @@ def _job(
     model: str | None,
     images: Path | None,
     labels: Path | None,
-    targets: Path | None,
+    targets: str | None,
     untargeted: bool,
     count: int | None,
     starts: Path | None,
     seed: int,
+    device: str | None,
+    album: Album | None,
 ) -> loading.Job:
     """Model and arrays of a run, cut to the first `count` images."""
     wanted: NDArray[Any] | None = None
     truth: NDArray[Any] | None = None
+    pixels: NDArray[Any]
+    network: Any = None
     if images is None:
-        pixels: NDArray[Any]
         pixels, truth = data.embedded_digits()
         if labels is not None or starts is not None:
             raise ValueError("--labels and --starts need --images")
         if targets is None and not untargeted:
             wanted = data.random_targets(truth, classes=10, seed=seed)
+    elif album is not None:
+        network = _model(model)
+        pixels = album.read(network, count)
     else:
         pixels = loading.array(images, "--images")
-        truth = None if labels is None else loading.array(labels, "--labels")
-    if targets is not None:
-        wanted = loading.array(targets, "--targets")
+    if labels is not None:
+        truth = loading.array(labels, "--labels")
+    from_file = targets is not None and targets.endswith(".npy")
+    if targets is not None and from_file:
+        wanted = loading.array(Path(targets), "--targets")
     begin = None if starts is None else loading.array(starts, "--starts")
     for option, values in (("--labels", truth), ("--targets", wanted), ("--starts", begin)):
         if values is not None and len(values) != len(pixels):
             raise ValueError(f"{option} has {len(values)} entries for {len(pixels)} images")
-    network = data.embedded_network() if model is None else loading.model(model)
-    return loading.Job(network, pixels, truth, wanted, begin).first(count)
+    network = _model(model) if network is None else network
+    job = loading.Job(network, pixels, truth, wanted, begin).first(count)
+    if (targets is None or from_file) and album is None:
+        return job
+    return _aimed(job, None if from_file else targets, seed, device, album)
+
+
+def _model(source: str | None) -> Any:
+    if source in models.BUILDERS and source not in models.PRETRAINED:
+        print(f"note: {source} has its initial weights", file=sys.stderr)
+    return data.embedded_network() if source is None else loading.model(source)
+
+
+def _aimed(
+    job: loading.Job, targets: str | None, seed: int, device: str | None, album: Album | None
+) -> loading.Job:
+    """The job with the classes that the model sees as labels, and the targets of a word."""
+    from .classes import choose_targets, class_names
+
+    forward, logits = loading.judge(job.model, job.images, device)
+    labels = logits.argmax(axis=1) if job.labels is None else job.labels
+    names = class_names(None if album is None else album.names, logits.shape[1])
+    if album is not None:
+        album.forward, album.known, album.labels = forward, names, labels
+    wanted = job.targets
+    if targets is not None:
+        wanted = choose_targets(targets, logits, labels, names, seed)
+    truth = job.labels if wanted is None else labels
+    return loading.Job(job.model, job.images, truth, wanted, job.starts)
+
+
+@dataclass
+class Album:
+    """A folder of pictures and what is written for it."""
+
+    folder: Path
+    output: Path
+    size: int | None
+    names: Path | None
+    forward: Any = None  # (N, n) to logits
+    known: list[str] | None = None  # names of the classes
+    labels: Any = None  # (N,) classes of the clean pictures
+
+    def read(self, model: Any, count: int | None) -> NDArray[np.float32]:
+        """The pictures as the model takes them; names those that cannot be read on stderr."""
+        from . import pictures
+
+        if self.output.resolve() == self.folder.resolve():
+            raise ValueError("--output: must be another folder than --images")
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"--output: {self.output} is not a folder")
+        loading.check_writable(self.output, "--output")
+        self.frame = pictures.frame(model, self.size)
+        found = pictures.read_folder(self.folder, self.frame, count)
+        for path, why in found.unread:
+            print(
+                f"warning: {path} cannot be read ({why}); the other {len(found.files)} go on",
+                file=sys.stderr,
+            )
+        self.files = found.files
+        return self.frame.to_model(found.pixels)
+
+    def write(self, job: loading.Job, result: Result, picture: Path | None) -> None:
+        """PNG files, table and grid."""
+        from . import pictures
+
+        written = pictures.write(
+            *(self.output, self.files, job.images, self.labels, result, self.frame),
+            *(self.forward, self.known),
+        )
+        print(
+            f"pictures: {self.output} ({written.verified} of {written.successes} adversarial ones "
+            "verified after reading the PNG files back)"
+        )
+        print(f"table: {written.table}")
+        if picture is not None and len(job.images):
+            pictures.grid(picture, job.images, self.labels, result, self.frame, self.known)
+            print(f"picture: {picture}")
 
 
 @dataclass

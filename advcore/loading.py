@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import models
+from . import models, validate, verify
 from ._extras import require
+
+Floats = NDArray[np.float32]
+Forward = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,17 @@ def check_writable(path: Path, option: str) -> None:
         raise FileNotFoundError(f"{option}: folder {path.parent} does not exist")
 
 
+def judge(model: Any, images: NDArray[Any], device: str | None) -> tuple[Forward, Floats]:
+    """The model's forward, from (N, n) to logits, and the logits of the images."""
+    from .paths import SAMPLE, choose_path
+
+    flat = validate.images(images).reshape(len(images), -1).astype(np.float32)
+    path = choose_path(model, flat[:SAMPLE], images.shape[1:], device)
+    if not len(flat):
+        return path.forward, np.empty((0, path.classes), np.float32)
+    return path.forward, verify.batched(path.forward, flat, SAMPLE)
+
+
 def load_model(source: str | Path) -> Any:
     """Model that `source` names, for `minimize_distortion`.
 
@@ -92,7 +106,7 @@ def model(source: str, option: str = "--model") -> Any:
             raise ValueError(f"{option}: {error}") from error
     place, colon, name = source.rpartition(":")
     if source in models.BUILDERS:
-        return getattr(models, source)()
+        return getattr(models, source)().eval()
     if not colon or not place or not name:
         pickled = source.endswith((".pt", ".pth"))
         hint = "; write a build() that loads it" if pickled else ""

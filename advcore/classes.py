@@ -1,0 +1,88 @@
+"""Names of classes, and the targets that a word of the command line stands for."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data import random_targets
+
+Floats = NDArray[np.float32]
+
+
+def class_names(path: Path | None, classes: int) -> list[str] | None:
+    """Names of the classes: of a .json list or object, or of the lines of a text file.
+
+    None: those of ``$ADVCORE_DATA/imagenet/imagenet_labels.json`` for 1,000 classes, else None.
+    """
+    if path is None:
+        path = Path(os.environ.get("ADVCORE_DATA", "")) / "imagenet" / "imagenet_labels.json"
+        if classes != 1000 or not os.environ.get("ADVCORE_DATA") or not path.is_file():
+            return None
+    try:
+        text = path.read_text()
+        found = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        if isinstance(found, dict):  # {"0": name} or {"0": [id, name]}
+            found = [found[str(i)] for i in range(len(found))]
+        names = [str(name[-1] if isinstance(name, list) else name).strip() for name in found]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--names: {path} does not exist") from None
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"--names: {path} holds no names of classes ({error})") from None
+    if len(names) != classes:
+        raise ValueError(f"--names: {path} has {len(names)} names, the model {classes} classes")
+    return names
+
+
+def choose_targets(
+    wish: str,
+    logits: Floats,
+    labels: NDArray[np.int64],
+    names: list[str] | None,
+    seed: int,
+) -> NDArray[np.int64]:
+    """(N,) classes for ``next-likeliest``, ``random``, a class's number or one of its names."""
+    classes = logits.shape[1]
+    if wish == "random":
+        return random_targets(labels, classes=classes, seed=seed)
+    if wish == "next-likeliest":
+        others = logits.copy()
+        others[np.arange(len(labels)), labels] = -np.inf
+        return np.asarray(others.argmax(axis=1), np.int64)
+    return np.full(len(labels), _class(wish, classes, names), np.int64)
+
+
+def _class(wish: str, classes: int, names: list[str] | None) -> int:
+    if wish.lstrip("-").isdigit():
+        if not 0 <= int(wish) < classes:
+            raise ValueError(f"--targets: class {wish} is not in [0, {classes - 1}]")
+        return int(wish)
+    known: dict[str, list[int]] = {}
+    for i, name in enumerate(names or []):
+        for word in {part.strip().lower() for part in (name, *name.split(","))}:
+            known.setdefault(word, []).append(i)
+    found = known.get(wish.strip().lower(), [])
+    if len(found) == 1:
+        return found[0]
+    if found:
+        numbers = ", ".join(map(str, found))
+        raise ValueError(f"--targets: {wish!r} names the classes {numbers}; give the number")
+    close = difflib.get_close_matches(wish.lower(), known, 3)
+    hint = f"; close: {', '.join(close)}" if close else ""
+    if names is None:
+        hint = "; the names of the classes are not known (--names)"
+    raise ValueError(
+        "--targets: expected next-likeliest, random, a class's number or name, or a .npy file, "
+        f"got {wish!r}{hint}"
+    )
+
+
+def short(names: Sequence[str] | None, number: int) -> str:
+    """First name of a class; empty if unknown."""
+    return names[number].partition(",")[0] if names is not None and number >= 0 else ""

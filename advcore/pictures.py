@@ -1,0 +1,285 @@
+"""Folders of PNG and JPEG files for `advcore attack`: reading, 8-bit results, table, grid.
+
+Needs Pillow (``pip install "advcore[pictures]"``).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._extras import require
+from .classes import short
+from .result import to_numpy
+from .verify import margins
+
+if TYPE_CHECKING:
+    from .result import Result
+
+Floats = NDArray[np.float32]
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SHORT_SIDE = 256
+"""Of a picture before the crop to 200 to 256 pixels, as is the custom on ImageNet."""
+COLUMNS = (
+    *("file", "class", "class_name", "target", "target_name", "adversarial", "adversarial_name"),
+    *("success", "verified_in_png", "distortion", "rms_distortion", "margin", "status"),
+    *("evaluations", "original_png", "adversarial_png"),
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a model takes pictures: ``shape`` of one, from (channels, height, width)."""
+
+    shape: tuple[int, ...]
+    channels: int
+    height: int
+    width: int
+
+    def to_model(self, pixels: Floats) -> Floats:
+        """(N, C, H, W) to (N, ...)."""
+        if len(self.shape) == 3 and self.shape[0] != self.channels:
+            pixels = np.moveaxis(pixels, 1, 3)
+        return np.ascontiguousarray(pixels.reshape(len(pixels), *self.shape))
+
+    def to_pixels(self, images: NDArray[Any]) -> Floats:
+        """(N, ...) to (N, C, H, W)."""
+        if len(self.shape) == 3 and self.shape[0] != self.channels:
+            images = np.moveaxis(images, 3, 1)
+        return images.reshape(len(images), self.channels, self.height, self.width)
+
+
+def frame(model: Any, size: int | None = None) -> Frame:
+    """The frame of a model: its ``input_shape``, ``inputs`` of a Network, or ``size`` squared.
+
+    Raises
+    ------
+    ValueError : nothing says how large the pictures shall be.
+    """
+    shape: Any = getattr(model, "input_shape", None)
+    if shape is None and isinstance(getattr(model, "inputs", None), int):
+        shape = (model.inputs,)
+    if size is not None and (shape is None or len(shape) == 3):
+        last = shape is not None and shape[0] not in (1, 3)
+        channels = 3 if shape is None else shape[2] if last else shape[0]
+        shape = (size, size, channels) if last else (channels, size, size)
+    if shape is None:
+        raise ValueError(
+            "the model does not say how large its pictures are; give --size, or the model an "
+            "attribute input_shape = (channels, height, width)"
+        )
+    shape = tuple(int(n) for n in shape)
+    if len(shape) == 1:
+        for channels in (1, 3):
+            side = math.isqrt(shape[0] // channels)
+            if side * side * channels == shape[0] and size in (None, side):
+                return Frame(shape, channels, side, side)
+    if len(shape) == 2:
+        return Frame(shape, 1, *shape)
+    if len(shape) == 3 and shape[0] in (1, 3):
+        return Frame(shape, *shape)
+    if len(shape) == 3 and shape[2] in (1, 3):
+        return Frame(shape, shape[2], shape[0], shape[1])
+    raise ValueError(f"the model takes images of shape {shape}, which are no pictures of that size")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Pictures of a folder by name; ``unread`` ones with the reason."""
+
+    files: list[Path]
+    pixels: Floats  # (N, C, H, W), multiples of 1/255
+    unread: list[tuple[Path, str]]
+
+
+def read_folder(folder: Path, into: Frame, count: int | None = None) -> Folder:
+    """The first ``count`` pictures, resized and cropped to the frame.
+
+    Raises
+    ------
+    ValueError : no picture can be read.
+    """
+    require("PIL", "pictures", "reading pictures")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not paths:
+        raise ValueError(f"--images: no pictures in {folder} ({', '.join(SUFFIXES)})")
+    files, pixels, unread = [], [], []
+    for path in paths[:count]:
+        try:
+            pixels.append(_fit(path, into))
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, its own
+            unread.append((path, " ".join(str(error).split()) or type(error).__name__))
+        else:
+            files.append(path)
+    if unread and not files:
+        path, why = unread[0]
+        raise ValueError(f"--images: no picture in {folder} can be read; {path.name}: {why}")
+    shape = (0, into.channels, into.height, into.width)
+    stacked = np.stack(pixels) if pixels else np.empty(shape, np.uint8)
+    return Folder(files, stacked.astype(np.float32) / np.float32(255), unread)
+
+
+def _fit(path: Path, into: Frame) -> NDArray[np.uint8]:
+    """(C, H, W): the middle of the picture, bilinear over the whole area where it shrinks.
+
+    Palettes and grey become colours, or colours grey; transparent parts lie on white.
+    """
+    Image = require("PIL.Image", "pictures", "reading pictures")
+    ImageOps = require("PIL.ImageOps", "pictures", "reading pictures")
+    with Image.open(path) as opened:
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode.startswith("I"):  # 16 bits
+            picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        picture = picture.convert("L" if into.channels == 1 else "RGB")
+    width, height = picture.size
+    if (height, width) != (into.height, into.width):
+        sides = (into.height, into.width)
+        custom = min(sides) == max(sides) and 200 <= min(sides) <= SHORT_SIDE
+        least = (SHORT_SIDE, SHORT_SIDE) if custom else sides
+        ratio = max(least[0] / height, least[1] / width)
+        size = (max(into.width, round(width * ratio)), max(into.height, round(height * ratio)))
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+        left, top = (size[0] - into.width) // 2, (size[1] - into.height) // 2
+        picture = picture.crop((left, top, left + into.width, top + into.height))
+    values = np.asarray(picture, np.uint8)
+    return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write` found in the files: adversarial ones of the successes, before and after."""
+
+    successes: int
+    verified: int
+    table: Path
+
+
+def write(
+    folder: Path,
+    files: Sequence[Path],
+    clean: Floats,
+    labels: NDArray[np.int64],
+    result: Result,
+    into: Frame,
+    forward: Any,
+    names: Sequence[str] | None,
+) -> Written:
+    """Originals and adversarial pictures as PNG, and ``table.csv``, in a folder that it makes.
+
+    ``forward`` maps (N, n) to logits: the files are read back and judged by it. ``clean`` and the
+    result are in the model's shape, ``labels`` its classes of the clean pictures.
+    """
+    Image = require("PIL.Image", "pictures", "writing pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    adversarial = into.to_pixels(to_numpy(result.adversarial))
+    before = into.to_pixels(clean)
+    stems = Counter(path.stem for path in files)
+    rows: list[dict[str, Any]] = []
+    success = np.flatnonzero(result.success)
+    stored = np.empty((len(success), *adversarial.shape[1:]), np.float32)
+    for i, path in enumerate(files):
+        name = path.stem if stems[path.stem] == 1 else path.name.replace(".", "_")
+        target, found = int(result.target[i]), bool(result.success[i])
+        original, changed = folder / f"{name}_original.png", folder / f"{name}_adversarial.png"
+        _picture(Image, before[i]).save(original)
+        changed.unlink(missing_ok=True)  # of an earlier run
+        if found:
+            _picture(Image, adversarial[i]).save(changed)
+            place = int(np.searchsorted(success, i))
+            with Image.open(changed) as opened:
+                values = np.asarray(opened, np.uint8).reshape(into.height, into.width, -1)
+            stored[place] = np.moveaxis(values, 2, 0).astype(np.float32) / np.float32(255)
+        rows.append(
+            {
+                "file": path.name,
+                "class": int(labels[i]),
+                "class_name": short(names, int(labels[i])),
+                "target": target if target >= 0 else "",
+                "target_name": short(names, target),
+                "success": int(found),
+                "verified_in_png": 0,
+                "distortion": f"{float(result.distortion[i]):.6g}" if found else "",
+                "rms_distortion": f"{float(result.rms_distortion[i]):.6g}" if found else "",
+                "status": _status(int(result.status[i])),
+                "evaluations": int(result.evaluations[i]),
+                "original_png": original.name,
+                "adversarial_png": changed.name if found else "",
+            }
+        )
+    verified = 0
+    if len(success):
+        flat = into.to_model(stored).reshape(len(success), -1)
+        aim = np.where(result.target >= 0, result.target, labels)[success].astype(np.int32)
+        targeted = bool((result.target >= 0).all())
+        margin, seen = margins(_batched(forward, flat), aim, targeted)
+        for place, row in enumerate(success):
+            good = bool(margin[place] > 0 and (seen[place] == aim[place]) == targeted)
+            verified += good
+            rows[int(row)] |= {
+                "verified_in_png": int(good),
+                "margin": f"{margin[place]:.6g}",
+                "adversarial": int(seen[place]),
+                "adversarial_name": short(names, int(seen[place])),
+            }
+    table = folder / "table.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return Written(len(success), verified, table)
+
+
+def _batched(forward: Any, flat: Floats) -> Floats:
+    return np.concatenate([forward(flat[i : i + 64]) for i in range(0, len(flat), 64)])
+
+
+def _picture(Image: Any, pixels: Floats) -> Any:
+    """Of (C, H, W) in [0, 1]."""
+    values = np.rint(np.moveaxis(pixels, 0, 2) * 255).astype(np.uint8)
+    return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+
+
+def _status(code: int) -> str:
+    from . import _core
+
+    return str(_core.Status(code).name)
+
+
+def grid(
+    path: Path,
+    clean: Floats,
+    labels: NDArray[np.int64],
+    result: Result,
+    into: Frame,
+    names: Sequence[str] | None,
+    count: int = 10,
+) -> None:
+    """Original, adversarial picture and difference x10 of the first successes, with class names."""
+    from .report import adversarial_figure
+
+    rows = np.flatnonzero(result.success)
+    rows = (rows if len(rows) else np.arange(len(clean)))[:count]
+    figure = adversarial_figure(
+        into.to_pixels(clean[rows]),
+        into.to_pixels(to_numpy(result.adversarial)[rows]),
+        result.prediction[rows],
+        result.distortion[rows],
+        labels=labels[rows],
+    )
+    if names is not None:
+        for place, i in enumerate(rows):
+            for axis, number in ((place, labels[i]), (place + len(rows), result.prediction[i])):
+                text = short(names, int(number)) or str(int(number))
+                figure.axes[axis].set_title(text[:18], fontsize="xx-small")
+    figure.savefig(path)
