@@ -92,7 +92,7 @@ def attack(
     picture: Annotated[
         Path | None,
         typer.Option(
-            help="write original, adversarial, difference x10 there; default: "
+            help="write original, adversarial, magnified difference there; default: "
             "advcore_attack.png for the package's digits, grid.png in --output for a folder, "
             "nowhere for your own arrays"
         ),

@@ -265,17 +265,22 @@ def grid(
     names: Sequence[str] | None,
     count: int = 10,
 ) -> None:
-    """Original, adversarial picture and difference x10 of the first successes, with class names."""
+    """Original, adversarial picture and difference of the first successes, with class names.
+
+    The difference is x100 where none of it is above 0.02, else x10.
+    """
     from .report import adversarial_figure
 
     rows = np.flatnonzero(result.success)
     rows = (rows if len(rows) else np.arange(len(clean)))[:count]
+    adversarial = to_numpy(result.adversarial)[rows]
     figure = adversarial_figure(
         into.to_pixels(clean[rows]),
-        into.to_pixels(to_numpy(result.adversarial)[rows]),
+        into.to_pixels(adversarial),
         result.prediction[rows],
         result.distortion[rows],
         labels=labels[rows],
+        magnify=10 if np.abs(adversarial - clean[rows]).max() > 0.02 else 100,
     )
     if names is not None:
         for place, i in enumerate(rows):

@@ -432,3 +432,23 @@ def test_graphs_are_copied_and_moved(tmp_path: Path) -> None:
     assert {tuple(value.shape) for value in network.state_dict().values()} == {(6, 2, 3, 2), (6,)}
     x = torch.rand(2, *IMAGE)
     torch.testing.assert_close(copy.deepcopy(network)(x), network(x))
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from advcore import commands
+
+    monkeypatch.chdir(tmp_path)
+    Writer(1, 1, 28, 28).add("Flatten").add("Gemm", floats(784, 10)).save(Path("net.onnx"))
+    arguments = ["attack", "--model", "net.onnx", "--count", "3", "--no-picture"]
+    done = CliRunner().invoke(commands.app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "3 of 3" in done.stdout
+    assert "native" in done.stdout
+    Path("net.onnx").write_text("nothing")
+    done = CliRunner().invoke(commands.app, arguments)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: --model: net.onnx is not an ONNX file (")
+    assert done.stderr.count("\n") == 1
