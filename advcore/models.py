@@ -29,6 +29,7 @@ __all__ = [
     "WEIGHT_DECAY",
     "alexnet",
     "autoencoder400_10",
+    "averaged",
     "fc10",
     "fc100_100_10",
     "fc123_456_10",
@@ -176,6 +177,14 @@ def squeezenet1_0(*, pretrained: bool = True, seed: int = 0) -> torch.nn.Sequent
     from . import pretrained as published
 
     return published.squeezenet1_0(pretrained=pretrained, seed=seed)
+
+
+def averaged(model: torch.nn.Module, *, samples: int = 16, seed: int = 0) -> torch.nn.Module:
+    """The mean of a random model over fixed draws; see `advcore.averaged.Averaged`."""
+    require("torch", "torch", "advcore.models.averaged")
+    from .averaged import Averaged
+
+    return Averaged(model, samples, seed)
 
 
 @contextmanager

@@ -116,7 +116,8 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
             f"and backward, got {type(model).__name__}"
         )
     # The flags of an exported program or traced graph say nothing: its mode was fixed before.
-    if is_module and not isinstance(model, sys.modules["torch"].fx.GraphModule):
+    draws = getattr(model, "draws", False) is True  # averaged.Averaged
+    if is_module and not draws and not isinstance(model, sys.modules["torch"].fx.GraphModule):
         training = [name or "the module" for name, m in model.named_modules() if m.training]
         if training:
             raise ValueError(
@@ -253,7 +254,8 @@ def logit_noise(path: Path, x: Floats) -> float:
         if again > limit:
             raise ValueError(
                 "model must be deterministic: logits of the same images differ by up to "
-                f"{again:.2g} between two forwards (dropout or another random layer active?)"
+                f"{again:.2g} between two forwards (dropout or another random layer active? "
+                "advcore.models.averaged makes one of a random model)"
             )
         raise ValueError(
             "model must give an image the same logits in any batch: they differ by up to "
