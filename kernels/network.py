@@ -2,8 +2,9 @@
 
 A program keeps its rows to itself, so what passes from layer to layer goes through memory that its
 own threads have just written (the L2 cache holds it) with a barrier between. That leaves every
-product in one pipelined loop: no limit on the widths, the classes or the number of layers, and a
-tenth of the code of activations kept in registers.
+product in one pipelined loop, with no limit on the widths, the classes or the number of layers.
+Activations kept in registers took 4 MB of machine code and 42 s of compilation for hidden layers of
+512 units on sm_90, and too much shared memory; this takes 0.5 MB and 7 s.
 """
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, untyped-decorator"
 
