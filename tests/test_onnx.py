@@ -112,11 +112,19 @@ def affine(width: int = 12, classes: int = 3) -> Writer:
     return Writer("n", width).add("Gemm", floats(width, classes), floats(classes))
 
 
+def both(w: Writer, kind: str) -> Writer:
+    low = w.add("Greater", np.float32(-0.5)).value
+    w.nodes.append(helper.make_node("Less", ["x", w.array(np.float32(0.5))], ["high"]))
+    w.value = "high"
+    return w.add(kind, low, None).add("Where", None, "x", floats(1))
+
+
 # operator: nodes that use it, on images (4, 6, 6)
 IMAGE = (4, 6, 6)
 CASES: dict[str, Any] = {
     "Abs": lambda w: w.add("Abs"),
     "Add": lambda w: w.add("Add", floats(4, 1, 1)),
+    "And": lambda w: both(w, "And"),
     "AveragePool": lambda w: w.add(
         "AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]
     ),
@@ -163,6 +171,9 @@ CASES: dict[str, Any] = {
     "GlobalAveragePool": lambda w: w.add("GlobalAveragePool"),
     "GlobalMaxPool": lambda w: w.add("GlobalMaxPool"),
     "Greater": lambda w: w.add("Greater", np.float32(0)).add("Where", None, "x", floats(1)),
+    "GreaterOrEqual": lambda w: w.add("GreaterOrEqual", np.float32(0)).add(
+        "Where", None, "x", floats(1)
+    ),
     "HardSigmoid": lambda w: w.add("HardSigmoid", alpha=0.3),
     "HardSwish": lambda w: w.add("HardSwish"),
     "Identity": lambda w: w.add("Identity"),
@@ -171,6 +182,7 @@ CASES: dict[str, Any] = {
     "LayerNormalization": lambda w: w.add("LayerNormalization", floats(6, 6), floats(6, 6), axis=2),
     "LeakyRelu": lambda w: w.add("LeakyRelu", alpha=0.2),
     "Less": lambda w: w.add("Less", np.float32(0)).add("Where", None, "x", floats(1)),
+    "LessOrEqual": lambda w: w.add("LessOrEqual", np.float32(0)).add("Where", None, "x", floats(1)),
     "Log": lambda w: w.add("Exp").add("Log"),
     "LogSoftmax": lambda w: w.add("LogSoftmax", axis=1),
     "MatMul": lambda w: w.add("MatMul", floats(6, 3)),
@@ -179,12 +191,30 @@ CASES: dict[str, Any] = {
     "MaxPool padded": lambda w: w.add("MaxPool", kernel_shape=[2, 2], pads=[0, 1, 1, 0]),
     "Min": lambda w: w.add("Min", floats(6)),
     "Mish": lambda w: w.add("Mish"),
+    "Mod": lambda w: w.add("Mod", floats(6), fmod=1),
+    "Mod of sizes": lambda w: (
+        w.add("Shape", start=1)
+        .add("Mod", ints(4, -4, 5))
+        .add("Cast", to=TensorProto.FLOAT)
+        .add("Reshape", None, ints(3, 1, 1))
+        .add("Pad", ints(0, 0, 0, 1, 0, 0))
+        .add("Mul", None, "x")
+    ),
     "Mul": lambda w: w.add("Mul", floats(4, 1, 1)),
     "Neg": lambda w: w.add("Neg"),
+    "Not": lambda w: w.add("Greater", np.float32(0)).add("Not").add("Where", None, "x", floats(1)),
+    "Or": lambda w: both(w, "Or"),
     "PRelu": lambda w: w.add("PRelu", floats(4, 1, 1)),
     "Pad": lambda w: w.add("Pad", ints(0, 0, 1, 2, 0, 0, 0, 1), np.float32(0.5)),
     "Pad reflect": lambda w: w.add("Pad", ints(0, 0, 1, 2, 0, 0, 0, 1), mode="reflect"),
     "Pow": lambda w: w.add("Pow", np.float32(2)),
+    "Range": lambda w: (
+        w.add("Shape", start=3)
+        .add("Squeeze", ints(0))
+        .add("Range", np.int64(0), None, np.int64(1))
+        .add("Cast", to=TensorProto.FLOAT)
+        .add("Add", None, "x")
+    ),
     "Reciprocal": lambda w: w.add("Exp").add("Reciprocal"),
     "ReduceL2": lambda w: w.add("ReduceL2", ints(2, 3), keepdims=0),
     "ReduceMax": lambda w: w.add("ReduceMax", ints(-1)),
