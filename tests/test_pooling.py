@@ -15,6 +15,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
+import advcore  # noqa: E402
+from advcore import settings, smoothing  # noqa: E402
 from advcore.oracles import TorchOracle  # noqa: E402
 from advcore.pooling import TEMPERATURE, find_windows, smoothed_max  # noqa: E402
 from advcore.smoothing import Recomputation, find_activation, unit_width  # noqa: E402
@@ -76,8 +78,8 @@ def test_values_and_gradient_are_those_of_the_slow_twin(
 
 
 def test_windows_are_those_of_torch_for_every_size() -> None:
-    settings = itertools.product(range(1, 10), (1, 2, 3), (1, 2, 3, 5), (0, 1), (False, True))
-    for size, kernel, stride, padding, ceil in settings:
+    cases = itertools.product(range(1, 10), (1, 2, 3), (1, 2, 3, 5), (0, 1), (False, True))
+    for size, kernel, stride, padding, ceil in cases:
         if size + 2 * padding < kernel or 2 * padding > kernel:
             continue
         h = torch.arange(size, dtype=torch.float32).view(1, 1, size)
@@ -208,6 +210,17 @@ def test_kind_of_networks_with_pooling() -> None:
     assert TorchOracle(dense, (1, 8, 8)).kind == "kinked"
 
 
+def test_every_effort_of_every_kind_fits_the_engine() -> None:
+    for kind in settings.EFFORT:
+        for effort, targeted in itertools.product(settings.EFFORTS, (True, False)):
+            chosen = settings.engine_params(
+                n=4, classes=3, targeted=targeted, kind=kind, loss="margin", norm="l2",
+                c_search="fused", c_init=None, confidence=1e-4, effort=effort, history=5,
+                tolerance=1e-3, max_evaluations=None, starts=0, seed=0,
+            )  # fmt: skip
+            assert chosen.attempts >= 1
+
+
 @pytest.mark.parametrize(
     ("dims", "call"),
     [(1, functional.max_pool1d), (2, functional.max_pool2d), (3, functional.max_pool3d)],
@@ -225,3 +238,48 @@ def test_recomputed_pooling_is_noticed(dims: int, call: Callable[..., Any]) -> N
     with Recomputation() as backward:
         torch.autograd.grad(out.sum(), h)
     assert not backward.seen
+
+
+def trained() -> Any:
+    """A small network with overlapping pooling, trained on blobs of 10 x 10 pixels: (net, x, y)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.Conv2d(6, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    centers = torch.tensor([[2.0, 2.0], [2.0, 7.0], [7.0, 2.0], [7.0, 7.0]])
+    grid = torch.stack(torch.meshgrid(torch.arange(10.0), torch.arange(10.0), indexing="ij"), -1)
+    y = torch.arange(400) % 4
+    center = centers[y] + torch.randn(400, 2)
+    x = torch.exp(-(grid - center[:, None, None]).square().sum(-1) / 4)
+    x = (x + 0.2 * torch.rand(400, 10, 10)).clamp(0, 1)[:, None]
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+    network.eval().requires_grad_(False)
+    torch.set_num_threads(threads)
+    right = network(x).argmax(1) == y
+    return network, x[right][:40].numpy(), y[right][:40].numpy()
+
+
+def test_smoothed_pooling_lowers_distortions_and_evaluations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, x, y = trained()
+    assert len(x) == 40
+    targets = (y + 1) % 4
+    results = {}
+    for smoothed in (True, False):
+        with monkeypatch.context() as patch:
+            if not smoothed:
+                patch.setattr(smoothing, "find_windows", lambda *_: None)
+            results[smoothed] = advcore.minimize_distortion(network, x, targets=targets)
+            assert results[smoothed].success.all()
+    mean = {key: float(result.distortion.mean()) for key, result in results.items()}
+    evaluations = {key: float(result.evaluations.mean()) for key, result in results.items()}
+    assert mean[True] < 0.995 * mean[False]  # 0.985
+    assert evaluations[True] < 0.6 * evaluations[False]  # 0.34
