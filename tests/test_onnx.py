@@ -224,6 +224,12 @@ CASES: dict[str, Any] = {
     "ReduceSumSquare": lambda w: w.add("ReduceSumSquare", ints(2)),
     "Relu": lambda w: w.add("Relu"),
     "Reshape": lambda w: w.add("Reshape", ints(0, -1, 12)),
+    "Reshape to a number": lambda w: (
+        w.add("Shape", start=3)
+        .add("Reshape", ints())
+        .add("Cast", to=TensorProto.FLOAT)
+        .add("Add", None, "x")
+    ),
     "Selu": lambda w: w.add("Selu"),
     "Shape": lambda w: (
         w.add("Shape", end=2).add("Concat", None, ints(-1), axis=0).add("Reshape", "x", None)
