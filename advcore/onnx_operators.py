@@ -357,7 +357,7 @@ def _reshape(node: Node, values: Values) -> Any:
         shape = [values[0].shape[i] if n == 0 else n for i, n in enumerate(shape)]
     if shape and shape[0] == node.fixed_batch:  # exported with a batch of that many
         shape[0] = values[0].shape[0]
-    return values[0].reshape(tuple(shape))  # a list that is empty is none to torch
+    return values[0].reshape(tuple(shape))
 
 
 @_operator
@@ -419,7 +419,7 @@ def _gather(node: Node, values: Values) -> Any:
     axis %= x.dim()
     index = torch.where(index < 0, index + x.shape[axis], index)
     taken = x.index_select(axis, index.reshape(-1))
-    return taken.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return taken.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 @_operator

@@ -166,6 +166,12 @@ CASES: dict[str, Any] = {
     "Flatten": lambda w: w.add("Flatten", axis=-3),
     "Floor": lambda w: w.add("Floor"),
     "Gather": lambda w: w.add("Gather", ints(3, -1, 0), axis=1),
+    "Gather a number": lambda w: (
+        w.add("Shape")
+        .add("Gather", ints(3)[0])
+        .add("Cast", to=TensorProto.FLOAT)
+        .add("Add", None, "x")
+    ),
     "Gelu": lambda w: w.add("Gelu", approximate="tanh"),
     "Gemm": lambda w: w.add("Flatten").add("Gemm", floats(144, 5), floats(5), alpha=0.5, beta=2.0),
     "GlobalAveragePool": lambda w: w.add("GlobalAveragePool"),
