@@ -47,6 +47,9 @@ class Launch:
     arguments: tuple[bytes, ...]
 
 
+_compiled: dict[tuple[Any, ...], Compiled] = {}
+
+
 def compile_ahead(
     kernel: Any,
     parameters: Mapping[str, str],
@@ -58,8 +61,24 @@ def compile_ahead(
     """`kernel` for an architecture (90: sm_90).
 
     parameters: Triton's type of each one that is passed, in order ("*fp32", "i32"); aligned: those
-    that are multiples of 16; constants: values of the others.
+    that are multiples of 16; constants: values of the others. Kept in this process, where even
+    Triton's cache on disk takes half a second.
     """
+    given = (parameters, constants, options)
+    key = (kernel, arch, tuple(sorted(aligned)), *(tuple(values.items()) for values in given))
+    if key not in _compiled:
+        _compiled[key] = _compile(kernel, parameters, aligned, constants, options, arch)
+    return _compiled[key]
+
+
+def _compile(
+    kernel: Any,
+    parameters: Mapping[str, str],
+    aligned: Collection[str],
+    constants: Mapping[str, Any],
+    options: Mapping[str, Any],
+    arch: int,
+) -> Compiled:
     place = {name: i for i, name in enumerate(kernel.arg_names)}
     unknown = place.keys() ^ (parameters.keys() | constants.keys())
     if unknown:
