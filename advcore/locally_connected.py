@@ -53,8 +53,7 @@ class LocallyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, maps, rows, columns)."""
-        out: Tensor = (self.weight @ self.fields(x)).permute(2, 1, 0)
-        return out.reshape(len(x), *self.shape)
+        return (self.weight @ self.fields(x)).permute(2, 1, 0).unflatten(2, self.shape[1:])
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, field={self.field}, stride={self.stride}"
@@ -240,7 +239,7 @@ def reconstruction_tica(
             fields = filters.fields(part)  # (places, inputs, B)
             h = filters.weight @ fields
             back = filters.weight.transpose(1, 2) @ h
-            maps = h.permute(2, 1, 0).reshape(len(part), *filters.shape)
+            maps = h.permute(2, 1, 0).unflatten(2, filters.shape[1:])
             objective = (back - fields).square().sum()
             objective = objective + sparsity * pool(maps).sum()
             objective = objective / (len(part) * len(filters.weight))
