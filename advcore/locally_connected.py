@@ -53,7 +53,8 @@ class LocallyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, maps, rows, columns)."""
-        return (self.weight @ self.fields(x)).permute(2, 1, 0).unflatten(2, self.shape[1:])
+        out = (self.weight @ self.fields(x)).permute(2, 1, 0)
+        return torch.unflatten(out, 2, self.shape[1:])
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, field={self.field}, stride={self.stride}"
