@@ -4,10 +4,10 @@ Le, Ranzato, Monga, Devin, Chen, Corrado, Dean and Ng, "Building high-level feat
 scale unsupervised learning", ICML 2012. A stage has three parts: linear filters over local
 receptive fields, each place with weights of its own; L2 pooling, the root of a sum of squares over
 neighbours; local contrast normalisation. The filters are learned without labels by reconstruction
-TICA, equation (1) there; a classifier on top comes after.
+TICA; a classifier on top comes after.
 
 In the paper three such stages see 200x200x3 pictures: receptive fields of 18x18 with 8 maps, L2
-pooling of 5x5, normalisation over 5x5, 1.15e9 weights in all. `quocnet` has that with
+pooling of 5x5, normalisation over 5x5, a billion weights in all. `quocnet` has that with
 ``side=200, channels=3, stages=3, field=18, maps=8``; its defaults are for 28x28 digits.
 """
 
@@ -129,7 +129,7 @@ def quocnet(
     ----------
     width : factor of the number of maps
     stages : triples of filters, pooling and normalisation
-    field, pool, contrast : sides of the windows;  stride : of the pooling (the paper: 1)
+    field, pool, contrast : sides of the windows;  stride : of the pooling
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         flat=nn.Flatten(), picture=nn.Unflatten(1, (channels, side, side))
@@ -161,7 +161,7 @@ def train(
     *,
     sparsity: float = 0.1,
     unsupervised_epochs: int = 2,
-    epochs: int = 10,
+    epochs: int = 5,
     batch_size: int = 128,
     learning_rate: float = 3e-3,
     seed: int = 0,
@@ -226,7 +226,8 @@ def reconstruction_tica(
     """Trains the filters W of a stage in place, by Adam; returns the objective of each epoch.
 
     It is the mean over images and places of ``|W' W x - x|^2 + lambda * sum_j pool_j(W x)``, with
-    the receptive field x, and W' the transpose (Le et al. 2012, equation (1)).
+    the receptive field x and W' the transpose, as in Le, Karpenko, Ngiam and Ng 2011; the paper
+    has a matrix of its own for the way back.
     """
     descent = torch.optim.Adam([filters.weight], learning_rate)
     steps = epochs * math.ceil(len(x) / batch_size)
