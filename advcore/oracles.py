@@ -31,8 +31,9 @@ class Oracle(Protocol):
     Attributes
     ----------
     kind : str
-        What k > 0 smooths: "kinked" (any ReLU or leaky ReLU), "saturating" (else, any sigmoid or
-        tanh) or "smooth" (nothing: the solver keeps k = 0).
+        What k > 0 smooths: "convolutional" (ReLU on feature maps, or max-pooling alone), "kinked"
+        (any other ReLU or leaky ReLU), "saturating" (else, any sigmoid or tanh) or "smooth"
+        (nothing: the solver keeps k = 0).
     classes : int
         Number K >= 2 of logits that `forward` returns.
     """
