@@ -29,6 +29,9 @@ struct Crew {
   }
   __device__ bool first() const { return threadIdx.x == 0; }
   __device__ void sync() const { __syncthreads(); }
+  __device__ int64_t read(const int64_t* at) const {
+    return *static_cast<const volatile int64_t*>(at);
+  }
   __device__ int add(int* at, int value) const { return atomicAdd(at, value); }
   __device__ int64_t add(int64_t* at, int64_t value) const {
     return static_cast<int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(at),

@@ -6,6 +6,7 @@
 //   each(n, f)               f(i) for i < n, shared among the threads
 //   first()                  whether the calling thread is the one that writes scalars
 //   sync()                   all threads, and what they wrote
+//   read(at)                 while others write it
 //   add(at, value)           atomic; returns what was there
 //   swap(at, old, value)     atomic; writes where `old` is there, returns what was
 #pragma once
@@ -102,8 +103,8 @@ ADVCORE_FN void enter(const Crew& crew, const Turn& t, Problem& p, int64_t index
 // The next image that has arrived, or -1.
 template <class Crew>
 ADVCORE_FN int64_t take(const Crew& crew, Counters& counters) {
-  const int64_t available = *const_cast<volatile int64_t*>(&counters.available);
-  int64_t index = *const_cast<volatile int64_t*>(&counters.next);
+  const int64_t available = crew.read(&counters.available);
+  int64_t index = crew.read(&counters.next);
   while (index < available) {
     const int64_t seen = crew.swap(&counters.next, index, index + 1);
     if (seen == index) return index;
