@@ -24,6 +24,13 @@ PUSHES = 7
 """Where they do not, it is pushed outward by 0.2%, 0.8%, 3.2%, ... and repaired from there."""
 BETWEEN = 3
 """Rounds from push to push."""
+OVERSHOOT = 2.0
+"""Factor of what a repair asks for after each that fell short. A sparse change gains less than the
+gradient says: on SqueezeNet repairs came within some percent of the margin and never crossed it."""
+TEMPERATURE = 0.1
+"""T as a part of the margin. With 1,000 classes and T = |margin| the smoothed margin may be
+7 |margin| lower, and a repair goes that far. Both together: 8-bit distortions of 20 ImageNet
+pictures on SqueezeNet 1.81 times the free ones instead of 2.45 times, in 12 evaluations, not 13."""
 
 
 class Differentiable(Protocol):
@@ -81,6 +88,7 @@ def to_grid(
         level = np.rint((found - low) / step).clip(0, levels - 1)
         best = np.full(len(rows), np.inf)
         T = np.full(len(rows), 1e-3)
+        short = np.zeros(len(rows), int)  # rounds below the margin, one after the other
         active = np.arange(len(rows))
         for turn in range(REPAIRS + BETWEEN * PUSHES):
             active = active[~np.isfinite(best[active])] if turn >= ROUNDS else active
@@ -95,7 +103,9 @@ def to_grid(
             best[active[better]] = r[better]
             adversarial[rows[active[better]]] = x[better]
             spare = np.where(margin < confidence, np.minimum(smooth, margin), smooth) - confidence
-            T[active] = np.clip(np.abs(margin), 1e-3, None)
+            T[active] = np.clip(TEMPERATURE * np.abs(margin), 1e-3, None)
+            short[active] = np.where(margin < confidence, short[active] + 1, 0)
+            spare *= OVERSHOOT ** np.maximum(short[active] - 1, 0)
             pushes, between = divmod(turn - REPAIRS, BETWEEN)
             for j, i in enumerate(active):
                 if pushes >= 0 and between == 0 and not np.isfinite(best[i]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,34 @@ def test_levels_need_room_between_the_bounds() -> None:
         advcore.minimize_distortion(
             data.embedded_network(), np.zeros((1, 784), np.float32), bounds=(0, 0), levels=4
         )
+
+
+@pytest.mark.skipif("ADVCORE_DATA" not in os.environ, reason="needs ADVCORE_DATA")
+def test_changes_smaller_than_half_a_level() -> None:
+    """Two ImageNet pictures on SqueezeNet: near the least number of pixels by first order."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("matplotlib")
+    from advcore import levels, oracles, pretrained
+
+    pictures, _ = pretrained.imagenet_samples(pretrained.SQUEEZENET_SIDE)
+    images = (pictures[[12, 17]] * 255).round().astype(np.float32) / np.float32(255)
+    model = pretrained.squeezenet1_0()
+    with torch.no_grad():
+        targets = model(torch.from_numpy(images)).argsort(1)[:, -2].numpy().astype(np.int32)
+    oracle = oracles.TorchOracle(model, images.shape[1:], None, None, survey=False)
+    x = images.reshape(2, -1)
+    margin, _, gradient = levels._margin(oracle, x, targets, True, np.full(2, 1e-3))
+    assert (margin < 0).all()
+    gain = -np.cumsum(np.sort(-np.abs(gradient), axis=1), axis=1) / 255
+    fewest = (gain < -margin[:, None]).sum(axis=1) + 1
+    step = -margin / (gradient**2).sum(axis=1)
+    adversarial = np.clip(x + 1.1 * step[:, None] * gradient, 0, 1).astype(np.float32)
+    assert np.abs(adversarial - x).mean() < 0.1 / 255
+    success = np.ones(2, bool)
+    evaluations = levels.to_grid(
+        *(oracle, 256, 0.0, 1.0, x, targets, True, 1e-4, adversarial, success, 2)
+    )
+    assert success.all()
+    assert (evaluations == levels.ROUNDS).all()
+    distortion = np.linalg.norm(adversarial - x, axis=1)
+    assert (distortion < 1.3 * np.sqrt(fewest) / 255).all()
