@@ -218,6 +218,9 @@ class CudaQueue:
     def evaluations(self) -> int:
         ...
     @property
+    def fillings(self) -> int:
+        ...
+    @property
     def finished(self) -> int:
         ...
     @property

@@ -7,8 +7,10 @@ torch.
 
 from __future__ import annotations
 
-import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 SLOTS = 4096
 """Images at work. A round of so many is six waves of the blocks that an H200 holds."""
+TRITON = (3, 6)
+"""The oldest version whose compiler the kernels were tried with."""
 POLL = 0.02
 """Seconds between two looks at the run; the device does not wait for them."""
 
@@ -40,8 +44,12 @@ def unavailable(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         return f"compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
-    if importlib.util.find_spec("triton") is None:
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:
         return "triton is not installed"
+    if tuple(int(part) for part in version.split(".")[:2]) < TRITON:
+        return f"triton {version} is installed, the kernels need {TRITON[0]}.{TRITON[1]}"
     return None
 
 
@@ -54,13 +62,23 @@ class Float32(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, ...)."""
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
+        with float32_products():
             logits: Tensor = self.network(x)
             return logits
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def float32_products() -> Iterator[None]:
+    """No TF32, by whichever of torch's two settings was used: it refuses a mix of them."""
+    products: Any = torch.backends.cuda.matmul
+    new = hasattr(products, "fp32_precision")  # torch 2.9 and later
+    name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = getattr(products, name)
+    setattr(products, name, exact)
+    try:
+        yield
+    finally:
+        setattr(products, name, before)
 
 
 def module_on(network: Network, device: torch.device) -> Float32:
@@ -89,8 +107,7 @@ def run_queue(
     count = len(job.images)
     slots = max(1, min(slots or SLOTS, count))
     with torch.cuda.device(device), torch.inference_mode(False):
-        with named():
-            plan, weights = _plan(network, device)
+        plan, weights = _plan(network, device)
         slots, capacity, memory = arena(job.params, job.lo.ndim == 2, slots, device, max(count, 1))
         with named():
             queue = _core.CudaQueue(
@@ -112,7 +129,7 @@ def run_queue(
                 )
         error = _watched(queue, watch)
         info |= {"kernels": plan.name, "rounds": queue.rounds, "round_seconds": queue.seconds}
-        info["loop"] = "device" if queue.looping else "host"
+        info |= {"loop": "device" if queue.looping else "host", "fillings": queue.fillings}
         return queue.results, error
 
 
@@ -144,6 +161,10 @@ def _plan(network: Network, device: torch.device) -> tuple[Plan, Tensor]:
     key = f"{device} {precision}"
     kept: dict[str, tuple[Plan, Tensor]] = network.plans
     if key not in kept:
-        plan = plan_for(network, device, precision)
+        try:
+            plan = plan_for(network, device, precision)
+            _ = plan.compiled
+        except Exception as error:  # of a compiler: of many types
+            raise DeviceError(f"no kernels for this network on {device}: {error}") from error
         kept[key] = plan, plan.weights(device)
     return kept[key]

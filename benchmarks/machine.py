@@ -56,5 +56,6 @@ def save(name: str, figures: dict[str, Any]) -> Path:
     """Write ``results/<name>.json`` with the machine's description."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": describe(), **figures}, indent=1) + "\n")
-    return path
+    part = path.with_suffix(".part")  # a program that is killed leaves the old file or the new one
+    part.write_text(json.dumps({"machine": describe(), **figures}, indent=1) + "\n")
+    return part.replace(path)

@@ -102,7 +102,7 @@ def compile_in_parallel(
     shapes = [geometry.widths, geometry.kinds, geometry.slopes, geometry.parts]
     running = []
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # not what lies in the current folder
-    for config in configs[1:]:  # the first is compiled here
+    for config in configs[1 : os.cpu_count() or 1]:  # the first is compiled here
         task = json.dumps([shapes, precision, arch, config.to_json()])
         command = [sys.executable, "-m", f"{__package__}.warm", task]
         with contextlib.suppress(OSError):

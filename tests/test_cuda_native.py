@@ -136,8 +136,10 @@ def test_more_images_than_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> N
     network = random_network((60, 50, 10), "tanh")
     images = np.random.default_rng(0).random((1000, 60), dtype=np.float32)
     whole = advcore.minimize_distortion(network, images, device="cuda", batch_size=32)
-    monkeypatch.setattr(cuda, "_free_memory", lambda device: int(1.5e6 / cuda.SHARE))
+    monkeypatch.setattr(cuda, "_free_memory", lambda device: int(3e5 / cuda.SHARE))
     parts = advcore.minimize_distortion(network, images, device="cuda", batch_size=32)
+    assert whole.engine["fillings"] == 1
+    assert int(parts.engine["fillings"]) > 2
     assert np.array_equal(parts.adversarial, whole.adversarial)
     assert np.array_equal(parts.status, whole.status)
 
@@ -147,7 +149,7 @@ def test_a_time_limit_and_a_callback() -> None:
     images = np.random.default_rng(0).random((20000, 784), dtype=np.float32)
     advcore.minimize_distortion(network, images[:10], device="cuda")
     begin = time.perf_counter()
-    found = advcore.minimize_distortion(network, images, device="cuda", time_limit=0.2)
+    found = advcore.minimize_distortion(network, images, device="cuda", time_limit=0.01)
     assert time.perf_counter() - begin < 20
     stopped = found.status == advcore.Status.interrupted
     assert stopped.any()
@@ -178,12 +180,15 @@ def test_images_of_the_device_and_of_the_host_give_the_same() -> None:
     assert np.array_equal(device.adversarial.cpu().numpy(), host.adversarial)
 
 
-@pytest.fixture
-def tf32_products() -> Any:
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+@pytest.fixture(params=["allow_tf32", "fp32_precision"])
+def tf32_products(request: pytest.FixtureRequest) -> Any:
+    products = torch.backends.cuda.matmul
+    if not hasattr(products, request.param):
+        pytest.skip(f"this torch has no {request.param}")
+    before = getattr(products, request.param)
+    setattr(products, request.param, True if request.param == "allow_tf32" else "tf32")
     yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    setattr(products, request.param, before)
 
 
 def test_the_verification_is_in_float32(tf32_products: None) -> None:

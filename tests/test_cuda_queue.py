@@ -36,7 +36,7 @@ class StandIn:
         self.slots, self.capacity = slots, capacity
         self.added: list[tuple[Any, ...]] = []
         self.rounds = 0
-        self.looping, self.seconds = True, 0.5
+        self.looping, self.seconds, self.fillings = True, 0.5, 1
         self.stopped = False
         StandIn.latest = self
 
@@ -202,3 +202,35 @@ def test_no_gpu_is_said() -> None:
     if _core.cuda_status()[1]:
         pytest.skip("there is a GPU")
     assert "no CUDA engine" in cuda_network.unavailable(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("setting", [("allow_tf32", True), ("fp32_precision", "tf32")])
+def test_products_in_float32_whatever_torch_is_set_to(setting: tuple[str, Any]) -> None:
+    products: Any = torch.backends.cuda.matmul
+    name, value = setting
+    if not hasattr(products, name):
+        pytest.skip(f"this torch has no {name}")
+    before = getattr(products, name)
+    try:
+        setattr(products, name, value)
+        with cuda_network.float32_products():
+            inside = products.fp32_precision if hasattr(products, "fp32_precision") else None
+            assert inside in (None, "ieee")
+            if inside is None:
+                assert products.allow_tf32 is False
+        assert getattr(products, name) == value
+    finally:
+        setattr(products, name, before)
+
+
+def test_an_old_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_core, "cuda_status", lambda: (True, 1, ""))
+    monkeypatch.setattr(_core, "cuda_queue_missing", lambda: "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    device = torch.device("cuda")
+    monkeypatch.setattr(cuda_network.metadata, "version", lambda name: "3.5.1")
+    assert cuda_network.unavailable(device) == "triton 3.5.1 is installed, the kernels need 3.6"
+    monkeypatch.setattr(cuda_network.metadata, "version", lambda name: "3.10.0+git")
+    assert cuda_network.unavailable(device) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "need 8.0" in cuda_network.unavailable(device)

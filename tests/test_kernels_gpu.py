@@ -30,7 +30,7 @@ pytestmark = [
 
 # Of logits, relative to the largest; gradients have four times as much. exp and the division of the
 # hardware are good to 2 units of the last place, tensor cores cut their sums off.
-TOLERANCE = {"ieee": 1e-5, "tf32x3": 2e-5, "bf16x3": 4e-4, "tf32": 2e-2}
+TOLERANCE = {"ieee": 1e-5, "tf32x3": 1e-4, "bf16x3": 4e-4, "tf32": 2e-2}
 HOPPER = (64, 128, 32)
 
 

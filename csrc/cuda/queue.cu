@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <thread>
+#include <utility>
 
 #include "cuda/device.h"
 
@@ -29,6 +30,7 @@ struct Crew {
   }
   __device__ bool first() const { return threadIdx.x == 0; }
   __device__ void sync() const { __syncthreads(); }
+  __device__ void fence() const { __threadfence(); }
   __device__ int64_t read(const int64_t* at) const {
     return *static_cast<const volatile int64_t*>(at);
   }
@@ -154,6 +156,7 @@ struct CudaQueue::Loop : cuda::Device {
   int64_t capacity = 0, first = 0, last = 0;  // images of the job on the device
   int64_t rounds_before = 0;
   double seconds = 0;  // of the rounds
+  int fillings = 0;
   std::chrono::steady_clock::time_point launched;
   bool running = false, stopped = false;
 };
@@ -195,8 +198,11 @@ void CudaQueue::Loop::round(unsigned long long condition) {
 
 void CudaQueue::Loop::build() {
   // The launches below go to the capture.
-  cudaStream_t const of = stream;
-  stream = aside.value;
+  const struct Restored {
+    cudaStream_t& stream;
+    cudaStream_t const of;
+    ~Restored() { stream = of; }
+  } restored{stream, std::exchange(stream, aside.value)};
   expect(cudaGraphCreate(&graph.value, 0), "a graph");
   cudaGraphConditionalHandle condition = 0;
   const char* const where = std::getenv("ADVCORE_CUDA_LOOP");  // "host": as with an old driver
@@ -225,7 +231,6 @@ void CudaQueue::Loop::build() {
   for (int i = 0; i < (looping ? 1 : kUnrolled); ++i) round(condition);
   expect(cudaStreamEndCapture(stream, &body), "capturing a round");
   expect(cudaGraphInstantiate(&loop.value, graph.value, 0), "making the graph");
-  stream = of;
 }
 
 // Images [from, to) of the job to their places, then the news of it; beside the rounds.
@@ -267,17 +272,21 @@ void CudaQueue::Loop::begin(const Params& params, const Job& job) {
                          cudaMemcpyHostToDevice, stream),
          "labels");
   wait("beginning images");  // the copies of the images are on another stream
+  // All at once where a launch returns only when it is over: the loop would wait for the rest.
+  const char* const blocking = std::getenv("CUDA_LAUNCH_BLOCKING");
   const size_t row = sizeof(float) * static_cast<size_t>(params.n);
-  const int64_t piece = std::max<int64_t>(static_cast<int64_t>(kPiece / row), slot_count);
+  const int64_t piece = blocking && *blocking == '1'
+                            ? last - first
+                            : std::max<int64_t>(static_cast<int64_t>(kPiece / row), slot_count);
   int64_t sent = std::min(first + piece, last);
   upload(params, job, first, sent);
   expect(cudaStreamSynchronize(aside.value), "images to the device");
   turn(false, 0);
   if (!loop.value) build();
   launched = std::chrono::steady_clock::now();
+  running = true;
   expect(cudaGraphLaunch(loop.value, stream), "launching the rounds");
   expect(cudaEventRecord(mark.value, stream), "the end of the rounds");
-  running = true;
   for (; sent < last; sent += piece) upload(params, job, sent, std::min(sent + piece, last));
 }
 
@@ -314,6 +323,7 @@ void CudaQueue::Loop::collect(const Params& params, const Job& job, Feed& feed) 
   *progress.data = {};
   running = false;
   first = last;
+  ++fillings;
 }
 
 std::string cuda_queue_missing() { return ""; }
@@ -329,10 +339,11 @@ CudaQueue::CudaQueue(const Params& params, const Job& job, Feed& feed, int slots
 }
 
 CudaQueue::~CudaQueue() {
-  // Nothing of this run may be at work when its memory goes.
-  if (!loop_->running || loop_->failed) return;
+  // Nothing of this run may be at work when its memory goes; whatever failed before.
+  cudaSetDevice(loop_->id);
   loop_->progress.data->stop = 1;
   cudaStreamSynchronize(loop_->stream);
+  cudaGetLastError();
 }
 
 SlotRows CudaQueue::slot_rows() const { return loop_->slots; }
@@ -383,6 +394,7 @@ int64_t CudaQueue::succeeded() const { return feed_.succeeded + loop_->progress.
 int64_t CudaQueue::evaluations() const {
   return feed_.evaluations + loop_->progress.data->evaluations;
 }
+int CudaQueue::fillings() const { return loop_->fillings; }
 double CudaQueue::seconds() const { return loop_->seconds; }
 int64_t CudaQueue::rounds() const { return loop_->rounds_before + loop_->progress.data->rounds; }
 

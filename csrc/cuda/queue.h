@@ -58,6 +58,7 @@ class CudaQueue {
   int64_t evaluations() const;
   int64_t rounds() const;
   double seconds() const;  // of the rounds, without the way of images and results
+  int fillings() const;    // of the device with images
   bool looping() const;    // whether the loop runs on the device
 
  private:

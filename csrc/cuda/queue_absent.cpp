@@ -30,6 +30,7 @@ int64_t CudaQueue::succeeded() const { return 0; }
 int64_t CudaQueue::evaluations() const { return 0; }
 int64_t CudaQueue::rounds() const { return 0; }
 double CudaQueue::seconds() const { return 0; }
+int CudaQueue::fillings() const { return 0; }
 bool CudaQueue::looping() const { return false; }
 
 }  // namespace advcore

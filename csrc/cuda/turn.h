@@ -6,6 +6,7 @@
 //   each(n, f)               f(i) for i < n, shared among the threads
 //   first()                  whether the calling thread is the one that writes scalars
 //   sync()                   all threads, and what they wrote
+//   fence()                  what other crews and the host wrote before is read after it
 //   read(at)                 while others write it
 //   add(at, value)           atomic; returns what was there
 //   swap(at, old, value)     atomic; writes where `old` is there, returns what was
@@ -128,6 +129,7 @@ ADVCORE_FN void turn_group(const Crew& crew, const Turn& t, int first, Board& bo
       if (p.index >= 0) leave(crew, t, p);
       if (crew.first()) {
         board.entering = t.drain ? -1 : take(crew, *t.counters);
+        crew.fence();  // the image came before the news of it
         t.done[slot] = board.entering < 0;
       }
       crew.sync();

@@ -185,6 +185,8 @@ void check(const Case& at, std::mt19937& rng) {
     expect(queue.finished() == at.count && queue.succeeded() == expected_feed.succeeded &&
                queue.evaluations() == expected_feed.evaluations && queue.rounds() > 0,
            "%s: counted %ld images", at.name, static_cast<long>(queue.finished()));
+    const int64_t fillings = (at.count + at.capacity - 1) / at.capacity;
+    expect(queue.fillings() == fillings, "%s: %d fillings", at.name, queue.fillings());
     return;
   }
   int64_t interrupted = 0, ended = 0;

@@ -33,6 +33,7 @@ struct Crew {
   }
   bool first() const { return number == 0; }
   void sync() const { all.arrive_and_wait(); }
+  void fence() const {}
   int64_t read(const int64_t* at) const { return __atomic_load_n(at, __ATOMIC_RELAXED); }
   template <class T>
   T add(T* at, T value) const {
