@@ -17,6 +17,7 @@ from . import _core, validate, verify
 from .errors import DeviceError, Interrupted, ModelError, ModelRaised
 from .oracles import TorchOracle
 from .paths import SAMPLE, Path, choose_path, logit_noise, probes
+from .preprocessing import warn_if_normalised
 from .result import Result
 from .run import Job, Progress, Watch, default_threads, run_native, run_oracle
 from .settings import EFFORTS, engine_params
@@ -143,6 +144,7 @@ def minimize_distortion(
     begin = time.perf_counter()
     given = validate.images(images)
     flat, lo, hi = validate.box(bounds, given.shape, given)
+    warn_if_normalised(given)
     validate.choice(loss, "loss", ("margin", "cross_entropy"))
     validate.choice(norm, "norm", ("l2", "l2_unsquared"))
     validate.choice(effort, "effort", EFFORTS)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .preprocessing import normalised_note
 from .result import to_numpy
 
 Floats = NDArray[np.float32]
@@ -104,6 +105,8 @@ def box(
             limit = f" [{float(low):g}, {float(high):g}]"
         if limit == " [0, 1]" and least >= 0 and most > 1.5:
             hint = ": divide by 255, or pass bounds=(0, 255) if the model takes them so"
+        elif note := normalised_note(given):
+            hint = f"; {note}"
         raise ValueError(
             f"images must lie inside bounds{limit}, got {bad} of {count} images outside "
             f"(values from {least:g} to {most:g}){hint}"

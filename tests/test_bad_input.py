@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import make_network
 
 import advcore
 from advcore import Layer, Network
@@ -260,3 +261,15 @@ def test_third_positional_argument_is_the_last() -> None:
 )  # fmt: skip
 def test_starts(starts: Any, error: type[Exception], text: str) -> None:
     refuse(error, text, affine(), images(), [0] * 4, starts=starts)
+
+
+def test_images_that_were_normalised_are_named() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8))
+    images = ((pictures / 255 - 0.45) / 0.22).astype(np.float32)
+    network = make_network((192, 8, 3), "tanh")
+    remedy = r"images look normalised.*advcore\.models\.preprocess"
+    with pytest.raises(ValueError, match=remedy):
+        advcore.minimize_distortion(network, images)
+    with pytest.warns(UserWarning, match=remedy):
+        found = advcore.minimize_distortion(network, images, bounds=(-3, 3))
+    assert found.success.all()
