@@ -8,8 +8,8 @@
 # needs, where Python has none (pip install --no-deps --target folder adv-lib==0.2.8 tqdm). No
 # network, nothing is installed. Each step is tried whatever became of the others, but for those
 # without which nothing runs. Logs and figures: benchmarks/results/ (gpu.log, bench_gpu.json,
-# bench_cuda.json, bench_cuda.md). Ends with 0 if every step passed, 1 if one failed, 3 where there
-# is no GPU.
+# bench_kernels.json, bench_cuda.json, bench_cuda.md). Ends with 0 if every step passed, 1 if one
+# failed, 3 where there is no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -100,6 +100,7 @@ if "$python" -c 'import pytest' 2>/dev/null; then
 else
   skip "tests (no pytest)"
 fi
+step "kernels" 75 "$python" -P benchmarks/bench_kernels.py
 step "torch modules" 60 "$python" -P benchmarks/bench_cuda.py
 checked() {  # tool, what to look at
   local tool=$1 left=$((total - SECONDS))

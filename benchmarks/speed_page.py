@@ -39,7 +39,7 @@ def page(stored: Figures) -> str:
     """The Markdown of docs/benchmarks.md."""
     parts = [_head(stored), _targets(stored), _competitors(stored), _throughput(stored)]
     parts += [_latency(stored), _threads(stored), _rates(stored)]
-    parts.append(gpu_page.section(gpu_page.load()))
+    parts.append(gpu_page.section(gpu_page.load(), gpu_page.load("bench_kernels")))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -293,3 +293,17 @@ def test_a_part_that_failed_leaves_the_others() -> None:
     for name in ("every_target", "one_target", "agreement", "precision"):
         text = gpu_page.section({**stored, name: {"failed": "x"}})
         assert "| PDGD-500 | 20.000 |" in text
+
+
+def test_the_table_of_the_kernels() -> None:
+    times = {"linear_forward": 20.0, "head": 5.0, "linear_backward": 25.0, "propagate": 50.0}
+    run = {"microseconds": 17.4, "config": "64x128x32, 4 warps, 2 stages"}
+    kernels = {
+        "device": "GPU",
+        "784-10": {"kernels": {"propagate": run}, "torch": {"float32": times, "tf32": times}},
+        "784-20": {"failed": "x"},
+    }
+    text = gpu_page.section(gpu_figures(), kernels)
+    line = "| 784-10 | propagate | 17 | 50 | 50 | 64x128x32, 4 warps, 2 stages |"
+    assert line in text.splitlines()
+    assert "784-20" not in text
