@@ -4,9 +4,10 @@
 
 For four networks of sigmoids, a round of 4,096 rows: `propagate` (the whole round in one kernel)
 and its parts, `linear_forward`, `head` and `linear_backward`, a launch for each layer. Each is
-timed alone, in a graph of 20, the median of 7; the fastest of five configurations is shown. Beside them torch in float32 and with TF32: addmm and sigmoid; the smoothed
-log-odds and their gradient; the products of the backward; and the sum of the three. Gradients are
-checked against float64 before a time counts. Figures go to benchmarks/results/bench_kernels.json.
+timed alone, in a graph of 20, the median of 7; the fastest of five configurations is shown. Beside
+them torch in float32 and with TF32: addmm and sigmoid; the smoothed log-odds and their gradient;
+the products of the backward; and the sum of the three. Gradients are checked against float64
+before a time counts. Figures go to benchmarks/results/bench_kernels.json.
 """
 
 from __future__ import annotations
