@@ -426,7 +426,7 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
         rows += [
             ("evaluations per image", f"mean {evaluations.mean():.1f}, p99 {late:.0f}"),
             ("further forwards per image", f"mean {result.forwards.mean():.1f}"),
-            ("images per second", f"{images_per_second(result):.0f}"),
+            ("images per second", f"{(rate := images_per_second(result)):.{0 if rate > 10 else 2}f}"),
             ("status", ", ".join(f"{name} {n}" for name, n in result.status_counts().items())),
         ]
     rows.append(("seconds", f"{result.seconds:.3f}"))
