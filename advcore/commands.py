@@ -423,10 +423,11 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
     if count:
         evaluations = result.evaluations
         late = np.percentile(evaluations, 99)
+        rate = images_per_second(result)
         rows += [
             ("evaluations per image", f"mean {evaluations.mean():.1f}, p99 {late:.0f}"),
             ("further forwards per image", f"mean {result.forwards.mean():.1f}"),
-            ("images per second", f"{(rate := images_per_second(result)):.{0 if rate > 10 else 2}f}"),
+            ("images per second", f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"),
             ("status", ", ".join(f"{name} {n}" for name, n in result.status_counts().items())),
         ]
     rows.append(("seconds", f"{result.seconds:.3f}"))
