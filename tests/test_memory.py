@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ from advcore.oracles import TorchOracle
 from advcore.paths import choose_path
 
 torch = pytest.importorskip("torch")
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Hungry(torch.nn.Module):
@@ -114,3 +119,70 @@ def test_rows_by_what_a_forward_keeps() -> None:
     small = TorchOracle(torch.nn.Linear(4, 3).eval(), (4,))
     assert small.saved_bytes < 1000  # its weight is not counted
     assert run._slots(small, cuda=False) == run.ORACLE_SLOTS
+
+
+class Watched(torch.nn.Module):
+    """A small convolutional network that notes every pass: its kind and its rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten(),
+            torch.nn.Linear(36, 5),
+        )  # fmt: skip
+        with torch.no_grad():
+            for parameter in self.layers.parameters():
+                parameter.mul_(3)
+        self.passes: list[tuple[str, int]] = []
+        self.eval()
+
+    def forward(self, x: Any) -> Any:
+        """Logits (B, 5) of images (B, 1, 8, 8)."""
+        logits = self.layers(x)
+        self.passes.append(("pair" if logits.requires_grad else "alone", len(x)))
+        if logits.requires_grad:
+            logits.register_hook(lambda seed: self.passes.append(("backward", len(seed))))
+        return logits
+
+
+def test_a_finished_image_costs_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).random((50, 1, 8, 8), dtype=np.float32)
+    model, rounds = Watched(), run._run_rounds
+    passes: list[tuple[str, int]] = []  # of the search, without trials and verification
+
+    def noted(*given: Any) -> Any:
+        model.passes.clear()
+        out = rounds(*given)
+        passes.extend(model.passes)
+        return out
+
+    monkeypatch.setattr(run, "_run_rounds", noted)
+    found = advcore.minimize_distortion(model, images, batch_size=16)
+    rows = {kind: sum(n for name, n in passes if name == kind) for kind, _ in passes}
+    assert rows["pair"] == rows["backward"] == found.evaluations.sum()
+    assert rows["alone"] == found.forwards.sum()
+    assert max(n for _, n in passes) <= 16
+    for (kind, count), after in pairwise(passes):
+        if kind == "pair":  # each backward follows its own forward
+            assert after == ("backward", count)
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_a_long_run() -> None:
+    status = Path("/proc/self/statm")
+    if not status.is_file():
+        pytest.skip("needs /proc")
+    images = np.random.default_rng(0).random((3000, 1, 8, 8), dtype=np.float32)
+    model = Watched()
+    held: list[tuple[int, int]] = []
+
+    def note(progress: Any) -> None:
+        model.passes.clear()
+        held.append((progress.finished, int(status.read_text().split()[1]) * PAGE))
+
+    advcore.minimize_distortion(model, images, callback=note, effort="fast")
+    early = max(size for finished, size in held if finished < 1000)
+    late = max(size for finished, size in held if finished >= 1000)
+    assert len(held) > 5
+    assert late - early < 10 * 2**20
