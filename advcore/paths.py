@@ -172,6 +172,7 @@ def _network_on(
     """A native network on a GPU, with its torch form for the last word; or by that form alone."""
     if not str(device).startswith("cuda"):
         raise ValueError(f"device must be cpu or cuda for a native network, got {device}")
+    require("torch", "torch", f"device={str(device)!r}")
     _check_device(device)
     from .cuda_network import module_on
 
