@@ -66,19 +66,8 @@ def compile_ahead(
     """
     given = (parameters, constants, options)
     key = (kernel, arch, tuple(sorted(aligned)), *(tuple(values.items()) for values in given))
-    if key not in _compiled:
-        _compiled[key] = _compile(kernel, parameters, aligned, constants, options, arch)
-    return _compiled[key]
-
-
-def _compile(
-    kernel: Any,
-    parameters: Mapping[str, str],
-    aligned: Collection[str],
-    constants: Mapping[str, Any],
-    options: Mapping[str, Any],
-    arch: int,
-) -> Compiled:
+    if key in _compiled:
+        return _compiled[key]
     place = {name: i for i, name in enumerate(kernel.arg_names)}
     unknown = place.keys() ^ (parameters.keys() | constants.keys())
     if unknown:
@@ -106,7 +95,7 @@ def _compile(
     if extra < 0 or tuple(getattr(data, "cluster_dims", (1, 1, 1))) != (1, 1, 1):
         raise ValueError(f"{kernel.__name__}: parameters or clusters that are not understood")
     threads = re.search(r"\.reqntid (\d+)", ptx)
-    return Compiled(
+    _compiled[key] = Compiled(
         name=data.name,
         cubin=compiled.asm["cubin"],
         ptx=ptx,
@@ -114,6 +103,7 @@ def _compile(
         shared=data.shared,
         formats=formats + ("<Q",) * extra,
     )
+    return _compiled[key]
 
 
 def launch(code: Compiled, grid: int, values: tuple[int | float, ...]) -> Launch:

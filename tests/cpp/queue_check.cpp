@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "engine.h"
+#include "job_arrays.h"
 #include "network_tile.h"
 
 #define ADVCORE_NS advcore::queued
@@ -63,30 +64,6 @@ void turn(const queued::Turn& t) {
   t.counters->listed = 0;
 }
 
-struct Arrays {
-  explicit Arrays(size_t count, size_t n)
-      : adversarial(count * n), floats(5 * count), ints(5 * count), bytes(2 * count) {}
-  void give(Job& job) {
-    const size_t count = static_cast<size_t>(job.count);
-    job.adversarial = adversarial.data();
-    float* f = floats.data();
-    job.distortion = f, job.margin = f + count, job.c = f + 2 * count, job.penalty = f + 3 * count;
-    int* i = ints.data();
-    job.prediction = i, job.evaluations = i + count, job.forwards = i + 2 * count;
-    job.iterations = i + 3 * count, job.rescues = i + 4 * count;
-    job.success = reinterpret_cast<uint8_t*>(bytes.data());
-    job.status = bytes.data() + count;
-  }
-  std::vector<float> adversarial, floats;
-  std::vector<int> ints;
-  std::vector<int8_t> bytes;
-};
-
-template <class T>
-bool same(const std::vector<T>& a, const std::vector<T>& b) {
-  return std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
-}
-
 struct Case {
   int n, slots;
   int64_t count;
@@ -130,8 +107,7 @@ void check_run(const Case& at, std::mt19937& rng) {
   job.lo = lo.data(), job.hi = hi.data(), job.own_bounds = at.own_bounds;
   job.starts = at.starts > 0 ? starts.data() : nullptr;
   Job expected_job = job;
-  Arrays expected(count, n), found(count, n);
-  expected.give(expected_job), found.give(job);
+  Arrays expected(expected_job, n), found(job, n);
   advcore::Feed expected_feed, feed;
   advcore::solve(network, params, expected_job, 1, 8, expected_feed, [] { return true; });
   advcore::clear_results(params, job);
@@ -225,9 +201,7 @@ void check_run(const Case& at, std::mt19937& rng) {
   if (at.rounds_before == 0) {
     expect(delivered == at.count, "%ld of %ld images delivered", static_cast<long>(delivered),
            static_cast<long>(at.count));
-    expect(same(expected.adversarial, found.adversarial) && same(expected.floats, found.floats) &&
-               same(expected.ints, found.ints) && same(expected.bytes, found.bytes),
-           "results differ from those of solve");
+    expect(found.same(expected), "results differ from those of solve");
     return;
   }
   const int8_t interrupted = static_cast<int8_t>(advcore::Status::interrupted);
