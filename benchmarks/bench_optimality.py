@@ -11,9 +11,10 @@ envelope too. Every success, ours and theirs, is one that an independent float32
 network confirms. Rivals' runs are cached by weights, images and settings (`envelope.py`), so that
 after a change of the engine only the engine runs; ``--refresh`` runs them again.
 
-Images: the first correctly classified test images, 200 on dense networks, 50 on
-convolutional ones; random targets (seed 0), or untargeted. C&W runs 9 searches of
-1,000 steps, on convolutional networks of 200, where 1,000 would take an hour each.
+Images: the first correctly classified test images, 200 on dense networks, 100 on
+convolutional ones, and those of 20 ImageNet pictures that SqueezeNet classifies correctly; random
+targets (seed 0), or untargeted. C&W runs 9 searches of 1,000 steps, on convolutional networks of
+200, where 1,000 would take an hour each.
 
 Figures go to ``benchmarks/results/bench_optimality_targeted.json`` or ``..._untargeted.json``;
 networks not named keep what is there. ``--plot`` draws the performance profiles, the share of the
@@ -155,16 +156,14 @@ def _save(kind: str, measured: dict[str, dict[str, Any]], commit: str) -> str:
     path = machine.RESULTS / f"{name}.json"
     stored = json.loads(path.read_text())["networks"] if path.exists() else {}
     stored |= {network: {"commit": commit, **values} for network, values in measured.items()}
-    known = (*networks.DENSE, *networks.HARD, *networks.CONVOLUTIONAL, *networks.CIFAR)
-    ordered = {network: stored[network] for network in known if network in stored}
+    ordered = {network: stored[network] for network in networks.ALL if network in stored}
     return str(machine.save(name, {"networks": ordered}))
 
 
 def main() -> None:
     """Measures the networks asked for, prints and stores the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    known = (*networks.DENSE, *networks.HARD, *networks.CONVOLUTIONAL, *networks.CIFAR)
-    parser.add_argument("--networks", default=",".join(known))
+    parser.add_argument("--networks", default=",".join(networks.ALL))
     parser.add_argument("--images", type=int)
     parser.add_argument("--untargeted", action="store_true")
     parser.add_argument("--refresh", action="store_true", help="run the rivals again")

@@ -107,8 +107,8 @@ def rival_runs(
 
 
 def default_images(name: str) -> int:
-    """Images measured: 200 on dense networks, 50 on convolutional ones."""
-    return 50 if name in (*networks.CONVOLUTIONAL, *networks.CIFAR) else 200
+    """Images measured: 200 on dense networks, 100 on convolutional ones, the pictures there are."""
+    return 200 if name in (*networks.DENSE, *networks.HARD) else 100
 
 
 def load_envelope(

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from advcore import data, models, training
+from advcore import data, models, pictures, training
 
 CACHE = Path(tempfile.gettempdir()) / "advcore_benchmarks"
 CLASSES = 10
@@ -89,6 +89,8 @@ CONVOLUTIONAL = (
     "rays_smallcnn_bn",
 )
 CIFAR = ("abc_cifar_cnn_a_mix", "vnncomp_resnet2b")
+IMAGENET = ("squeezenet1_0",)
+ALL = (*DENSE, *HARD, *CONVOLUTIONAL, *CIFAR, *IMAGENET)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Case:
 
     name: str
     model: torch.nn.Module  # in eval mode, logits
-    images: NDArray[np.float32]  # (N, 784), (N, 1, 28, 28) or (N, 3, 32, 32), in [0, 1]
+    images: NDArray[np.float32]  # (N, 784) or (N, channels, height, width), in [0, 1]
     classes: NDArray[np.int64]  # (N,) targets, or labels of an untargeted run
     targeted: bool
 
@@ -106,11 +108,14 @@ def case(name: str, *, targeted: bool, images: int, held_out: bool = False) -> C
     """The first ``images`` correctly classified test images; ``held_out``: others, for tuning.
 
     MNIST's held-out images are test images from number 5,000 on, CIFAR's the correctly classified
-    ones that follow the first 50. Random targets with seed 0, held out 1.
+    ones that follow the first 100; of ImageNet's 20 pictures none is left out, and held out are
+    other targets alone. Random targets with seed 0, held out 1.
     """
     model = network(name)
     if name in CIFAR:
         x, y = _cifar()
+    elif name in IMAGENET:
+        x, y = _imagenet(model)
     else:
         x, y = data.mnist("test")
         x, y = (x[5000:], y[5000:]) if held_out else (x[:5000], y[:5000])
@@ -120,10 +125,11 @@ def case(name: str, *, targeted: bool, images: int, held_out: bool = False) -> C
         parts = [model(part) for part in torch.from_numpy(x).split(500)]
     right = np.flatnonzero(torch.cat(parts).argmax(dim=1).numpy() == y)
     if name in CIFAR and held_out:
-        right = right[50:]
+        right = right[100:]
     x, y = np.ascontiguousarray(x[right[:images]]), y[right[:images]]
     if targeted:
-        y = data.random_targets(y, classes=CLASSES, seed=1 if held_out else 0)
+        classes = 1000 if name in IMAGENET else CLASSES
+        y = data.random_targets(y, classes=classes, seed=1 if held_out else 0)
     return Case(name, model, x, y, targeted)
 
 
@@ -134,6 +140,8 @@ def network(name: str) -> torch.nn.Module:
         model = data.embedded_network().to_torch()
     elif name in RECIPES:
         model = _trained(name, RECIPES[name])
+    elif name in IMAGENET:
+        model = models.squeezenet1_0()
     else:
         model = _stored(name)
     return model.eval().requires_grad_(False)
@@ -345,3 +353,10 @@ def _cifar() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     if x.shape[-1] == 3:
         x = x.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(x), y
+
+
+def _imagenet(model: torch.nn.Module) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The pictures of ``$ADVCORE_DATA/imagenet/samples``, whose names end with the class."""
+    folder = _models_folder().parent / "imagenet" / "samples"
+    read = pictures.read_folder(folder, pictures.frame(model))
+    return read.pixels, np.array([int(path.stem.split("_")[-1]) for path in read.files])
