@@ -127,9 +127,9 @@ class Params:
         ...
 class Network:
     """
-    A fully connected network packed for this CPU.
+    A network packed for this CPU.
     """
-    def __init__(self, layers: collections.abc.Sequence[tuple[typing.Annotated[numpy.typing.ArrayLike, numpy.float32], typing.Annotated[numpy.typing.ArrayLike, numpy.float32], str, typing.SupportsFloat | typing.SupportsIndex]]) -> None:
+    def __init__(self, layers: collections.abc.Sequence[tuple[typing.Annotated[numpy.typing.ArrayLike, numpy.float32], typing.Annotated[numpy.typing.ArrayLike, numpy.float32], str, typing.SupportsFloat | typing.SupportsIndex, tuple[typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(3)"], typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"], typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"], typing.Annotated[numpy.typing.ArrayLike, numpy.float32], str, typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"]] | None]]) -> None:
         ...
     def backward(self, dlogits: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
         ...
@@ -143,6 +143,9 @@ class Network:
         ...
     @property
     def smoothable(self) -> bool:
+        ...
+    @property
+    def widths(self) -> int:
         ...
 class Session:
     """

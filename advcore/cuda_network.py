@@ -34,8 +34,10 @@ POLL = 0.02
 """Seconds between two looks at the run; the device does not wait for them."""
 
 
-def unavailable(device: torch.device) -> str | None:
-    """Why the device cannot run native networks; None: it can."""
+def unavailable(network: Network, device: torch.device) -> str | None:
+    """Why the device cannot run the network natively; None: it can."""
+    if network.convolutional:
+        return "there are no kernels for convolutions"
     _, devices, why = _core.cuda_status()
     if not devices:
         return f"no CUDA engine: {why}"

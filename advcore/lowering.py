@@ -1,4 +1,4 @@
-"""Recognise fully connected torch modules and turn them into native layers.
+"""Recognise torch modules that are chains of known layers, and turn them into native layers.
 
 Only exact types are accepted: a subclass, or a module of the user's with one `Sequential` inside,
 may do anything in its forward. What is not recognised raises `Unsupported` and goes through torch.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .network import Layer, Unsupported
+from .layers import Convolution, Layer
+from .network import Unsupported
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 Float64 = NDArray[np.float64]
 
 
-def lower(module: object, input_shape: tuple[int, ...]) -> list[Layer]:
+def lower(module: object, input_shape: tuple[int, ...]) -> list[Layer | Convolution]:
     """Layers of ``module`` for images of ``input_shape``; see `Network.from_torch`.
 
     Raises
@@ -55,12 +57,65 @@ class _Linear:
     activation: str = "identity"
     slope: float = 0.01
 
+    def scaled(self, scale: Float64, shift: Float64) -> bool:
+        """Takes ``h -> scale * h + shift``, an entry for each output; False where it cannot."""
+        if self.activation != "identity":
+            return False
+        self.weight = scale[:, None] * self.weight
+        self.bias = scale * self.bias + shift
+        return True
+
+    def finished(self) -> Layer | Convolution:
+        """In float32; a `Layer` refuses what overflows there."""
+        weight, bias = self.weight.astype(np.float32), self.bias.astype(np.float32)
+        return Layer(weight, bias, self.activation, self.slope)
+
+
+@dataclass
+class _Convolution(_Linear):
+    """The same with weight (out, in, y, x), for images of ``shape``."""
+
+    shape: tuple[int, int, int] = (1, 1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    padding_value: Float64 | None = None
+    pooling: str = "none"
+    window: tuple[int, int] = (1, 1)
+
+    def scaled(self, scale: Float64, shift: Float64) -> bool:
+        """See `_Linear.scaled`; the entries are those of all positions."""
+        features = scale.reshape(len(self.bias), -1)
+        same = len(scale) > 0 and bool((np.ptp(features, axis=1) == 0).all())
+        shifts = shift.reshape(len(self.bias), -1)
+        same = same and bool((np.ptp(shifts, axis=1) == 0).all())
+        if self.activation != "identity" or self.pooling != "none" or not same:
+            return False
+        self.weight = features[:, :1, None, None] * self.weight
+        self.bias = features[:, 0] * self.bias + shifts[:, 0]
+        return True
+
+    def finished(self) -> Convolution:
+        """See `_Linear.finished`."""
+        value = np.zeros(self.shape[0]) if self.padding_value is None else self.padding_value
+        return Convolution(
+            self.weight.astype(np.float32),
+            self.bias.astype(np.float32),
+            self.shape,
+            self.activation,
+            self.slope,
+            self.stride,
+            self.padding,
+            value.astype(np.float32),
+            self.pooling,
+            self.window,
+        )
+
 
 class _Lowering:
     """The walk over the modules: layers so far, shape of the value, and an affine part on hold.
 
-    ``scale`` and ``shift`` hold ``h -> scale * h + shift`` (one entry per value) until a Linear
-    comes that can take it; without one they are None.
+    ``scale`` and ``shift`` hold ``h -> scale * h + shift`` (one entry per value) until a Linear or
+    Conv2d comes that can take it; without one they are None.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -86,12 +141,18 @@ class _Lowering:
             for name, child in module._modules.items():  # named_children() leaves out repetitions
                 assert child is not None
                 self.visit(child, f"{path}.{name}" if path else name)
-        elif kind in (nn.Identity, nn.Dropout):
+        elif kind in (nn.Identity, nn.Dropout, nn.Dropout2d):
             return
         elif kind is nn.Flatten:
             self.flatten(module)
+        elif kind is nn.Unflatten:
+            self.unflatten(module)
         elif kind is nn.Linear:
             self.linear(module)
+        elif kind is nn.Conv2d:
+            self.convolution(module)
+        elif kind in (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d):
+            self.pooling(module, "max" if kind is nn.MaxPool2d else "mean")
         elif kind in (nn.BatchNorm1d, nn.BatchNorm2d):
             self.batch_norm(module, 2 if kind is nn.BatchNorm2d else 1)
         elif self.is_normalize(kind):
@@ -154,15 +215,112 @@ class _Lowering:
         self.layers.append(_Linear(weight, bias))
         self.shape = (outputs,)
 
+    def unflatten(self, module: Any) -> None:
+        dim = module.dim if isinstance(module.dim, int) else 0
+        dim += len(self.shape) + 1 if dim < 0 else 0
+        sizes = tuple(module.unflattened_size)
+        known = all(isinstance(size, int) for size in sizes)
+        if not (1 <= dim <= len(self.shape) and known and math.prod(sizes) == self.shape[dim - 1]):
+            self.fail(f"dim {module.dim}, sizes {module.unflattened_size} on {self.shape}")
+        self.shape = (*self.shape[: dim - 1], *sizes, *self.shape[dim:])
+
+    def convolution(self, module: Any) -> None:
+        if module.groups != 1 or tuple(module.dilation) != (1, 1):
+            self.fail(f"only one group and no dilation, got {module.groups} and {module.dilation}")
+        padding = module.padding
+        if padding == "valid":
+            padding = (0, 0)
+        if isinstance(padding, str):
+            if not all(size % 2 for size in module.kernel_size):
+                self.fail("padding 'same' of an even kernel differs from side to side")
+            padding = tuple((size - 1) // 2 for size in module.kernel_size)
+        if module.padding_mode != "zeros" and any(padding):
+            self.fail(f"only zeros around the image, got {module.padding_mode!r}")
+        weight = self.array(module.weight, "weight")
+        bias = np.zeros(len(weight)) if module.bias is None else self.array(module.bias, "bias")
+        if len(self.shape) != 3 or self.shape[0] != weight.shape[1]:
+            self.fail(f"it takes ({weight.shape[1]}, H, W), the value before it has {self.shape}")
+        if self.layers and not isinstance(self.layers[-1], _Convolution):
+            self.fail("convolutions after a Linear have no native form")
+        value = np.zeros(self.shape[0])
+        if self.scale is not None and self.shift is not None:
+            channels = np.stack(
+                [part.reshape(self.shape[0], -1) for part in (self.scale, self.shift)]
+            )
+            if np.ptp(channels, axis=2).any():
+                self.fail("the normalisation before it differs from pixel to pixel")
+            scale, shift = channels[:, :, 0]
+            bias = bias + weight.sum(axis=(2, 3)) @ shift
+            if any(padding):  # zero for the convolution is -shift / scale before it
+                if not scale.all():
+                    self.fail("the normalisation before it has a scale of zero")
+                value = -shift / scale
+            weight = weight * scale[:, None, None]
+            self.scale = self.shift = None
+        channels_, height, width = self.shape
+        stride = tuple(module.stride)
+        sizes = zip((height, width), module.kernel_size, stride, padding, strict=True)
+        positions = tuple((size + 2 * pad - k) // step + 1 for size, k, step, pad in sizes)
+        if min(positions) < 1:
+            self.fail(f"its kernel does not fit {self.shape}")
+        self.layers.append(
+            _Convolution(
+                weight,
+                bias,
+                shape=(channels_, height, width),
+                stride=stride,
+                padding=tuple(padding),
+                padding_value=value,
+            )
+        )
+        self.shape = (len(weight), *positions)
+
+    def pooling(self, module: Any, kind: str) -> None:
+        last = self.layers[-1] if self.layers else None
+        if not isinstance(last, _Convolution) or last.pooling != "none" or self.scale is not None:
+            self.fail("it has no convolution with its activation directly before it")
+        if len(self.shape) != 3:
+            self.fail(f"it does not take values of shape {self.shape}")
+        sides = self.shape[1:]
+
+        def pair(value: Any) -> tuple[int, int]:
+            return (value, value) if isinstance(value, int) else tuple(value)
+
+        if hasattr(module, "output_size"):  # adaptive: windows side by side where they divide
+            size = module.output_size
+            wanted = [size] * 2 if size is None or isinstance(size, int) else size
+            counts = [side if n is None else n for side, n in zip(sides, wanted, strict=True)]
+            if any(side % n for side, n in zip(sides, counts, strict=True)):
+                self.fail(f"windows of {sides} to {module.output_size} differ in size")
+            window = (sides[0] // counts[0], sides[1] // counts[1])
+        else:
+            window = pair(module.kernel_size)
+            plain = pair(module.padding) == (0, 0) and pair(getattr(module, "dilation", 1)) == (
+                1,
+                1,
+            )
+            if pair(module.stride) != window or not plain:
+                self.fail("only windows side by side, without padding or dilation")
+            exact = not any(side % n for side, n in zip(sides, window, strict=True))
+            if module.ceil_mode and not exact:
+                self.fail("windows that reach beyond the end (ceil_mode)")
+            if getattr(module, "return_indices", False):
+                self.fail("it returns the indices too")
+            if getattr(module, "divisor_override", None) not in (None, window[0] * window[1]):
+                self.fail("its divisor is not the size of its windows")
+        if window[0] > sides[0] or window[1] > sides[1]:
+            self.fail(f"its windows do not fit {self.shape}")
+        last.pooling, last.window = kind, window
+        self.shape = (self.shape[0], sides[0] // window[0], sides[1] // window[1])
+
     def affine(self, scale: Float64, shift: Float64) -> None:
         """Append ``h -> scale * h + shift`` per channel, (C,) along the first dimension."""
         rest = math.prod(self.shape[1:])
         scale, shift = np.repeat(scale, rest), np.repeat(shift, rest)
         last = self.layers[-1] if self.layers else None
-        if last is not None and self.scale is None and last.activation == "identity":
-            last.weight = scale[:, None] * last.weight
-            last.bias = scale * last.bias + shift
-        elif self.scale is None or self.shift is None:
+        if last is not None and self.scale is None and last.scaled(scale, shift):
+            return
+        if self.scale is None or self.shift is None:
             self.scale, self.shift = scale, shift
         else:
             self.scale, self.shift = scale * self.scale, scale * self.shift + shift
@@ -231,36 +389,90 @@ class _Lowering:
             self.fail(f"only beta 1 and threshold 20, got {module.beta}, {module.threshold}")
         if name == "gelu" and module.approximate == "tanh":
             name = "gelu_tanh"
-        if not self.layers or self.scale is not None or self.layers[-1].activation != "identity":
-            self.fail("it has no Linear directly before it")
-        self.layers[-1].activation = name
+        last = self.layers[-1] if self.layers else None
+        pooled = isinstance(last, _Convolution) and last.pooling != "none"
+        if last is None or self.scale is not None or last.activation != "identity" or pooled:
+            self.fail("it has no Linear or Conv2d directly before it")
+        last.activation = name
         if name == "leaky_relu":
-            self.layers[-1].slope = float(module.negative_slope)
+            last.slope = float(module.negative_slope)
 
-    def finish(self) -> list[Layer]:
+    def finish(self) -> list[Layer | Convolution]:
         self.where = "model"
         if not self.layers:
-            self.fail("it has no Linear")
+            self.fail("it has no Linear or Conv2d")
         if len(self.shape) != 1:
             self.fail(f"its output has shape {self.shape}, not (K,)")
         if self.scale is not None and self.shift is not None:
             self.layers.append(_Linear(np.diag(self.scale), self.shift))
         if self.shape == (1,):  # a single logit z: two classes with logits (0, z)
             self.layers.append(_Linear(np.array([[0.0], [1.0]]), np.zeros(2)))
-            if self.layers[-2].activation == "identity":
+            before = self.layers[-2]
+            if before.activation == "identity" and not isinstance(before, _Convolution):
                 pair, last = self.layers.pop(), self.layers.pop()
                 merged = _Linear(pair.weight @ last.weight, pair.weight @ last.bias)
                 self.layers.append(merged)
-        try:  # a Layer refuses what overflows in float32
+        last = self.layers[-1]
+        if isinstance(last, _Convolution) and math.prod(self.shape) != len(last.bias):
+            self.fail("its logits come from several positions of a convolution")
+        try:
             with np.errstate(over="ignore"):
-                return [
-                    Layer(
-                        layer.weight.astype(np.float32),
-                        layer.bias.astype(np.float32),
-                        layer.activation,
-                        layer.slope,
-                    )
-                    for layer in self.layers
-                ]
+                return [layer.finished() for layer in self.layers]
         except ValueError as error:
             self.fail(str(error))
+
+
+def raised(layers: Sequence[Layer | Convolution]) -> torch.nn.Sequential:
+    """Native layers as torch modules, float32 on the CPU, in eval mode."""
+    import torch
+    from torch import nn
+
+    from .torch_modules import Normalize
+
+    modules: list[nn.Module] = [nn.Flatten()]
+    if isinstance(layers[0], Convolution):
+        modules.append(nn.Unflatten(1, layers[0].shape))
+    flat = not isinstance(layers[0], Convolution)
+    for layer in layers:
+        weight, bias = torch.tensor(layer.weight), torch.tensor(layer.bias)
+        module: nn.Linear | nn.Conv2d  # both on "meta": no random numbers
+        if isinstance(layer, Convolution):
+            out, inside, *kernel = layer.weight.shape
+            if layer.padding_value.any():  # zero there: of x - padding_value
+                modules.append(Normalize(layer.padding_value.tolist(), 1.0))
+                moved = layer.weight.sum(axis=(2, 3), dtype=np.float64) @ layer.padding_value
+                bias = torch.tensor((layer.bias + moved).astype(np.float32))
+            size = (kernel[0], kernel[1])
+            module = nn.Conv2d(inside, out, size, layer.stride, layer.padding, device="meta")
+        else:
+            if not flat:
+                modules.append(nn.Flatten())
+                flat = True
+            module = nn.Linear(layer.inputs, layer.outputs, device="meta")
+        module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
+        modules.append(module)
+        if layer.activation != "identity":
+            modules.append(_torch_activation(layer))
+        if isinstance(layer, Convolution) and layer.pooling != "none":
+            pool = nn.MaxPool2d if layer.pooling == "max" else nn.AvgPool2d
+            modules.append(pool(layer.window))
+    if not flat:
+        modules.append(nn.Flatten())
+    return nn.Sequential(*modules).eval()
+
+
+def _torch_activation(layer: Layer | Convolution) -> torch.nn.Module:
+    from torch import nn
+
+    if layer.activation == "leaky_relu":
+        return nn.LeakyReLU(layer.slope)
+    if layer.activation == "gelu_tanh":
+        return nn.GELU(approximate="tanh")
+    plain: dict[str, type[nn.Module]] = {
+        "relu": nn.ReLU,
+        "sigmoid": nn.Sigmoid,
+        "tanh": nn.Tanh,
+        "softplus": nn.Softplus,
+        "gelu": nn.GELU,
+    }
+    return plain[layer.activation]()

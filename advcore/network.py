@@ -1,8 +1,9 @@
-"""Fully connected networks that the compiled engine runs by itself.
+"""Networks that the compiled engine runs by itself.
 
-A `Network` is a list of `Layer`s ``h -> activation(weight @ h + bias)``. It is built from arrays,
-from a recognised torch module (`Network.from_torch`) or from a file (`Network.load`). Importing
-this file imports neither torch nor the compiled module.
+A `Network` is a chain of `Convolution`s, if any, and then of `Layer`s
+``h -> activation(weight @ h + bias)``. It is built from arrays, from a recognised torch module
+(`Network.from_torch`) or from a file (`Network.load`). Importing this file imports neither torch
+nor the compiled module.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .layers import ACTIVATIONS, KINKED, POOLINGS, SATURATING, Convolution, Layer
 from .tensorfile import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -33,25 +34,21 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["ACTIVATIONS", "Layer", "Network", "Normalize", "Unsupported"]
-
-ACTIVATIONS = (
-    "identity",
-    "relu",
-    "leaky_relu",
-    "sigmoid",
-    "tanh",
-    "softplus",
-    "gelu",
-    "gelu_tanh",
-)
-"""Names shared with the engine; ``gelu`` is the exact form with erf, ``gelu_tanh`` torch's."""
-
-KINKED = ("relu", "leaky_relu")
-SATURATING = ("sigmoid", "tanh")
-"""These two families have a smoothed form in the engine."""
+__all__ = [
+    "ACTIVATIONS",
+    "KINKED",
+    "POOLINGS",
+    "SATURATING",
+    "Convolution",
+    "Layer",
+    "Network",
+    "Normalize",
+    "Unsupported",
+]
 
 FILE_FORMAT = "advcore.network.1"
+CONVOLUTIONAL_FORMAT = "advcore.network.2"
+"""Of a file with convolutions, which readers of the first do not know."""
 
 
 class Unsupported(ValueError):
@@ -62,67 +59,14 @@ class Unsupported(ValueError):
         self.reason = reason
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """``h -> activation(weight @ h + bias)``.
-
-    Attributes
-    ----------
-    weight : ndarray, shape (out, in), float32
-    bias : ndarray, shape (out,), float32
-        Both are copied (float64 is rounded) and made read-only.
-    activation : str
-        One of `ACTIVATIONS`.
-    slope : float
-        Slope of ``leaky_relu`` below zero; unused by the others.
-    """
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    activation: str = "identity"
-    slope: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name, dims in (("weight", 2), ("bias", 1)):
-            given = np.asarray(getattr(self, name))
-            if given.dtype not in (np.float32, np.float64):
-                raise TypeError(f"{name} must be float32 or float64, got {given.dtype}")
-            if given.ndim != dims or 0 in given.shape:
-                raise ValueError(f"{name} must have {dims} non-empty dimensions, got {given.shape}")
-            with np.errstate(over="ignore"):  # an overflow is reported just below
-                array = np.array(given, dtype=np.float32, order="C", copy=True)
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} must be finite in float32")
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
-        if self.bias.shape != self.weight.shape[:1]:
-            raise ValueError(
-                f"bias must have shape ({self.weight.shape[0]},) to fit the weight, "
-                f"got {self.bias.shape}"
-            )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {ACTIVATIONS}, got {self.activation!r}")
-        if not math.isfinite(self.slope):
-            raise ValueError(f"slope must be finite, got {self.slope!r}")
-
-    @property
-    def inputs(self) -> int:
-        """Width of the input."""
-        return int(self.weight.shape[1])
-
-    @property
-    def outputs(self) -> int:
-        """Width of the output."""
-        return int(self.weight.shape[0])
-
-
 class Network:
-    """A fully connected network: ``n`` inputs to ``K`` logits.
+    """A network: ``n`` inputs to ``K`` logits.
 
     Parameters
     ----------
-    layers : sequence of Layer
-        At least one; each takes what the one before it gives; the last gives K >= 2 logits.
+    layers : sequence of Layer and Convolution
+        At least one; each takes what the one before it gives, flat; convolutions come first; the
+        last gives K >= 2 logits, a convolution at a single position.
 
     Notes
     -----
@@ -130,28 +74,48 @@ class Network:
     on the first call and remembers the last forward, so one network serves one thread at a time.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer | Convolution]) -> None:
         self._layers = tuple(layers)
         if not self._layers:
             raise ValueError("layers must hold at least one Layer, got none")
         for index, layer in enumerate(self._layers):
-            if not isinstance(layer, Layer):
+            if not isinstance(layer, (Layer, Convolution)):
                 raise TypeError(f"layers[{index}] must be a Layer, got {type(layer).__name__}")
-            if index and layer.inputs != self._layers[index - 1].outputs:
+            if index == 0:
+                continue
+            before = self._layers[index - 1]
+            if isinstance(layer, Convolution) and (
+                not isinstance(before, Convolution) or before.out_shape != layer.shape
+            ):
                 raise ValueError(
-                    f"layers[{index}] must take {self._layers[index - 1].outputs} values, "
+                    f"layers[{index}] must follow a convolution that gives {layer.shape}, it "
+                    f"follows one that gives {getattr(before, 'out_shape', before.outputs)}"
+                )
+            if layer.inputs != before.outputs:
+                raise ValueError(
+                    f"layers[{index}] must take {before.outputs} values, "
                     f"its weight has shape {layer.weight.shape}"
                 )
         if self.classes < 2:
             raise ValueError("the last layer must give at least 2 logits, got 1")
+        last = self._layers[-1]
+        if isinstance(last, Convolution) and last.out_shape[1:] != (1, 1):
+            raise ValueError(
+                f"the last layer must end at one position, this convolution gives {last.out_shape}"
+            )
         self.plans: dict[str, Any] = {}  # of GPUs: `cuda_network` keeps them
         self._compiled: Any = None
         self._mirror: Network | None = None
 
     @property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[Layer | Convolution, ...]:
         """The layers, first to last."""
         return self._layers
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether there are convolutions among them."""
+        return isinstance(self._layers[0], Convolution)
 
     @property
     def inputs(self) -> int:
@@ -167,13 +131,20 @@ class Network:
     def kind(self) -> str:
         """What the engine smooths at first, and how.
 
-        "kinked" where any activation is piecewise linear, "saturating" where any other is a
-        sigmoid or tanh, else "smooth".
+        "convolutional" where a convolution has a piecewise linear activation; else "kinked" where
+        any layer has; else "saturating" where any has a sigmoid or tanh; else "convolutional" where
+        there is max-pooling; else "smooth".
         """
         used = {layer.activation for layer in self._layers}
+        convolutions = [layer for layer in self._layers if isinstance(layer, Convolution)]
+        if any(layer.activation in KINKED for layer in convolutions):
+            return "convolutional"
         if used & set(KINKED):
             return "kinked"
-        return "saturating" if used & set(SATURATING) else "smooth"
+        if used & set(SATURATING):
+            return "saturating"
+        pooled = any(layer.pooling == "max" for layer in convolutions)
+        return "convolutional" if pooled else "smooth"
 
     @property
     def core(self) -> Any:
@@ -182,7 +153,10 @@ class Network:
             from . import _core
 
             self._compiled = _core.Network(
-                [(layer.weight, layer.bias, layer.activation, layer.slope) for layer in self.layers]
+                [
+                    (layer.weight, layer.bias, layer.activation, layer.slope, layer.geometry)
+                    for layer in self.layers
+                ]
             )
         return self._compiled
 
@@ -207,23 +181,25 @@ class Network:
 
     @staticmethod
     def from_torch(module: object, input_shape: Sequence[int]) -> Network:
-        """Lower a fully connected torch module; its weights are copied.
+        """Lower a torch module that is a chain of known layers; its weights are copied.
 
         Parameters
         ----------
         module : torch.nn.Module in eval mode
-            Nested `Sequential` of `Linear`, `Flatten`, `Identity`, `Dropout`, `ReLU`, `LeakyReLU`,
-            `Sigmoid`, `Tanh`, `Softplus` (beta 1, threshold 20), `GELU`, `BatchNorm1d`,
-            `BatchNorm2d` before the flatten, `Normalize` and torchvision's `Normalize`. Only these
-            exact types: the forward of anything else is unknown.
+            Nested `Sequential` of `Linear`, `Conv2d` (one group, no dilation, zero padding),
+            `MaxPool2d`, `AvgPool2d` and `AdaptiveAvgPool2d` with windows side by side, `Flatten`,
+            `Unflatten`, `Identity`, `Dropout`, `Dropout2d`, `ReLU`, `LeakyReLU`, `Sigmoid`, `Tanh`,
+            `Softplus` (beta 1, threshold 20), `GELU`, `BatchNorm1d`, `BatchNorm2d`, `Normalize` and
+            torchvision's `Normalize`. Only these exact types: the forward of anything else is
+            unknown.
         input_shape : sequence of int
             Shape of one image, without the batch.
 
         Returns
         -------
         Network
-            Normalisations are folded, in float64, into the Linear beside them and the result is
-            rounded to float32. A single logit z becomes two classes with logits (0, z).
+            Normalisations are folded, in float64, into the Linear or Conv2d beside them and the
+            result is rounded to float32. A single logit z becomes two classes with logits (0, z).
 
         Raises
         ------
@@ -235,44 +211,57 @@ class Network:
 
         return Network(lower(module, tuple(int(extent) for extent in input_shape)))
 
-    def reversed(self) -> Network:
-        """The same function of ``x[:, ::-1]``, with its sums in another order; classes stay."""
+    def summed_otherwise(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (B, K) of ``x`` (B, n) from the same network with all units in reverse.
+
+        Its sums are in another order: what rounding makes of them. Of an image, only the channels
+        are reversed.
+        """
         if self._mirror is None:
-            layers = []
+            layers: list[Layer | Convolution] = []
             for index, layer in enumerate(self._layers):
-                step = 1 if index + 1 == len(self._layers) else -1
-                weight, bias = layer.weight[::step, ::-1], layer.bias[::step]
-                layers.append(Layer(weight, bias, layer.activation, layer.slope))
+                before = self._layers[index - 1] if index else layer
+                images = before if isinstance(before, Convolution) else None
+                channels = layer.inputs
+                if images is not None:
+                    channels = images.out_shape[0] if index else images.shape[0]
+                layers.append(layer.reversed(channels, index + 1 < len(self._layers)))
             self._mirror = Network(layers)
-        return self._mirror
+        first = self._layers[0]
+        groups = first.shape[0] if isinstance(first, Convolution) else first.inputs
+        turned = x.reshape(len(x), groups, -1)[:, ::-1]
+        return self._mirror.forward(turned.reshape(len(x), self.inputs))
 
     def to_torch(self) -> torch.nn.Sequential:
         """The same network as torch modules, float32 on the CPU, in eval mode."""
-        import torch
-        from torch import nn
+        from .lowering import raised
 
-        modules: list[nn.Module] = [nn.Flatten()]
-        for layer in self._layers:
-            linear = nn.Linear(layer.inputs, layer.outputs, device="meta")  # no random numbers
-            linear.weight = nn.Parameter(torch.tensor(layer.weight))
-            linear.bias = nn.Parameter(torch.tensor(layer.bias))
-            modules.append(linear)
-            if layer.activation != "identity":
-                modules.append(_torch_activation(layer))
-        return nn.Sequential(*modules).eval()
+        return raised(self._layers)
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write a safetensors file: ``layers.<i>.weight``, ``layers.<i>.bias`` and metadata.
 
         ``metadata`` adds strings of the caller's (training, licence) beside ``format``,
-        ``activations`` and ``slopes`` (JSON lists, one entry per layer).
+        ``activations`` and ``slopes`` (JSON lists, one entry per layer). Convolutions also have
+        ``layers.<i>.padding_value`` and an entry in the list ``convolutions``.
         """
         tensors: dict[str, NDArray[np.float32]] = {}
         for index, layer in enumerate(self._layers):
             tensors[f"layers.{index}.weight"] = layer.weight
             tensors[f"layers.{index}.bias"] = layer.bias
+            if isinstance(layer, Convolution):
+                tensors[f"layers.{index}.padding_value"] = layer.padding_value
         notes = dict(metadata or {})
-        notes["format"] = FILE_FORMAT
+        notes["format"] = CONVOLUTIONAL_FORMAT if self.convolutional else FILE_FORMAT
+        if self.convolutional:
+            fields = ("shape", "stride", "padding", "pooling", "window")
+            notes["convolutions"] = json.dumps(
+                [
+                    {name: getattr(layer, name) for name in fields}
+                    for layer in self._layers
+                    if isinstance(layer, Convolution)
+                ]
+            )
         notes["activations"] = json.dumps([layer.activation for layer in self._layers])
         notes["slopes"] = json.dumps([layer.slope for layer in self._layers])
         write_tensors(path, tensors, notes)
@@ -287,41 +276,35 @@ class Network:
             The file is not one of these networks.
         """
         tensors, notes = read_tensors(path)
-        if notes.get("format") != FILE_FORMAT:
+        if notes.get("format") not in (FILE_FORMAT, CONVOLUTIONAL_FORMAT):
             raise ValueError(
-                f"{path}: metadata 'format' must be {FILE_FORMAT!r}, got {notes.get('format')!r}"
+                f"{path}: metadata 'format' must be {FILE_FORMAT!r} or {CONVOLUTIONAL_FORMAT!r}, "
+                f"got {notes.get('format')!r}"
             )
-        layers = []
+        layers: list[Layer | Convolution] = []
         try:
             pairs = zip(json.loads(notes["activations"]), json.loads(notes["slopes"]), strict=True)
+            convolutions = json.loads(notes.get("convolutions", "[]"))
             for index, (activation, slope) in enumerate(pairs):
                 weight, bias = (tensors[f"layers.{index}.{part}"] for part in ("weight", "bias"))
-                layers.append(Layer(weight, bias, str(activation), float(slope)))
+                about: dict[str, Any] = {"activation": str(activation), "slope": float(slope)}
+                if index < len(convolutions):
+                    about |= convolutions[index]
+                    about["padding_value"] = tensors[f"layers.{index}.padding_value"]
+                    layers.append(Convolution(weight, bias, **about))
+                else:
+                    layers.append(Layer(weight, bias, **about))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a stored network: {error!r}") from error
         return Network(layers)
 
-    def __reduce__(self) -> tuple[type[Network], tuple[tuple[Layer, ...]]]:
+    def __reduce__(self) -> tuple[type[Network], tuple[tuple[Layer | Convolution, ...]]]:
         return Network, (self._layers,)  # the compiled object is rebuilt where it is needed
 
     def __repr__(self) -> str:
         parts = [str(self.inputs)]
-        parts += [f"{layer.outputs} {layer.activation}" for layer in self._layers]
+        for layer in self._layers:
+            shape = "x".join(map(str, getattr(layer, "out_shape", (layer.outputs,))))
+            pooled = getattr(layer, "pooling", "none")
+            parts.append(f"{shape} {layer.activation}" + (f" {pooled}" * (pooled != "none")))
         return f"Network({' -> '.join(parts)})"
-
-
-def _torch_activation(layer: Layer) -> torch.nn.Module:
-    from torch import nn
-
-    if layer.activation == "leaky_relu":
-        return nn.LeakyReLU(layer.slope)
-    if layer.activation == "gelu_tanh":
-        return nn.GELU(approximate="tanh")
-    plain: dict[str, type[nn.Module]] = {
-        "relu": nn.ReLU,
-        "sigmoid": nn.Sigmoid,
-        "tanh": nn.Tanh,
-        "softplus": nn.Softplus,
-        "gelu": nn.GELU,
-    }
-    return plain[layer.activation]()

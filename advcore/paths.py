@@ -146,7 +146,7 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
                 reason = "the module was lowered to a native network"
                 if place == "cpu":
                     return Path(network, oracle, {**info, "reason": reason})
-                why = _unavailable(oracle)
+                why = _unavailable(network, oracle)
                 if why is None:
                     info = {**info, "device": str(oracle.device), "reason": reason}
                     return Path(network, oracle, info, cuda=True)
@@ -177,7 +177,7 @@ def _network_on(
     from .cuda_network import module_on
 
     oracle = TorchOracle(module_on(network, device), shape, device, tried, survey=False)
-    why = _unavailable(oracle)
+    why = _unavailable(network, oracle)
     info: dict[str, str | int | float] = {"device": str(device), "isa": _core.isa()}
     if why is None:
         return Path(network, oracle, {"path": "native", **info, "reason": reason}, cuda=True)
@@ -187,10 +187,10 @@ def _network_on(
     return Path(None, oracle, {"path": "torch", **info, "reason": why}, cuda)
 
 
-def _unavailable(oracle: TorchOracle) -> str | None:
+def _unavailable(network: Network, oracle: TorchOracle) -> str | None:
     from .cuda_network import unavailable
 
-    return unavailable(oracle.device)
+    return unavailable(network, oracle.device)
 
 
 def _check_device(device: Any) -> None:
@@ -248,8 +248,7 @@ def logit_noise(path: Path, x: Floats) -> float:
     """
     if path.oracle is None:
         assert path.network is not None
-        mirror = path.network.reversed()
-        return verify.noise(path.network.forward, lambda x: mirror.forward(x[:, ::-1]), x)
+        return verify.noise(path.network.forward, path.network.summed_otherwise, x)
     few = x[:ALONE]
     logits = path.forward(few)
     alone = verify.difference(logits, verify.batched(path.forward, few, 1))

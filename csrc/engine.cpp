@@ -163,7 +163,7 @@ void run_tile(const Network& network, const Params& params, const Job& job, int 
   const IsaTable& isa = network.isa();
   const PackedNetwork& net = network.packed();
   Tile tile(params, job, feed, slots, isa);
-  const size_t count = static_cast<size_t>(slots), layers = static_cast<size_t>(net.layers);
+  const size_t count = static_cast<size_t>(slots), per_row = static_cast<size_t>(net.widths);
   const size_t padded = static_cast<size_t>(advcore::padded(net.classes));
   const size_t scratch_floats = isa.scratch_bytes(net, slots) / sizeof(float);
   const AlignedFloats memory = allocate(scratch_floats + 2 * count * padded);
@@ -171,7 +171,7 @@ void run_tile(const Network& network, const Params& params, const Job& job, int 
   float* const rows = memory.get() + scratch_floats;
   std::vector<float*> logits(count), seed(count), dx(count), width(count);
   std::vector<const float*> x(count);
-  std::vector<float> widths(count * layers), k(count);
+  std::vector<float> widths(count * per_row), k(count);
   std::vector<uint8_t> measure(count);
   std::vector<int> which(count);
   for (size_t i = 0; i < count; ++i) {
@@ -186,7 +186,7 @@ void run_tile(const Network& network, const Params& params, const Job& job, int 
       const Problem& p = tile.problem(r);
       x[i] = p.trial;
       dx[i] = p.trial_gradient;
-      width[i] = widths.data() + static_cast<size_t>(tile.slot(r)) * layers;
+      width[i] = widths.data() + static_cast<size_t>(tile.slot(r)) * per_row;
       k[i] = p.state.k;
       measure[i] = p.state.measure;
     }

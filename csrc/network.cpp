@@ -14,6 +14,7 @@ namespace {
 
 constexpr const char* kNames[kActivations] = {"identity", "relu",     "leaky_relu", "sigmoid",
                                               "tanh",     "softplus", "gelu",       "gelu_tanh"};
+constexpr const char* kPoolingNames[kPoolings] = {"none", "max", "mean"};
 
 [[noreturn]] void refuse(const std::string& text) { throw std::invalid_argument(text); }
 
@@ -26,6 +27,26 @@ void check_values(const std::string& where, const char* what, const std::vector<
     if (!std::isfinite(values[i]))
       refuse(where + what + " must be finite, but value " + std::to_string(i) + " is " +
              std::to_string(values[i]));
+}
+
+void check_convolution(const std::string& where, const LayerSpec& layer, bool first, bool last) {
+  const Convolution& c = *layer.convolution;
+  const auto positive = [](Size size) { return size.y >= 1 && size.x >= 1; };
+  if (!first) refuse(where + "a convolution must not follow a fully connected layer");
+  if (c.channels < 1 || !positive(c.size) || !positive(c.kernel) || !positive(c.stride) ||
+      !positive(c.window) || c.padding.y < 0 || c.padding.x < 0)
+    refuse(where + "sizes of a convolution must be >= 1, its padding >= 0");
+  if (c.padded().y < c.kernel.y || c.padded().x < c.kernel.x || !positive(c.pooled()))
+    refuse(where + "the kernel and the window must fit the image");
+  if (static_cast<int>(c.pooling) < 0 || static_cast<int>(c.pooling) >= kPoolings ||
+      (c.pooling == Pooling::none && c.window.area() != 1))
+    refuse(where + "pooling must be none, with a window of 1, max or mean");
+  if (layer.inputs != c.channels * c.size.area() ||
+      layer.outputs != layer.features() * c.pooled().area())
+    refuse(where + "inputs and outputs must be those of the convolution");
+  if (last && c.pooled().area() != 1)
+    refuse(where + "a convolution that gives the logits must end at one position");
+  check_values(where, "padding_value", layer.padding_value, static_cast<size_t>(c.channels));
 }
 
 void check(const std::vector<LayerSpec>& layers) {
@@ -46,10 +67,26 @@ void check(const std::vector<LayerSpec>& layers) {
              std::to_string(kind));
     if (!std::isfinite(layer.slope))
       refuse(where + "slope must be finite, not " + std::to_string(layer.slope));
+    if (layer.convolution)
+      check_convolution(where, layer, l == 0 || layers[l - 1].convolution, l + 1 == layers.size());
+    const int depth = layer.convolution ? layer.convolution->depth() : layer.inputs;
+    const int features = layer.convolution ? layer.features() : layer.outputs;
     check_values(where, "weight", layer.weight,
-                 static_cast<size_t>(layer.inputs) * static_cast<size_t>(layer.outputs));
-    check_values(where, "bias", layer.bias, static_cast<size_t>(layer.outputs));
+                 static_cast<size_t>(depth) * static_cast<size_t>(features));
+    check_values(where, "bias", layer.bias, static_cast<size_t>(features));
   }
+}
+
+// Rows of (channels, positions) as rows of (positions, channels).
+std::vector<float> channels_last(const std::vector<float>& weight, int channels, int positions) {
+  std::vector<float> out(weight.size());
+  const size_t row = static_cast<size_t>(channels * positions);
+  for (size_t first = 0; first < weight.size(); first += row)
+    for (int c = 0; c < channels; ++c)
+      for (int i = 0; i < positions; ++i)
+        out[first + static_cast<size_t>(i * channels + c)] =
+            weight[first + static_cast<size_t>(c * positions + i)];
+  return out;
 }
 
 size_t whole_lines(size_t n) { return (n + kPad - 1) / kPad * kPad; }
@@ -67,14 +104,23 @@ Activation activation_from_name(const char* name) {
   refuse("activation must be one of " + known + ", not " + name);
 }
 
+Pooling pooling_from_name(const char* name) {
+  for (int i = 0; i < kPoolings; ++i)
+    if (std::strcmp(name, kPoolingNames[i]) == 0) return static_cast<Pooling>(i);
+  refuse(std::string("pooling must be one of none, max, mean, not ") + name);
+}
+
 Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : isa_(table) {
   check(layers);
   size_t total = 0;
-  for (const LayerSpec& layer : layers)
-    total += whole_lines(table.packed_floats(layer.inputs, layer.outputs)) +
-             whole_lines(table.packed_floats(layer.outputs, layer.inputs)) +
-             whole_lines(static_cast<size_t>(layer.outputs));
+  for (const LayerSpec& layer : layers) {
+    const int depth = layer.convolution ? layer.convolution->depth() : layer.inputs;
+    total += whole_lines(table.packed_floats(depth, layer.features())) +
+             whole_lines(table.packed_floats(layer.features(), depth)) +
+             whole_lines(layer.bias.size()) + whole_lines(layer.padding_value.size());
+  }
   storage_ = allocate(total);
+  convolutions_.reserve(layers.size());  // layers point at them
 
   float* next = storage_.get();
   const auto take = [&next](size_t floats) {
@@ -82,27 +128,52 @@ Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : 
     next += whole_lines(floats);
     return start;
   };
+  const auto keep = [&take](const std::vector<float>& values) {
+    float* const start = take(values.size());
+    std::copy(values.begin(), values.end(), start);
+    return start;
+  };
+  int widths = 0;
   for (const LayerSpec& layer : layers) {
-    const size_t width = static_cast<size_t>(layer.inputs);
-    float* const forward = take(table.packed_floats(layer.inputs, layer.outputs));
-    float* const backward = take(table.packed_floats(layer.outputs, layer.inputs));
-    float* const bias = take(static_cast<size_t>(layer.outputs));
-    table.pack(layer.weight.data(), layer.inputs, layer.outputs, 1, width, forward);
-    table.pack(layer.weight.data(), layer.outputs, layer.inputs, width, 1, backward);
-    std::memset(bias, 0, whole_lines(layer.bias.size()) * sizeof(float));
-    std::memcpy(bias, layer.bias.data(), layer.bias.size() * sizeof(float));
-    layers_.push_back(
-        {layer.inputs, layer.outputs, layer.activation, layer.slope, forward, backward, bias});
-    smoothable_ = smoothable_ || has_smoothed_form(layer.activation);
+    const int features = layer.features();
+    const bool after = !convolutions_.empty();  // the input may have to be turned
+    const Convolution* convolution = nullptr;
+    std::vector<float> turned;
+    int depth = layer.inputs;
+    if (layer.convolution) {
+      convolution = &convolutions_.emplace_back(*layer.convolution);
+      depth = convolution->depth();
+      turned = channels_last(layer.weight, convolution->channels, convolution->kernel.area());
+    } else if (after && layers_.back().convolution) {
+      const int channels = layers_.back().features;
+      turned = channels_last(layer.weight, channels, layer.inputs / channels);
+    }
+    const float* const weight = turned.empty() ? layer.weight.data() : turned.data();
+    float* const forward = take(table.packed_floats(depth, features));
+    float* const backward = take(table.packed_floats(features, depth));
+    const size_t row = static_cast<size_t>(depth);
+    table.pack(weight, depth, features, 1, row, forward);
+    table.pack(weight, features, depth, row, 1, backward);
+    const float* const bias = keep(layer.bias);
+    const float* const padding_value = keep(layer.padding_value);
+    layers_.push_back({layer.inputs, layer.outputs, layer.activation, layer.slope, forward,
+                       backward, bias, widths, features, convolution, padding_value});
+    const bool pooled = convolution && convolution->pooling == Pooling::max;
+    widths += convolution ? (pooled ? 2 : 1) * features : 1;
+    smoothable_ = smoothable_ || has_smoothed_form(layer.activation) || pooled;
   }
-  packed_ = {layers.front().inputs, layers.back().outputs, static_cast<int>(layers_.size()),
+  packed_ = {layers.front().inputs,
+             layers.back().outputs,
+             static_cast<int>(layers_.size()),
+             static_cast<int>(convolutions_.size()),
+             widths,
              layers_.data()};
 }
 
 void Propagation::forward(const float* x, int rows, const float* k, float* widths, bool measure,
                           float* logits) {
   rows_ = rows;
-  const size_t count = static_cast<size_t>(rows), layers = static_cast<size_t>(network_.layers());
+  const size_t count = static_cast<size_t>(rows), per_row = static_cast<size_t>(network_.widths());
   const size_t inputs = static_cast<size_t>(network_.inputs());
   const size_t classes = static_cast<size_t>(network_.classes());
   const size_t in = static_cast<size_t>(row_stride(network_.inputs()));
@@ -119,7 +190,7 @@ void Propagation::forward(const float* x, int rows, const float* k, float* width
   for (size_t r = 0; r < count; ++r, memory += in + 2 * out) {
     x_[r] = memory, logits_[r] = memory + in, seed_[r] = memory + in + out;
     std::copy_n(x + r * inputs, inputs, x_[r]);
-    if (widths) width[r] = widths + r * layers;
+    if (widths) width[r] = widths + r * per_row;
   }
   network_.isa().forward(network_.packed(), *scratch_, x_.data(), rows, k, width.data(),
                          flags.data(), logits_.data());

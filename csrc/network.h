@@ -1,7 +1,8 @@
-// A fully connected network: checked, packed for one instruction set, then immutable, so that
-// threads share it.
+// A network: convolutions, then fully connected layers; checked, packed for one instruction set,
+// then immutable, so that threads share it.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -10,17 +11,22 @@
 
 namespace advcore {
 
-// h = activation(weight x + bias)
+// h = activation(weight x + bias), then pooling where the product is a convolution
 struct LayerSpec {
-  int inputs = 0, outputs = 0;
+  int inputs = 0, outputs = 0;  // of a convolution: values, after the pooling
   Activation activation = Activation::identity;
   float slope = 0.01f;        // of leaky_relu at z < 0
-  std::vector<float> weight;  // (outputs, inputs), row major
-  std::vector<float> bias;    // (outputs)
+  std::vector<float> weight;  // (outputs, inputs), row major; (features, channels, y, x)
+  std::vector<float> bias;    // (outputs); (features)
+  std::optional<Convolution> convolution{};
+  std::vector<float> padding_value{};  // (channels) of a convolution
+
+  int features() const { return static_cast<int>(bias.size()); }
 };
 
 const char* activation_name(Activation activation);
 Activation activation_from_name(const char* name);  // std::invalid_argument if unknown
+Pooling pooling_from_name(const char* name);
 
 class Network {
  public:
@@ -32,6 +38,7 @@ class Network {
   int inputs() const { return packed_.inputs; }
   int classes() const { return packed_.classes; }
   int layers() const { return packed_.layers; }
+  int widths() const { return packed_.widths; }
   bool smoothable() const { return smoothable_; }  // any relu, leaky_relu, sigmoid, tanh
   const PackedNetwork& packed() const { return packed_; }
   const IsaTable& isa() const { return isa_; }  // the one that it is packed for
@@ -40,6 +47,7 @@ class Network {
   const IsaTable& isa_;
   AlignedFloats storage_;  // packed weights and biases
   std::vector<PackedLayer> layers_;
+  std::vector<Convolution> convolutions_;
   PackedNetwork packed_{};
   bool smoothable_ = false;
 };
@@ -50,7 +58,7 @@ class Propagation {
  public:
   explicit Propagation(const Network& network) : network_(network) {}
 
-  // x (rows, inputs) -> logits (rows, classes). k (rows) or null; widths (rows, layers) are
+  // x (rows, inputs) -> logits (rows, classes). k (rows) or null; widths (rows, widths()) are
   // written where `measure`, read where k > 0.
   void forward(const float* x, int rows, const float* k, float* widths, bool measure,
                float* logits);

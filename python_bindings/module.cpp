@@ -3,6 +3,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/native_enum.h>
 
+#include <array>
 #include <tuple>
 
 #include "bindings.h"
@@ -11,19 +12,43 @@ using namespace advcore;
 
 namespace {
 
-using Layers = std::vector<std::tuple<Floats, Floats, std::string, float>>;
+// (channels, height, width) of the input, stride, padding, value of the padding by channel, pooling
+// and its window
+using Geometry = std::tuple<std::array<int, 3>, std::array<int, 2>, std::array<int, 2>, Floats,
+                            std::string, std::array<int, 2>>;
+using Layers = std::vector<std::tuple<Floats, Floats, std::string, float, std::optional<Geometry>>>;
+
+Size size_of(const std::array<int, 2>& pair) { return {pair[0], pair[1]}; }
 
 std::vector<LayerSpec> layer_specs(const Layers& layers) {
   std::vector<LayerSpec> specs;
-  for (const auto& [weight, bias, activation, slope] : layers) {
-    if (weight.ndim() != 2 || bias.ndim() != 1)
-      throw std::invalid_argument("a layer is (weight (outputs, inputs), bias (outputs), ...)");
-    specs.push_back({static_cast<int>(weight.shape(1)),
-                     static_cast<int>(weight.shape(0)),
-                     activation_from_name(activation.c_str()),
-                     slope,
-                     {weight.data(), weight.data() + weight.size()},
-                     {bias.data(), bias.data() + bias.size()}});
+  for (const auto& [weight, bias, activation, slope, geometry] : layers) {
+    if (weight.ndim() != (geometry ? 4 : 2) || bias.ndim() != 1)
+      throw std::invalid_argument(
+          "a layer is (weight (outputs, inputs), bias (outputs), ...), a convolution's weight is "
+          "(features, channels, y, x)");
+    LayerSpec& spec = specs.emplace_back();
+    spec.inputs = static_cast<int>(weight.shape(1));
+    spec.outputs = static_cast<int>(weight.shape(0));
+    spec.activation = activation_from_name(activation.c_str());
+    spec.slope = slope;
+    spec.weight.assign(weight.data(), weight.data() + weight.size());
+    spec.bias.assign(bias.data(), bias.data() + bias.size());
+    if (!geometry) continue;
+    const auto& [shape, stride, padding, value, pooling, window] = *geometry;
+    const Size kernel{static_cast<int>(weight.shape(2)), static_cast<int>(weight.shape(3))};
+    const Convolution& c = spec.convolution.emplace(Convolution{shape[0],
+                                                                {shape[1], shape[2]},
+                                                                kernel,
+                                                                size_of(stride),
+                                                                size_of(padding),
+                                                                pooling_from_name(pooling.c_str()),
+                                                                size_of(window)});
+    if (c.stride.y < 1 || c.stride.x < 1 || c.window.y < 1 || c.window.x < 1)
+      throw std::invalid_argument("stride and window must be >= 1");
+    spec.inputs = c.channels * c.size.area();
+    spec.outputs *= c.pooled().area();
+    spec.padding_value.assign(value.data(), value.data() + value.size());
   }
   return specs;
 }
@@ -234,13 +259,14 @@ PYBIND11_MODULE(_core, m) {
       .def("add_schedule", &add_schedule, py::arg("smoothing"), py::arg("budget"),
            py::arg("temperature"), py::arg("origin") = -1.0f);
 
-  py::class_<PyNetwork>(m, "Network", "A fully connected network packed for this CPU.")
+  py::class_<PyNetwork>(m, "Network", "A network packed for this CPU.")
       .def(py::init<const Layers&>(), py::arg("layers"))
       .def("forward", &PyNetwork::forward, py::arg("x").noconvert(), py::arg("k") = py::none(),
            py::arg("widths") = py::none(), py::arg("measure") = false)
       .def("backward", &PyNetwork::backward, py::arg("dlogits").noconvert())
       .def_property_readonly("inputs", [](const PyNetwork& n) { return n.net.inputs(); })
       .def_property_readonly("classes", [](const PyNetwork& n) { return n.net.classes(); })
+      .def_property_readonly("widths", [](const PyNetwork& n) { return n.net.widths(); })
       .def_property_readonly("smoothable", [](const PyNetwork& n) { return n.net.smoothable(); });
 
   m.def("solve", &solve_native, py::arg("network"), py::arg("params"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from advcore import _core
+from advcore.data import embedded_network
 from advcore.errors import DeviceError
 from advcore.network import Layer, Network
 from advcore.run import Job, Progress, Watch, run_native
@@ -201,7 +202,7 @@ def test_images_and_slots_that_memory_allows(
 def test_no_gpu_is_said() -> None:
     if _core.cuda_status()[1]:
         pytest.skip("there is a GPU")
-    assert "no CUDA engine" in cuda_network.unavailable(torch.device("cuda"))
+    assert "no CUDA engine" in cuda_network.unavailable(embedded_network(), torch.device("cuda"))
 
 
 @pytest.mark.parametrize("setting", [("allow_tf32", True), ("fp32_precision", "tf32")])
@@ -227,10 +228,11 @@ def test_an_old_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_core, "cuda_status", lambda: (True, 1, ""))
     monkeypatch.setattr(_core, "cuda_queue_missing", lambda: "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    device = torch.device("cuda")
+    network, device = embedded_network(), torch.device("cuda")
     monkeypatch.setattr(cuda_network.metadata, "version", lambda name: "3.5.1")
-    assert cuda_network.unavailable(device) == "triton 3.5.1 is installed, the kernels need 3.6"
+    why = cuda_network.unavailable(network, device)
+    assert why == "triton 3.5.1 is installed, the kernels need 3.6"
     monkeypatch.setattr(cuda_network.metadata, "version", lambda name: "3.10.0+git")
-    assert cuda_network.unavailable(device) is None
+    assert cuda_network.unavailable(network, device) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert "need 8.0" in cuda_network.unavailable(device)
+    assert "need 8.0" in cuda_network.unavailable(network, device)

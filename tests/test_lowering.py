@@ -372,7 +372,10 @@ def unsupported() -> dict[str, tuple[Any, str]]:
         "huge": (huge, "weight must be finite in float32"),
         "meta": (nn.Linear(4, 3, device="meta"), "no dense data"),
         "softplus": (seq(linear(), nn.Softplus(beta=2)), "only beta 1 and threshold 20, got 2"),
-        "no Linear before": (seq(nn.ReLU(), linear()), r"0 \(ReLU\): it has no Linear directly"),
+        "no Linear before": (
+            seq(nn.ReLU(), linear()),
+            r"0 \(ReLU\): it has no Linear or Conv2d directly",
+        ),
         "two activations": (seq(linear(), nn.ReLU(), nn.Tanh()), r"2 \(Tanh\): it has no Linear"),
         "no Linear": (seq(nn.Identity()), "it has no Linear"),
         "sizes": (nn.Linear(5, 3), r"it takes \(5,\), the value before it has shape \(4,\)"),

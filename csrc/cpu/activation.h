@@ -32,7 +32,8 @@ inline Value leaky_relu(Lane z, float slope) {
   return {z * dh, dh};
 }
 
-inline Value smoothed_leaky_relu(Lane z, float slope, float d) {
+template <class D>  // float, or a Lane of half-widths
+inline Value smoothed_leaky_relu(Lane z, float slope, D d) {
   const Lane t = min(broadcast(1.0f), max(Lane{}, (z + d) * (0.5f / d)));
   const Lane relu_d = select(z >= d, z, d * t * t);
   return {slope * z + (1.0f - slope) * relu_d, slope + (1.0f - slope) * t};
@@ -132,6 +133,49 @@ void activate(Activation kind, float slope, float d, const float* z, float* h, f
     case Activation::gelu_tanh:
       return map(z, h, dh, n, [](Lane x) { return gelu_tanh(x); });
   }
+}
+
+// Rows of features side by side, f(z, parameter of the feature).
+template <class F>
+inline void map_features(const float* parameter, int features, float* z, float* dh, int n, F f) {
+  for (int i = 0; i < n; i += features)
+    for (int j = 0; j < features; j += kLanes) {
+      const Value v = f(load(z, i + j), load(parameter, j));
+      store(z, i + j, v.h);
+      store(dh, i + j, v.dh);
+    }
+}
+
+// The smoothed forms in place, with a half-width d > 0 of each feature; d is overwritten.
+void activate_features(Activation kind, float slope, float* d, int features, float* z, float* dh,
+                       int n) {
+  const auto stretched = [&](float variance, auto f) {
+    for (int j = 0; j < features; ++j) d[j] = 1.0f / __builtin_sqrtf(1.0f + variance * d[j] * d[j]);
+    map_features(d, features, z, dh, n, [f](Lane x, Lane a) {
+      const Value v = f(a * x);
+      return Value{v.h, a * v.dh};
+    });
+  };
+  if (kind == Activation::sigmoid) return stretched(0.3926991f, [](Lane x) { return sigmoid(x); });
+  if (kind == Activation::tanh) return stretched(1.5707963f, [](Lane x) { return tanh(x); });
+  if (kind == Activation::relu) slope = 0.0f;
+  map_features(d, features, z, dh, n,
+               [slope](Lane x, Lane d) { return smoothed_leaky_relu(x, slope, d); });
+}
+
+// Half-width at k = 1: standard deviation of n values of z, `step` apart, around their mean, at
+// least 1e-3 of their rms.
+float spread(const float* z, int n, int step = 1) {
+  double sum = 0, squares = 0, deviations = 0;
+  for (int i = 0; i < n; ++i) {
+    const double v = z[i * step];
+    sum += v;
+    squares += v * v;
+  }
+  const double mean = sum / n;
+  for (int i = 0; i < n; ++i) deviations += (z[i * step] - mean) * (z[i * step] - mean);
+  const double floor = 1e-3 * __builtin_sqrt(squares / n), width = __builtin_sqrt(deviations / n);
+  return max(static_cast<float>(width > floor ? width : floor), 1e-30f);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// C = A B + bias for rows given as pointers and a B packed once.
+// C = A B + bias for rows given as pointers and a B packed once; a row may lie in pieces.
 //
 // B (depth, columns) is packed in panels of kPanelVectors vectors; the last panel holds the vectors
 // that are left. A panel stores its columns contiguously for each k, padded with zeros. The depth
@@ -41,14 +41,24 @@ void pack(const float* m, int depth, int columns, size_t row_step, size_t column
   }
 }
 
-// What a block of C needs: depth [k0, k1) of the rows a, the panel b from k0 on, columns from
-// `column` of the rows c. At k0 = 0 C starts at the bias (null: zero), later it goes on.
+// Where the depth of a row of A lies: `segments` pieces of `length` floats, `step` floats apart. A
+// matrix has one piece; a convolution one for each row of its kernel.
+struct Depth {
+  int length, segments = 1;
+  size_t step = 0;
+};
+
+// What a block of C needs: a part of the depth of the rows a, `offset` floats on, the panel b from
+// there on, columns from `column` of the rows c. The first part starts at the bias (null: zero),
+// later ones go on with what is in C.
 struct Block {
   const float* const* a;
   float* const* c;
   const float* b;
   const float* bias;
-  int k0, k1, column;
+  Depth depth;
+  size_t offset;
+  int column;
 };
 
 template <int R, int V>
@@ -57,24 +67,28 @@ void multiply(const Block& t) {
   Lane acc[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    a[r] = t.a[r];
+    a[r] = t.a[r] + t.offset;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const int j = t.column + v * kLanes;
-      acc[r][v] = t.k0 > 0 ? load(t.c[r], j) : t.bias ? load(t.bias, j) : Lane{};
+      acc[r][v] = t.offset > 0 ? load(t.c[r], j) : t.bias ? load(t.bias, j) : Lane{};
     }
   }
   const float* b = t.b;
-  for (long k = t.k0; k < t.k1; ++k, b += V * kLanes) {
-    Lane row[V];
+  for (int segment = 0; segment < t.depth.segments; ++segment) {
+    for (long k = 0; k < t.depth.length; ++k, b += V * kLanes) {
+      Lane row[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) row[v] = load(b, v * kLanes);
+      for (int v = 0; v < V; ++v) row[v] = load(b, v * kLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Lane s = broadcast(a[r][k]);
+      for (int r = 0; r < R; ++r) {
+        const Lane s = broadcast(a[r][k]);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) acc[r][v] += s * row[v];
+        for (int v = 0; v < V; ++v) acc[r][v] += s * row[v];
+      }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) a[r] += t.depth.step;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -92,24 +106,33 @@ void dispatch(int rows, int width, const Block& t) {
   multiply<R, V>(t);
 }
 
-// a: `rows` rows of `depth` floats, b: packed (depth, columns), bias: (columns) padded, or null
-void gemm(const float* const* a, int rows, int depth, const float* b, int columns,
+// a: `rows` rows of that depth, b: packed (depth, columns), bias: (columns) padded, or null
+void gemm(const float* const* a, int rows, Depth depth, const float* b, int columns,
           const float* bias, float* const* c) {
   const int total = vectors(columns);
+  // A chunk of the depth: a part of the only piece, or whole pieces.
+  const bool whole = depth.segments > 1;
+  const int group = whole && depth.length < kDepthChunk ? kDepthChunk / depth.length : 1;
+  const int longest = whole || depth.length < kDepthChunk ? depth.length : kDepthChunk;
   for (int first = 0; first < total; first += kPanelVectors) {
     const int width = total - first < kPanelVectors ? total - first : kPanelVectors;
-    for (int k0 = 0; k0 < depth; k0 += kDepthChunk) {
-      const int k1 = k0 + kDepthChunk < depth ? k0 + kDepthChunk : depth;
-      // Blocks of equal height, as a single row left over runs at a quarter of the speed.
-      int blocks = (rows + kBlockRows - 1) / kBlockRows;
-      for (int r = 0; r < rows; --blocks) {
-        const int height = (rows - r + blocks - 1) / blocks;
-        dispatch<kBlockRows, kPanelVectors>(height, width,
-                                            {a + r, c + r, b, bias, k0, k1, first * kLanes});
-        r += height;
+    for (int segment = 0; segment < depth.segments; segment += group)
+      for (int k0 = 0; k0 < depth.length; k0 += longest) {
+        const int length = depth.length - k0 < longest ? depth.length - k0 : longest;
+        const int left = depth.segments - segment;
+        const Depth part{length, left < group ? left : group, depth.step};
+        const size_t offset = static_cast<size_t>(segment) * depth.step + static_cast<size_t>(k0);
+        // Blocks of equal height, as a single row left over runs at a quarter of the speed.
+        int blocks = (rows + kBlockRows - 1) / kBlockRows;
+        for (int r = 0; r < rows; --blocks) {
+          const int height = (rows - r + blocks - 1) / blocks;
+          dispatch<kBlockRows, kPanelVectors>(
+              height, width, {a + r, c + r, b, bias, part, offset, first * kLanes});
+          r += height;
+        }
+        b += static_cast<size_t>(length) * static_cast<size_t>(part.segments) *
+             static_cast<size_t>(width) * kLanes;
       }
-      b += static_cast<size_t>(k1 - k0) * static_cast<size_t>(width) * kLanes;
-    }
   }
 }
 

@@ -28,8 +28,8 @@ struct IsaTable {
 
   // x (rows, inputs) -> logits (rows, classes), padding of the logits filled with kPadLogit.
   // k (rows) or null: smoothing of each row, 0 or null for the exact network.
-  // widths (rows, layers) or null: half-widths at k = 1; read where k > 0.
-  // measure (rows) or null: where set, the row's widths are written, for every layer; k must be 0.
+  // widths (rows, net.widths) or null: half-widths at k = 1; read where k > 0.
+  // measure (rows) or null: where set, the row's widths are written; k must be 0.
   void (*forward)(const PackedNetwork& net, Scratch& scratch, const float* const* x, int rows,
                   const float* k, float* const* widths, const uint8_t* measure,
                   float* const* logits);

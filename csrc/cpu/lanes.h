@@ -27,6 +27,17 @@ constexpr int kTileRows = kLanes == 16 ? 4 : 3;  // of 32 and 16 registers
 
 inline Lane load(const float* p, int i) { return *reinterpret_cast<const Lane*>(p + i); }
 inline void store(float* p, int i, Lane v) { *reinterpret_cast<Lane*>(p + i) = v; }
+
+// At any address; of the last, `count` lanes.
+using Loose = float __attribute__((vector_size(kLanes * 4), aligned(4)));
+inline Lane load_any(const float* p) { return *reinterpret_cast<const Loose*>(p); }
+inline void store_any(float* p, Lane v, int count) {
+  if (count >= kLanes)
+    *reinterpret_cast<Loose*>(p) = v;
+  else
+    for (int i = 0; i < count; ++i) p[i] = v[i];
+}
+
 inline Lane broadcast(float v) { return v - Lane{}; }  // v + 0 is not free: it turns -0 into 0
 inline Lane select(Mask m, Lane a, Lane b) { return m ? a : b; }
 inline Lane min(Lane a, Lane b) { return a < b ? a : b; }
@@ -118,6 +129,13 @@ inline Lane log1p01(Lane t) {
   p = p * q + 2.0f / 3;
   p = p * q + 2.0f;
   return p * s;
+}
+
+// log(x) for normal x >= 1, to 2e-7 of 1 + log(x).
+inline Lane log(Lane x) {
+  const Mask bits = (Mask)x, e = (bits >> 23) - 127;
+  const Lane f = (Lane)((bits & 0x7fffff) | 0x3f800000);  // x = 2^e f, f in [1, 2)
+  return __builtin_convertvector(e, Lane) * 0.693147181f + log1p01(f - 1.0f);
 }
 
 }  // namespace

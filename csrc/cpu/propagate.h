@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "cpu/activation.h"
+#include "cpu/convolution.h"
 #include "cpu/denormals.h"
 #include "cpu/gemm.h"
 #include "cpu/lanes.h"
@@ -13,6 +14,8 @@
 
 namespace ADVCORE_NS {
 namespace {
+
+inline size_t most(size_t a, size_t b) { return a > b ? a : b; }
 
 // Bytes of a scratch; fills it where there is memory.
 size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
@@ -23,18 +26,51 @@ size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
     used += (bytes + 63) / 64 * 64;
     return start;
   };
+  // Lanes at the end of a row may be read and written beyond it.
+  const auto floats = [&](size_t n) {
+    return reinterpret_cast<float*>(take((n + kPad) * sizeof(float)));
+  };
+  const auto pointers = [&](size_t n) {
+    return reinterpret_cast<float**>(take(n * sizeof(float*)));
+  };
+  size_t longest = rows, z = 0, patches = 0, features = 0;
+  for (int l = 0; l < net.convolutions; ++l) {
+    const PackedLayer& layer = net.layer[l];
+    const size_t padded = static_cast<size_t>(whole_lanes(layer.features));
+    const size_t positions = static_cast<size_t>(layer.convolution->positions().area());
+    const size_t patch = static_cast<size_t>(whole_lanes(layer.convolution->depth()));
+    longest = most(longest, most(positions, kPatchRows));
+    z = most(z, most(positions, kPatchRows) * padded);
+    patches = most(patches, kPatchRows * patch);
+    features = most(features, padded);
+  }
   Scratch* const s = reinterpret_cast<Scratch*>(take(sizeof(Scratch)));
-  float** const value = reinterpret_cast<float**>(take(layers * rows * sizeof(float*)));
-  float** const derivative = reinterpret_cast<float**>(take(layers * rows * sizeof(float*)));
-  const float** const read = reinterpret_cast<const float**>(take(rows * sizeof(float*)));
-  float** const written = reinterpret_cast<float**>(take(rows * sizeof(float*)));
-  if (s) *s = {max_rows, value, derivative, read, written};
+  const Scratch parts{max_rows,
+                      pointers(layers * rows),
+                      pointers(layers * rows),
+                      const_cast<const float**>(pointers(longest)),
+                      pointers(longest),
+                      pointers(static_cast<size_t>(net.convolutions)),
+                      floats(z),
+                      floats(patches),
+                      floats(features)};
+  if (s) *s = parts;
+  for (int l = 0; l < net.convolutions; ++l) {
+    float* const image = floats(image_floats(*net.layer[l].convolution));
+    if (s) parts.image[l] = image;
+  }
   for (size_t l = 0; l < layers; ++l) {
-    const size_t bytes = static_cast<size_t>(row_stride(net.layer[l].outputs)) * sizeof(float);
+    const PackedLayer& layer = net.layer[l];
+    const size_t outputs = static_cast<size_t>(row_stride(layer.outputs));
+    size_t derivatives = outputs;
+    if (layer.convolution)
+      derivatives = static_cast<size_t>(layer.convolution->positions().area()) *
+                    static_cast<size_t>(whole_lanes(layer.features));
+    const bool inside = static_cast<int>(l) + 1 < net.convolutions;  // values are in an image
     for (size_t i = l * rows; i < (l + 1) * rows; ++i) {
-      float* const h = reinterpret_cast<float*>(take(bytes));
-      float* const dh = reinterpret_cast<float*>(take(bytes));
-      if (s) value[i] = h, derivative[i] = dh;
+      float* const h = inside ? nullptr : floats(outputs);
+      float* const dh = floats(derivatives);
+      if (s) parts.value[i] = h, parts.derivative[i] = dh;
     }
   }
   return used;
@@ -49,19 +85,6 @@ Scratch* carve_scratch(const PackedNetwork& net, int max_rows, void* memory) {
   return static_cast<Scratch*>(memory);
 }
 
-// Standard deviation of z (n) around its mean, at least 1e-3 of its rms.
-float spread(const float* z, int n) {
-  double sum = 0, squares = 0, deviations = 0;
-  for (int i = 0; i < n; ++i) {
-    sum += z[i];
-    squares += static_cast<double>(z[i]) * z[i];
-  }
-  const double mean = sum / n;
-  for (int i = 0; i < n; ++i) deviations += (z[i] - mean) * (z[i] - mean);
-  const double floor = 1e-3 * __builtin_sqrt(squares / n), width = __builtin_sqrt(deviations / n);
-  return max(static_cast<float>(width > floor ? width : floor), 1e-30f);
-}
-
 inline void fill_padding(float* row, int n, float value) {
   for (int i = n; i % kPad != 0; ++i) row[i] = value;
 }
@@ -74,18 +97,27 @@ inline void times(const float* a, const float* b, float* out, int n) {
 void forward(const PackedNetwork& net, Scratch& scratch, const float* const* x, int rows,
              const float* k, float* const* widths, const uint8_t* measure, float* const* logits) {
   const FlushDenormals flush;
-  for (int l = 0; l < net.layers; ++l) {
+  const auto values = [&](int l) {  // of layer l
+    return l + 1 == net.layers ? logits : scratch.value + static_cast<size_t>(l) * scratch.max_rows;
+  };
+  if (net.convolutions > 0) {
+    float* const* const h = values(net.convolutions - 1);
+    for (int r = 0; r < rows; ++r)
+      convolutions(net, scratch, r, x[r], k ? k[r] : 0.0f, widths ? widths[r] : nullptr,
+                   measure && measure[r], h[r]);
+    x = h;
+  }
+  for (int l = net.convolutions; l < net.layers; ++l) {
     const PackedLayer& layer = net.layer[l];
     float* const* const dh = scratch.derivative + static_cast<size_t>(l) * scratch.max_rows;
-    float* const* const h =
-        l + 1 == net.layers ? logits : scratch.value + static_cast<size_t>(l) * scratch.max_rows;
-    gemm(x, rows, layer.inputs, layer.forward, layer.outputs, layer.bias, h);
+    float* const* const h = values(l);
+    gemm(x, rows, {layer.inputs}, layer.forward, layer.outputs, layer.bias, h);
     for (int r = 0; r < rows; ++r) {
-      if (measure && measure[r]) widths[r][l] = spread(h[r], layer.outputs);
+      if (measure && measure[r]) widths[r][layer.width] = spread(h[r], layer.outputs);
       if (layer.activation == Activation::identity) continue;
       const bool smooth = k && k[r] > 0.0f && has_smoothed_form(layer.activation);
-      activate(layer.activation, layer.slope, smooth ? k[r] * widths[r][l] : 0.0f, h[r], h[r],
-               dh[r], layer.outputs);
+      activate(layer.activation, layer.slope, smooth ? k[r] * widths[r][layer.width] : 0.0f, h[r],
+               h[r], dh[r], layer.outputs);
     }
     x = h;
   }
@@ -96,7 +128,7 @@ void backward(const PackedNetwork& net, Scratch& scratch, const int* which, int 
               const float* const* dlogits, float* const* dx) {
   const FlushDenormals flush;
   for (int i = 0; i < count; ++i) scratch.read[i] = dlogits[which[i]];
-  for (int l = net.layers - 1; l >= 0; --l) {
+  for (int l = net.layers - 1; l >= net.convolutions; --l) {
     const PackedLayer& layer = net.layer[l];
     const size_t first = static_cast<size_t>(l) * scratch.max_rows;
     if (layer.activation != Activation::identity)  // dh -> dz
@@ -108,9 +140,15 @@ void backward(const PackedNetwork& net, Scratch& scratch, const int* which, int 
     for (int i = 0; i < count; ++i)
       scratch.written[i] =
           l > 0 ? scratch.value[first - scratch.max_rows + which[i]] : dx[which[i]];
-    gemm(scratch.read, count, layer.outputs, layer.backward, layer.inputs, nullptr,
+    gemm(scratch.read, count, {layer.outputs}, layer.backward, layer.inputs, nullptr,
          scratch.written);
     for (int i = 0; i < count; ++i) scratch.read[i] = scratch.written[i];
+  }
+  for (int i = 0; net.convolutions > 0 && i < count; ++i) {
+    const int r = which[i];
+    const size_t last = static_cast<size_t>((net.convolutions - 1) * scratch.max_rows + r);
+    const bool logits = net.convolutions == net.layers;
+    convolutions_back(net, scratch, r, logits ? dlogits[r] : scratch.value[last], dx[r]);
   }
   for (int i = 0; i < count; ++i) fill_padding(dx[which[i]], net.inputs, 0.0f);
 }

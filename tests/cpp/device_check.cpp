@@ -25,7 +25,7 @@ using advcore::Status;
 struct Rounds {
   Rounds(const Network& network, const Params& params, int slots)
       : network(network), params(params), tile(network, slots), widths(static_cast<size_t>(slots)) {
-    for (auto& of_slot : widths) of_slot.resize(static_cast<size_t>(network.layers()));
+    for (auto& of_slot : widths) of_slot.resize(static_cast<size_t>(network.widths()));
   }
   void evaluate() {
     const int count = *rows_of_round;

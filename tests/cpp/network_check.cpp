@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "check.h"
+#include "check_convolution.h"
 #include "fma_peak.h"
 #include "network.h"
 #include "network_tile.h"
@@ -221,10 +222,9 @@ bool same_bits(const float* a, const float* b, size_t n) {
 }
 
 // A row alone, in tiles of 1 to 24 rows at any place, and in any subset of the backward.
-void check_row_independence(const IsaTable& isa, const std::vector<int>& sizes,
-                            Activation activation) {
+void check_row_independence(const IsaTable& isa, const std::vector<LayerSpec>& layers) {
   std::mt19937 rng(2);
-  const Network net(random_layers(sizes, activation, rng), isa);
+  const Network net(layers, isa);
   Tile whole(net, 24);
   fill_random(whole, rng);
   Tile alone(net, 1);
@@ -234,7 +234,7 @@ void check_row_independence(const IsaTable& isa, const std::vector<int>& sizes,
     std::memcpy(alone.dlogits.row[0], whole.dlogits.row[r], alone.dlogits.stride * sizeof(float));
     alone.k[0] = 0.0f, alone.measure[0] = 1;
     alone.forward();
-    std::memcpy(whole.widths.row[r], alone.widths.row[0], net.layers() * sizeof(float));
+    std::memcpy(whole.widths.row[r], alone.widths.row[0], net.widths() * sizeof(float));
     alone.k[0] = whole.k[r], alone.measure[0] = 0;
     alone.forward();
     alone.backward({0});
@@ -254,7 +254,7 @@ void check_row_independence(const IsaTable& isa, const std::vector<int>& sizes,
     }
     tile.forward();
     for (int r = 0; r < rows; ++r) {
-      expect(same_bits(tile.widths.row[r], whole.widths.row[source[r]], net.layers()),
+      expect(same_bits(tile.widths.row[r], whole.widths.row[source[r]], net.widths()),
              "%s tile of %d: widths of row %d depend on the tile", isa.name, rows, r);
       tile.k[r] = whole.k[source[r]], tile.measure[r] = 0;
     }
@@ -335,6 +335,7 @@ void check_misuse() {
 }
 
 void check(const IsaTable& isa) {
+  std::mt19937 rng(2);
   const std::vector<std::vector<int>> shapes = {
       {1, 1, 1},    {1, 2},       {7, 10, 2},      {784, 100, 100, 10}, {784, 10},
       {7, 130, 10}, {33, 1, 130}, {130, 10, 1000}, {784, 130, 2},       {2100, 20, 3}};
@@ -346,10 +347,12 @@ void check(const IsaTable& isa) {
         check_against_plain(isa, shape, activation, last_too, worst);
     std::printf("%s %-10s largest relative error: logits %.1e, dx %.1e, widths %.1e\n", isa.name,
                 advcore::activation_name(activation), worst.logits, worst.dx, worst.widths);
-    check_row_independence(isa, {131, 100, 33, 10}, activation);
+    check_row_independence(isa, random_layers({131, 100, 33, 10}, activation, rng));
   }
-  check_row_independence(isa, {784, 100, 100, 10}, Activation::relu);
-  check_row_independence(isa, {2100, 20, 3}, Activation::tanh);
+  check_row_independence(isa, random_layers({784, 100, 100, 10}, Activation::relu, rng));
+  check_row_independence(isa, random_layers({2100, 20, 3}, Activation::tanh, rng));
+  check_convolutions(isa);
+  check_row_independence(isa, random_convolutional(rng));
   check_nulls_and_mode(isa);
   check_activations(isa);
 }

@@ -45,7 +45,7 @@ struct Tile {
         logits(rows, net.classes()),
         dlogits(rows, net.classes()),
         dx(rows, net.inputs()),
-        widths(rows, net.layers(), 0.0f),
+        widths(rows, net.widths(), 0.0f),
         k(rows, 0.0f),
         measure(rows, 0) {
     // NaN: a kernel that read what was never written would show it
