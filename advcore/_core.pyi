@@ -142,6 +142,9 @@ class Network:
     def inputs(self) -> int:
         ...
     @property
+    def row_bytes(self) -> int:
+        ...
+    @property
     def smoothable(self) -> bool:
         ...
     @property

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 NATIVE_SLOTS = 24
 """Rows of a tile: a multiple of the 8 and 6 rows of the kernels. 8 to 64 measured within 7%."""
+TILE_BYTES = 64 << 20
+"""Of a tile's activations, which those of large convolutions would go beyond; 2 rows of a small
+network run as fast as 24."""
 ORACLE_SLOTS = 256
 
 
@@ -109,6 +112,8 @@ def run_native(
     network: Network, job: Job, *, threads: int, slots: int | None, watch: Watch
 ) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
     """Results by name, and what stopped the run: KeyboardInterrupt, an error of the callback."""
+    if slots is None:
+        slots = max(1, min(NATIVE_SLOTS, TILE_BYTES // network.core.row_bytes))
     results, error = _core.solve(
         network.core,
         job.params,
@@ -118,7 +123,7 @@ def run_native(
         job.hi,
         job.starts,
         threads,
-        slots or NATIVE_SLOTS,
+        slots,
         watch,
     )
     return results, error

@@ -32,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from advcore import data, models, pictures, training
+from advcore.network import Normalize
 
 CACHE = Path(tempfile.gettempdir()) / "advcore_benchmarks"
 CLASSES = 10
@@ -236,22 +237,6 @@ def _train_one_hot(
             schedule.step()
 
 
-class Affine(torch.nn.Module):
-    """``(x - mean) / deviation`` for each channel."""
-
-    mean: torch.Tensor
-    deviation: torch.Tensor
-
-    def __init__(self, mean: list[float], deviation: list[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("deviation", torch.tensor(deviation).view(1, -1, 1, 1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W), normalised."""
-        return (x - self.mean) / self.deviation
-
-
 class Block(torch.nn.Module):
     """Residual block without batch norm: ``relu(conv2(relu(conv1(x))) + shortcut(x))``."""
 
@@ -293,7 +278,7 @@ def _layers(entry: dict[str, Any], weights: dict[str, torch.Tensor]) -> list[tor
     """The torch modules of one layer of INDEX.json."""
     kind, prefix = entry["op"], entry.get("p", "")
     if kind == "sub_div":
-        return [Affine(entry["mean"], entry["std"])]
+        return [Normalize(entry["mean"], entry["std"])]
     if kind == "conv":
         return [_conv(weights, prefix, entry["stride"], entry["pad"])]
     if kind == "linear":

@@ -170,6 +170,10 @@ Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : 
              layers_.data()};
 }
 
+size_t Network::row_bytes() const {
+  return isa_.scratch_bytes(packed_, 2) - isa_.scratch_bytes(packed_, 1);
+}
+
 void Propagation::forward(const float* x, int rows, const float* k, float* widths, bool measure,
                           float* logits) {
   rows_ = rows;

@@ -39,7 +39,10 @@ class Network {
   int classes() const { return packed_.classes; }
   int layers() const { return packed_.layers; }
   int widths() const { return packed_.widths; }
-  bool smoothable() const { return smoothable_; }  // any relu, leaky_relu, sigmoid, tanh
+  size_t row_bytes() const;  // of a row of a tile, between a forward and its backward
+  bool smoothable() const {
+    return smoothable_;
+  }  // any relu, leaky_relu, sigmoid, tanh, max-pooling
   const PackedNetwork& packed() const { return packed_; }
   const IsaTable& isa() const { return isa_; }  // the one that it is packed for
 

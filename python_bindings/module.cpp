@@ -266,6 +266,7 @@ PYBIND11_MODULE(_core, m) {
       .def("backward", &PyNetwork::backward, py::arg("dlogits").noconvert())
       .def_property_readonly("inputs", [](const PyNetwork& n) { return n.net.inputs(); })
       .def_property_readonly("classes", [](const PyNetwork& n) { return n.net.classes(); })
+      .def_property_readonly("row_bytes", [](const PyNetwork& n) { return n.net.row_bytes(); })
       .def_property_readonly("widths", [](const PyNetwork& n) { return n.net.widths(); })
       .def_property_readonly("smoothable", [](const PyNetwork& n) { return n.net.smoothable(); });
 

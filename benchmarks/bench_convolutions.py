@@ -1,0 +1,157 @@
+"""Convolutional networks: the engine beside torch, evaluation by evaluation and in whole runs.
+
+    ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/bench_convolutions.py
+        [--networks rays_smallcnn_bn,...] [--images N]
+
+For each network that `Network.from_torch` lowers: seconds of a forward and an input gradient of a
+batch of 64 images on one thread, exact and smoothed, of the engine and of the torch oracle in turn
+(median of rounds, after a check that both give the same); and of a whole targeted run with two
+threads each, after a check that the distortions agree. Then networks with random weights that are
+larger, evaluation by evaluation alone: where the engine stops being faster. Figures go to
+``benchmarks/results/bench_convolutions.json``, the table to the page that `speed_page.py` makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import machine
+import networks
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import advcore
+from advcore.network import Network
+from advcore.oracles import TorchOracle
+
+NATIVE = (*networks.CONVOLUTIONAL, "abc_cifar_cnn_a_mix")
+ROUNDS = 9
+Floats = NDArray[np.float32]
+
+
+def vgg(widths: Sequence[int], side: int, hidden: int, classes: int) -> nn.Sequential:
+    """3x3 convolutions with ReLUs, 0 for max-pooling, then two layers; random weights, seed 0."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in widths:
+        if width == 0:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        else:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+    layers += [nn.Flatten(), nn.Linear(channels * side * side, hidden), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, classes)).eval().requires_grad_(False)
+
+
+RANDOM: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, int, int], int]] = {
+    "random, 6 convolutions, 32x32": (
+        lambda: vgg([64, 64, 0, 128, 128, 0, 256, 256, 0], 32, 256, 10),
+        *((3, 32, 32), 16),
+    ),
+    "random, 13 convolutions, 32x32": (
+        lambda: vgg([64, 64, 0, 128, 128, 0, *([256] * 3), 0, *([512] * 3), 0, *([512] * 3), 0],
+                    32, 512, 10),
+        *((3, 32, 32), 16),
+    ),
+}  # fmt: skip
+
+
+def evaluations(module: nn.Module, x: Floats, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Milliseconds of an evaluation of one image, by smoothing and engine."""
+    network, oracle = Network.from_torch(module, shape), TorchOracle(module, shape)
+    core, rows = network.core, len(x)
+    slots = np.arange(rows, dtype=np.int32)
+    oracle.forward(x, np.zeros(rows, np.float32), slots, np.ones(rows, np.bool_), grad=False)
+    widths = np.zeros((rows, core.widths), np.float32)
+    core.forward(x, None, widths, True)
+    seed = np.random.default_rng(0).standard_normal((rows, network.classes)).astype(np.float32)
+    weights = sum(layer.weight.size for layer in network.layers if layer.geometry)
+    out: dict[str, Any] = {"convolution_weights": weights}
+    for name, k in (("exact", 0.0), ("smoothed", 0.3)):
+        ks = np.full(rows, k, np.float32)
+
+        def native(ks: Floats = ks) -> tuple[Floats, Floats]:
+            return core.forward(x, ks, widths, False), core.backward(seed)
+
+        def by_torch(ks: Floats = ks) -> tuple[Floats, Floats]:
+            return oracle.forward(x, ks, slots), oracle.backward(seed)
+
+        for ours, theirs in zip(native(), by_torch(), strict=True):
+            scale = float(np.abs(theirs).max())
+            if np.quantile(np.abs(ours - theirs), 0.999) > 1e-4 * scale:  # but for kinks
+                raise RuntimeError(f"the engine and torch differ ({name})")
+        times = np.array([[_seconds(native), _seconds(by_torch)] for _ in range(ROUNDS)])
+        ms = 1e3 * np.median(times, axis=0) / rows
+        ratio = float(np.median(times[:, 1] / times[:, 0]))
+        out[name] = {"engine_ms": ms[0], "torch_ms": ms[1], "ratio": ratio}
+    return out
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def whole_run(case: networks.Case, threads: int) -> dict[str, Any]:
+    """Seconds of a run through the engine and through torch, and their mean distortions."""
+    torch.set_num_threads(threads)
+    runs: dict[str, list[float]] = {"native": [], "torch": []}
+    means: dict[str, float] = {}
+    for _ in range(3):
+        for path, model in (("native", case.model), ("torch", lambda x: case.model(x))):
+            begin = time.perf_counter()
+            result = advcore.minimize_distortion(model, case.images, case.classes, threads=threads)
+            runs[path].append(time.perf_counter() - begin)
+            if result.engine["path"] != path or not result.success.all():
+                raise RuntimeError(f"{case.name}: {result.engine}, {result.success.mean():.1%}")
+            means[path] = float(np.mean(result.distortion))
+            evaluated = float(np.mean(result.evaluations))
+    torch.set_num_threads(1)
+    if abs(means["native"] / means["torch"] - 1) > 0.01:
+        raise RuntimeError(f"{case.name}: mean distortions {means}")
+    seconds = {path: float(np.median(times)) for path, times in runs.items()}
+    ratio = float(np.median(np.array(runs["torch"]) / np.array(runs["native"])))
+    return {
+        "images": len(case.images),
+        "threads": threads,
+        "evaluations": evaluated,
+        "seconds": seconds,
+        "ratio": ratio,
+        "mean_distortion": means,
+    }
+
+
+def main() -> None:
+    """Measures, prints and stores the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--networks", default=",".join((*NATIVE, *RANDOM)))
+    parser.add_argument("--images", type=int, default=100)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    names = [name for name in (*NATIVE, *RANDOM) if name in options.networks]
+    for name in names:
+        if name in RANDOM:
+            build, shape, rows = RANDOM[name]
+            x = np.random.default_rng(0).random((rows, math.prod(shape)), dtype=np.float32)
+            figures[name] = evaluations(build(), x, shape)
+        else:
+            case = networks.case(name, targeted=True, images=options.images)
+            x = np.ascontiguousarray(case.images[:64].reshape(min(64, len(case.images)), -1))
+            figures[name] = evaluations(case.model, x, case.images.shape[1:])
+            figures[name]["run"] = whole_run(case, threads=2)
+        print(name, figures[name], flush=True)
+    print(machine.save("bench_convolutions", {"networks": figures}))
+
+
+if __name__ == "__main__":
+    main()
