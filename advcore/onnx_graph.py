@@ -1,9 +1,10 @@
 """ONNX files as torch modules (``pip install "advcore[onnx]"``).
 
-A chain of fully connected layers comes back as a `torch.nn.Sequential` that `Network.from_torch`
-recognises, so that it runs in the engine; every other graph as an `OnnxGraph`, which evaluates the
-operators of `advcore.onnx_operators` one after the other. A graph with other operators goes to the
-package onnx2pytorch, where that is installed. Importing this file imports torch.
+A chain of convolutions and fully connected layers comes back as a `torch.nn.Sequential` that
+`Network.from_torch` recognises, so that it runs in the engine; every other graph as an `OnnxGraph`,
+which evaluates the operators of `advcore.onnx_operators` one after the other. A graph with other
+operators goes to the package onnx2pytorch, where that is installed. Importing this file imports
+torch.
 """
 
 from __future__ import annotations
@@ -267,9 +268,9 @@ def _converted(proto: Any, missing: Sequence[str], shape: tuple[int, ...]) -> nn
 
 
 def sequential(graph: OnnxGraph, shapes: dict[str, tuple[int, ...]]) -> nn.Sequential | None:
-    """The graph as layers on flat images, if it is a chain of fully connected layers.
+    """The graph as layers, if it is a chain of convolutions and fully connected ones.
 
-    ``shapes`` of all values for ``TRIAL`` images.
+    ``shapes`` of all values for ``TRIAL`` images. Between the layers values are flat.
     """
     constants = graph.constants()
     layers: list[nn.Module] = [nn.Flatten()]
@@ -280,12 +281,14 @@ def sequential(graph: OnnxGraph, shapes: dict[str, tuple[int, ...]]) -> nn.Seque
         if len(places) != 1 or node.inputs[places[0]] != value or not kept:
             return None
         given = [constants.get(name) for name in node.inputs]
-        layer = _layer(node, places[0], given, shapes[value], layers)
+        layer = _spatial(node, places[0], given, shapes[value])
+        if layer is None:
+            layer = _layer(node, places[0], given, shapes[value], layers)
         if layer is None:
             return None
         layers += layer
         value = node.outputs[0]
-    if value != graph.exit or not any(isinstance(layer, nn.Linear) for layer in layers):
+    if value != graph.exit or not any(isinstance(one, (nn.Linear, nn.Conv2d)) for one in layers):
         return None
     network = nn.Sequential(*layers).eval().requires_grad_(False)
     x = torch.rand(TRIAL, math.prod(graph.input_shape), generator=torch.Generator().manual_seed(0))
@@ -295,6 +298,47 @@ def sequential(graph: OnnxGraph, shapes: dict[str, tuple[int, ...]]) -> nn.Seque
         return None
     vars(network)["input_shape"] = graph.input_shape
     return network
+
+
+def _spatial(
+    node: Node, place: int, given: list[Tensor | None], shape: tuple[int, ...]
+) -> list[nn.Module] | None:
+    """A convolution, pooling or batch norm, from flat values to flat ones. None: no such layer."""
+    kinds = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
+    if node.kind not in kinds or place != 0 or len(shape) != 4 or len(node.outputs) > 1:
+        return None
+    if node.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    pads, strides = node.get("pads", [0] * 4), tuple(node.get("strides", [1, 1]))
+    dilations = tuple(node.get("dilations", [1, 1]))
+    if pads[:2] != pads[2:] or len(strides) != 2 or dilations != (1, 1) or node.get("ceil_mode", 0):
+        return None
+    layer: nn.Module
+    if node.kind == "Conv":
+        weight, bias = given[1], given[2] if len(given) > 2 else None
+        if weight is None or weight.dim() != 4 or node.get("group", 1) != 1:
+            return None
+        size = (weight.shape[2], weight.shape[3])
+        padding = (pads[0], pads[1])
+        layer = nn.Conv2d(shape[1], len(weight), size, strides, padding, bias=bias is not None)
+        layer.weight = _fixed(weight)
+        if bias is not None:
+            layer.bias = _fixed(bias)
+    elif node.kind == "GlobalAveragePool":
+        layer = nn.AdaptiveAvgPool2d(1)
+    elif node.kind == "BatchNormalization":
+        scale, shift, mean, variance = given[1:5]
+        if scale is None or shift is None or mean is None or variance is None:
+            return None
+        layer = nn.BatchNorm2d(shape[1], eps=node.get("epsilon", 1e-5))
+        layer.weight, layer.bias = _fixed(scale), _fixed(shift)
+        layer.running_mean, layer.running_var = mean.clone(), variance.clone()
+    else:
+        window = tuple(node.get("kernel_shape"))
+        if window != strides or any(pads):
+            return None
+        layer = (nn.MaxPool2d if node.kind == "MaxPool" else nn.AvgPool2d)(window)
+    return [nn.Unflatten(1, shape[1:]), layer, nn.Flatten()]
 
 
 _SAME = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")

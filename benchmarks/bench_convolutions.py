@@ -1,29 +1,40 @@
-"""Convolutional networks: the engine beside torch, evaluation by evaluation and in whole runs.
+"""Convolutional networks: the engine beside torch, and beside other attacks.
 
     ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/bench_convolutions.py
-        [--networks rays_smallcnn_bn,...] [--images N]
+        [--networks rays_smallcnn_bn,...] [--images N] [--page]
 
 For each network that `Network.from_torch` lowers: seconds of a forward and an input gradient of a
 batch of 64 images on one thread, exact and smoothed, of the engine and of the torch oracle in turn
 (median of rounds, after a check that both give the same); and of a whole targeted run with two
 threads each, after a check that the distortions agree. Then networks with random weights that are
-larger, evaluation by evaluation alone: where the engine stops being faster. Figures go to
-``benchmarks/results/bench_convolutions.json``, the table to the page that `speed_page.py` makes.
+larger, evaluation by evaluation alone: where the engine stops being faster.
+
+On the networks for CIFAR-10 and one for MNIST then whole targeted runs of advcore and the rivals
+(adv-lib, at the settings that `sweep_rivals.py` chose, else the defaults), each timed in turn on 2
+threads with all images in one batch, every success confirmed by a forward of the network.
+
+Figures go to ``benchmarks/results/bench_convolutions.json``; from that file, ``--page`` (alone)
+makes the tables of docs/models.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import envelope
 import machine
 import networks
 import numpy as np
+import rivals
 import torch
 from numpy.typing import NDArray
+from pages import between, table
 from torch import nn
 
 import advcore
@@ -31,7 +42,9 @@ from advcore.network import Network
 from advcore.oracles import TorchOracle
 
 NATIVE = (*networks.CONVOLUTIONAL, "abc_cifar_cnn_a_mix")
+BESIDE_RIVALS = (*networks.CIFAR, "smallcnn_fmn_regular")
 ROUNDS = 9
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 Floats = NDArray[np.float32]
 
 
@@ -130,15 +143,109 @@ def whole_run(case: networks.Case, threads: int) -> dict[str, Any]:
     }
 
 
+def beside_rivals(case: networks.Case, threads: int) -> dict[str, Any]:
+    """Seconds, success and mean distortion of advcore and of each rival, in turn."""
+    torch.set_num_threads(threads)
+    x, y = torch.from_numpy(case.images), torch.from_numpy(case.classes)
+    out: dict[str, Any] = {}
+    tuned = rivals.chosen(case.name, targeted=True)
+
+    def note(name: str, run: Callable[[], Any]) -> None:
+        torch.manual_seed(0)
+        begin = time.perf_counter()
+        found = run()
+        seconds = time.perf_counter() - begin
+        reached = envelope.distances(case, found)
+        out[name] = {
+            "seconds": seconds,
+            "success": float(np.isfinite(reached).mean()),
+            "mean": float(reached[np.isfinite(reached)].mean()),
+        }
+
+    for effort in ("fast", "default"):
+        note(
+            f"advcore {effort}",
+            lambda effort=effort: (
+                advcore.minimize_distortion(
+                    case.model, case.images, case.classes, threads=threads, effort=effort
+                ).adversarial
+            ),
+        )
+    for name in ("DDN-100", "DDN-1000", "ALMA-1000", "PDGD-500", "FMN-1000"):
+        rival = rivals.RIVALS[name]
+        settings = tuned.get(name, rival.default)
+        note(name, lambda rival=rival, s=settings: rival.call(case.model, x, y, True, s))
+    torch.set_num_threads(1)
+    return {"images": len(x), "threads": threads, "attacks": out}
+
+
+NAMES = {
+    "rays_smallcnn_bn": "MNIST, max-pooling, RayS",
+    "smallcnn_fmn_regular": "MNIST, max-pooling, FMN",
+    "colt_mnist_linf0.1": "MNIST, COLT",
+    "wk_convex_linf0.1": "MNIST, Wong and Kolter",
+    "abc_cifar_cnn_a_mix": "CIFAR-10, convolutional",
+    "vnncomp_resnet2b": "CIFAR-10, residual (through torch)",
+}
+
+
+def engine_table(figures: dict[str, Any]) -> str:
+    """Engine and torch, evaluation by evaluation and whole runs."""
+    rows = []
+    for name, of in figures.items():
+        if "exact" not in of:
+            continue
+        cells = [NAMES.get(name, name), f"{of['convolution_weights']:,}"]
+        for kind in ("exact", "smoothed"):
+            part = of[kind]
+            cells.append(
+                f"{part['engine_ms']:.3f}, {part['torch_ms']:.3f}, **{part['ratio']:.1f}**"
+            )
+        run = of.get("run")
+        cells.append("" if run is None else f"**{run['ratio']:.1f}**")
+        rows.append(tuple(cells))
+    head = ("network", "weights of the convolutions", "exact: ms of the engine, of torch, ratio",
+            "smoothed", "whole run, ratio")  # fmt: skip
+    return table(head, rows)
+
+
+def rivals_table(figures: dict[str, Any]) -> str:
+    """Milliseconds an image and distortion over that of the default effort."""
+    measured = {name: of["rivals"] for name, of in figures.items() if "rivals" in of}
+    rows = []
+    for attack in next(iter(measured.values()))["attacks"]:
+        cells = [attack]
+        for of in measured.values():
+            one, ours = of["attacks"][attack], of["attacks"]["advcore default"]
+            cells.append(
+                f"{1e3 * one['seconds'] / of['images']:.1f} ms, "
+                f"{one['seconds'] / ours['seconds']:.1f}, {one['mean'] / ours['mean']:.3f}"
+                + ("" if one["success"] == 1 else f" ({one['success']:.0%} found)")
+            )
+        rows.append(tuple(cells))
+    return table(("", *(NAMES[name] for name in measured)), rows)
+
+
+def page() -> None:
+    """Writes the tables of docs/models.md."""
+    stored = json.loads((machine.RESULTS / "bench_convolutions.json").read_text())["networks"]
+    text = between("convolutions", PAGE.read_text(), engine_table(stored))
+    PAGE.write_text(between("convolutional rivals", text, rivals_table(stored)))
+
+
 def main() -> None:
     """Measures, prints and stores the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", default=",".join((*NATIVE, *RANDOM)))
+    parser.add_argument("--networks", default=",".join((*NATIVE, *RANDOM, *BESIDE_RIVALS)))
     parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
+    if options.page:
+        return page()
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}
-    names = [name for name in (*NATIVE, *RANDOM) if name in options.networks]
+    names = [name for name in dict.fromkeys((*NATIVE, *RANDOM, *BESIDE_RIVALS))
+             if name in options.networks]  # fmt: skip
     for name in names:
         if name in RANDOM:
             build, shape, rows = RANDOM[name]
@@ -146,11 +253,16 @@ def main() -> None:
             figures[name] = evaluations(build(), x, shape)
         else:
             case = networks.case(name, targeted=True, images=options.images)
-            x = np.ascontiguousarray(case.images[:64].reshape(min(64, len(case.images)), -1))
-            figures[name] = evaluations(case.model, x, case.images.shape[1:])
-            figures[name]["run"] = whole_run(case, threads=2)
+            figures[name] = {}
+            if name in NATIVE:
+                x = np.ascontiguousarray(case.images[:64].reshape(min(64, len(case.images)), -1))
+                figures[name] = evaluations(case.model, x, case.images.shape[1:])
+                figures[name]["run"] = whole_run(case, threads=2)
+            if name in BESIDE_RIVALS and rivals.installed():
+                figures[name]["rivals"] = beside_rivals(case, threads=2)
         print(name, figures[name], flush=True)
     print(machine.save("bench_convolutions", {"networks": figures}))
+    return None
 
 
 if __name__ == "__main__":
