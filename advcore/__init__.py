@@ -5,11 +5,12 @@ from ._version import __version__
 from .api import minimize_distortion
 from .errors import DeviceError, Interrupted, ModelError
 from .loading import load_model
-from .network import Layer, Network
+from .network import Convolution, Layer, Network
 from .result import Result
 from .run import Progress
 
 __all__ = [
+    "Convolution",
     "DeviceError",
     "Interrupted",
     "Layer",
