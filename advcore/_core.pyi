@@ -7,7 +7,7 @@ import enum
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CSearch', 'CudaQueue', 'CudaSession', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_queue_missing', 'cuda_status', 'isa', 'problem_layout', 'solve']
+__all__: list[str] = ['CSearch', 'CudaQueue', 'CudaSession', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_queue_missing', 'cuda_status', 'isa', 'problem_layout', 'slot_bytes', 'solve']
 class Status(enum.IntEnum):
     """
     How the search of one image ended.
@@ -263,6 +263,10 @@ def isa() -> str:
 def problem_layout() -> dict[str, int]:
     """
     Where kernels outside the engine find the scalars of a slot: bytes; csrc/problem.h.
+    """
+def slot_bytes(params: Params, own_bounds: bool) -> int:
+    """
+    Memory of the solver for an image in work.
     """
 def solve(network: Network, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, threads: typing.SupportsInt | typing.SupportsIndex, slots: typing.SupportsInt | typing.SupportsIndex, poll: collections.abc.Callable[[int, int, int], bool]) -> tuple[dict[str, numpy.ndarray], typing.Any]:
     ...

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 NATIVE_SLOTS = 24
 """Rows of a tile: a multiple of the 8 and 6 rows of the kernels. 8 to 64 measured within 7%."""
-TILE_BYTES = 64 << 20
-"""Of a tile's activations, which those of large convolutions would go beyond; 2 rows of a small
-network run as fast as 24."""
+TILE_BYTES = 512 << 20
+"""Of a tile: vectors of the solver and activations. 2 rows of a small convolutional network run as
+fast as 24; those of wide layers share the reading of the weights."""
 ORACLE_SLOTS = 256
+ORACLE_BYTES = 1 << 30
+"""Of the solver's vectors in a run with a model on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ def run_native(
 ) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
     """Results by name, and what stopped the run: KeyboardInterrupt, an error of the callback."""
     if slots is None:
-        slots = max(1, min(NATIVE_SLOTS, TILE_BYTES // network.core.row_bytes))
+        row = network.core.row_bytes + _core.slot_bytes(job.params, job.lo.ndim == 2)
+        slots = max(1, min(NATIVE_SLOTS, TILE_BYTES // row))
     results, error = _core.solve(
         network.core,
         job.params,
@@ -137,7 +140,7 @@ def run_oracle(
     ``cuda``: the solver too runs on the oracle's device. Where the model runs out of memory, the
     images that are not finished are attacked again, half as many at a time.
     """
-    slots = max(1, min(slots or _slots(oracle, cuda), len(job.images)))
+    slots = max(1, min(slots or _slots(oracle, cuda, job), len(job.images)))
     results, error = _run_slots(oracle, job, slots, watch, cuda)
     while slots > 1 and memory.ran_out(error):
         slots //= 2
@@ -149,10 +152,11 @@ def run_oracle(
     return results, error
 
 
-def _slots(oracle: Oracle, cuda: bool) -> int:
-    """Rows of a round: as many as are fast, and as their activations leave room for."""
+def _slots(oracle: Oracle, cuda: bool, job: Job) -> int:
+    """Rows of a round: as many as are fast, and as activations and the solver leave room for."""
     if not cuda:
-        return memory.rows(oracle, ORACLE_SLOTS)
+        room = ORACLE_BYTES // _core.slot_bytes(job.params, job.lo.ndim == 2)
+        return memory.rows(oracle, max(1, min(ORACLE_SLOTS, room)))
     from . import cuda as device
 
     assert isinstance(oracle, TorchOracle)

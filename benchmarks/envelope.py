@@ -88,8 +88,8 @@ def rival_runs(
     """Each rival at its chosen settings, and, where these differ, at its defaults.
 
     The latter under "NAME (defaults)"; not for C&W untargeted or on a convolutional network, where
-    its 1,800 to 9,000 evaluations an image are run once, nor at all on ImageNet's (45 minutes). Without a sweep of this network the
-    defaults are "NAME". ``cached``: only those that are in the cache.
+    its 1,800 to 9,000 evaluations an image are run once, nor at all on ImageNet's (45 minutes).
+    Without a sweep of this network the defaults are "NAME". ``cached``: only those in the cache.
     """
     tuned = rivals.chosen(case.name, targeted=case.targeted)
     convolutional = case.images.ndim == 4

@@ -292,6 +292,13 @@ PYBIND11_MODULE(_core, m) {
                              [](const Session& s) { return s.feed.evaluations.load(); })
       .def_property_readonly("results", [](const Session& s) { return s.results; });
 
+  m.def(
+      "slot_bytes",
+      [](Params params, bool own_bounds) {
+        params.padded_n = row_stride(params.n);
+        return slot_floats(params, own_bounds) * sizeof(float);
+      },
+      py::arg("params"), py::arg("own_bounds"), "Memory of the solver for an image in work.");
   m.def("problem_layout", &problem_layout,
         "Where kernels outside the engine find the scalars of a slot: bytes; csrc/problem.h.");
   bind_cuda(m);

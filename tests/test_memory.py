@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import advcore
-from advcore import run
+from advcore import _core, run
 from advcore.oracles import TorchOracle
 from advcore.paths import choose_path
 
@@ -110,15 +110,31 @@ def test_own_bounds_and_starts_go_with_their_images(images: Any) -> None:
     assert np.array_equal(found.adversarial, whole.adversarial)
 
 
+def job(n: int) -> run.Job:
+    """Of one image of n values."""
+    params = _core.Params()
+    params.n, params.classes = n, 3
+    row = np.zeros(n, np.float32)
+    return run.Job(params, row[None], np.zeros(1, np.int32), row, row + 1, None)
+
+
 def test_rows_by_what_a_forward_keeps() -> None:
     wide = torch.nn.Sequential(torch.nn.Linear(4, 1 << 20), torch.nn.Tanh()).eval()
     model = torch.nn.Sequential(wide, torch.nn.Linear(1 << 20, 3)).eval()
     oracle = TorchOracle(model, (4,))
     assert oracle.saved_bytes == pytest.approx(4 << 20, rel=0.01)  # tanh keeps its output
-    assert run._slots(oracle, cuda=False) == 31
+    assert run._slots(oracle, cuda=False, job=job(4)) == 31
     small = TorchOracle(torch.nn.Linear(4, 3).eval(), (4,))
     assert small.saved_bytes < 1000  # its weight is not counted
-    assert run._slots(small, cuda=False) == run.ORACLE_SLOTS
+    assert run._slots(small, cuda=False, job=job(4)) == run.ORACLE_SLOTS
+
+
+def test_large_images_are_fewer_at_a_time() -> None:
+    n = 3 * 224 * 224
+    large = TorchOracle(torch.nn.Linear(n, 3).eval(), (n,))
+    # 23 vectors an image: 13.8 MB
+    assert _core.slot_bytes(job(n).params, False) == pytest.approx(23 * 4 * n, rel=1e-3)
+    assert run._slots(large, cuda=False, job=job(n)) == 77  # 1 GiB
 
 
 class Watched(torch.nn.Module):

@@ -360,7 +360,8 @@ from torch import nn
 layers = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), nn.Tanh()
 model = nn.Sequential(*layers).eval()
 before = "torch._dynamo" in sys.modules
-result = advcore.minimize_distortion(model, numpy.random.rand(3, 1, 4, 4).astype("f4"))
+images = numpy.random.rand(3, 1, 4, 4).astype("f4")
+result = advcore.minimize_distortion(lambda x: model(x), images)
 print(result.engine["path"], before, "torch._dynamo" in sys.modules)
 """
     done = subprocess.run(
