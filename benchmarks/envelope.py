@@ -67,10 +67,17 @@ def rival_run(
     counted = rivals.Counted(case.model)
     torch.manual_seed(0)
     begin = time.perf_counter()
-    x, y = torch.from_numpy(case.images), torch.from_numpy(case.classes)
-    found = rivals.RIVALS[name].call(counted, x, y, case.targeted, settings)
+    # Pictures of ImageNet in pairs: 68 ms an evaluation of one, all at once 155.
+    size = 2 if case.name in networks.IMAGENET else len(case.images)
+    parts = [torch.from_numpy(all_).split(size) for all_ in (case.images, case.classes)]
+    found = torch.cat(
+        [
+            rivals.RIVALS[name].call(counted, x, y, case.targeted, settings)
+            for x, y in zip(*parts, strict=True)
+        ]
+    )
     seconds = time.perf_counter() - begin
-    count = len(x)
+    count = len(case.images)
     cost = np.array([counted.evaluations / count, counted.forwards / count, seconds])
     d = distances(case, found)
     networks.CACHE.mkdir(parents=True, exist_ok=True)
