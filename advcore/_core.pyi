@@ -36,7 +36,7 @@ class Params:
     unsquared: bool
     def __init__(self) -> None:
         ...
-    def add_schedule(self, smoothing: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], budget: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], temperature: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], origin: typing.SupportsFloat | typing.SupportsIndex = -1.0) -> None:
+    def add_schedule(self, smoothing: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], budget: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], temperature: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], origin: typing.SupportsFloat | typing.SupportsIndex = -1.0, contest: typing.SupportsInt | typing.SupportsIndex = -1) -> None:
         ...
     @property
     def attempts(self) -> int:
@@ -61,6 +61,12 @@ class Params:
         ...
     @confidence.setter
     def confidence(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def explore_budget(self) -> int:
+        ...
+    @explore_budget.setter
+    def explore_budget(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     @property
     def history(self) -> int:

@@ -2,11 +2,12 @@
 // the gradient of the latter) at p.trial and leaves the next point to evaluate there, or
 // Phase::done. It never calls a network.
 //
-//   start -> stage_origin -> stage ... -> polish_start [-> push -> polish_start]
+//   start -> stage_origin -> stage ... [-> explore ...] -> polish_start [-> push -> polish_start]
 //         -> polish <-> polish_probe -> done        and before it, for each given start,
 //            given_start -> bisect -> polish_start ...
 //
-// A pass through the stages is one fused c-search on each network of the smoothing schedule. The
+// A pass through the stages is one fused c-search on each network of the smoothing schedule, on one
+// of them perhaps a contest of two. The exploration averages kinks of the exact network. The
 // polish projects x0 onto the bundle of linearised margins of the exact network, from either side
 // of the boundary; push is for points from which it does not get inside. Then the next schedule.
 // Best-so-far holds the smallest adversarial point ever evaluated on the exact network, whatever
@@ -23,6 +24,8 @@ constexpr float kPrune = 5.0f;  // of the best distortion: a class so far by the
 constexpr float kFar = 1.5f;    // so far when a stage has settled (Params::pass_on), is left alone
 constexpr float kHopeless = 1.01f;  // of the best distortion: a search that ends above it, or
 constexpr float kSame = 0.05f;      // nearer to the best image than this, is not polished
+constexpr float kBehind = 1.05f;    // of the first search's distortion: the second of a contest is
+constexpr float kShort = 0.2f;      // left there, once its steps are shorter than this of ||r||
 constexpr int kStale = 3;           // rounds of the polish without progress
 constexpr int kApproach = 20;       // evaluations of the polish before it reaches the margin
 
@@ -81,6 +84,9 @@ struct Machine {
       case Phase::stage:
         stage();
         break;
+      case Phase::explore:
+        explore();
+        break;
       case Phase::push:
         push();
         break;
@@ -132,6 +138,7 @@ struct Machine {
 
   // An attempt is over. The status is that of the attempt which found the best image.
   ADVCORE_FN void end_attempt(Status status) {
+    if (s.second) return back_to_first();
     if (s.best_norm < s.attempt_best) {
       s.attempt_best = s.best_norm;
       if (s.c > 0) s.best_c = s.c;
@@ -173,6 +180,8 @@ struct Machine {
   ADVCORE_FN void start();
   ADVCORE_FN void begin_stage(int stage);
   ADVCORE_FN void next_network();
+  ADVCORE_FN void leave_network();
+  ADVCORE_FN void back_to_first();
   ADVCORE_FN void accept(float norm2);
   ADVCORE_FN float sigma_of(float log_odds) const;
   ADVCORE_FN float loss_of(float log_odds) const;
@@ -190,6 +199,11 @@ struct Machine {
   ADVCORE_FN void step_back();
   ADVCORE_FN bool nothing_new() const;
   ADVCORE_FN void end_stage(Status status);
+
+  // explore.h: long steps on the exact network
+  ADVCORE_FN void ask_explore();
+  ADVCORE_FN void explore();
+  ADVCORE_FN void end_explore();
 
   // finish.h: handover, polish, given starts
   ADVCORE_FN void hold_class(int reached);
@@ -228,5 +242,6 @@ ADVCORE_FN void advance(const Team& team, const Params& params, Problem& p) {
 }  // namespace ADVCORE_NS
 
 // The phases, each where it belongs.
+#include "explore.h"
 #include "finish.h"
 #include "stages.h"

@@ -51,6 +51,7 @@ enum class Phase : int8_t {
   start,         // exact network at x0: margin, temperature, widths of the smoothing
   stage_origin,  // network of this stage at x0
   stage,         // fused c-search
+  explore,       // long steps on the exact network
   push,          // forward only: away from x0 until adversarial on the exact network
   bisect,        // forward only: from a given start toward x0
   polish_start,  // exact margin and its gradient at the centre
@@ -70,6 +71,8 @@ struct Schedule {
   int budget[kMaxStages] = {50};            // evaluations of each stage
   float temperature[kMaxStages] = {0.02f};  // T of each as a fraction of the margin at x0
   float origin = -1;  // where the search begins: lo + origin (hi - lo); < 0: at x0
+  int contest = -1;   // at the end of this stage a second search, from x0 straight to its network,
+                      // competes with the first; < 0: none
 };
 
 struct Params {
@@ -87,6 +90,7 @@ struct Params {
   int patience = 12;        // stages: rounds without progress near the best
   float c_factor = 2;       // c moves by at most this factor a round
   float pass_on = 0.2f;     // a step shorter than this part of ||r|| ends all stages but the last
+  int explore_budget = 0;   // steps on the exact network before a polish
   float polish_tolerance = 1e-4f;    // relative gain below which the polish stops
   int polish_budget = 30;            // evaluations of one polish
   int max_evaluations = 0x7fffffff;  // forward+backward pairs of one image
@@ -135,6 +139,8 @@ struct State {
 
   // fused c-search, at the accepted point x
   int schedule = 0, stage = 0, searches = 0;  // searches: schedules begun
+  bool second = false;                        // of the two of a contest
+  float first_best = 0, first_c = 0;          // stage_best and c of the other
   bool moved = false, move_pending = false;   // the search does not start at x0
   bool accept_any = false;                    // the next trial is the start of the search
   float margin = 0, log_odds = 0, sigma = 0, loss = 0,
@@ -153,7 +159,8 @@ struct State {
   float ss[kMaxHistory][kMaxHistory] = {};  // s_i's_j
   float sy[kMaxHistory][kMaxHistory] = {};  // s_i'y_j for i not older than j; diagonal D
 
-  // handover and polish
+  // exploration, handover and polish
+  float radius = 0, radius_before = 0;  // of the sphere of the steps
   int tries = 0;
   float t_low = 0, t_high = 1, t = 1;
   float margin_low = 0, margin_high = 0;
@@ -185,6 +192,7 @@ struct Problem {
   float* trial_gradient = nullptr;  // of m_T at trial, written by the oracle
   float* best = nullptr;
   float* stage_point = nullptr;   // best of this stage's network
+  float* first = nullptr;         // accepted point of the first search of a contest
   float* ring = nullptr;          // max(2 history, kMaxCuts) vectors: y_0.., s_0..; or the cuts
   const float* starts = nullptr;  // (starts, n) of this image, in the caller's memory
 };

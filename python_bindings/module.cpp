@@ -186,7 +186,7 @@ class Session : public Run {
 
 void add_schedule(Params& params, const std::vector<float>& smoothing,
                   const std::vector<int>& budget, const std::vector<float>& temperature,
-                  float origin) {
+                  float origin, int contest) {
   if (params.schedules == kMaxSchedules || smoothing.empty() || smoothing.size() > kMaxStages ||
       smoothing.size() != budget.size() || smoothing.size() != temperature.size())
     throw std::invalid_argument("a schedule has 1 to 8 stages, Params up to 10 schedules");
@@ -198,6 +198,7 @@ void add_schedule(Params& params, const std::vector<float>& smoothing,
   std::copy(budget.begin(), budget.end(), schedule.budget);
   std::copy(temperature.begin(), temperature.end(), schedule.temperature);
   schedule.origin = origin;
+  schedule.contest = contest;
 }
 
 }  // namespace
@@ -242,6 +243,7 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("patience", &Params::patience)
       .def_readwrite("pass_on", &Params::pass_on)
       .def_readwrite("polish_tolerance", &Params::polish_tolerance)
+      .def_readwrite("explore_budget", &Params::explore_budget)
       .def_readwrite("polish_budget", &Params::polish_budget)
       .def_readwrite("max_evaluations", &Params::max_evaluations)
       .def_readwrite("attempts", &Params::attempts)
@@ -257,7 +259,7 @@ PYBIND11_MODULE(_core, m) {
                                return out;
                              })
       .def("add_schedule", &add_schedule, py::arg("smoothing"), py::arg("budget"),
-           py::arg("temperature"), py::arg("origin") = -1.0f);
+           py::arg("temperature"), py::arg("origin") = -1.0f, py::arg("contest") = -1);
 
   py::class_<PyNetwork>(m, "Network", "A network packed for this CPU.")
       .def(py::init<const Layers&>(), py::arg("layers"))

@@ -56,8 +56,9 @@ int most_rounds(const Params& params) {
   int rounds = 1 + params.starts * (14 + polish);
   for (int q = 0; q < params.schedules; ++q) {
     const advcore::Schedule& schedule = params.schedule[q];
-    rounds += 37 + polish;  // 20 to the boundary, 15 of the push
-    for (int i = 0; i < schedule.stages; ++i) rounds += 3 + schedule.budget[i] * (bisects ? 40 : 3);
+    rounds += 39 + polish + params.explore_budget;  // 20 to the boundary, 15 of the push
+    for (int i = 0; i < schedule.stages; ++i)
+      rounds += (3 + schedule.budget[i] * (bisects ? 40 : 3)) * (i == schedule.contest ? 2 : 1);
   }
   return rounds;
 }

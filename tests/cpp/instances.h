@@ -47,6 +47,10 @@ Params random_params(Random& rng, bool kinked, int classes) {
     for (float& temperature : params.schedule[1].temperature) temperature = 0.1f;
   }
   if (coin(0.2)) params.schedule[0].budget[0] = 2;
+  if (params.loss == advcore::Loss::margin && params.c_search == advcore::CSearch::fused) {
+    if (coin(0.5)) params.explore_budget = 1 + static_cast<int>(rng() % 20);
+    if (kinked && coin(0.5)) params.schedule[0].contest = 1;
+  }
   return params;
 }
 

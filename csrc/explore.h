@@ -1,0 +1,75 @@
+// Between the stages and the polish: normalised gradient steps on the exact network, a third of
+// ||r|| long at first and short at the end, each followed by a return to a sphere around x0 that
+// shrinks where the point is adversarial and grows where it is not (Rony et al. 2019, Pintor et al.
+// 2021). r becomes a running mean of gradients around the boundary, so that kinks finer than the
+// steps are averaged out; pairs and cuts take each gradient at its word and stop at the first of
+// them. On RayS's network 30 steps gain 0.3% where 50 more rounds of the polish gain 0.03%; a first
+// step of ||r|| gains another 0.1 to 0.3% there and loses 0.2 to 0.4% on ResNet 2b.
+#pragma once
+
+namespace ADVCORE_NS {
+namespace {
+
+constexpr float kFirstStep = 0.3f, kLastStep = 0.01f;    // of ||r||
+constexpr float kFirstTurn = 0.03f, kLastTurn = 0.001f;  // of the radius, a round at most
+constexpr float kNear = 1.25f;  // of the first radius: an image found within is no accident
+
+// At p.x, where the stages ended.
+template <class Team>
+ADVCORE_FN void Machine<Team>::ask_explore() {
+  s.rounds = 0;
+  s.stage_best = kNone;
+  s.radius = s.radius_before = distortion(team, params, p, p.x);
+  copy(team, params, p.x, p.trial);
+  ask_exact(Phase::explore, true);
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::explore() {
+  if (!s.eval.finite) {
+    ++s.nans;
+    return end_explore();
+  }
+  const float *const clean = p.x0, *const gradient = p.trial_gradient;
+  float* const trial = p.trial;
+  float dots[3];
+  team.template sums<3>(params.padded_n, dots, [=](int i, Lane* acc) {
+    const Lane g = load(gradient, i), r = load(trial, i) - load(clean, i);
+    acc[0] += g * g;
+    acc[1] += g * r;
+    acc[2] += r * r;
+  });
+  const float steep = __builtin_sqrtf(dots[0]), norm = __builtin_sqrtf(dots[2]);
+  note_stage_best(norm, p.trial);
+  if (++s.rounds > params.explore_budget || !(steep > 1e-18f && steep < 1e18f))
+    return end_explore();
+  const float t = (float)s.rounds / (float)(params.explore_budget + 1);
+  const float warmth = 1 - t * t * (3 - 2 * t);  // from 1 to 0
+  // No further than half-way to where the linearised margin is zero along r.
+  float turn = kLastTurn + (kFirstTurn - kLastTurn) * warmth;
+  if (dots[1] > 0) turn = min(turn, 0.5f * abs(s.eval.margin) / dots[1]);
+  s.radius = s.eval.margin >= 0 ? min(min(s.radius, norm) * (1 - turn), s.stage_best)
+                                : s.radius * (1 + turn);
+  const float step = (kLastStep + (kFirstStep - kLastStep) * warmth) * s.radius / steep;
+  const float ahead2 = dots[2] + step * (2 * dots[1] + step * dots[0]);
+  const float scale = s.radius / __builtin_sqrtf(max(ahead2, 1e-37f));
+  const float *const lo = p.lo, *const hi = p.hi;
+  team.each(params.padded_n, [=](int i) {
+    const Lane x0 = load(clean, i), r = load(trial, i) - x0 + step * load(gradient, i);
+    store(trial, i, clip(x0 + scale * r, load(lo, i), load(hi, i)));
+  });
+  ++s.iterations;
+  ask_exact(Phase::explore, true);
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::end_explore() {
+  if (s.stage_best < kNone) {
+    copy(team, params, p.stage_point, p.x);
+    s.settled = s.settled || s.stage_best < kNear * s.radius_before;
+  }
+  ask_center();
+}
+
+}  // namespace
+}  // namespace ADVCORE_NS
