@@ -65,7 +65,8 @@ _CONTEST = Schedule((0.8, 0.3, 0.12), (30, 20, 20), (0.02,) * 3, contest=1)
 # the images of one network).
 _FOLLOWED = Schedule((0.8, 0.32, 0.128, 0.0512, 0.02), (30, 20, 20, 20, 40), (0.02,) * 5)
 CONVOLUTIONAL = {
-    "fast": KINKED["fast"],
+    # From 0.8, not 0.4: 13% less distortion on COLT's network, 3% on Wong and Kolter's.
+    "fast": Effort((Schedule((0.8, 0.3, 0.1), (10, 6, 6), (0.05,) * 3),), 2, 2e-3, 3, explore=10),
     "default": Effort((_CONTEST,), 8, 5e-5, 4, 25, 0.015, untargeted=_FOLLOWED),
     "thorough": Effort(
         (

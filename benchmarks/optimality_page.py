@@ -37,6 +37,7 @@ CONVOLUTIONAL = {
     "rays_smallcnn_bn": "convolutional with max-pooling, RayS",
     "abc_cifar_cnn_a_mix": "CIFAR-10, convolutional",
     "vnncomp_resnet2b": "CIFAR-10, residual",
+    "squeezenet1_0": "ImageNet, SqueezeNet, 15 pictures",
 }
 Attacks = dict[str, dict[str, dict[str, Any]]]
 """By network and attack."""
@@ -64,14 +65,17 @@ def readme_table(targeted: Attacks, untargeted: Attacks) -> str:
     """Mean over the envelope and evaluations, by network."""
     rows = []
     for network, words in (DENSE | CONVOLUTIONAL).items():
+        if network not in targeted:
+            continue
         ours = [targeted[network][f"advcore {effort}"] for effort in EFFORTS]
-        other = [untargeted[network][f"advcore {effort}"] for effort in EFFORTS[1:]]
+        attacks = untargeted.get(network, {})
+        other = [attacks.get(f"advcore {effort}") for effort in EFFORTS[1:]]
         rows.append(
             (
                 words,
                 best_rival(targeted[network]),
                 *(f"{a['mean_over_envelope']:.3f}, {a['evaluations']:.0f}" for a in ours),
-                *(f"{a['mean_over_envelope']:.3f}" for a in other),
+                *("" if a is None else f"{a['mean_over_envelope']:.3f}" for a in other),
             )
         )
     head = ("network", "best single rival with success 100%", "advcore fast", "default", "thorough",
