@@ -28,9 +28,9 @@ RANDOM = 0.02
 
 
 CONVOLUTION_WEIGHTS = 2_000_000
-"""Of modules that are lowered. The engine reads them once an image, torch once a batch: small
-networks run 1.4 to 4 times as fast as through torch, one with 1.1 million 1.2 times, one with 15
-million no faster (benchmarks/bench_convolutions.py)."""
+"""Of modules that are lowered. The engine reads them once an image, torch once a batch: evaluations
+of small networks take 1/1.5 to 1/3.4 of torch's time, with 1.1 million weights 1/1.2, with 15
+million as long (benchmarks/bench_convolutions.py)."""
 KERNELS = 1e-5
 """Noise of the GPU's kernels, as a share of the largest logit: sums of a thousand products that a
 tensor core truncates. Emulated without truncation it is 7e-7; on hardware it is not measured."""

@@ -67,14 +67,17 @@ def readme_table(targeted: Attacks, untargeted: Attacks) -> str:
     for network, words in (DENSE | CONVOLUTIONAL).items():
         if network not in targeted:
             continue
-        ours = [targeted[network][f"advcore {effort}"] for effort in EFFORTS]
+        ours = [targeted[network].get(f"advcore {effort}") for effort in EFFORTS]
         attacks = untargeted.get(network, {})
         other = [attacks.get(f"advcore {effort}") for effort in EFFORTS[1:]]
         rows.append(
             (
                 words,
                 best_rival(targeted[network]),
-                *(f"{a['mean_over_envelope']:.3f}, {a['evaluations']:.0f}" for a in ours),
+                *(
+                    "" if a is None else f"{a['mean_over_envelope']:.3f}, {a['evaluations']:.0f}"
+                    for a in ours
+                ),
                 *("" if a is None else f"{a['mean_over_envelope']:.3f}" for a in other),
             )
         )
