@@ -57,11 +57,11 @@ def minimize_distortion(
     Parameters
     ----------
     model : torch.nn.Module, advcore.Network, or object with NumPy forward and backward
-        Images in, logits (B, K) out. On the CPU, chains of fully connected and not too large
-        convolutional layers (`Network.from_torch` says which) are lowered to the native engine (the
-        result's ``engine`` says so); other modules and differentiable callables run
-        through torch, in eval mode. ``forward(x) -> logits`` and ``backward(dlogits) -> dx`` make
-        a NumPy model. One logit z counts as two, (0, z).
+        Images in, logits (B, K) out. On the CPU, chains of fully connected and convolutional layers
+        (`Network.from_torch` says which; up to two million weights of convolutions) are lowered to
+        the native engine (the result's ``engine`` says so); other modules and differentiable
+        callables run through torch, in eval mode. ``forward(x) -> logits`` and
+        ``backward(dlogits) -> dx`` make a NumPy model. One logit z counts as two, (0, z).
     images : array or tensor (N, ...), inside ``bounds``
         float32; other real dtypes, and arrays that are not contiguous, are copied once.
     targets : (N,) int, or an int for all images, optional

@@ -82,6 +82,11 @@ class _Convolution(_Linear):
     pooling: str = "none"
     window: tuple[int, int] = (1, 1)
 
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """(features, height, width) after the pooling."""
+        return self.finished().out_shape
+
     def scaled(self, scale: Float64, shift: Float64) -> bool:
         """See `_Linear.scaled`; the entries are those of all positions."""
         features = scale.reshape(len(self.bias), -1)
@@ -242,6 +247,7 @@ class _Lowering:
             self.fail(f"it takes ({weight.shape[1]}, H, W), the value before it has {self.shape}")
         if self.layers and not isinstance(self.layers[-1], _Convolution):
             self.fail("convolutions after a Linear have no native form")
+        self.check_map()
         value = np.zeros(self.shape[0])
         if self.scale is not None and self.shift is not None:
             channels = np.stack(
@@ -275,16 +281,24 @@ class _Lowering:
         )
         self.shape = (len(weight), *positions)
 
+    def check_map(self) -> None:
+        """Refuse values of a convolution that were reshaped since."""
+        last = self.layers[-1] if self.layers else None
+        if isinstance(last, _Convolution) and self.shape != last.out_shape:
+            self.fail(f"the values before it were reshaped from {last.out_shape} to {self.shape}")
+
     def pooling(self, module: Any, kind: str) -> None:
         last = self.layers[-1] if self.layers else None
         if not isinstance(last, _Convolution) or last.pooling != "none" or self.scale is not None:
             self.fail("it has no convolution with its activation directly before it")
         if len(self.shape) != 3:
             self.fail(f"it does not take values of shape {self.shape}")
+        self.check_map()
         sides = self.shape[1:]
 
         def pair(value: Any) -> tuple[int, int]:
-            return (value, value) if isinstance(value, int) else tuple(value)
+            values = (value,) if isinstance(value, int) else tuple(value)
+            return values * 2 if len(values) == 1 else values
 
         if hasattr(module, "output_size"):  # adaptive: windows side by side where they divide
             size = module.output_size

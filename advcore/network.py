@@ -209,7 +209,11 @@ class Network:
         """
         from .lowering import lower
 
-        return Network(lower(module, tuple(int(extent) for extent in input_shape)))
+        layers = lower(module, tuple(int(extent) for extent in input_shape))
+        try:
+            return Network(layers)
+        except ValueError as error:
+            raise Unsupported(str(error)) from error
 
     def summed_otherwise(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (B, K) of ``x`` (B, n) from the same network with all units in reverse.
@@ -284,7 +288,8 @@ class Network:
         layers: list[Layer | Convolution] = []
         try:
             pairs = zip(json.loads(notes["activations"]), json.loads(notes["slopes"]), strict=True)
-            convolutions = json.loads(notes.get("convolutions", "[]"))
+            images = notes["format"] == CONVOLUTIONAL_FORMAT
+            convolutions = json.loads(notes["convolutions"]) if images else []
             for index, (activation, slope) in enumerate(pairs):
                 weight, bias = (tensors[f"layers.{index}.{part}"] for part in ("weight", "bias"))
                 about: dict[str, Any] = {"activation": str(activation), "slope": float(slope)}

@@ -71,7 +71,10 @@ class Path:
         """Images of a forward without a backward, which keeps two layers of activations at most."""
         if self.cuda and self.network is not None:
             return 8192
-        return memory.rows(self.oracle, 1024, 4 * memory.SAVED)
+        most = 1024
+        if self.network is not None and self.oracle is None:  # it keeps what a backward needs
+            most = max(1, min(most, 4 * memory.SAVED // self.network.core.row_bytes))
+        return memory.rows(self.oracle, most, 4 * memory.SAVED)
 
     def forward(self, x: Floats) -> Floats:
         """Logits of the model itself; by halves where there is no memory for all at once."""

@@ -194,8 +194,8 @@ class _NumpyConvolution(_NumpyLayer):
             self.chosen = parts.transpose(0, 1, 3, 2, 4)
         else:
             self.chosen = np.full(self.windows, 1 / math.prod(layer.window), a.dtype)
-        pooled: NDArray[Any] = (a * self.chosen).sum(axis=(2, 4)).ravel()
-        return pooled
+        pooled: NDArray[Any] = a.max(axis=(2, 4)) if layer.pooling == "max" else a.mean(axis=(2, 4))
+        return pooled.ravel()
 
     def backward(self, d: NDArray[Any]) -> NDArray[Any]:
         layer = self.layer

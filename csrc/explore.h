@@ -20,6 +20,7 @@ ADVCORE_FN void Machine<Team>::ask_explore() {
   s.rounds = 0;
   s.stage_best = kNone;
   s.radius = s.radius_before = distortion(team, params, p, p.x);
+  if (!(s.radius > 0)) return ask_center();  // the smoothed networks were fooled by x0
   copy(team, params, p.x, p.trial);
   ask_exact(Phase::explore, true);
 }

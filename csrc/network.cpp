@@ -29,10 +29,12 @@ void check_values(const std::string& where, const char* what, const std::vector<
              std::to_string(values[i]));
 }
 
-void check_convolution(const std::string& where, const LayerSpec& layer, bool first, bool last) {
+void check_convolution(const std::string& where, const LayerSpec& layer, const LayerSpec* before,
+                       bool last) {
   const Convolution& c = *layer.convolution;
   const auto positive = [](Size size) { return size.y >= 1 && size.x >= 1; };
-  if (!first) refuse(where + "a convolution must not follow a fully connected layer");
+  if (before && !before->convolution)
+    refuse(where + "a convolution must not follow a fully connected layer");
   if (c.channels < 1 || !positive(c.size) || !positive(c.kernel) || !positive(c.stride) ||
       !positive(c.window) || c.padding.y < 0 || c.padding.x < 0)
     refuse(where + "sizes of a convolution must be >= 1, its padding >= 0");
@@ -44,6 +46,11 @@ void check_convolution(const std::string& where, const LayerSpec& layer, bool fi
   if (layer.inputs != c.channels * c.size.area() ||
       layer.outputs != layer.features() * c.pooled().area())
     refuse(where + "inputs and outputs must be those of the convolution");
+  if (before) {
+    const Size size = before->convolution->pooled();
+    if (c.channels != before->features() || c.size.y != size.y || c.size.x != size.x)
+      refuse(where + "the image must be what the convolution before gives");
+  }
   if (last && c.pooled().area() != 1)
     refuse(where + "a convolution that gives the logits must end at one position");
   check_values(where, "padding_value", layer.padding_value, static_cast<size_t>(c.channels));
@@ -68,7 +75,7 @@ void check(const std::vector<LayerSpec>& layers) {
     if (!std::isfinite(layer.slope))
       refuse(where + "slope must be finite, not " + std::to_string(layer.slope));
     if (layer.convolution)
-      check_convolution(where, layer, l == 0 || layers[l - 1].convolution, l + 1 == layers.size());
+      check_convolution(where, layer, l == 0 ? nullptr : &layers[l - 1], l + 1 == layers.size());
     const int depth = layer.convolution ? layer.convolution->depth() : layer.inputs;
     const int features = layer.convolution ? layer.features() : layer.outputs;
     check_values(where, "weight", layer.weight,
@@ -176,7 +183,7 @@ size_t Network::row_bytes() const {
 
 void Propagation::forward(const float* x, int rows, const float* k, float* widths, bool measure,
                           float* logits) {
-  rows_ = rows;
+  rows_ = 0;  // until there is memory
   const size_t count = static_cast<size_t>(rows), per_row = static_cast<size_t>(network_.widths());
   const size_t inputs = static_cast<size_t>(network_.inputs());
   const size_t classes = static_cast<size_t>(network_.classes());
@@ -199,6 +206,7 @@ void Propagation::forward(const float* x, int rows, const float* k, float* width
   network_.isa().forward(network_.packed(), *scratch_, x_.data(), rows, k, width.data(),
                          flags.data(), logits_.data());
   for (size_t r = 0; r < count; ++r) std::copy_n(logits_[r], classes, logits + r * classes);
+  rows_ = rows;
 }
 
 void Propagation::backward(const float* dlogits, float* dx) {

@@ -140,9 +140,11 @@ struct State {
   // fused c-search, at the accepted point x
   int schedule = 0, stage = 0, searches = 0;  // searches: schedules begun
   bool second = false;                        // of the two of a contest
+  int began = 0;                              // stage at which the search left x0
   float first_best = 0, first_c = 0;          // stage_best and c of the other
-  bool moved = false, move_pending = false;   // the search does not start at x0
-  bool accept_any = false;                    // the next trial is the start of the search
+  float first_margin0 = 0;
+  bool moved = false, move_pending = false;  // the search does not start at x0
+  bool accept_any = false;                   // the next trial is the start of the search
   float margin = 0, log_odds = 0, sigma = 0, loss = 0,
         norm2 = 0;         // m, m_T, sigmoid(-m_T/T), l, r'r
   float clean_margin = 0;  // |m| at x0 on the exact network

@@ -21,7 +21,7 @@ ADVCORE_FN void Machine<Team>::start() {
 
 template <class Team>
 ADVCORE_FN void Machine<Team>::begin_stage(int stage) {
-  s.stage = stage;
+  s.stage = s.began = stage;
   s.since = s.rounds = s.solves = 0;
   s.stage_best = kNone;
   s.shift = s.c_low = s.c_high = 0;
@@ -52,7 +52,8 @@ ADVCORE_FN void Machine<Team>::next_network() {
 // networks with max-pooling the logarithms of both ratios correlate by 0.81 and 0.93 at k = 0.32.
 template <class Team>
 ADVCORE_FN void Machine<Team>::leave_network() {
-  if (s.stage != schedule().contest) return next_network();
+  // A first search that itself began on this network would be repeated.
+  if (s.stage != schedule().contest || (!s.second && s.began == s.stage)) return next_network();
   if (s.second) {
     if (!(s.stage_best < s.first_best)) return back_to_first();
     s.second = false;
@@ -60,6 +61,7 @@ ADVCORE_FN void Machine<Team>::leave_network() {
   }
   s.first_best = s.stage_best;
   s.first_c = s.c;
+  s.first_margin0 = s.margin0;
   copy(team, params, p.x, p.first);
   s.second = true;
   begin_stage(s.stage);
@@ -69,8 +71,11 @@ template <class Team>
 ADVCORE_FN void Machine<Team>::back_to_first() {
   s.second = false;
   s.c = s.first_c;
+  s.margin0 = s.first_margin0;
   copy(team, params, p.first, p.x);
-  clear_ring(s);  // its pairs are gone
+  clear_ring(s);  // its pairs are gone, and so is its gradient
+  float* const gradient = p.gradient;
+  team.each(params.padded_n, [=](int i) { store(gradient, i, Lane{}); });
   next_network();
 }
 

@@ -3,6 +3,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/native_enum.h>
 
+#include <algorithm>
 #include <array>
 #include <tuple>
 
@@ -46,6 +47,9 @@ std::vector<LayerSpec> layer_specs(const Layers& layers) {
                                                                 size_of(window)});
     if (c.stride.y < 1 || c.stride.x < 1 || c.window.y < 1 || c.window.x < 1)
       throw std::invalid_argument("stride and window must be >= 1");
+    const double padded = (shape[1] + 2.0 * padding[0]) * (shape[2] + 2.0 * padding[1]);
+    if (padded * std::max<double>(shape[0], weight.shape(0)) > 1e9)
+      throw std::invalid_argument("an image of a convolution must have fewer than 1e9 values");
     spec.inputs = c.channels * c.size.area();
     spec.outputs *= c.pooled().area();
     spec.padding_value.assign(value.data(), value.data() + value.size());
@@ -190,6 +194,8 @@ void add_schedule(Params& params, const std::vector<float>& smoothing,
   if (params.schedules == kMaxSchedules || smoothing.empty() || smoothing.size() > kMaxStages ||
       smoothing.size() != budget.size() || smoothing.size() != temperature.size())
     throw std::invalid_argument("a schedule has 1 to 8 stages, Params up to 10 schedules");
+  if (contest < -1 || contest + 1 >= static_cast<int>(smoothing.size()))
+    throw std::invalid_argument("a contest must be at a stage before the last, or -1");
   for (const float T : temperature)
     if (!(T > 0)) throw std::invalid_argument("a temperature must be positive");
   Schedule& schedule = params.schedule[params.schedules++];

@@ -218,6 +218,26 @@ REFUSED: dict[str, tuple[Callable[[], list[Any]], str]] = {
         lambda: [nn.Flatten(), nn.Linear(72, 4), nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 4, 2)],
         "after a Linear",
     ),
+    "reshaped": (
+        lambda: [
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.Flatten(),
+            nn.Unflatten(1, (1, 12, 12)),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+        ],
+        "reshaped from",
+    ),
+    "reshaped and convolved": (
+        lambda: [
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.Flatten(),
+            nn.Unflatten(1, (1, 12, 12)),
+            nn.Conv2d(1, 3, 12),
+            nn.Flatten(),
+        ],
+        "reshaped from",
+    ),
     "many positions": (lambda: [nn.Conv2d(2, 4, 2), nn.Flatten()], "several positions"),
 }
 
@@ -228,6 +248,17 @@ def test_what_has_no_native_form_is_named(name: str) -> None:
     module = seeded(lambda: nn.Sequential(*build()))
     with pytest.raises(Unsupported, match=why):
         Network.from_torch(module, (2, 6, 6))
+
+
+def test_metadata_named_as_ours_and_infinite_values(tmp_path: Path) -> None:
+    dense = Network([Layer(np.ones((2, 3), np.float32), np.zeros(2, np.float32))])
+    dense.save(tmp_path / "dense.safetensors", {"convolutions": "none"})
+    assert Network.load(tmp_path / "dense.safetensors").inputs == 3
+    module = seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), nn.Flatten()))
+    twin = NumpyNetwork(Network.from_torch(module, (1, 2, 2)))
+    x = np.array([0.5, 0.25, -np.inf, 0.0])
+    with np.errstate(invalid="ignore"):
+        assert not np.isnan(twin.forward(x)).any()
 
 
 def test_bad_layers_are_named() -> None:

@@ -19,7 +19,7 @@ namespace ADVCORE_NS {
 namespace {
 
 constexpr float kPoolTemperature = 0.2f;    // as advcore/pooling.py: T of half-width 1
-constexpr int kPatchRows = 4 * kBlockRows;  // their patches stay in L1 until they are added
+constexpr int kPatchRows = 4 * kBlockRows;  // whose patches wait, in L2, until they are added
 
 inline int whole_lanes(int features) { return vectors(features) * kLanes; }
 
@@ -82,8 +82,7 @@ void transpose_image(const Convolution& c, float* image, float* x) {
     }
 }
 
-// Largest or mean of each window of h (positions, features), which is overwritten; d (or null) is
-// the half-width of each feature. dh becomes the derivative of the pooled value.
+// out = f(h, dh, feature) of each window, at its first value.
 template <class F>
 void each_window(const Convolution& c, int features, float* h, float* dh, const Place& out, F f) {
   const int padded = whole_lanes(features), columns = c.positions().x;
@@ -104,6 +103,8 @@ inline void each_value(const Convolution& c, int padded, F f) {
     for (int k = 0; k < c.window.x; ++k) f((i * c.positions().x + k) * padded);
 }
 
+// Largest or mean of each window of h (positions, features), which is overwritten; d (or null) is
+// the half-width of each feature. dh becomes the derivative of the pooled value.
 void pool(const Convolution& c, int features, const float* d, float* h, float* dh,
           const Place& out) {
   const int padded = whole_lanes(features);
@@ -155,8 +156,9 @@ void pool(const Convolution& c, int features, const float* d, float* h, float* d
 // over the features, as of a fully connected layer.
 void measure_features(const float* z, int positions, int features, float* widths) {
   const int padded = whole_lanes(features);
+  const float all = positions == 1 ? spread(z, features) : 0.0f;
   for (int j = 0; j < features; ++j)
-    widths[j] = positions == 1 ? spread(z, features) : spread(z + j, positions, padded);
+    widths[j] = positions == 1 ? all : spread(z + j, positions, padded);
 }
 
 // The half-widths k width, padded with ones.
