@@ -318,7 +318,7 @@ def test_convolutional_networks_run_in_the_engine(name: str, batch: Any, tmp_pat
     pixels = torch.from_numpy(images[:64])
     expected = module(pixels.view(-1, 1, 28, 28))
     torch.testing.assert_close(network(pixels), expected, rtol=1e-4, atol=1e-4)
-    few = {"effort": "fast", "max_evaluations": 40}
+    few = {"effort": "fast", "max_evaluations": 100}
     ours = advcore.minimize_distortion(network, images[:4], labels=labels[:4], **few)
     square = images[:4].reshape(4, 1, 28, 28)
     theirs = advcore.minimize_distortion(module, square, labels=labels[:4], **few)
