@@ -182,7 +182,7 @@ struct State {
 };
 
 // One image in a slot. Vectors have padded_n floats, aligned to 64 bytes.
-struct Problem {
+struct alignas(16) Problem {  // the kernels of a network read records of whole 16 bytes
   State state;
   int64_t index = -1;  // of the image in the run; -1: empty slot
   const float* lo = nullptr;
