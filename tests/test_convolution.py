@@ -201,6 +201,10 @@ def test_files_pickles_and_text(tmp_path: Path) -> None:
     assert loaded.kind == "convolutional"
 
 
+def reshaped() -> list[Any]:
+    return [nn.Conv2d(2, 4, 3, padding=1), nn.Flatten(), nn.Unflatten(1, (1, 12, 12))]
+
+
 REFUSED: dict[str, tuple[Callable[[], list[Any]], str]] = {
     "groups": (lambda: [nn.Conv2d(2, 4, 3, groups=2)], "one group"),
     "dilation": (lambda: [nn.Conv2d(2, 4, 2, dilation=2)], "no dilation"),
@@ -218,26 +222,8 @@ REFUSED: dict[str, tuple[Callable[[], list[Any]], str]] = {
         lambda: [nn.Flatten(), nn.Linear(72, 4), nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 4, 2)],
         "after a Linear",
     ),
-    "reshaped": (
-        lambda: [
-            nn.Conv2d(2, 4, 3, padding=1),
-            nn.Flatten(),
-            nn.Unflatten(1, (1, 12, 12)),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-        ],
-        "reshaped from",
-    ),
-    "reshaped and convolved": (
-        lambda: [
-            nn.Conv2d(2, 4, 3, padding=1),
-            nn.Flatten(),
-            nn.Unflatten(1, (1, 12, 12)),
-            nn.Conv2d(1, 3, 12),
-            nn.Flatten(),
-        ],
-        "reshaped from",
-    ),
+    "reshaped": (lambda: [*reshaped(), nn.MaxPool2d(2), nn.Flatten()], "reshaped from"),
+    "reshaped, convolved": (lambda: [*reshaped(), nn.Conv2d(1, 3, 12), nn.Flatten()], "reshaped"),
     "many positions": (lambda: [nn.Conv2d(2, 4, 2), nn.Flatten()], "several positions"),
 }
 
