@@ -21,6 +21,17 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Walk:
+    """Normalised gradient steps on the exact network before a polish (csrc/explore.h)."""
+
+    steps: int = 0
+    first: float = 0.3  # length of a step, part of ||r||
+    last: float = 0.01
+    turn: float = 0.03  # change of the radius in the first round at most
+    power: int = 1  # 3: long steps for most of the walk
+
+
+@dataclass(frozen=True)
 class Effort:
     """Schedules that are always run, and when searches and the polish stop."""
 
@@ -28,7 +39,7 @@ class Effort:
     patience: int
     polish_tolerance: float = 1e-4
     polish_budget: int = 30
-    explore: int = 0  # steps on the exact network before a polish
+    walk: Walk = Walk()
     pass_on: float | None = None  # if not that of PASS_ON
     untargeted: Schedule | None = None  # of its searches, if not the first schedule
 
@@ -66,8 +77,10 @@ _CONTEST = Schedule((0.8, 0.3, 0.12), (30, 20, 20), (0.02,) * 3, contest=1)
 _FOLLOWED = Schedule((0.8, 0.32, 0.128, 0.0512, 0.02), (30, 20, 20, 20, 40), (0.02,) * 5)
 CONVOLUTIONAL = {
     # From 0.8, not 0.4: 13% less distortion on COLT's network, 3% on Wong and Kolter's.
-    "fast": Effort((Schedule((0.8, 0.3, 0.1), (10, 6, 6), (0.05,) * 3),), 2, 2e-3, 3, explore=10),
-    "default": Effort((_CONTEST,), 8, 5e-5, 4, 25, 0.015, untargeted=_FOLLOWED),
+    "fast": Effort(
+        (Schedule((0.8, 0.3, 0.1), (10, 6, 6), (0.05,) * 3),), 2, 2e-3, 3, walk=Walk(10)
+    ),
+    "default": Effort((_CONTEST,), 8, 5e-5, 4, Walk(25), 0.015, untargeted=_FOLLOWED),
     "thorough": Effort(
         (
             _FOLLOWED,
@@ -78,9 +91,22 @@ CONVOLUTIONAL = {
         10,
         1e-5,
         20,
-        40,  # RayS's network 1.006 to 1.002 of the envelope, for 9% more evaluations
+        Walk(40),  # RayS's network 1.006 to 1.002 of the envelope, for 9% more evaluations
         0.01,
     ),
+}
+# On pictures of ImageNet's size smoothed networks mislead (docs/decisions.md): the walk is the
+# search, from where the margin linearised at the clean image is zero. Its steps stay as long as r
+# for most of it; shorter ones freeze it in a worse basin.
+LARGE = 2**14  # values; measured are 3,072, where the stages are better, and 154,587
+_START = Schedule((0.0,), (1,), (0.02,))
+ON_LARGE = {
+    effort: Effort((_START,), 8, tolerance, polish, Walk(steps, 1.0, 0.05, 0.1, 3))
+    for effort, steps, tolerance, polish in (
+        ("fast", 40, 2e-3, 3),
+        ("default", 90, 5e-5, 4),
+        ("thorough", 400, 1e-5, 20),
+    )
 }
 # So do networks whose units saturate (docs/decisions.md).
 _SATURATING = Schedule((0.3, 0.1, 0.0), (30, 30, 30), (0.1, 0.05, 0.03))
@@ -178,7 +204,8 @@ def engine_params(
     "saturating" (sigmoid, tanh), "smooth".
     """
     penalty = loss == "cross_entropy" or c_search == "bisection"
-    chosen = EFFORT[kind][effort]
+    large = kind == "convolutional" and n >= LARGE
+    chosen = ON_LARGE[effort] if large else EFFORT[kind][effort]
     params = _core.Params()
     params.n = n
     params.classes = classes
@@ -196,7 +223,9 @@ def engine_params(
     params.pass_on = PASS_ON[kind] if chosen.pass_on is None else chosen.pass_on
     params.polish_tolerance = chosen.polish_tolerance
     params.polish_budget = chosen.polish_budget
-    params.explore_budget = 0 if penalty else chosen.explore
+    params.explore_budget = 0 if penalty else chosen.walk.steps
+    params.explore_first, params.explore_last = chosen.walk.first, chosen.walk.last
+    params.explore_turn, params.explore_power = chosen.walk.turn, chosen.walk.power
     if max_evaluations is not None:
         params.max_evaluations = max_evaluations
     if penalty:

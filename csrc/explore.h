@@ -10,8 +10,7 @@
 namespace ADVCORE_NS {
 namespace {
 
-constexpr float kFirstStep = 0.3f, kLastStep = 0.01f;    // of ||r||
-constexpr float kFirstTurn = 0.03f, kLastTurn = 0.001f;  // of the radius, a round at most
+constexpr float kLastTurn = 0.001f;  // change of the radius in the last round, at most
 constexpr float kNear = 1.25f;  // of the first radius: an image found within is no accident
 
 // At p.x, where the stages ended.
@@ -44,14 +43,16 @@ ADVCORE_FN void Machine<Team>::explore() {
   note_stage_best(norm, p.trial);
   if (++s.rounds > params.explore_budget || !(steep > 1e-18f && steep < 1e18f))
     return end_explore();
-  const float t = (float)s.rounds / (float)(params.explore_budget + 1);
+  const float time = (float)s.rounds / (float)(params.explore_budget + 1);
+  float t = time;
+  for (int i = 1; i < params.explore_power; ++i) t *= time;
   const float warmth = 1 - t * t * (3 - 2 * t);  // from 1 to 0
   // No further than half-way to where the linearised margin is zero along r.
-  float turn = kLastTurn + (kFirstTurn - kLastTurn) * warmth;
+  float turn = kLastTurn + (params.explore_turn - kLastTurn) * warmth;
   if (dots[1] > 0) turn = min(turn, 0.5f * abs(s.eval.margin) / dots[1]);
   s.radius = s.eval.margin >= 0 ? min(min(s.radius, norm) * (1 - turn), s.stage_best)
                                 : s.radius * (1 + turn);
-  const float step = (kLastStep + (kFirstStep - kLastStep) * warmth) * s.radius / steep;
+  const float step = (params.explore_last + (params.explore_first - params.explore_last) * warmth) * s.radius / steep;
   const float ahead2 = dots[2] + step * (2 * dots[1] + step * dots[0]);
   const float scale = s.radius / __builtin_sqrtf(max(ahead2, 1e-37f));
   const float *const lo = p.lo, *const hi = p.hi;
@@ -67,7 +68,9 @@ template <class Team>
 ADVCORE_FN void Machine<Team>::end_explore() {
   if (s.stage_best < kNone) {
     copy(team, params, p.stage_point, p.x);
-    s.settled = s.settled || s.stage_best < kNear * s.radius_before;
+    const Schedule& of = schedule();
+    const bool alone = of.smoothing[of.stages - 1] == 0;  // no smoothed network led here
+    s.settled = s.settled || alone || s.stage_best < kNear * s.radius_before;
   }
   ask_center();
 }
