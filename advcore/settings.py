@@ -103,7 +103,7 @@ _START = Schedule((0.0,), (1,), (0.02,))
 ON_LARGE = {
     effort: Effort((_START,), 8, tolerance, polish, Walk(steps, 1.0, 0.05, 0.1, 3))
     for effort, steps, tolerance, polish in (
-        ("fast", 40, 2e-3, 3),
+        ("fast", 50, 2e-3, 3),
         ("default", 90, 5e-5, 4),
         ("thorough", 400, 1e-5, 20),
     )

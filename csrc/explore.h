@@ -11,7 +11,7 @@ namespace ADVCORE_NS {
 namespace {
 
 constexpr float kLastTurn = 0.001f;  // change of the radius in the last round, at most
-constexpr float kNear = 1.25f;  // of the first radius: an image found within is no accident
+constexpr float kNear = 1.25f;       // of the first radius: an image found within is no accident
 
 // At p.x, where the stages ended.
 template <class Team>
@@ -52,7 +52,8 @@ ADVCORE_FN void Machine<Team>::explore() {
   if (dots[1] > 0) turn = min(turn, 0.5f * abs(s.eval.margin) / dots[1]);
   s.radius = s.eval.margin >= 0 ? min(min(s.radius, norm) * (1 - turn), s.stage_best)
                                 : s.radius * (1 + turn);
-  const float step = (params.explore_last + (params.explore_first - params.explore_last) * warmth) * s.radius / steep;
+  const float step = (params.explore_last + (params.explore_first - params.explore_last) * warmth) *
+                     s.radius / steep;
   const float ahead2 = dots[2] + step * (2 * dots[1] + step * dots[0]);
   const float scale = s.radius / __builtin_sqrtf(max(ahead2, 1e-37f));
   const float *const lo = p.lo, *const hi = p.hi;

@@ -93,7 +93,7 @@ struct Params {
   int explore_budget = 0;   // steps on the exact network before a polish
   float explore_first = 0.3f, explore_last = 0.01f;  // their lengths, parts of ||r||
   float explore_turn = 0.03f;  // by which part the radius changes in the first round at most
-  int explore_power = 1;       // the schedule's time is (round / budget)^power: long steps for longer
+  int explore_power = 1;  // the schedule's time is (round / budget)^power: long steps for longer
   float polish_tolerance = 1e-4f;    // relative gain below which the polish stops
   int polish_budget = 30;            // evaluations of one polish
   int max_evaluations = 0x7fffffff;  // forward+backward pairs of one image
