@@ -55,7 +55,7 @@ def ours(case: networks.Case) -> dict[str, Row]:
     """advcore at every effort (on ImageNet's pictures but ``thorough``: half a minute each); on the
     hard networks also with a pool of images to start from.
     """
-    efforts = ("fast", "default", "thorough")[: 2 if case.name in networks.IMAGENET else 3]
+    efforts = ("fast", "default", "thorough")
     runs: dict[str, dict[str, Any]] = {
         f"advcore {effort}": {"effort": effort} for effort in efforts
     }
