@@ -52,9 +52,7 @@ class Row:
 
 
 def ours(case: networks.Case) -> dict[str, Row]:
-    """advcore at every effort (on ImageNet's pictures but ``thorough``: half a minute each); on the
-    hard networks also with a pool of images to start from.
-    """
+    """advcore at every effort; on the hard networks also with a pool of images to start from."""
     efforts = ("fast", "default", "thorough")
     runs: dict[str, dict[str, Any]] = {
         f"advcore {effort}": {"effort": effort} for effort in efforts

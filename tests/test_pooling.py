@@ -283,3 +283,25 @@ def test_smoothed_pooling_lowers_distortions_and_evaluations(
     evaluations = {key: float(result.evaluations.mean()) for key, result in results.items()}
     assert mean[True] < 0.995 * mean[False]  # 0.985
     assert evaluations[True] < 0.6 * evaluations[False]  # 0.34
+
+
+def test_large_images_walk() -> None:
+    """From settings.LARGE values on the walk is the search: steps by effort, and a polish."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(8, 20, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(180, 10),
+    ).eval()  # fmt: skip
+    x = np.random.default_rng(0).random((3, 3, 80, 80), dtype=np.float32)
+    assert x[0].size >= settings.LARGE
+    with torch.no_grad():
+        targets = model(torch.from_numpy(x)).argsort(dim=1)[:, -3].numpy()
+    distortion = {}
+    for effort, steps in (("fast", 50), ("default", 90)):
+        result = advcore.minimize_distortion(model, x, targets, effort=effort)
+        assert result.success.all()
+        assert (result.rescues == 0).all()
+        assert (result.evaluations > steps).all()
+        assert (result.evaluations <= steps + 10).all()
+        distortion[effort] = result.distortion.mean()
+    assert distortion["default"] <= distortion["fast"] * 1.001
