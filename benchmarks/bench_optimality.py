@@ -37,6 +37,7 @@ import torch
 from envelope import Floats, load_envelope
 
 import advcore
+from advcore.settings import EFFORTS
 
 __all__ = ["load_envelope", "main", "measure"]
 
@@ -53,9 +54,8 @@ class Row:
 
 def ours(case: networks.Case) -> dict[str, Row]:
     """advcore at every effort; on the hard networks also with a pool of images to start from."""
-    efforts = ("fast", "default", "thorough")
     runs: dict[str, dict[str, Any]] = {
-        f"advcore {effort}": {"effort": effort} for effort in efforts
+        f"advcore {effort}": {"effort": effort} for effort in EFFORTS
     }
     if case.name in networks.HARD:
         runs["advcore default, starts"] = {"starts": networks.pool(case.name)}

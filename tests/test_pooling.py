@@ -16,7 +16,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import advcore  # noqa: E402
-from advcore import settings, smoothing  # noqa: E402
+from advcore import smoothing  # noqa: E402
 from advcore.oracles import TorchOracle  # noqa: E402
 from advcore.pooling import TEMPERATURE, find_windows, smoothed_max  # noqa: E402
 from advcore.smoothing import Recomputation, find_activation, unit_width  # noqa: E402
@@ -210,17 +210,6 @@ def test_kind_of_networks_with_pooling() -> None:
     assert TorchOracle(dense, (1, 8, 8)).kind == "kinked"
 
 
-def test_every_effort_of_every_kind_fits_the_engine() -> None:
-    for kind in settings.EFFORT:
-        for effort, targeted in itertools.product(settings.EFFORTS, (True, False)):
-            chosen = settings.engine_params(
-                n=4, classes=3, targeted=targeted, kind=kind, loss="margin", norm="l2",
-                c_search="fused", c_init=None, confidence=1e-4, effort=effort, history=5,
-                tolerance=1e-3, max_evaluations=None, starts=0, seed=0,
-            )  # fmt: skip
-            assert chosen.attempts >= 1
-
-
 @pytest.mark.parametrize(
     ("dims", "call"),
     [(1, functional.max_pool1d), (2, functional.max_pool2d), (3, functional.max_pool3d)],
@@ -283,25 +272,3 @@ def test_smoothed_pooling_lowers_distortions_and_evaluations(
     evaluations = {key: float(result.evaluations.mean()) for key, result in results.items()}
     assert mean[True] < 0.995 * mean[False]  # 0.985
     assert evaluations[True] < 0.6 * evaluations[False]  # 0.34
-
-
-def test_large_images_walk() -> None:
-    """From settings.LARGE values on the walk is the search: steps by effort, and a polish."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(8, 20, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(180, 10),
-    ).eval()  # fmt: skip
-    x = np.random.default_rng(0).random((3, 3, 80, 80), dtype=np.float32)
-    assert x[0].size >= settings.LARGE
-    with torch.no_grad():
-        targets = model(torch.from_numpy(x)).argsort(dim=1)[:, -3].numpy()
-    distortion = {}
-    for effort, steps in (("fast", 50), ("default", 90)):
-        result = advcore.minimize_distortion(model, x, targets, effort=effort)
-        assert result.success.all()
-        assert (result.rescues == 0).all()
-        assert (result.evaluations > steps).all()
-        assert (result.evaluations <= steps + 10).all()
-        distortion[effort] = result.distortion.mean()
-    assert distortion["default"] <= distortion["fast"] * 1.001

@@ -1,0 +1,47 @@
+"""What an effort asks of the engine."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import advcore
+from advcore import settings
+
+
+def test_every_effort_of_every_kind_fits_the_engine() -> None:
+    options = (settings.EFFORT, settings.EFFORTS, (True, False), (4, settings.LARGE))
+    for kind, effort, targeted, n in itertools.product(*options):
+        chosen = settings.engine_params(
+            n=n, classes=3, targeted=targeted, kind=kind, loss="margin", norm="l2",
+            c_search="fused", c_init=None, confidence=1e-4, effort=effort, history=5,
+            tolerance=1e-3, max_evaluations=None, starts=0, seed=0,
+        )  # fmt: skip
+        assert chosen.attempts >= 1
+
+
+def test_large_images_walk() -> None:
+    """From settings.LARGE values on the walk is the search: steps by effort, and a polish."""
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 5, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(8, 20, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(180, 10),
+    ).eval()  # fmt: skip
+    x = np.random.default_rng(0).random((3, 3, 80, 80), dtype=np.float32)
+    assert x[0].size >= settings.LARGE
+    with torch.no_grad():
+        targets = model(torch.from_numpy(x)).argsort(dim=1)[:, -3].numpy()
+    distortion = {}
+    for effort in ("fast", "default"):
+        steps = settings.ON_LARGE[effort].walk.steps
+        result = advcore.minimize_distortion(model, x, targets, effort=effort)
+        assert result.success.all()
+        assert (result.rescues == 0).all()
+        assert (result.evaluations > steps).all()
+        assert (result.evaluations <= steps + 10).all()
+        distortion[effort] = result.distortion.mean()
+    assert distortion["default"] <= distortion["fast"] * 1.001
