@@ -65,3 +65,13 @@ def softmax_output(logits: NDArray[np.floating[Any]]) -> bool:
         return False
     inside = rows.min() >= 0.0 and rows.max() <= 1.0
     return bool(inside and np.abs(rows.sum(axis=1) - 1.0).max() <= 1e-4)
+
+
+def sigmoid_output(logits: NDArray[np.floating[Any]]) -> bool:
+    """Whether these are pairs (0, z) of a single output, every z in [0, 1]: a probability."""
+    return (
+        logits.shape[1] == 2
+        and len(logits) > 1
+        and not logits[:, 0].any()
+        and bool((logits[:, 1] >= 0).all() and (logits[:, 1] <= 1).all())
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from . import _core, memory, verify
 from ._extras import require
 from .errors import ModelRaised
-from .logits import softmax_output
+from .logits import sigmoid_output, softmax_output
 from .network import Network, Unsupported
 from .oracles import NumpyOracle, Oracle, TorchOracle
 
@@ -130,7 +131,11 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
     # The flags of an exported program or traced graph say nothing: its mode was fixed before.
     draws = getattr(model, "draws", False) is True  # averaged.Averaged
     if is_module and not draws and not isinstance(model, sys.modules["torch"].fx.GraphModule):
-        training = [name or "the module" for name, m in model.named_modules() if m.training]
+        training = [
+            name or "the module"
+            for name, m in model.named_modules()
+            if getattr(m, "training", False)
+        ]  # torch.jit.freeze removes it
         if training:
             raise ValueError(
                 f"model must be in eval mode, {training[0]} is in training mode; call model.eval()"
@@ -228,6 +233,12 @@ def _check_logits(oracle: Oracle, sample: Floats) -> Floats:
         raise ValueError(
             "model must return logits, got rows in [0, 1] that sum to 1: the output of a softmax; "
             "pass the model without it"
+        )
+    if sigmoid_output(logits):
+        warnings.warn(
+            "the model's one logit is always in [0, 1]: the output of a sigmoid? Pass the "
+            "model without it; class 0 is predicted where the logit is below 0",
+            stacklevel=4,
         )
     return logits
 

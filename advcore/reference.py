@@ -134,6 +134,12 @@ class Problem:
         others = np.delete(z, self.index)
         return self.sign * (float(z[self.index]) - float(others.max()))
 
+    def size(self, z: NDArray[Any]) -> float:
+        """The largest |logit|, but for those of masked classes (csrc/head.h, kMasked)."""
+        two = max(abs(float(z[self.index])), abs(float(np.delete(z, self.index).max())))
+        sizes = np.abs(z)
+        return float(sizes[sizes <= 100 * max(two, 1.0)].max())
+
     def probe(self, x: Vector) -> tuple[float, NDArray[Any]]:
         """Margin and logits by a forward alone."""
         self.forwards += 1
@@ -240,7 +246,7 @@ class Problem:
             image = np.clip(self.x0 + scale * r, self.lo, self.hi).astype(np.float32)
             point = image.astype(np.float64)  # the bounds are float32 values: still inside
             margin, z = self.probe(point)
-            noise = 16 * float(np.finfo(np.float32).eps) * float(np.abs(z).max())
+            noise = 16 * float(np.finfo(np.float32).eps) * self.size(z)
             if margin >= max(self.options.confidence, noise):
                 return point, margin, z
         return None

@@ -11,6 +11,10 @@
 namespace ADVCORE_NS {
 namespace {
 
+// Logits of more than this times the two that count say nothing about the rounding of these: models
+// mask classes by adding -1e4 to -1e9, and 16 eps of that would be asked of the margin.
+constexpr float kMasked = 100;
+
 // z: (classes) logits, padded with kPadLogit, changed during the call and restored.
 // seed: (classes) padded, written where the problem wants a gradient.
 template <class Team>
@@ -26,10 +30,6 @@ ADVCORE_FN void head(const Team& team, const Params& params, State& s, float* z,
   if (!e.finite) return;
 
   const float z_label = z[label];
-  const float largest = team.maximum(padded, [=](int i) {
-    const Lane v = load(z, i);
-    return select(v > kPadLogit, abs(v), Lane{});
-  });
   z[label] = kPadLogit;
   const auto largest_other = [=](int& at) {
     const float value = team.maximum(padded, [=](int i) { return load(z, i); });
@@ -38,6 +38,12 @@ ADVCORE_FN void head(const Team& team, const Params& params, State& s, float* z,
   };
   int runner_up = 0;
   float other = largest_other(runner_up);
+  const float size = max(abs(z_label), abs(other));
+  const float masked = min(kMasked * max(size, 1), -0.5f * kPadLogit);
+  const float largest = max(size, team.maximum(padded, [=](int i) {
+    const Lane v = abs(load(z, i));
+    return select(v < Lane{} + masked, v, Lane{});
+  }));
   e.prediction = z_label > other || (z_label == other && label < runner_up) ? label : runner_up;
   float z_excluded[kMaxSchedules];
   for (int i = 0; i < s.exclusions; ++i) z_excluded[i] = z[s.excluded[i]];

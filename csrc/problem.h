@@ -111,7 +111,7 @@ struct Evaluation {
   float margin = 0;    // m
   float log_odds = 0;  // m_T, the smoothed margin
   float kappa = 0;     // what was taken off: max(confidence, rounding)
-  float rounding = 0;  // 16 eps max|z|
+  float rounding = 0;  // 16 eps max|z|, but for masked classes
   int prediction = -1;
   int runner_up = -1;  // best class that is not `label`
   bool finite = true;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,47 @@ def test_training_mode_is_named(torch: Any) -> None:
     refuse(ValueError, "the module is in training mode", module(torch).train(), images())
 
 
+def test_a_detached_model_is_named_on_black_images(torch: Any) -> None:
+    model = module(torch)
+    refuse(ValueError, "no graph leads there", lambda x: model(x.detach()), 0 * images())
+
+
+def test_a_frozen_script_runs(torch: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        frozen = torch.jit.freeze(torch.jit.script(module(torch)))
+    assert advcore.minimize_distortion(frozen, images()).success.all()
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("mask", [-1e4, -1e6, -1e9, -3e38])
+def test_masked_classes_ask_for_no_margin(torch: Any, mask: float, native: bool) -> None:
+    """Models mask classes by a large negative logit, whose rounding is not that of the others."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(N, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5))
+    with torch.no_grad():
+        layers[2].weight[3:] = 0
+        layers[2].bias[3:] = mask
+        three = torch.nn.Linear(8, 3)
+        three.weight[:], three.bias[:] = layers[2].weight[:3], layers[2].bias[:3]
+    plain = torch.nn.Sequential(layers[0], layers[1], three).eval()
+    wanted = advcore.minimize_distortion(plain, images(), effort="thorough")
+    model = layers.eval() if native else lambda x: layers(x)
+    found = advcore.minimize_distortion(model, images(), effort="thorough")
+    assert found.success.all()
+    np.testing.assert_allclose(found.distortion, wanted.distortion, rtol=1e-4)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_one_sigmoid_is_warned_about(torch: Any, outputs: int) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(N, outputs), torch.nn.Sigmoid()).eval()
+    if outputs == 3:
+        advcore.minimize_distortion(model, images())
+    else:
+        with pytest.warns(UserWarning, match="the output of a sigmoid"):
+            advcore.minimize_distortion(model, images())
+
+
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
@@ -205,6 +247,8 @@ def test_training_mode_is_named(torch: Any) -> None:
         (lambda t, m: lambda x: m(x)[None], ValueError, r"\(B, K\), .* got \(1, 4, 3\)"),
         (lambda t, m: lambda x: m(x).argmax(1, keepdim=True), TypeError, "got torch.int64"),
         (lambda t, m: lambda x: m(x.detach()).detach(), ValueError, "must be differentiable"),
+        # the weights want gradients: there is a graph, but none to the images
+        (lambda t, m: lambda x: m(x.detach()), ValueError, "no graph leads there"),
         (lambda t, m: lambda x: t.softmax(m(x), 1), ValueError, "the output of a softmax"),
         (
             lambda t, m: t.nn.Sequential(m, t.nn.Softmax(1)).eval(),
