@@ -125,6 +125,7 @@ class Problem:
         self.best: Vector | None = None
         self.best_square = np.inf
         self.best_margin = -np.inf
+        self.clean_margin = 0.0
         self.c = np.nan
         self.penalty_point: Vector | None = None
         self.limited = False
@@ -138,7 +139,7 @@ class Problem:
         """The largest |logit|, but for those of masked classes (csrc/head.h, kMasked)."""
         two = max(abs(float(z[self.index])), abs(float(np.delete(z, self.index).max())))
         sizes = np.abs(z)
-        return float(sizes[sizes <= 100 * max(two, 1.0)].max())
+        return float(sizes[sizes <= 100 * max(two, self.clean_margin)].max())
 
     def probe(self, x: Vector) -> tuple[float, NDArray[Any]]:
         """Margin and logits by a forward alone."""
@@ -375,7 +376,7 @@ def _attack(problem: Problem, z: NDArray[Any], result: Result, i: int) -> Vector
         result.status[i] = status_code("non_finite")
         return problem.x0
     clean = problem.margin(z)
-    problem.best_margin = clean
+    problem.best_margin, problem.clean_margin = clean, abs(clean)
     result.margin[i] = clean
     if clean >= problem.options.confidence:
         result.success[i] = True

@@ -11,8 +11,9 @@
 namespace ADVCORE_NS {
 namespace {
 
-// Logits of more than this times the two that count say nothing about the rounding of these: models
-// mask classes by adding -1e4 to -1e9, and 16 eps of that would be asked of the margin.
+// Logits of more than this times the two that count, or the clean margin, say nothing about the
+// rounding of these: models mask classes by adding -1e4 to -1e9, and 16 eps of that would be asked
+// of the margin.
 constexpr float kMasked = 100;
 
 // z: (classes) logits, padded with kPadLogit, changed during the call and restored.
@@ -39,7 +40,7 @@ ADVCORE_FN void head(const Team& team, const Params& params, State& s, float* z,
   int runner_up = 0;
   float other = largest_other(runner_up);
   const float size = max(abs(z_label), abs(other));
-  const float masked = min(kMasked * max(size, 1), -0.5f * kPadLogit);
+  const float masked = min(kMasked * max(size, s.clean_margin), -0.5f * kPadLogit);
   const float largest = max(size, team.maximum(padded, [=](int i) {
     const Lane v = abs(load(z, i));
     return select(v < Lane{} + masked, v, Lane{});
