@@ -373,9 +373,10 @@ class TorchOracle:
         torch = self._torch
         with torch.inference_mode(False), torch.no_grad():
             rows = self._wrap(x).clone().to(self._device, self._dtype)
-            version = rows._version
+            before, version = rows.clone(), rows._version
             output = self._call(rows)
-            self._copies = rows._version != version
+            # through .data the version stays
+            self._copies = rows._version != version or not torch.equal(rows, before)
             self._logits.take(self._to_numpy(output), len(x))
         few = x[:2]
         logits = self._count_saved(few)

@@ -151,7 +151,7 @@ def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any)
         except Unsupported as unsupported:
             reason = unsupported.reason
         else:
-            scale = 1e-3 * (1 + float(np.abs(logits).max(initial=0)))
+            scale = 1e-3 * (1 + verify.size(logits))
             weights = sum(layer.weight.size for layer in network.layers if layer.geometry)
             if weights > CONVOLUTION_WEIGHTS:
                 reason = f"convolutions with {weights:,} weights are as fast through torch"
@@ -273,8 +273,8 @@ def logit_noise(path: Path, x: Floats) -> float:
     few = x[:ALONE]
     logits = path.forward(few)
     alone = verify.difference(logits, verify.batched(path.forward, few, 1))
-    finite = np.abs(logits[np.isfinite(logits)])
-    limit = RANDOM * float(finite.max(initial=0.0)) + 1e-6
+    scale = verify.size(logits)
+    limit = RANDOM * scale + 1e-6
     if alone > limit:
         again = verify.difference(logits, path.forward(few))
         if again > limit:
@@ -290,5 +290,5 @@ def logit_noise(path: Path, x: Floats) -> float:
     if path.network is None:
         return alone
     if path.cuda:  # the kernels are not asked: what tensor cores round
-        alone = max(alone, KERNELS * float(finite.max(initial=0.0)))
+        alone = max(alone, KERNELS * scale)
     return max(alone, verify.noise(path.network.forward, path.forward, x))

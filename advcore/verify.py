@@ -47,10 +47,22 @@ def noise(forward: Forward, other: Forward, x: Floats) -> float:
 
 
 def difference(logits: Floats, others: Floats) -> float:
-    """Largest finite one between two arrays of logits."""
+    """Largest finite one between two arrays of logits (N, K), but for masked classes."""
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         out = np.abs(logits - others)
-    return float(out[np.isfinite(out)].max(initial=0.0))
+    return float(out[np.isfinite(out) & unmasked(logits)].max(initial=0.0))
+
+
+def size(logits: Floats) -> float:
+    """Largest finite |logit|, but for masked classes."""
+    return float(np.abs(logits[unmasked(logits)]).max(initial=0.0))
+
+
+def unmasked(logits: Floats) -> NDArray[np.bool_]:
+    """Which (N, K) are finite and at most 100 times the first two of the row (csrc/head.h)."""
+    top = np.abs(np.partition(logits, -2, axis=1)[:, -2:]).max(axis=1, keepdims=True)
+    keep: NDArray[np.bool_] = np.isfinite(logits) & (np.abs(logits) <= 100 * top)
+    return keep
 
 
 def confirm(

@@ -90,7 +90,8 @@ CONVOLUTIONAL = (
     "rays_smallcnn_bn",
 )
 CIFAR = ("abc_cifar_cnn_a_mix", "vnncomp_resnet2b")
-IMAGENET = ("squeezenet1_0",)
+NEXT = "squeezenet1_0_next"  # its targets are the next-likeliest classes, not random ones
+IMAGENET = ("squeezenet1_0", NEXT)
 ALL = (*DENSE, *HARD, *CONVOLUTIONAL, *CIFAR, *IMAGENET)
 
 
@@ -123,12 +124,15 @@ def case(name: str, *, targeted: bool, images: int, held_out: bool = False) -> C
         if name in CONVOLUTIONAL:
             x = x.reshape(-1, 1, 28, 28)
     with torch.inference_mode():
-        parts = [model(part) for part in torch.from_numpy(x).split(500)]
-    right = np.flatnonzero(torch.cat(parts).argmax(dim=1).numpy() == y)
+        logits = torch.cat([model(part) for part in torch.from_numpy(x).split(500)])
+    right = np.flatnonzero(logits.argmax(dim=1).numpy() == y)
     if name in CIFAR and held_out:
         right = right[100:]
-    x, y = np.ascontiguousarray(x[right[:images]]), y[right[:images]]
-    if targeted:
+    right = right[:images]
+    x, y = np.ascontiguousarray(x[right]), y[right]
+    if targeted and name == NEXT:
+        y = logits[right].topk(2).indices[:, 1].numpy()
+    elif targeted:
         classes = 1000 if name in IMAGENET else CLASSES
         y = data.random_targets(y, classes=classes, seed=1 if held_out else 0)
     return Case(name, model, x, y, targeted)

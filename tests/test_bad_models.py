@@ -229,6 +229,35 @@ def test_masked_classes_ask_for_no_margin(torch: Any, mask: float, native: bool)
     np.testing.assert_allclose(found.distortion, wanted.distortion, rtol=1e-4)
 
 
+def test_masked_classes_hide_no_random_logits(torch: Any) -> None:
+    class Masked(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            z = torch.nn.functional.dropout(torch.cat([x, -x], dim=1), 0.5)
+            return z + torch.where(torch.arange(z.shape[1]) < 3, 0.0, -1e6)
+
+    refuse(ValueError, "model must be deterministic", Masked().eval(), images())
+
+
+def test_a_model_that_writes_to_its_input_unseen_gets_copies(torch: Any) -> None:
+    class Writes(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(N, K)
+
+        def forward(self, x: Any) -> Any:
+            y = self.linear(x)
+            x.data.zero_()
+            return y
+
+    torch.manual_seed(0)
+    model, x = Writes().eval(), images()
+    result = advcore.minimize_distortion(model, x)
+    np.testing.assert_array_equal(x, images())
+    plain = advcore.minimize_distortion(lambda rows: model.linear(rows), images())
+    assert result.success.all()
+    np.testing.assert_array_equal(result.adversarial, plain.adversarial)
+
+
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_one_sigmoid_is_warned_about(torch: Any, outputs: int) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(N, outputs), torch.nn.Sigmoid()).eval()
