@@ -17,8 +17,9 @@ targets (seed 0), or untargeted. C&W runs 9 searches of 1,000 steps, on convolut
 200, where 1,000 would take an hour each.
 
 Figures go to ``benchmarks/results/bench_optimality_targeted.json`` or ``..._untargeted.json``;
-networks not named keep what is there. ``--plot`` draws the performance profiles, the share of the
-images within a factor of the best of all attacks, and what an effort buys, into ``docs/images``.
+networks not named keep what is there. ``--plot`` draws what is stored there, into ``docs/images``:
+the performance profiles, the share of the images within a factor of the best of all attacks, and
+what an effort buys.
 """
 
 from __future__ import annotations
@@ -127,10 +128,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def measure(
-    name: str, targeted: bool, images: int | None, refresh: bool = False
-) -> tuple[dict[str, Any], dict[str, Floats]]:
-    """Figures of all attacks on a network, and their distances."""
+def measure(name: str, targeted: bool, images: int | None, refresh: bool = False) -> dict[str, Any]:
+    """Figures of all attacks on a network, and their performance profiles."""
     case = networks.case(name, targeted=targeted, images=images or envelope.default_images(name))
     rows = rivals_rows(case, refresh=refresh)
     best = np.min([row.distances for row in rows.values()], axis=0)
@@ -138,12 +137,13 @@ def measure(
     out: dict[str, Any] = {
         "images": len(case.images),
         "attacks": {attack: figures(row, best) for attack, row in everything.items()},
+        "profiles": profiles.profiles({a: row.distances for a, row in everything.items()}),
     }
     if name in networks.HARD:
         out["clean_softmax_exactly_1"] = networks.saturation(name)
     kind = "random targets" if targeted else "untargeted"
     print(f"{name}: {len(case.images)} images, {kind}\n{table(out['attacks'])}", flush=True)
-    return out, {attack: row.distances for attack, row in everything.items()}
+    return out
 
 
 def _total(rows: dict[str, Row]) -> tuple[float, float]:
@@ -151,20 +151,22 @@ def _total(rows: dict[str, Row]) -> tuple[float, float]:
     return sum(r.evaluations for r in rows.values()), sum(r.forwards for r in rows.values())
 
 
-def _save(kind: str, measured: dict[str, dict[str, Any]], commit: str) -> str:
-    """Adds the networks to the stored figures; each says which commit it was measured at."""
-    name = f"bench_optimality_{kind}"
-    path = machine.RESULTS / f"{name}.json"
-    stored = json.loads(path.read_text())["networks"] if path.exists() else {}
-    stored |= {network: {"commit": commit, **values} for network, values in measured.items()}
-    ordered = {network: stored[network] for network in networks.ALL if network in stored}
-    return str(machine.save(name, {"networks": ordered}))
+def _stored(kind: str) -> dict[str, Any]:
+    path = machine.RESULTS / f"bench_optimality_{kind}.json"
+    return json.loads(path.read_text())["networks"] if path.exists() else {}
+
+
+def _save(kind: str, network: str, values: dict[str, Any]) -> str:
+    """Adds the network, with the commit it was measured at, to the stored figures."""
+    stored = _stored(kind) | {network: values}
+    ordered = {name: stored[name] for name in networks.ALL if name in stored}
+    return str(machine.save(f"bench_optimality_{kind}", {"networks": ordered}))
 
 
 def main() -> None:
     """Measures the networks asked for, prints and stores the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", default=",".join(networks.ALL))
+    parser.add_argument("--networks", default=",".join(networks.ALL), help="may be empty")
     parser.add_argument("--images", type=int)
     parser.add_argument("--untargeted", action="store_true")
     parser.add_argument("--refresh", action="store_true", help="run the rivals again")
@@ -172,21 +174,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     kind = "untargeted" if options.untargeted else "targeted"
-    distances: dict[str, dict[str, Floats]] = {}
     commit = machine.describe()["commit"]  # before the figures written below make it dirty
-    path = ""
-    for name in options.networks.split(","):
-        values, distances[name] = measure(
-            name, not options.untargeted, options.images, options.refresh
-        )
-        path = _save(kind, {name: values}, commit)
-    print(path)
+    for name in filter(None, options.networks.split(",")):
+        values = measure(name, not options.untargeted, options.images, options.refresh)
+        print(_save(kind, name, {"commit": commit, **values}))
     if options.plot:
-        print(profiles.draw(distances, kind))
-        dense = [n for n in distances if n in networks.DENSE]
+        stored = _stored(kind)
+        drawn = {name: of["profiles"] for name, of in stored.items() if "profiles" in of}
+        print(profiles.draw(drawn, kind))
+        dense = {name: stored[name]["attacks"] for name in networks.DENSE if name in stored}
         if dense and kind == "targeted":
-            stored = json.loads((machine.RESULTS / "bench_optimality_targeted.json").read_text())
-            print(profiles.draw_effort({n: stored["networks"][n]["attacks"] for n in dense}))
+            print(profiles.draw_effort(dense))
 
 
 if __name__ == "__main__":

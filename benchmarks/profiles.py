@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-FIRST, LAST = 1e-4, 0.1  # factors 1.0001 to 1.1
+EXCESS = np.geomspace(1e-4, 0.1, 46)  # factors 1.0001 to 1.1, 15 a decade
 LINES = {  # colour, style
     "advcore fast": ("#fdae61", "-"),
     "advcore default": ("#e31a1c", "-"),
@@ -32,7 +32,17 @@ def profile(distances: Floats, best: Floats, excess: Floats) -> Floats:
     return np.searchsorted(ratio, 1 + excess, side="right") / max(len(ratio), 1)
 
 
-def draw(networks: dict[str, dict[str, Floats]], kind: str) -> Path:
+def profiles(distances: dict[str, Floats]) -> dict[str, list[float]]:
+    """Of each attack shown, the shares within the factors 1 + EXCESS of the best of them."""
+    shown = {attack: d for attack, d in distances.items() if attack in LINES}
+    best = np.min(list(shown.values()), axis=0)
+    return {
+        attack: [round(float(share), 4) for share in profile(d, best, EXCESS)]
+        for attack, d in shown.items()
+    }
+
+
+def draw(networks: dict[str, dict[str, list[float]]], kind: str) -> Path:
     """One panel a network; x: factor over the best of all attacks shown, 1.0001 to 1.1, log."""
     import matplotlib as mpl
 
@@ -46,17 +56,13 @@ def draw(networks: dict[str, dict[str, Floats]], kind: str) -> Path:
         lines, columns, figsize=(11.6, 2.2 * lines + 0.6), sharex=True, sharey=True,
         squeeze=False, layout="constrained",
     )  # fmt: skip
-    excess = np.geomspace(FIRST, LAST, 200)
     handles = {}
     for axis, (network, rows) in zip(axes.flat, networks.items(), strict=False):
-        shown = {attack: d for attack, d in rows.items() if attack in LINES}
-        best = np.min(list(shown.values()), axis=0)
-        for attack, d in shown.items():
+        for attack, shares in rows.items():
             colour, style = LINES[attack]
             (handles[attack],) = axis.plot(
-                excess, profile(d, best, excess), style, color=colour,
-                linewidth=1.6 if style == "-" else 1.1,
-            )  # fmt: skip
+                EXCESS, shares, style, color=colour, linewidth=1.6 if style == "-" else 1.1
+            )
         axis.set_title(network, fontsize=8)
         axis.set_xscale("log")
         axis.set_xticks([1e-4, 1e-3, 1e-2, 1e-1], ["1.0001", "1.001", "1.01", "1.1"])
