@@ -144,7 +144,7 @@ class Problem:
     def probe(self, x: Vector) -> tuple[float, NDArray[Any]]:
         """Margin and logits by a forward alone."""
         self.forwards += 1
-        z = np.array(self.oracle.forward(x), dtype=np.float64)
+        z = _logits(self.oracle, x)
         return self.margin(z), z
 
     def objective(self, x: Vector, c: float) -> tuple[float, Vector]:
@@ -155,10 +155,10 @@ class Problem:
         T = 1 that is the cross-entropy ``-log p_t``, and ``-log(1 - p_label)`` untargeted.
         """
         self.evaluations += 1
-        z = self.oracle.forward(x)
+        z = _logits(self.oracle, x)
         temperature, t = self.temperature, self.index
         own = float(z[t])
-        others = np.array(z, dtype=np.float64)
+        others = z.copy()
         others[t] = -np.inf
         top = float(others.max())
         weights = np.exp((others - top) / temperature)
@@ -346,7 +346,7 @@ def minimize_distortion(
     result = _empty(oracle, given, norm, loss)
     adversarial = x0.copy()
     for i in range(count):
-        z = np.array(oracle.forward(x0[i]), dtype=np.float64)
+        z = _logits(oracle, x0[i])
         label = int(truth[i]) if labels is not None else int(np.argmax(z))
         target = int(wanted[i]) if targets is not None else -1
         problem = Problem(oracle, x0[i], (lo[i], hi[i]), target, label, options)
@@ -369,6 +369,11 @@ def minimize_distortion(
     return result
 
 
+def _logits(oracle: ReferenceOracle, x: Vector) -> Vector:
+    """(K,) logits; what masks a class by -infinity is the padding's -1e30 (csrc/head.h)."""
+    return np.maximum(np.array(oracle.forward(x), dtype=np.float64), -1e30)
+
+
 def _attack(problem: Problem, z: NDArray[Any], result: Result, i: int) -> Vector:
     """Run one image, fill its row of ``result``, return the image to deliver."""
     result.prediction[i] = int(np.argmax(z))
@@ -383,7 +388,7 @@ def _attack(problem: Problem, z: NDArray[Any], result: Result, i: int) -> Vector
         result.status[i] = status_code("already_adversarial")
         return problem.x0
     if problem.options.loss == "margin":
-        floor = 64 * float(np.finfo(np.float32).eps) * float(np.abs(z).max())
+        floor = 64 * float(np.finfo(np.float32).eps) * problem.size(z)
         problem.temperature = max(TEMPERATURE * abs(clean), floor)
     problem.search()
     assert result.penalty_distortion is not None

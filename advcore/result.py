@@ -46,7 +46,8 @@ class Result:
         - budget: ``max_evaluations`` reached; the best so far, if any;
         - stalled: no further progress; the result is valid;
         - not_found: no adversarial image found;
-        - non_finite: the model returned NaN or infinity where the search could not avoid it;
+        - non_finite: the model returned NaN or infinity (but for -infinity in the logits, which
+          masks a class) where the search could not avoid it;
         - interrupted: by Ctrl-C, the time limit or the callback; the best so far, if any.
     evaluations : (N,) int32, pairs of a forward and a backward
     forwards : (N,) int32, forwards without a backward, not counted in ``evaluations``

@@ -16,7 +16,8 @@ namespace {
 // of the margin.
 constexpr float kMasked = 100;
 
-// z: (classes) logits, padded with kPadLogit, changed during the call and restored.
+// z: (classes) logits, padded with kPadLogit, changed during the call and restored; what lies below
+// kPadLogit becomes that.
 // seed: (classes) padded, written where the problem wants a gradient.
 template <class Team>
 ADVCORE_FN void head(const Team& team, const Params& params, State& s, float* z, float* seed) {
@@ -25,7 +26,10 @@ ADVCORE_FN void head(const Team& team, const Params& params, State& s, float* z,
   Evaluation& e = s.eval;
   float spread[1];
   team.template sums<1>(padded, spread, [=](int i, Lane* acc) {
-    acc[0] += load(z, i) - load(z, i);  // 0, or NaN where a logit is not finite
+    Lane v = load(z, i);
+    v = select(v < Lane{} + kPadLogit, Lane{} + kPadLogit, v);  // masked by -infinity
+    store(z, i, v);
+    acc[0] += v - v;  // 0, or NaN where a logit is not finite
   });
   e.finite = spread[0] == 0;
   if (!e.finite) return;

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import advcore
-from advcore import Layer, ModelError, Network, Status
+from advcore import Layer, ModelError, Network, Status, reference
 
 N, K = 6, 3
 INF, NAN = float("inf"), float("nan")
@@ -211,7 +211,7 @@ def test_a_frozen_script_runs(torch: Any) -> None:
 
 
 @pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("mask", [-1e4, -1e6, -1e9, -3e38])
+@pytest.mark.parametrize("mask", [-1e4, -1e6, -1e9, -3e38, -INF])
 def test_masked_classes_ask_for_no_margin(torch: Any, mask: float, native: bool) -> None:
     """Models mask classes by a large negative logit, whose rounding is not that of the others."""
     torch.manual_seed(0)
@@ -227,6 +227,21 @@ def test_masked_classes_ask_for_no_margin(torch: Any, mask: float, native: bool)
     found = advcore.minimize_distortion(model, images(), effort="thorough")
     assert found.success.all()
     np.testing.assert_allclose(found.distortion, wanted.distortion, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["margin", "cross_entropy"])
+def test_classes_masked_by_minus_infinity(torch: Any, loss: str) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(N, K)
+    masks = torch.tensor([0.0, 0.0, 0.0, -INF])
+    model = lambda x: torch.cat([linear(x), linear(x)[:, :1]], dim=1) + masks  # noqa: E731
+    plain = advcore.minimize_distortion(linear.eval(), images(), loss=loss, effort="thorough")
+    for attack in (advcore.minimize_distortion, reference.minimize_distortion):
+        found = attack(model, images(), loss=loss, confidence=1e-4)
+        assert found.success.all()
+        np.testing.assert_allclose(found.distortion, plain.distortion, rtol=2e-2)
+        aimed = attack(model, images(), np.full(4, 3), loss=loss)
+        assert names(aimed) == ["not_found"] * 4
 
 
 def test_masked_classes_hide_no_random_logits(torch: Any) -> None:
