@@ -88,7 +88,7 @@ def minimize_distortion(
     history : int in [3, 8]
         Pairs (s, y) of L-BFGS.
     max_evaluations : int, optional
-        Forward+backward pairs of one image.
+        Forward+backward pairs of one image; the repair of ``levels`` takes up to 27 more.
     tolerance : float > 0
         Relative change of c and of x at which a search stops.
     c_init : "auto" or float > 0
@@ -252,13 +252,17 @@ def minimize_distortion(
     if isinstance(error, ModelRaised):
         error = error.__cause__
     model_failed = isinstance(error, Exception) and error is not watch.error
-    if not model_failed:
+    if model_failed and levels is not None:  # not on the grid, so no result; the images stay
+        found["status"][found["success"]] = _core.Status.interrupted
+        found["success"][:] = False
+    elif not model_failed:
         unverified = found["success"].copy()
         grid = None if levels is None else (levels, float(bounds[0]), float(bounds[1]))
         try:
             if pool is not None and not isinstance(error, KeyboardInterrupt):
                 keep_starts(path.forward, size, job, found, confidence)
-            _verify(path, job, found, grid, confidence, size, isinstance(error, KeyboardInterrupt))
+            interrupted = isinstance(error, KeyboardInterrupt)
+            _verify(path, job, found, grid, confidence, size, watch, interrupted)
         except (Exception, KeyboardInterrupt) as raised:
             unverified |= found["success"]  # given starts that took the place of a result
             found["success"][unverified] = False  # the images stay, as they are
@@ -297,15 +301,16 @@ def _verify(
     grid: tuple[int, float, float] | None,
     confidence: float,
     size: int,
-    hurry: bool,
+    watch: Watch,
+    interrupted: bool,
 ) -> None:
     """The model's own forward on the results, after moving them to the grid; changes ``found``."""
     success, adversarial, targeted = found["success"], found["adversarial"], job.params.targeted
     before = success.copy()
-    if grid is not None and hurry:  # not on the grid, so no result
-        success[:] = False
-    elif grid is not None:
+    if grid is not None:
         from .levels import to_grid
+
+        stopped = bool((found["status"] == _core.Status.interrupted).any())
 
         found["evaluations"] += to_grid(
             path.model,
@@ -317,7 +322,11 @@ def _verify(
             adversarial,
             success,
             size,
+            hurry=lambda: stopped or watch.late(),
         )
+        if job.starts is not None and not interrupted:
+            keep_starts(path.forward, size, job, found, confidence, grid)
+        before |= success
     seen, predicted = verify.confirm(
         path.forward,
         size,
@@ -329,14 +338,18 @@ def _verify(
         job.hi,
         adversarial,
         success,
-        pushes=0 if hurry or grid is not None else verify.PUSHES,
+        pushes=0 if interrupted or grid is not None else verify.PUSHES,
     )
     lost = np.flatnonzero(before & ~success)
     if len(lost):
         adversarial[lost] = job.images[lost]
         z = verify.batched(path.forward, job.images[lost], size)
         seen[lost], predicted[lost] = verify.margins(z, job.labels[lost], targeted)
-        found["status"][lost] = _core.Status.interrupted if hurry else _core.Status.not_found
+        found["status"][lost] = _core.Status.interrupted if interrupted else _core.Status.not_found
+    if grid is not None:
+        rows = np.flatnonzero(success & (found["status"] == _core.Status.already_adversarial))
+        moved = rows[(adversarial[rows] != job.images[rows]).any(axis=1)]
+        found["status"][moved] = _core.Status.stalled
     found["margin"] = np.where(before, seen, found["margin"])
     found["prediction"] = np.where(before, predicted, found["prediction"])
 
@@ -387,5 +400,7 @@ def _result(
         seconds=0.0,
         norm=norm,
         loss=loss,
-        penalty_distortion=found["penalty_distortion"] if loss == "cross_entropy" else None,
+        penalty_distortion=None
+        if loss != "cross_entropy"
+        else np.where(success, found["penalty_distortion"], np.float32(np.nan)),
     )

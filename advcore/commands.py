@@ -18,7 +18,7 @@ from rich.table import Table
 
 import advcore
 
-from . import data, loading, models
+from . import data, loading, models, validate
 from .result import already_note, images_per_second
 
 if TYPE_CHECKING:
@@ -304,7 +304,9 @@ def _aimed(
     from .classes import choose_targets, class_names
 
     forward, logits = loading.judge(job.model, job.images, device)
-    labels = logits.argmax(axis=1) if job.labels is None else job.labels
+    labels = logits.argmax(axis=1)
+    if job.labels is not None:
+        labels = validate.classes(job.labels, "labels", len(labels), logits.shape[1])
     names = class_names(None if album is None else album.names, logits.shape[1])
     if album is not None:
         album.forward, album.known, album.labels = forward, names, labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .result import Result
@@ -35,8 +35,14 @@ class ModelRaised(ValueError):
 
 
 class ModelError(RuntimeError):
-    """The model raised during a run; its exception is the cause, ``result`` as in `Interrupted`."""
+    """The model raised during a run; its exception is the cause, ``result`` as in `Interrupted`.
+
+    What the search found is not verified again, and with ``levels`` not on the grid: no success.
+    """
 
     def __init__(self, message: str, result: Result) -> None:
         super().__init__(message)
         self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.result)

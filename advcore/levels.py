@@ -9,6 +9,7 @@ spare, those that save most distortion for it.
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,15 +71,19 @@ def to_grid(
     adversarial: Floats,
     success: NDArray[np.bool_],
     size: int,
+    hurry: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.int32]:
     """Move the successes among ``adversarial`` (N, n) to the grid, in place.
 
-    Values are ``low + i (high - low) / (levels - 1)``. Where no adversarial grid point is found
-    the row becomes its clean image and ``success`` False. Returns the evaluations of each image.
+    Values are ``low + i (high - low) / (levels - 1)``, or the clean image's where rounding alone
+    is between the two. Where no adversarial grid point is found the row becomes its clean image
+    and ``success`` False. In a ``hurry`` the first one found will do. Returns the evaluations of
+    each image.
     """
     step = (high - low) / (levels - 1)
     least = validate.inward(np.array(low, np.float64), np.inf)
     most = validate.inward(np.array(high, np.float64), -np.inf)
+    rounding = _rounding(low, high)
     evaluations = np.zeros(len(images), np.int32)
     for rows in np.array_split(np.flatnonzero(success), max(1, -(-int(success.sum()) // size))):
         if not len(rows):
@@ -91,11 +96,13 @@ def to_grid(
         short = np.zeros(len(rows), int)  # rounds below the margin, one after the other
         active = np.arange(len(rows))
         for turn in range(REPAIRS + BETWEEN * PUSHES):
-            active = active[~np.isfinite(best[active])] if turn >= ROUNDS else active
+            if turn >= ROUNDS or hurry():
+                active = active[~np.isfinite(best[active])]
             if not len(active):
                 break
-            x = (low + level[active] * step).astype(np.float32)
-            x = np.clip(x, least, most)
+            value = low + level[active] * step
+            same = np.abs(value - clean[active]) <= rounding
+            x = np.where(same, clean[active], np.clip(value, least, most)).astype(np.float32)
             margin, smooth, gradient = _margin(model, x, labels[rows[active]], targeted, T[active])
             evaluations[rows[active]] += 1
             r = ((x - clean[active]) ** 2).sum(axis=1)
@@ -117,6 +124,20 @@ def to_grid(
         success[lost] = False
         adversarial[lost] = images[lost]
     return evaluations
+
+
+def on_grid(x: Floats, levels: int, low: float, high: float) -> NDArray[np.bool_]:
+    """Which rows of ``x`` (..., n) have values of the grid alone, but for rounding."""
+    step = (high - low) / (levels - 1)
+    level = np.rint((x.astype(np.float64) - low) / step).clip(0, levels - 1)
+    off = np.abs(low + level * step - x).max(axis=-1)
+    out: NDArray[np.bool_] = off <= _rounding(low, high)
+    return out
+
+
+def _rounding(low: float, high: float) -> float:
+    """Of a grid value in float32, and of the other ways to compute it."""
+    return 4 * float(np.finfo(np.float32).eps) * max(abs(low), abs(high))
 
 
 def _margin(

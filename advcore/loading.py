@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ def judge(model: Any, images: NDArray[Any], device: str | None) -> tuple[Forward
     """The model's forward, from (N, n) to logits, and the logits of the images."""
     from .paths import SAMPLE, choose_path
 
-    flat = validate.images(images).reshape(len(images), -1).astype(np.float32)
+    flat = validate.images(images).reshape(len(images), math.prod(images.shape[1:]))
+    flat = flat.astype(np.float32)
     path = choose_path(model, flat[:SAMPLE], images.shape[1:], device)
     if not len(flat):
         return path.forward, np.empty((0, path.classes), np.float32)

@@ -57,14 +57,16 @@ class Logits:
 def softmax_output(logits: NDArray[np.floating[Any]]) -> bool:
     """Whether every row looks like probabilities: in [0, 1] and summing to 1 within 1e-4.
 
-    Such a model ends in a softmax; the solver wants what goes into it. (0, z) pairs of a single
-    logit never pass, nor does an empty batch or one with NaN.
+    Within 1e-2 where all are numbers of float16 or bfloat16. Such a model ends in a softmax; the
+    solver wants what goes into it. (0, z) pairs of a single logit never pass, nor does an empty
+    batch or one with NaN.
     """
     rows = np.asarray(logits, dtype=np.float64)
+    half = not (np.asarray(logits, dtype=np.float32).view(np.uint32) & 0x1FFF).any()
     if rows.size == 0 or not np.isfinite(rows).all():
         return False
     inside = rows.min() >= 0.0 and rows.max() <= 1.0
-    return bool(inside and np.abs(rows.sum(axis=1) - 1.0).max() <= 1e-4)
+    return bool(inside and np.abs(rows.sum(axis=1) - 1.0).max() <= (1e-2 if half else 1e-4))
 
 
 def sigmoid_output(logits: NDArray[np.floating[Any]]) -> bool:

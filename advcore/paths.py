@@ -26,8 +26,8 @@ ALONE = 8
 RANDOM = 0.02
 """Noise, as a share of the largest logit, that no rounding makes: a model all in bfloat16 is within
 0.004 of itself in float32, over 50 layers."""
-
-
+WIDE = 256.0
+"""Distance of bounds from which on they say nothing about the images."""
 CONVOLUTION_WEIGHTS = 2_000_000
 """Of modules that are lowered. The engine reads them once an image, torch once a batch: evaluations
 of small networks take 1/1.5 to 1/3.4 of torch's time, with 1.1 million weights 1/1.2, with 15
@@ -246,14 +246,18 @@ def _check_logits(oracle: Oracle, sample: Floats) -> Floats:
 def probes(lo: Floats, hi: Floats) -> Floats:
     """Random images inside the bounds, (SAMPLE, n).
 
-    Not the caller's: what is measured on them must not depend on which images are in the run.
+    Not the caller's, and in [0, 1] where values or images have bounds of their own: what is
+    measured on them must not depend on which images are in the run. Bounds wider than 8-bit values
+    are none: logits at +-1e6 differ by more than those of any image.
     """
     u = np.random.default_rng(0).random((SAMPLE, lo.shape[-1]), dtype=np.float32)
-    if lo.ndim == 2:  # bounds of each image: their hull, whatever the order
-        lo, hi = lo.min(axis=0), hi.max(axis=0)
-    low = np.where(np.isfinite(lo), lo, np.where(np.isfinite(hi), hi - 1, 0)).astype(np.float32)
-    high = np.where(np.isfinite(hi), hi, low + 1).astype(np.float32)
-    return np.clip(low + (high - low) * u, lo, hi)
+    if lo.min() != lo.max() or hi.min() != hi.max():
+        return u
+    low, high = float(lo.min()), float(hi.min())
+    if high - low > WIDE:
+        low = min(max(0.0, low), high - 1)
+        high = low + 1
+    return (low + (high - low) * u).astype(np.float32)
 
 
 def logit_noise(path: Path, x: Floats) -> float:

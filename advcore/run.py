@@ -84,6 +84,11 @@ class Watch:
         self.before = (int(counts[0].sum()), int(counts[1].sum()), int(counts[2].sum()))
         return self
 
+    def late(self) -> bool:
+        """Whether the time limit has passed."""
+        seconds = time.perf_counter() - self.begin
+        return self.time_limit is not None and seconds >= self.time_limit
+
     def __call__(self, finished: int, succeeded: int, evaluations: int) -> bool:
         """Whether to go on."""
         seconds = time.perf_counter() - self.begin
@@ -91,11 +96,11 @@ class Watch:
         finished, succeeded, evaluations = map(operator.add, self.before, counts)
         state = Progress(finished, self.total, succeeded, evaluations, seconds)
         try:
-            stop = self.callback is not None and self.callback(state) is True
+            answer = None if self.callback is None else self.callback(state)
         except Exception as error:
             self.error = error
             raise
-        if stop:
+        if isinstance(answer, (bool, np.bool_)) and answer:
             return False
         return self.time_limit is None or seconds < self.time_limit
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core, verify
+from .levels import on_grid
 from .run import Job
 from .validate import array
 from .verify import Forward
@@ -63,11 +64,13 @@ def keep_starts(
     job: Job,
     found: dict[str, NDArray[Any]],
     confidence: float,
+    grid: tuple[int, float, float] | None = None,
 ) -> None:
     """Puts a start in the place of a result that is no better, where the model confirms it.
 
     The engine asks for a little more than ``confidence``, because of rounding between batches: a
-    start just above it is none to the engine. Only starts nearer than the result are evaluated.
+    start just above it is none to the engine. Only starts nearer than the result are evaluated,
+    and with ``grid`` (levels, lower, upper) only those on it.
     """
     assert job.starts is not None
     adversarial, success = found["adversarial"], found["success"]
@@ -79,6 +82,9 @@ def keep_starts(
         distance[part] = np.linalg.norm(job.starts[part] - clean[:, None], axis=2)
         closer[part] = distance[part] < np.where(success[part], reached, np.inf)[:, None]
     rows, which = np.nonzero(closer & (distance > 0))  # the clean image stands in for no start
+    if grid is not None:
+        held = on_grid(job.starts[rows, which], *grid)
+        rows, which = rows[held], which[held]
     if not len(rows):
         return
     z = verify.batched(forward, job.starts[rows, which], size)

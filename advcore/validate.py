@@ -62,7 +62,7 @@ def box(
 
     Bounds are scalars or arrays that broadcast to the images; those that every image shares come
     back as (n,), others as (N, n). They are rounded inward to float32, and the images, which must
-    lie inside them as given, are rounded to float32 and moved inside by that rounding.
+    lie inside them (float32 ones within 4 eps), are moved inside by that.
     """
     low: Any
     high: Any
@@ -88,6 +88,10 @@ def box(
                 f"got shape {np.shape(part)}"
             ) from None
         limits.append(inward(whole, side).reshape((count, n) if own else (n,)))
+        if given.dtype.kind == "f" and given.dtype.itemsize <= 4:  # normalised in that precision
+            with np.errstate(over="ignore"):
+                nearest = whole.astype(given.dtype).astype(np.float64)
+            whole = nearest - np.sign(side) * 4 * np.finfo(np.float32).eps * np.abs(nearest)
         exact.append(whole)
     lo, hi = limits
     if lo.ndim != hi.ndim:
@@ -95,7 +99,7 @@ def box(
     if (lo > hi).any():
         raise ValueError("bounds must have lower <= upper (in float32) everywhere")
     least, most = (given.min(), given.max()) if given.size else (0, 0)
-    inside: Any = least >= exact[0].max() and most <= exact[1].min()
+    inside: Any = not given.size or (least >= exact[0].max() and most <= exact[1].min())
     if not inside:
         inside = (given >= exact[0]) & (given <= exact[1])
     if not np.all(inside):
@@ -112,7 +116,7 @@ def box(
             f"(values from {least:g} to {most:g}){hint}"
         )
     flat = np.ascontiguousarray(given.reshape(count, n), dtype=np.float32)
-    if given.dtype != np.float32:
+    if given.dtype != np.float32 or (given.size and (least < lo.max() or most > hi.min())):
         flat = np.clip(flat, lo, hi)
     return flat, np.ascontiguousarray(lo), np.ascontiguousarray(hi)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -273,3 +274,22 @@ def test_images_that_were_normalised_are_named() -> None:
     with pytest.warns(UserWarning, match=remedy):
         found = advcore.minimize_distortion(network, images, bounds=(-3, 3))
     assert found.success.all()
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [(0.1307, 0.3081), (0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]
+)
+def test_images_of_float32_at_bounds_of_float64(mean: float, std: float) -> None:
+    x = (np.tile(np.float32([0, 1, 0.5]), (4, 2)) - np.float32(mean)) / np.float32(std)
+    bounds = ((0 - mean) / std, (1 - mean) / std)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # normalised images
+        result = advcore.minimize_distortion(affine(), x, bounds=bounds)
+    assert result.success.all()
+    assert (result.adversarial.astype(np.float64) >= bounds[0]).all()
+    assert (result.adversarial.astype(np.float64) <= bounds[1]).all()
+
+
+def test_no_images_with_bounds_of_each() -> None:
+    none = images()[:0]
+    assert len(advcore.minimize_distortion(affine(), none, bounds=(none, none)).success) == 0

@@ -42,6 +42,9 @@ def needs(path):
 """
 
 
+OWN = ["--model", "my_model.py:build", "--images", "x.npy"]
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
 
@@ -166,6 +169,14 @@ def test_stored_network() -> None:
         (["--images", "a.npz"], "--images: a.npz is an .npz archive (arr_0)"),
         (["--images", "x.npy", "--labels", "long.npy"], "--labels has 3 entries for 2 images"),
         (["--images", "x.npy", "--targets", "long.npy"], "--targets has 3 entries for 2 images"),
+        (
+            [*OWN, "--labels", "float.npy", "--targets", "next-likeliest"],
+            "labels must be integers, got float64",
+        ),
+        (
+            [*OWN, "--labels", "ten.npy", "--targets", "random"],
+            "labels must be in [0, 2), got labels[1] = 10",
+        ),
         (["--labels", "y.npy"], "--labels and --starts need --images"),
         (["--targets", "t.npy", "--untargeted"], "--targets and --untargeted exclude each other"),
         (["--out", "no/folder/r.npz"], "--out: folder no/folder does not exist"),
@@ -184,6 +195,8 @@ def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str)
     (folder / "wrong.py").write_text("def build(:")
     np.savez("a.npz", np.zeros(3))
     np.save("long.npy", np.zeros(3, int))
+    np.save("float.npy", np.zeros(2))
+    np.save("ten.npy", np.array([0, 10]))
     np.save("nan.npy", np.full((1, 3), np.nan, np.float32))
     done = run("attack", "--no-picture", *arguments)
     assert done.exit_code == 2
@@ -287,6 +300,9 @@ def test_table_has_the_figures_of_the_summary() -> None:
 def test_empty_batch() -> None:
     np.save("none.npy", np.zeros((0, 3), np.float32))
     done = run("attack", "--model", "my_model.py:build", "--images", "none.npy")
+    assert done.exit_code == 0, done.output
+    assert "0 of 0" in done.stdout
+    done = run("attack", "--count", "0", "--targets", "random", "--no-picture")
     assert done.exit_code == 0, done.output
     assert "0 of 0" in done.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -285,3 +286,24 @@ def test_trouble_in_the_final_verification_keeps_the_result(
     assert not result.success.any()  # found, but not verified
     assert (result.status == advcore.Status.interrupted).all()
     assert (result.adversarial != x).any(axis=1).all()
+
+
+def test_numpy_true_of_a_callback_stops_the_run(random_network: Any, random_images: Any) -> None:
+    network, x = long_run(random_network, random_images)
+    result = advcore.minimize_distortion(
+        network, x, callback=lambda state: np.bool_(state.finished > 0), threads=1
+    )
+    assert (result.status == Status.interrupted).any()
+
+
+def test_errors_survive_a_process_boundary(random_network: Any, random_images: Any) -> None:
+    result = advcore.minimize_distortion(random_network(), random_images(3))
+    for error in (
+        advcore.ModelError("the model raised", result),
+        advcore.Interrupted(result),
+        advcore.DeviceError("no memory", result),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert str(again) == str(error)
+        assert type(again) is type(error)
+        same(again.result, result)

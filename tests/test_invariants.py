@@ -409,3 +409,28 @@ def test_threads_from_the_environment(
         monkeypatch.setenv("ADVCORE_NUM_THREADS", value)
         with pytest.raises(ValueError, match=f"ADVCORE_NUM_THREADS must be .* got '{value}'"):
             advcore.minimize_distortion(network, x)
+
+
+def test_wide_bounds_are_as_none(random_network: Any, random_images: Any) -> None:
+    network, x = random_network(activation="relu"), random_images(30)
+    free = advcore.minimize_distortion(network, x, bounds=(-np.inf, np.inf))
+    assert free.success.all()
+    for width in (1e3, 1e6, 1e30):
+        wide = advcore.minimize_distortion(network, x, bounds=(-width, width))
+        assert wide.success.all()
+        np.testing.assert_allclose(wide.distortion, free.distortion, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["native", "numpy"])
+def test_bounds_of_an_image_are_its_own(
+    model: str, random_network: Any, random_images: Any
+) -> None:
+    network, x = random_network(activation="relu"), random_images(12)
+    network = network if model == "native" else RowWise(network)
+    lo, hi = np.clip(x - 0.3, 0, 1), np.clip(x + 0.3, 0, 1)
+    lo[-1], hi[-1] = -1e6, 1e6
+    whole = advcore.minimize_distortion(network, x, bounds=(lo, hi))
+    for row in range(12):
+        part = slice(row, row + 1)
+        alone = advcore.minimize_distortion(network, x[part], bounds=(lo[part], hi[part]))
+        same(alone, whole, rows_b=[row])

@@ -92,6 +92,10 @@ def test_any_number_of_levels(
     np.testing.assert_array_equal(result.adversarial[~found], x[~found])
     assert np.isinf(result.distortion[~found]).all()
     assert set(result.status[~found]) <= {int(Status.not_found)}
+    assert result.penalty_distortion is None
+    paper = advcore.minimize_distortion(network, x, levels=levels, loss="cross_entropy")
+    assert paper.penalty_distortion is not None
+    assert np.isnan(paper.penalty_distortion[~paper.success]).all()
     np.testing.assert_array_equal(result.prediction[~found], label[~found])
     assert (result.margin[~found] < 1e-4).all()
     if levels >= 1000:
@@ -223,3 +227,108 @@ def test_changes_smaller_than_half_a_level() -> None:
     assert (evaluations == levels.ROUNDS).all()
     distortion = np.linalg.norm(adversarial - x, axis=1)
     assert (distortion < 1.3 * np.sqrt(fewest) / 255).all()
+
+
+class Stops:
+    """A network as a NumPy model that raises once, at its forward number ``at``."""
+
+    def __init__(self, network: Network, at: int, error: type[BaseException]) -> None:
+        self.network, self.left, self.error = network, at, error
+        self.backward = network.backward
+
+    def forward(self, x: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise self.error("stop")
+        return self.network.forward(x)
+
+
+def test_what_a_failed_model_leaves_off_the_grid_is_no_success(
+    random_network: Any, random_images: Any
+) -> None:
+    network, x = random_network(activation="relu"), random_images(40)
+    with pytest.raises(advcore.ModelError) as caught:
+        advcore.minimize_distortion(Stops(network, 40, RuntimeError), x, levels=16)
+    result = caught.value.result
+    assert not result.success.any()
+    assert np.isinf(result.distortion).all()
+    assert (result.adversarial != x).any()  # what was found is still there
+    with pytest.raises(advcore.ModelError) as caught:
+        advcore.minimize_distortion(Stops(network, 40, RuntimeError), x)
+    assert caught.value.result.success.any()
+
+
+def test_ctrl_c_keeps_grid_points_of_what_was_found(
+    random_network: Any, random_images: Any
+) -> None:
+    network, x = random_network(activation="relu"), random_images(40)
+    with pytest.raises(advcore.Interrupted) as caught:
+        advcore.minimize_distortion(
+            Stops(network, 60, KeyboardInterrupt), x, levels=16, batch_size=8
+        )
+    result = caught.value.result
+    left = result.status == Status.interrupted
+    assert left.any()
+    assert (result.success & ~left).sum() >= 4
+    found = result.success
+    assert on_grid(result.adversarial[found], 16).all()
+    label = network.forward(x).argmax(1)
+    assert (network.forward(result.adversarial[found]).argmax(1) != label[found]).all()
+
+
+def test_in_a_hurry_the_first_grid_point_will_do(digits: Any) -> None:
+    from advcore import levels
+
+    x, _, targets = digits
+    network = data.embedded_network()
+    free = advcore.minimize_distortion(network, x, targets)
+    spent, distance = [], []
+    for hurry in (False, True):
+        adversarial, success = free.adversarial.copy(), free.success.copy()
+        evaluations = levels.to_grid(
+            *(network, 256, 0.0, 1.0, x, targets.astype(np.int32), True, 1e-4, adversarial),
+            *(success, 100, lambda hurry=hurry: hurry),
+        )
+        assert success.all()
+        assert on_grid(adversarial, 256).all()
+        spent.append(evaluations.sum())
+        distance.append(np.linalg.norm(adversarial - x, axis=1))
+    assert spent[1] < spent[0] / 2
+    assert (distance[1] >= distance[0]).all()
+
+
+def test_pixels_of_8_bits_in_other_bounds_stay_as_they_are() -> None:
+    x = (data.embedded_digits()[0][:20] - np.float32(0.5)) / np.float32(0.5)
+    weight = np.random.default_rng(0).standard_normal((10, 784)).astype(np.float32)
+    network = Network([Layer(weight, np.zeros(10, np.float32))])
+    wrong = (network.forward(x).argmax(1) + 1) % 10
+    result = advcore.minimize_distortion(network, x, labels=wrong, bounds=(-1, 1), levels=256)
+    assert (result.status == Status.already_adversarial).all()
+    np.testing.assert_array_equal(result.adversarial, x)
+    assert result.robust_accuracy(0) == 0
+
+
+def test_an_image_moved_to_the_grid_is_not_called_already_adversarial(
+    random_network: Any, random_images: Any
+) -> None:
+    network, x = random_network(activation="relu"), random_images(40)
+    wrong = (network.forward(x).argmax(1) + 1) % 5
+    result = advcore.minimize_distortion(network, x, labels=wrong, levels=4)
+    assert result.success.sum() > 30
+    assert (result.distortion[result.success] > 0).all()
+    assert not (result.status == Status.already_adversarial).any()
+
+
+@pytest.mark.parametrize("levels", [2, 16])
+def test_a_start_on_the_grid_is_the_worst_that_comes_back(
+    levels: int, random_network: Any, random_images: Any
+) -> None:
+    network = random_network(activation="relu")
+    x = (np.rint(random_images(200) * (levels - 1)) / (levels - 1)).astype(np.float32)
+    first = advcore.minimize_distortion(network, x, levels=levels, effort="thorough")
+    again = advcore.minimize_distortion(network, x, levels=levels, starts=first.adversarial)
+    found = first.success
+    assert found.sum() > 100
+    assert again.success[found].all()
+    assert (again.distortion[found] <= first.distortion[found]).all()
+    assert on_grid(again.adversarial[again.success], levels).all()

@@ -100,6 +100,11 @@ def test_softmax_output_is_told_from_logits() -> None:
     assert not softmax_output(z)
     assert not softmax_output(p * 1.01)
     assert not softmax_output(np.concatenate([p, z]))
+    half = p.astype(np.float32).view(np.uint32) & 0xFFFF0000  # as in bfloat16
+    assert np.abs(half.view(np.float32).sum(axis=1) - 1).max() > 1e-4
+    assert softmax_output(half.view(np.float32))
+    assert not softmax_output(half.view(np.float32) * np.float32(0.5))
+    assert softmax_output(p.astype(np.float16))
     assert not softmax_output(np.full((2, 3), np.nan))
     assert not softmax_output(np.zeros((0, 3)))
     assert not softmax_output(np.zeros((2, 3)))
