@@ -29,6 +29,8 @@ class Result:
     engine : dict of str to str or int
         Which path ran (``path``: "native", "torch" or "numpy"), where, and why.
     adversarial : (N, ...) float32, a torch tensor where the images were one
+        The clean image without success, or, with the status interrupted, one that was found but
+        not verified.
     success : (N,) bool
         Whether ``adversarial`` was verified to have the required margin.
     distortion : (N,) float32, ``||r||_2``; infinite without success

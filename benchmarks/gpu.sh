@@ -89,14 +89,14 @@ step "eight images" 90 "${untuned[@]}" "${small[@]}"
 if "$python" -c 'import pytest' 2>/dev/null; then
   pytest=("${untuned[@]}" "$python" -P -m pytest -v --maxfail=20 --tb=short
     -o filterwarnings=default -o faulthandler_timeout=60 -p no:cacheprovider)
-  "$python" -c 'import xdist' 2>/dev/null && pytest+=(-n 8)
+  "$python" -c 'import xdist' 2>/dev/null && pytest+=(-n "$(nproc)")
   step "tests of native networks" 100 "${pytest[@]}" tests/test_cuda_native.py \
     tests/test_cuda_queue.py
 fi
 step "native networks" 180 "$python" -P benchmarks/bench_gpu.py
 if "$python" -c 'import pytest' 2>/dev/null; then
-  step "tests of the kernels" 90 "${pytest[@]}" tests/test_kernels_gpu.py
   step "tests of torch modules" 60 "${pytest[@]}" tests/test_cuda.py tests/test_cuda_rounds.py
+  step "tests of the kernels" 110 "${pytest[@]}" tests/test_kernels_gpu.py
 else
   skip "tests (no pytest)"
 fi
@@ -107,8 +107,8 @@ checked() {  # tool, what to look at
   shift
   if [ "$left" -lt 40 ]; then
     skip "$tool (no time left)"
-  elif ! compute-sanitizer --tool memcheck "$python" -c 'import torch; torch.ones(1).cuda()' \
-    >/dev/null 2>&1; then
+  elif ! timeout --kill-after=5 30 compute-sanitizer --tool "$tool" "$python" -c \
+    'import torch; torch.ones(1).cuda()' >/dev/null 2>&1; then
     skip "$tool (compute-sanitizer does not work on this machine)"
   else
     step "$tool" 90 "${untuned[@]}" ADVCORE_CUDA_LOOP=host CUDA_LAUNCH_BLOCKING=1 compute-sanitizer \
@@ -116,7 +116,7 @@ checked() {  # tool, what to look at
   fi
 }
 if command -v compute-sanitizer >/dev/null; then
-  checked memcheck --kernel-regex kns=advcore --kernel-regex kns=propagate
+  checked memcheck --report-api-errors no --kernel-regex kns=advcore --kernel-regex kns=propagate
   checked racecheck --kernel-regex kns=advcore
 else
   skip "memcheck, racecheck (no compute-sanitizer)"

@@ -18,6 +18,7 @@ from .activation import IDENTITY
 from .linear import tile_rows
 from .slots import (
     AGAINST,
+    CLEAN_MARGIN,
     EXCLUDED,
     EXCLUSIONS,
     FINITE,
@@ -41,6 +42,7 @@ from .slots import (
 from .spread import write_spread
 
 PAD = tl.constexpr(-1e30)
+MASKED = tl.constexpr(100.0)
 EPS = tl.constexpr(1.1920929e-7)
 
 
@@ -61,17 +63,22 @@ def head_tile(
     words = slot * WORDS
     column = tl.arange(0, KP)[None, :]
     real = column < K
+    z = tl.where(z < PAD, PAD, z)  # masked by -infinity
     finite = tl.sum(tl.where(real, z - z, 0.0), 1) == 0  # else NaN
     flag = problems + slot * SIZE + FINITE
     tl.store(flag, finite.to(tl.int8), mask=live)
     z = tl.where(real, z, PAD)
-    largest = tl.max(tl.where(z > PAD, tl.abs(z), 0.0), 1)
 
     label = tl.load(ints + words + LABEL)
     is_label = column == label[:, None]
     z_label = tl.sum(tl.where(is_label, z, 0.0), 1)
     z = tl.where(is_label, PAD, z)
     other, runner_up = _largest(z, column, K)
+    largest = tl.maximum(tl.abs(z_label), tl.abs(other))
+    clean_margin = tl.load(floats + words + CLEAN_MARGIN)
+    masked = tl.minimum(MASKED * tl.maximum(largest, clean_margin), -0.5 * PAD)
+    unmasked = tl.where(tl.abs(z) < masked[:, None], tl.abs(z), 0.0)
+    largest = tl.maximum(largest, tl.max(unmasked, 1))
     ahead = (z_label > other) | ((z_label == other) & (label < runner_up))
     prediction = tl.where(ahead, label, runner_up)
     exclusions = tl.load(ints + words + EXCLUSIONS)
@@ -179,6 +186,7 @@ def head_reference(
 
     The seed is 0 where a logit is not finite.
     """
+    z = np.maximum(z, PAD.value)  # masked by -infinity
     problem["finite"] = bool(np.isfinite(z).all())
     seed = np.zeros_like(z)
     if not problem["finite"]:
@@ -189,12 +197,15 @@ def head_reference(
     z_label, other = z[label], rest[runner_up]
     ahead = z_label > other or (z_label == other and label < runner_up)
     problem["prediction"] = label if ahead else runner_up
+    largest = max(abs(z_label), abs(other))
+    masked = min(MASKED.value * max(largest, problem["clean_margin"]), -0.5 * PAD.value)
+    largest = max(largest, np.abs(rest[np.abs(rest) < masked]).max(initial=0))
     rest[problem["excluded"][: problem["exclusions"]]] = PAD.value
     runner_up = problem["against"] if problem["against"] >= 0 else int(rest.argmax())
     other = rest[runner_up]
 
     sign = 1.0 if problem["targeted"] else -1.0
-    eps, largest = EPS.value, np.abs(z).max()
+    eps = EPS.value
     problem["rounding"] = 16 * eps * largest
     problem["kappa"] = max(confidence, problem["rounding"], 1e-30)
     problem["runner_up"] = runner_up

@@ -22,7 +22,7 @@ _BYTES = ("want_gradient", "measure", "targeted", "finite")
 _INTS = (
     *("label", "exclusions", "against", "schedule", "stage", "prediction", "runner_up"),
 )  # fmt: skip
-_FLOATS = ("k", "T", "margin", "log_odds", "kappa", "rounding")
+_FLOATS = ("k", "T", "margin", "log_odds", "kappa", "rounding", "clean_margin")
 _ADDRESSES = ("trial", "trial_gradient")
 _NAMES = (*_BYTES, *_INTS, *_FLOATS, *_ADDRESSES, "excluded")
 
@@ -57,6 +57,7 @@ RUNNER_UP = tl.constexpr(_LAYOUT["runner_up"] // 4)
 SMOOTHING = tl.constexpr(_LAYOUT["k"] // 4)
 TEMPERATURE = tl.constexpr(_LAYOUT["T"] // 4)
 MARGIN = tl.constexpr(_LAYOUT["margin"] // 4)
+CLEAN_MARGIN = tl.constexpr(_LAYOUT["clean_margin"] // 4)
 LOG_ODDS = tl.constexpr(_LAYOUT["log_odds"] // 4)
 KAPPA = tl.constexpr(_LAYOUT["kappa"] // 4)
 ROUNDING = tl.constexpr(_LAYOUT["rounding"] // 4)

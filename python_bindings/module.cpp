@@ -126,6 +126,7 @@ Addresses problem_layout() {
   add("T", s.T);
   add("schedule", s.schedule);
   add("stage", s.stage);
+  add("clean_margin", s.clean_margin);
   add("margin", s.eval.margin);
   add("log_odds", s.eval.log_odds);
   add("kappa", s.eval.kappa);

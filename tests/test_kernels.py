@@ -105,6 +105,14 @@ def test_a_round_of_any_shape(call: Call, widths: tuple[int, ...], batch: int, f
 
 
 @pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("masked", [-1e6, -1e9, -3e38])
+def test_masked_classes(call: Call, masked: float, fused: bool) -> None:
+    case = Case((17, 20, 5), "tanh", batch=33, slots=40, masked=masked, fused=fused)
+    data = make_round(case)
+    assert_round(case, data, call(run_case, case), TOLERANCE)
+
+
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite(call: Call, bad: float, fused: bool) -> None:
     case = Case((17, 20, 5), "relu", batch=9, slots=12, bad=bad, fused=fused)

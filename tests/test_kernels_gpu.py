@@ -109,6 +109,14 @@ def test_tiles(tile: tuple[int, int, int], fused: bool) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("masked", [-1e6, -1e9, -3e38])
+def test_masked_classes(masked: float, fused: bool) -> None:
+    case = Case((17, 20, 5), "tanh", batch=333, slots=400, masked=masked, fused=fused, tile=HOPPER)
+    data = make_round(case)
+    assert_round(case, data, run(case, data), TOLERANCE["tf32x3"])
+
+
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite(bad: float, fused: bool) -> None:
     case = Case((17, 20, 5), "relu", batch=90, slots=120, bad=bad, fused=fused, tile=HOPPER)

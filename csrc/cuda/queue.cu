@@ -121,7 +121,11 @@ struct CudaQueue::Loop : cuda::Device {
     progress.allocate(1, cudaHostAllocMapped);
     arrived.allocate(1);
     blank.allocate(1);
-    expect(cudaStreamCreateWithFlags(&aside.value, cudaStreamNonBlocking), "a stream");
+    // Of a priority of its own, so that it shares no queue of the hardware with the rounds, which
+    // wait for what it brings.
+    int least = 0, greatest = 0;
+    expect(cudaDeviceGetStreamPriorityRange(&least, &greatest), "the priorities of streams");
+    expect(cudaStreamCreateWithPriority(&aside.value, cudaStreamNonBlocking, greatest), "a stream");
     expect(cudaEventCreateWithFlags(&mark.value, cudaEventDisableTiming), "an event");
     expect(cudaMemsetAsync(run.done, 1, static_cast<size_t>(slots), stream), "free slots");
   }
