@@ -38,6 +38,7 @@ CONVOLUTIONAL = {
     "abc_cifar_cnn_a_mix": "CIFAR-10, convolutional",
     "vnncomp_resnet2b": "CIFAR-10, residual",
     "squeezenet1_0": "ImageNet, SqueezeNet, 15 pictures",
+    "squeezenet1_0_next": "the same, next-likeliest targets, 6 pictures",
 }
 Attacks = dict[str, dict[str, dict[str, Any]]]
 """By network and attack."""
