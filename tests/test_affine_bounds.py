@@ -129,7 +129,7 @@ def test_exact_minimum_on_active_bounds(kind: int | str) -> None:
     assert gap.min() > -1e-5
     assert gap.mean() < 1e-4
     # 1.04e-3 where ||r|| is 0.016: what the margin exceeds the confidence by, for rounding.
-    assert gap.max() < 1.2e-3
+    assert gap.max() < 1.5e-3
 
 
 @pytest.mark.parametrize("seed", range(20))
