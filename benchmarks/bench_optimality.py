@@ -141,7 +141,8 @@ def measure(name: str, targeted: bool, images: int | None, refresh: bool = False
     }
     if name in networks.HARD:
         out["clean_softmax_exactly_1"] = networks.saturation(name)
-    kind = "random targets" if targeted else "untargeted"
+    aim = "next-likeliest" if name == networks.NEXT else "random"
+    kind = f"{aim} targets" if targeted else "untargeted"
     print(f"{name}: {len(case.images)} images, {kind}\n{table(out['attacks'])}", flush=True)
     return out
 
