@@ -102,7 +102,7 @@ class Watch:
             raise
         if isinstance(answer, (bool, np.bool_)) and answer:
             return False
-        return self.time_limit is None or seconds < self.time_limit
+        return not self.late()
 
 
 def default_threads() -> int:
