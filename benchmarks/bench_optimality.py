@@ -9,8 +9,9 @@ and further forwards an image. The rivals run at the settings that `sweep_rivals
 network on other images; where these are not the defaults, the run at the defaults is part of the
 envelope too. Every success, ours and theirs, is one that an independent float32 forward of the
 network confirms. Rivals' runs are cached by weights, images and settings (`envelope.py`), so that
-after a change of the engine only the engine runs; ``--refresh`` runs them again, and ``--ours`` needs no run of
-theirs: the mean is compared with the stored one of the envelope, figures image by image fall away.
+after a change of the engine only the engine runs; ``--refresh`` runs them again. ``--ours`` needs
+no run of theirs: the mean over the images is compared with the envelope's that is stored, and
+figures that compare image by image fall away.
 
 Images: the first correctly classified test images, 200 on dense networks, 100 on
 convolutional ones, and those of 20 ImageNet pictures that SqueezeNet classifies correctly; random
@@ -193,8 +194,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     kind = "untargeted" if options.untargeted else "targeted"
+    names = [name for name in options.networks.split(",") if name]
+    if options.ours and (unknown := set(names) - set(_stored(kind))):
+        parser.error(f"--ours: no figures of {', '.join(sorted(unknown))} are stored")
     commit = machine.describe()["commit"]  # before the figures written below make it dirty
-    for name in filter(None, options.networks.split(",")):
+    for name in names:
         if options.ours:
             values = measure_ours(name, not options.untargeted, _stored(kind)[name])
         else:
