@@ -58,6 +58,25 @@ def test_figures_against_the_envelope():
     assert "1.0005" in bench.table({"x": f})
 
 
+def test_ours_alone_against_the_stored_envelope(digits, monkeypatch):
+    two = dataclasses.replace(digits, images=digits.images[:2])
+    monkeypatch.setattr(networks, "case", lambda name, *, targeted, images: two)
+    own = {"advcore fast": bench.Row(np.array([2.0, 4.0]), 7.0, 2.0, {})}
+    monkeypatch.setattr(bench, "ours", lambda case: own)
+    rivals_stored = {"FMN-1000": {"mean": 2.5}, "envelope": {"mean": 2.4, "success": 1.0}}
+    stored = {
+        "images": 2,
+        "attacks": rivals_stored | {"advcore fast": {"mean": 9.0, "mean_ratio": 4.0}},
+        "profiles": {"advcore fast": [0.5]},
+    }
+    out = bench.measure_ours("embedded", True, stored)
+    fast = out["attacks"].pop("advcore fast")
+    assert out["attacks"] == rivals_stored
+    assert fast["mean_over_envelope"] == pytest.approx(3.0 / 2.4)
+    assert "mean_ratio" not in fast  # of images whose envelope is not stored
+    assert "profiles" not in out
+
+
 def test_figures_of_an_attack_that_found_nothing():
     f = bench.figures(bench.Row(np.full(2, np.inf), 1.0, 0.0, {}), np.array([1.0, np.inf]))
     assert f["success"] == 0
