@@ -8,12 +8,17 @@ import numpy as np
 from scipy import optimize
 
 
+class Undecided(AssertionError):
+    """Too near to a problem without an answer for float64."""
+
+
 def nearest(a: Any, b: Any, low: Any, high: Any) -> Any:
     """Smallest r with ``a @ r + b >= 0`` and ``low <= r <= high``, float64; None: there is none.
 
     Through the dual of a growing set of constraints, in which the box costs nothing:
     r = clip(a' dual, low, high). The duality gap is checked, so an answer is the minimum; None
-    comes with multipliers of the constraints that no r in the box can meet (Farkas).
+    comes with multipliers of the constraints that no r in the box can meet (Farkas). Undecided:
+    neither was reached.
     """
     scale = np.linalg.norm(a, axis=1)
     a, b = a / scale[:, None], b / scale
@@ -31,7 +36,7 @@ def nearest(a: Any, b: Any, low: Any, high: Any) -> Any:
             return None
         r, dual = found
         rows, dual = rows[dual > 0], dual[dual > 0]
-    raise AssertionError("no convergence")
+    raise Undecided("no convergence")
 
 
 def _solve(a: Any, b: Any, low: Any, high: Any, dual: Any) -> Any:
@@ -70,4 +75,4 @@ def _solve(a: Any, b: Any, low: Any, high: Any, dual: Any) -> Any:
             length *= 0.5
         dual = np.maximum(dual + length * step, 0)
         r, slack, value = trial
-    raise AssertionError("no convergence")
+    raise Undecided("no convergence")

@@ -12,7 +12,7 @@ from advcore import Layer, Network, data
 
 optimize = pytest.importorskip("scipy.optimize")
 
-from exact_affine import nearest  # noqa: E402
+from exact_affine import Undecided, nearest  # noqa: E402
 
 CONFIDENCE = 1e-4
 CLASSES = [3, 10, 30, 100, 300, 1000]
@@ -58,7 +58,8 @@ def within(network: Network, x: Any, target: Any, lo: Any, hi: Any) -> Problem:
 def tight(problem: Problem, share: float) -> Problem:
     """The same images in boxes of ``share`` of their largest change, wider where that is too tight.
 
-    With a small share all boxes are widened, by steps of 5%, until they just hold an answer.
+    With a small share all boxes are widened, by steps of 5%, until they just hold an answer that
+    float64 can find.
     """
     network, x, target, lo, hi, r = problem
     low, high, found = lo.copy(), hi.copy(), r.copy()
@@ -68,7 +69,10 @@ def tight(problem: Problem, share: float) -> Problem:
         def solve(row: int, width: float) -> Any:
             low[row] = np.maximum(lo[row], (x[row] - width).astype(np.float32))
             high[row] = np.minimum(hi[row], (x[row] + width).astype(np.float32))
-            return minimum(network, x[row], target[row], low[row], high[row])
+            try:
+                return minimum(network, x[row], target[row], low[row], high[row])
+            except Undecided:
+                return None
 
         while solve(row, width) is None:
             width *= 1.05
