@@ -5,7 +5,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --prefer-binary -c constraints-dev.txt
-export ADVCORE_DATA := $(if $(ADVCORE_DATA),$(abspath $(ADVCORE_DATA)))
+ifneq ($(ADVCORE_DATA),)
+export ADVCORE_DATA := $(abspath $(ADVCORE_DATA))
+else
+unexport ADVCORE_DATA
+endif
 export OMP_WAIT_POLICY ?= passive
 
 SOURCES := pyproject.toml CMakeLists.txt constraints-dev.txt README.md \

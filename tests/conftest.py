@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from native_build import Build, build
 from advcore import Layer, Network
 
 Make = Callable[..., Network]
+
+if not os.environ.get("ADVCORE_DATA"):  # empty is unset, as for the package
+    os.environ.pop("ADVCORE_DATA", None)
 
 
 def make_network(
