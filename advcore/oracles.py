@@ -7,6 +7,7 @@ respect to them. Loss, distortion and c belong to the engine. Importing this fil
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -380,15 +381,32 @@ class TorchOracle:
             self._logits.take(self._to_numpy(output), len(x))
         few = x[:2]
         logits = self._count_saved(few)
-        # Weights that want gradients give the output a graph that need not reach the images.
-        if len(few) and self._pull_back(torch.ones(logits.shape).to(self._device)) is None:
-            moved = self.forward(few * np.float32(0.5) + np.float32(0.125), grad=False)
-            if not np.array_equal(logits, moved, equal_nan=True):
-                raise ValueError(
-                    "model must be differentiable with torch.autograd: its output changes with "
-                    "its input but no graph leads there (torch.no_grad, detach or NumPy inside?)"
-                )
+        if len(few):
+            self._check_gradient(few, logits)
         self._leaf = self._output = None
+
+    def _check_gradient(self, x: Floats, logits: Floats) -> None:
+        """Raises where no gradient of the last forward reaches ``x``; warns where it is zero."""
+        # Not ones: logits that sum to a constant have no gradient along them.
+        seed = np.random.default_rng(0).standard_normal(logits.shape, dtype=np.float32)
+        # Weights that want gradients give the output a graph that need not reach the images.
+        gradient = self._pull_back(self._torch.from_numpy(seed).to(self._device))
+        if gradient is not None and gradient.any():
+            return
+        moved = self.forward(x * np.float32(0.5) + np.float32(0.125), grad=False)
+        if np.array_equal(logits, moved, equal_nan=True):
+            return
+        if gradient is None:
+            raise ValueError(
+                "model must be differentiable with torch.autograd: its output changes with its "
+                "input but no graph leads there (torch.no_grad, detach or NumPy inside?)"
+            )
+        warnings.warn(
+            "the gradient of the model's logits is exactly zero at the first images, although "
+            "the logits change with them: round, sign or another step function inside? Images "
+            "without a gradient are searched in random directions only",
+            stacklevel=6,
+        )
 
     def _count_saved(self, x: Floats) -> Floats:
         """A forward with a graph, and `saved_bytes`: all storages but the parameters'."""

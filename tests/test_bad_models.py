@@ -203,6 +203,14 @@ def test_a_detached_model_is_named_on_black_images(torch: Any) -> None:
     refuse(ValueError, "no graph leads there", lambda x: model(x.detach()), 0 * images())
 
 
+def test_a_model_of_steps_is_named(torch: Any) -> None:
+    model = module(torch)
+    with pytest.warns(UserWarning, match="gradient of the model's logits is exactly zero"):
+        advcore.minimize_distortion(lambda x: model((8 * x).round()), images())
+    constant = advcore.minimize_distortion(lambda x: 0 * model(x), images(), 1)  # no warning
+    assert names(constant) == ["not_found"] * 4
+
+
 def test_a_frozen_script_runs(torch: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
