@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from . import _core, validate, verify
 from .errors import DeviceError, Interrupted, ModelError, ModelRaised
+from .network import Network
 from .oracles import TorchOracle
 from .paths import SAMPLE, Path, choose_path, logit_noise, probes
 from .preprocessing import warn_if_normalised
@@ -144,19 +145,20 @@ def minimize_distortion(
     """
     begin = time.perf_counter()
     given = validate.images(images)
+    bounds = validate.pair(bounds, "bounds")
     flat, lo, hi = validate.box(bounds, given.shape, given)
     warn_if_normalised(given)
     validate.choice(loss, "loss", ("margin", "cross_entropy"))
     validate.choice(norm, "norm", ("l2", "l2_unsquared"))
     validate.choice(effort, "effort", EFFORTS)
     validate.choice(c_search, "c_search", ("fused", "bisection"))
-    confidence = validate.number(confidence, "confidence", least=0)
+    confidence = validate.number(confidence, "confidence", least=0, most=validate.LARGE)
     tolerance = validate.number(tolerance, "tolerance", above=0, most=0.5)
     history = validate.integer(history, "history", least=3, most=8)
     seed = validate.integer(seed, "seed", least=0, most=2**63)
     first_c = None
-    if c_init != "auto":
-        first_c = validate.number(c_init, "c_init", above=0)
+    if not isinstance(c_init, str) or c_init != "auto":
+        first_c = validate.number(c_init, "c_init", least=1 / validate.LARGE, most=validate.LARGE)
     if max_evaluations is not None:
         validate.integer(max_evaluations, "max_evaluations", least=1)
     if batch_size is not None:
@@ -244,11 +246,14 @@ def minimize_distortion(
                 path.oracle, job, slots=batch_size, watch=watch, cuda=path.cuda
             )
         if error is None:
-            watch(
-                int((found["status"] != _core.Status.interrupted).sum()),
-                int(found["success"].sum()),
-                int(found["evaluations"].sum()),
-            )
+            try:
+                watch(
+                    int((found["status"] != _core.Status.interrupted).sum()),
+                    int(found["success"].sum()),
+                    int(found["evaluations"].sum()),
+                )
+            except (Exception, KeyboardInterrupt) as raised:
+                error = raised
     if isinstance(error, ModelRaised):
         error = error.__cause__
     model_failed = isinstance(error, Exception) and error is not watch.error
@@ -311,9 +316,11 @@ def _verify(
         from .levels import to_grid
 
         stopped = bool((found["status"] == _core.Status.interrupted).any())
-
+        model = path.model
+        if isinstance(model, Network):  # it remembers its last forward, for all threads that use it
+            model = Network(model.layers)
         found["evaluations"] += to_grid(
-            path.model,
+            model,
             *grid,
             job.images,
             job.labels,

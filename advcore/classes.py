@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def choose_targets(
 
 
 def _class(wish: str, classes: int, names: list[str] | None) -> int:
-    if wish.lstrip("-").isdigit():
+    if re.fullmatch(r"-?[0-9]+", wish):
         if not 0 <= int(wish) < classes:
             raise ValueError(f"--targets: class {wish} is not in [0, {classes - 1}]")
         return int(wish)

@@ -164,7 +164,7 @@ def attack(
     device: Annotated[
         str | None, typer.Option(help="cpu, or a device of torch; default: the model's")
     ] = None,
-    seed: Annotated[int, typer.Option(help="of the random targets and of the engine")] = 0,
+    seed: Annotated[int, typer.Option(help="of the random targets and of the engine", min=0)] = 0,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
 ) -> None:
     """Finds the smallest change of each image that gives it another class.
@@ -192,9 +192,7 @@ def attack(
         if targets is not None and untargeted:
             raise ValueError("--targets and --untargeted exclude each other")
         if out is not None:
-            loading.check_writable(out, "--out")
-            if out.suffix != ".npz":
-                raise ValueError(f"--out: expected a name that ends in .npz, got {out}")
+            loading.check_writable(out, "--out", [".npz"])
         album = None
         if images is not None and images.is_dir():
             album = Album(images, output or Path("advcore_pictures"), size, names)
@@ -207,7 +205,9 @@ def attack(
         if picture is None and images is None:
             picture = Path("advcore_attack.png")
         if picture is not None and not no_picture:
-            loading.check_writable(picture, "--picture")
+            from .report import picture_suffixes
+
+            loading.check_writable(picture, "--picture", picture_suffixes())
         given = {name: value for name, value in options.items() if value is not None}
         result, stop = _run(job, stage, seed=seed, **given)
         _print_table(result)
@@ -225,10 +225,7 @@ def attack(
         print("error: interrupted; the images finished so far are in the result", file=sys.stderr)
         raise typer.Exit(INTERRUPTED)
     if stop is not None:
-        text = " ".join(str(stop).split())
-        text = text.replace("the exception's .result holds", "the table and --out hold")
-        print(f"error: {text}", file=sys.stderr)
-        raise typer.Exit(RAISED)
+        raise _raised(stop)
 
 
 @app.command()
@@ -237,7 +234,9 @@ def info() -> None:
     from . import _core
 
     print(f"advcore {advcore.__version__}")
-    print(f"instruction set: {_ISA.get(_core.isa(), _core.isa())}")
+    with one_line_errors(False):
+        isa = _core.isa()
+    print(f"instruction set: {_ISA.get(isa, isa)}")
     _, devices, reason = _core.cuda_status()
     print(f"CUDA: {devices} GPU{'s' * (devices > 1)}" if devices else f"CUDA: no ({reason})")
     for name in ("numpy", "torch"):
@@ -373,9 +372,7 @@ class Stage:
     name: str = "before the run began"
 
 
-def _run(
-    job: loading.Job, stage: Stage, **options: Any
-) -> tuple[Result, advcore.Interrupted | advcore.ModelError | None]:
+def _run(job: loading.Job, stage: Stage, **options: Any) -> tuple[Result, BaseException | None]:
     """The result, with what cut it short if anything did; shows a progress bar on stderr."""
 
     def begun(_: advcore.Progress) -> None:
@@ -392,9 +389,19 @@ def _run(
             callback=begun,
             **options,
         )
-    except (advcore.Interrupted, advcore.ModelError) as stop:
+    except (advcore.Interrupted, advcore.ModelError, advcore.DeviceError) as stop:
+        if stop.result is None:  # the GPU failed before anything was computed
+            raise _raised(stop) from None
         return stop.result, stop
     return result, None
+
+
+def _raised(error: BaseException) -> typer.Exit:
+    """What the model or the GPU raised, as one line on stderr and the exit code."""
+    text = " ".join(str(error).split())
+    text = text.replace("the exception's .result holds", "the table and --out hold")
+    print(f"error: {text}", file=sys.stderr)
+    return typer.Exit(RAISED)
 
 
 def _print_table(result: Result) -> None:

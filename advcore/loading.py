@@ -6,8 +6,9 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,17 @@ def array(path: Path, option: str) -> NDArray[Any]:
     return values
 
 
-def check_writable(path: Path, option: str) -> None:
-    """FileNotFoundError before a long run instead of after it."""
+def check_writable(path: Path, option: str, suffixes: Collection[str] = ()) -> None:
+    """Raises before a long run what writing the file would raise after it."""
+    if suffixes and path.suffix.lower() not in suffixes:
+        endings = ", ".join(sorted(suffixes))
+        raise ValueError(f"{option}: expected a name that ends in {endings}, got {path}")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{option}: folder {path.parent} does not exist")
+    if suffixes and path.is_dir():
+        raise ValueError(f"{option}: {path} is a folder")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise PermissionError(f"{option}: {path} cannot be written")
 
 
 def judge(model: Any, images: NDArray[Any], device: str | None) -> tuple[Forward, Floats]:

@@ -48,6 +48,14 @@ def picture_grid(
     figure.savefig(path)
 
 
+def picture_suffixes() -> set[str]:
+    """Endings of the files that `picture_grid` writes."""
+    require("matplotlib", "plots", "the picture")
+    from matplotlib.figure import Figure
+
+    return {f".{name}" for name in Figure().canvas.get_supported_filetypes()}
+
+
 def adversarial_figure(
     images: NDArray[Any],
     adversarial: NDArray[Any],

@@ -75,6 +75,7 @@ class Watch:
     callback: Callable[[Progress], object] | None
     begin: float
     error: Exception | None = None
+    stopped: bool = False  # by the callback, which is not called again
     before: tuple[int, int, int] = (0, 0, 0)  # finished, succeeded, evaluations of earlier runs
 
     def after(self, results: dict[str, NDArray[Any]]) -> Watch:
@@ -91,6 +92,8 @@ class Watch:
 
     def __call__(self, finished: int, succeeded: int, evaluations: int) -> bool:
         """Whether to go on."""
+        if self.stopped:
+            return False
         seconds = time.perf_counter() - self.begin
         counts = (finished, succeeded, evaluations)
         finished, succeeded, evaluations = map(operator.add, self.before, counts)
@@ -98,18 +101,17 @@ class Watch:
         try:
             answer = None if self.callback is None else self.callback(state)
         except Exception as error:
-            self.error = error
+            self.error, self.stopped = error, True
             raise
-        if isinstance(answer, (bool, np.bool_)) and answer:
-            return False
-        return not self.late()
+        self.stopped = isinstance(answer, (bool, np.bool_)) and bool(answer)
+        return not (self.stopped or self.late())
 
 
 def default_threads() -> int:
     """``ADVCORE_NUM_THREADS``, else the CPUs that this process may use."""
     given = os.environ.get("ADVCORE_NUM_THREADS")
     if given:
-        if not given.isdigit() or int(given) < 1:
+        if not (given.isascii() and given.isdigit()) or int(given) < 1:
             raise ValueError(f"ADVCORE_NUM_THREADS must be a positive integer, got {given!r}")
         return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -55,7 +55,7 @@ def nearest_starts(
         _check_finite(given)
         chosen = given.reshape(shape[0], given.shape[1] if several else 1, math.prod(shape[1:]))
     low, high = (bound if bound.ndim == 1 else bound[:, None] for bound in (lo, hi))
-    return np.ascontiguousarray(np.clip(chosen, low, high), dtype=np.float32)
+    return np.clip(np.ascontiguousarray(chosen, dtype=np.float32), low, high)
 
 
 def keep_starts(
@@ -101,8 +101,10 @@ def keep_starts(
 
 
 def _check_finite(given: NDArray[Any]) -> None:
-    if not np.isfinite(given).all():
-        raise ValueError("starts must be finite, got NaN or infinity")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(given.astype(np.float32, copy=False)).all()
+    if not finite:
+        raise ValueError("starts must be finite in float32, got NaN, infinity or larger values")
 
 
 def _choose(

@@ -15,6 +15,8 @@ from .preprocessing import normalised_note
 from .result import to_numpy
 
 Floats = NDArray[np.float32]
+LARGE = 1e30
+"""Options beyond it, or below its inverse, would not survive float32."""
 
 
 def is_tensor(value: object) -> bool:
@@ -55,8 +57,17 @@ def images(value: object) -> NDArray[Any]:
     return out
 
 
+def pair(value: Any, name: str) -> tuple[Any, Any]:
+    """Two things."""
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a pair (lower, upper), got {shown(value)}") from None
+    return first, second
+
+
 def box(
-    value: object, shape: tuple[int, ...], given: NDArray[Any]
+    value: tuple[Any, Any], shape: tuple[int, ...], given: NDArray[Any]
 ) -> tuple[Floats, Floats, Floats]:
     """Flat float32 images and bounds.
 
@@ -64,12 +75,7 @@ def box(
     back as (n,), others as (N, n). They are rounded inward to float32, and the images, which must
     lie inside them (float32 ones within 4 eps), are moved inside by that.
     """
-    low: Any
-    high: Any
-    try:
-        low, high = value  # type: ignore[misc]
-    except (TypeError, ValueError):
-        raise ValueError(f"bounds must be a pair (lower, upper), got {shown(value)}") from None
+    low, high = value
     count, n = shape[0], math.prod(shape[1:])
     limits: list[Floats] = []
     exact: list[NDArray[Any]] = []
@@ -115,7 +121,11 @@ def box(
             f"images must lie inside bounds{limit}, got {bad} of {count} images outside "
             f"(values from {least:g} to {most:g}){hint}"
         )
-    flat = np.ascontiguousarray(given.reshape(count, n), dtype=np.float32)
+    with np.errstate(over="ignore"):
+        flat = np.ascontiguousarray(given.reshape(count, n), dtype=np.float32)
+    largest = max(abs(float(least)), abs(float(most)))
+    if largest > LARGE and (bad := int((~np.isfinite(flat)).any(axis=1).sum())):
+        raise ValueError(f"images must be finite in float32, got larger values in {bad} of {count}")
     if given.dtype != np.float32 or (given.size and (least < lo.max() or most > hi.min())):
         flat = np.clip(flat, lo, hi)
     return flat, np.ascontiguousarray(lo), np.ascontiguousarray(hi)
@@ -183,6 +193,6 @@ def integer(value: Any, name: str, *, least: int, most: int = 2**31 - 1) -> int:
 
 def choice(value: object, name: str, options: tuple[str, ...]) -> str:
     """One of the names."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}")
     return str(value)

@@ -108,6 +108,7 @@ def test_images_of_float64_just_outside() -> None:
         ((0.0, np.ones((3, 6))), r"upper bound must be .* shape \(4, 6\), got shape \(3, 6\)"),
         ((0.25, 1.0), r"images must lie inside bounds \[0\.25, 1\], got"),
         ((np.full(N, 0.25), 1.0), "images must lie inside bounds, got"),
+        (iter((0.0, 1.0, 2.0)), r"bounds must be a pair \(lower, upper\), got <tuple_iterator"),
         (np.zeros((3, N)), r"bounds must be a pair .*, got an array of shape \(3, 6\)$"),
     ],
 )
@@ -117,6 +118,20 @@ def test_bounds(value: Any, text: str) -> None:
 
 def test_bounds_that_are_no_numbers() -> None:
     refuse(TypeError, "lower bound must be an array", affine(), images(), bounds=("a", "b"))
+
+
+def test_bounds_of_an_iterator() -> None:
+    wanted = advcore.minimize_distortion(affine(), images(), 1, levels=256)
+    found = advcore.minimize_distortion(affine(), images(), 1, levels=256, bounds=iter((0, 1)))
+    np.testing.assert_array_equal(found.adversarial, wanted.adversarial)
+
+
+def test_images_beyond_float32() -> None:
+    large = np.zeros((3, N))
+    large[1] = 1e39
+    text = "images must be finite in float32, got larger values in 1 of 3"
+    refuse(ValueError, text, affine(), large, bounds=(-INF, INF))
+    refuse(ValueError, text, affine(), large, bounds=(-1e300, 1e300))
 
 
 # --- targets and labels
@@ -202,11 +217,14 @@ def test_integers_of_any_kind(dtype: Any) -> None:
         ({"effort": "max"}, ValueError, "effort must be one of fast, default, thorough, got 'max'"),
         ({"c_search": 1}, ValueError, "c_search must be one of fused, bisection, got 1"),
         ({"c_init": "0.1"}, TypeError, "c_init must be a number, got str"),
-        ({"c_init": 0.0}, ValueError, "c_init must be a finite number > 0, got 0.0"),
-        ({"c_init": -1}, ValueError, "c_init must be a finite number > 0, got -1"),
-        ({"confidence": -1e-9}, ValueError, "confidence must be a finite number >= 0, got -1e-09"),
-        ({"confidence": INF}, ValueError, "confidence must be a finite number >= 0, got inf"),
-        ({"confidence": NAN}, ValueError, "confidence must be a finite number >= 0, got nan"),
+        ({"c_init": 0.0}, ValueError, "c_init must be a finite number >= 1e-30.* got 0.0"),
+        ({"c_init": -1}, ValueError, "c_init must be a finite number >= 1e-30.* got -1"),
+        ({"c_init": 1e-31}, ValueError, "c_init must be .* >= 1e-30 .*, got 1e-31"),
+        ({"c_init": np.array([1.0, 2.0])}, TypeError, "c_init must be a number, got ndarray"),
+        ({"loss": np.array(["margin"])}, ValueError, r"loss must be one of .*, got array"),
+        ({"confidence": -1e-9}, ValueError, "confidence must be a finite number >= 0.* got -1e-09"),
+        ({"confidence": INF}, ValueError, "confidence must be a finite number >= 0.* got inf"),
+        ({"confidence": NAN}, ValueError, "confidence must be a finite number >= 0.* got nan"),
         ({"confidence": "high"}, TypeError, "confidence must be a number, got str"),
         ({"confidence": True}, TypeError, "confidence must be a number, got bool"),
         ({"tolerance": 0.0}, ValueError, "tolerance must be a finite number > 0 and <= 0.5, got 0"),
@@ -251,13 +269,13 @@ def test_third_positional_argument_is_the_last() -> None:
         (images(3), ValueError, r"starts must have the images' shape \(4, 6\), got \(3, 6\)"),
         (images(n=5), ValueError, r"starts must have the images' shape \(4, 6\), got \(4, 5\)"),
         (np.zeros((4, 2, 5)), ValueError, r"the images' shape .*, got \(4, 2, 5\)"),
-        (spoilt(NAN), ValueError, "starts must be finite, got NaN or infinity"),
+        (spoilt(NAN), ValueError, "starts must be finite in float32, got NaN"),
         ("x", TypeError, "starts must be an array or tensor of numbers"),
         ((images(), [0, 1, 2, 0], 1), ValueError, r"starts must be .* \(images, classes\), got 3"),
         ((images(), [0, 1, 2]), ValueError, r"starts must be images .* \(4, 6\) and \(3,\) int64"),
         ((images(n=5), [0] * 4), ValueError, r"starts must be images of shape \(M, 6\) .*\(4, 5\)"),
         ((images(), [0.0] * 4), ValueError, r"integer classes, got \(4, 6\) and \(4,\) float64"),
-        ((spoilt(INF), [0] * 4), ValueError, "starts must be finite, got NaN or infinity"),
+        ((spoilt(INF), [0] * 4), ValueError, "starts must be finite in float32, got NaN"),
     ],
 )  # fmt: skip
 def test_starts(starts: Any, error: type[Exception], text: str) -> None:

@@ -187,13 +187,16 @@ def test_stored_network() -> None:
         (["--levels", "1"], "levels must be in [2, 65536], got 1"),
         (["--history", "9"], "history must be in [3, 8], got 9"),
         (["--tolerance", "0"], "tolerance must be a finite number > 0 and <= 0.5, got 0.0"),
-        (["--c-init", "0"], "c_init must be a finite number > 0, got 0.0"),
+        (["--out", "folder.npz"], "--out: folder.npz is a folder"),
+        (["--targets", "--3"], "--targets: expected next-likeliest"),
+        (["--c-init", "0"], "c_init must be a finite number >= 1e-30 and <= 1e+30, got 0.0"),
         (["--model", "my_model.py:build", "--images", "nan.npy"], "images"),
     ],
 )
 def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str) -> None:
     (folder / "wrong.py").write_text("def build(:")
     np.savez("a.npz", np.zeros(3))
+    Path("folder.npz").mkdir()
     np.save("long.npy", np.zeros(3, int))
     np.save("float.npy", np.zeros(2))
     np.save("ten.npy", np.array([0, 10]))
@@ -218,7 +221,7 @@ def test_bad_options(option: str) -> None:
     assert run("attack", option).exit_code == 2
 
 
-@pytest.mark.parametrize(("kind", "code"), [("Ctrl-C", 130), ("model", 1)])
+@pytest.mark.parametrize(("kind", "code"), [("Ctrl-C", 130), ("model", 1), ("GPU", 1)])
 def test_a_stopped_run_keeps_what_is_done(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, code: int
 ) -> None:
@@ -230,6 +233,8 @@ def test_a_stopped_run_keeps_what_is_done(
         if kind == "model":
             text = "the model raised X: y; the exception's .result holds what was computed"
             raise advcore.ModelError(text, complete)
+        if kind == "GPU":
+            raise advcore.DeviceError("no memory", complete)
         raise advcore.Interrupted(complete)
 
     monkeypatch.setattr(advcore, "minimize_distortion", stopped)
@@ -241,6 +246,15 @@ def test_a_stopped_run_keeps_what_is_done(
         assert "raised X: y; the table and --out hold what was computed" in done.stderr
     loaded = advcore.Result.load(folder / "r.npz")
     np.testing.assert_array_equal(loaded.adversarial, complete.adversarial)
+
+
+def test_a_gpu_that_fails_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(*_: Any, **__: Any) -> advcore.Result:
+        raise advcore.DeviceError("no memory")
+
+    monkeypatch.setattr(advcore, "minimize_distortion", failed)
+    done = run("attack", "--count", 2, "--no-picture")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (1, "error: no memory")
 
 
 @pytest.mark.parametrize(("begun", "when"), [(False, "before the run began"), (True, "after the")])

@@ -109,6 +109,48 @@ class Stumble:
         raise ZeroDivisionError("in the callback")
 
 
+class Late:
+    """A NumPy model of one image a round, which takes longer than a report's interval."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+
+    def forward(self, x: Any) -> Any:
+        time.sleep(0.06)
+        return self.network.forward(x)
+
+    def backward(self, dlogits: Any) -> Any:
+        return self.network.backward(dlogits)
+
+
+def test_a_callback_that_has_stopped_the_run_is_not_called_again(
+    random_network: Any, random_images: Any
+) -> None:
+    calls: list[advcore.Progress] = []
+    result = advcore.minimize_distortion(
+        Late(random_network()),
+        random_images(3),
+        batch_size=1,
+        callback=lambda state: calls.append(state) or len(calls) == 2,  # type: ignore[func-returns-value]
+    )
+    assert (result.status == Status.interrupted).any()
+    assert len(calls) == 2
+
+
+def test_ctrl_c_in_the_last_report_keeps_the_result(
+    random_network: Any, random_images: Any
+) -> None:
+    network, x = random_network(), random_images(20)
+
+    def last(state: advcore.Progress) -> None:
+        if state.finished == state.total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(advcore.Interrupted) as caught:
+        advcore.minimize_distortion(network, x, callback=last)
+    same(caught.value.result, advcore.minimize_distortion(network, x))
+
+
 def test_callback_that_raises_on_the_native_path(random_network: Any, random_images: Any) -> None:
     network, x = long_run(random_network, random_images)
     begin, stumble = time.perf_counter(), Stumble()
@@ -168,13 +210,17 @@ def test_python_runs_beside_the_engine(random_network: Any, random_images: Any) 
     assert ticks > 50  # 20 would be one for each of the engine's own polls
 
 
-def test_two_runs_at_once_on_one_network(random_network: Any, random_images: Any) -> None:
+@pytest.mark.parametrize("levels", [None, 256])
+def test_runs_at_once_on_one_network(
+    random_network: Any, random_images: Any, levels: int | None
+) -> None:
     network, x = random_network(activation="relu"), random_images(400)
-    alone = advcore.minimize_distortion(network, x, labels=np.arange(400) % 5, threads=1)
+    options: Any = {"labels": np.arange(400) % 5, "threads": 1, "levels": levels}
+    alone = advcore.minimize_distortion(network, x, **options)
     found: list[Any] = []
 
     def work() -> None:
-        found.append(advcore.minimize_distortion(network, x, labels=np.arange(400) % 5, threads=1))
+        found.append(advcore.minimize_distortion(network, x, **options))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
