@@ -212,13 +212,14 @@ def main() -> None:
         images, labels = data.embedded_digits()
         model = data.embedded_network().to_torch().to("cuda")
         flat = images[:8].reshape(8, -1)
-        native = advcore.minimize_distortion(model, flat, labels=labels[:8], max_evaluations=12)
+        options: dict[str, Any] = {"max_evaluations": 12, "time_limit": 30}
+        native = advcore.minimize_distortion(model, flat, labels=labels[:8], **options)
         print(native, native.engine)
-        options = {"device": "cuda", "max_evaluations": 12}
+        options["device"] = "cuda"
         print(advcore.minimize_distortion(by_host(model), flat, labels=labels[:8], **options))
         wide = nn.Sequential(nn.Linear(20000, 16), nn.Tanh(), nn.Linear(16, 5)).eval().to("cuda")
         large = np.random.default_rng(0).random((2, 20000), dtype=np.float32)  # a cluster an image
-        print(advcore.minimize_distortion(wide, large, max_evaluations=12))
+        print(advcore.minimize_distortion(wide, large, **options))
         print(advcore.minimize_distortion(by_host(wide), large, **options))
         return
     import machine

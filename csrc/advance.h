@@ -70,6 +70,13 @@ struct Machine {
   }
   ADVCORE_FN void ask_exact(Phase phase, bool gradient) { ask(phase, gradient, 0, 0); }
 
+  // What the model returned at `at` is not finite. Without bounds a step of the search itself may
+  // overflow: that is not the model's fault.
+  ADVCORE_FN void note_failure(const float* at) {
+    ++s.nans;
+    s.model_failed = s.model_failed || distortion(team, params, p, at) < kNone;
+  }
+
   ADVCORE_FN void run() {
     ++(s.want_gradient ? s.evaluations : s.forwards);
     s.measure = false;
@@ -130,7 +137,7 @@ struct Machine {
   ADVCORE_FN void finish(Status status) {
     const bool searched = status != Status::budget && status != Status::non_finite;
     if (s.best_norm == kNone && searched)
-      status = s.nans > 0 ? Status::non_finite : Status::not_found;
+      status = s.model_failed ? Status::non_finite : Status::not_found;
     if (s.best_norm < s.attempt_best && s.c > 0) s.best_c = s.c;
     s.status = status;
     s.phase = Phase::done;

@@ -27,7 +27,7 @@ ADVCORE_FN void Machine<Team>::ask_explore() {
 template <class Team>
 ADVCORE_FN void Machine<Team>::explore() {
   if (!s.eval.finite) {
-    ++s.nans;
+    note_failure(p.trial);
     return end_explore();
   }
   const float *const clean = p.x0, *const gradient = p.trial_gradient;

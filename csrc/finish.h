@@ -40,7 +40,7 @@ ADVCORE_FN void Machine<Team>::ask_center() {
 template <class Team>
 ADVCORE_FN void Machine<Team>::polish_start() {
   if (!s.eval.finite) {
-    ++s.nans;
+    note_failure(p.trial);
     return s.cut_rounds > 0 ? far_side() : end_attempt(Status::stalled);
   }
   hold_class(s.eval.runner_up);
@@ -137,7 +137,7 @@ ADVCORE_FN void Machine<Team>::propose_cut() {
 template <class Team>
 ADVCORE_FN void Machine<Team>::polish() {
   if (!s.eval.finite) {
-    ++s.nans;
+    note_failure(p.trial);
     return end_attempt(Status::stalled);
   }
   note_curvature();

@@ -160,6 +160,7 @@ struct State {
   float stage_best = kNone;
   int stage_class = -1;  // runner-up there: the class reached, untargeted
   int since = 0, rounds = 0, nans = 0;
+  bool model_failed = false;                // it returned NaN or infinity at a finite point
   int pairs = 0, newest = -1;               // ring
   float ss[kMaxHistory][kMaxHistory] = {};  // s_i's_j
   float sy[kMaxHistory][kMaxHistory] = {};  // s_i'y_j for i not older than j; diagonal D

@@ -9,7 +9,7 @@ namespace {
 template <class Team>
 ADVCORE_FN void Machine<Team>::start() {
   if (!s.eval.finite) {
-    ++s.nans;
+    note_failure(p.trial);
     return finish(Status::non_finite);
   }
   if (s.eval.margin >= 0) return finish(Status::already_adversarial);
@@ -105,7 +105,7 @@ ADVCORE_FN float Machine<Team>::loss_of(float log_odds) const {
 template <class Team>
 ADVCORE_FN void Machine<Team>::stage_origin() {
   if (!s.eval.finite) {
-    ++s.nans;
+    note_failure(p.trial);
     return end_attempt(Status::not_found);
   }
   accept(0);
@@ -129,7 +129,7 @@ ADVCORE_FN void Machine<Team>::start_search() {
   s.cuts = 0;
   const float norm = write_cut(team, params, p, s, 0, p.gradient, p.x, s.margin);
   if (!(norm >= 0)) {
-    ++s.nans;
+    note_failure(p.x);
     return end_attempt(Status::not_found);
   }
   if (norm == 0) return s.moved ? end_attempt(Status::not_found) : random_start();
@@ -150,7 +150,6 @@ ADVCORE_FN void Machine<Team>::start_search() {
   if (far == 0) {  // nothing here can move; or a random start whose linear margin admits x0
     if (s.norm2 == 0) return end_attempt(Status::not_found);
     s.c = s.c0 = s.c_last = max(s.clean_margin, abs(s.margin)) / (4 * s.norm2);
-    s.cuts = 0;
     note_stage_best(__builtin_sqrtf(s.norm2), p.x);
     return propose();
   }
@@ -268,7 +267,7 @@ ADVCORE_FN void Machine<Team>::stage() {
     s.move_pending = false;
     const float norm = distortion(team, params, p, p.trial);
     if (!s.eval.finite) {
-      ++s.nans;
+      note_failure(p.trial);
       return start_search();
     }
     accept(norm * norm);
@@ -282,7 +281,8 @@ ADVCORE_FN void Machine<Team>::stage() {
   if (!s.eval.finite || !(step.sy - step.sy == 0)) {
     s.shift = max(4 * s.shift, s.c);
     s.accept_any = false;
-    if (++s.nans >= 3) return end_stage(Status::stalled);
+    note_failure(p.trial);
+    if (s.nans >= 3) return end_stage(Status::stalled);
     return propose();
   }
   const float norm = __builtin_sqrtf(norm2);

@@ -81,6 +81,8 @@ def candidates(geometry: Geometry, precision: str, arch: int) -> list[Config]:
             Config(False, 64, 64, 32, 4, 3),
             Config(False, 128, 128, 32, 8, 3),
         ]
+    if geometry.padded_outs[-1] > 8192:  # a row of logits beyond the registers of few warps
+        found = [config for config in found if not config.fused]
     if max(geometry.outs) > 512:  # enough columns for programs of their own
         found.sort(key=lambda config: config.fused)
     parts = 2 if precision in SPLIT else 1

@@ -31,9 +31,10 @@ __device__ inline void copy_words(int first, int step, size_t bytes, const void*
 }
 
 // Runs lead(team, problem) in the leader of the block or cluster, on the problem in shared memory,
-// which comes from `stored` and goes back there.
-template <class Lead>
-__device__ void conduct(Problem& stored, Lead lead) {
+// which comes from `stored` and goes back there; then after(problem), when every block is past what
+// it read at the beginning.
+template <class Lead, class After>
+__device__ void conduct(Problem& stored, Lead lead, After after) {
   Shared& shared = Block::shared();
   copy_words(threadIdx.x, blockDim.x, sizeof(Problem), &stored, &shared.problem);
   __syncthreads();
@@ -42,6 +43,7 @@ __device__ void conduct(Problem& stored, Lead lead) {
     const Team team{};
     lead(team, shared.problem);
     team.end();
+    after(shared.problem);
   } else {
     serve_verbs(Block{});
     if (Block::rank() == 0)
@@ -53,18 +55,20 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
     begin_kernel(const __grid_constant__ Run run, const Staged staged) {
   const int row = row_of_block(), slot = run.rows[row];
   const Params& params = run.params;
-  conduct(run.problems[slot], [=, &params](const Team& team, Problem& p) {
-    const size_t n = params.n;
-    const float* from = staged.vectors + row * staged.stride;
-    team.copy_row(params.n, from, p.x0);
-    if (staged.own_bounds) {
-      team.copy_row(params.n, from += n, const_cast<float*>(p.lo));
-      team.copy_row(params.n, from += n, const_cast<float*>(p.hi));
-    }
-    team.copy_row(params.n * params.starts, from + n, const_cast<float*>(p.starts));
-    begin(team, params, p, staged.labels[row]);
-    run.done[slot] = 0;
-  });
+  conduct(
+      run.problems[slot],
+      [=, &params](const Team& team, Problem& p) {
+        const size_t n = params.n;
+        const float* from = staged.vectors + row * staged.stride;
+        team.copy_row(params.n, from, p.x0);
+        if (staged.own_bounds) {
+          team.copy_row(params.n, from += n, const_cast<float*>(p.lo));
+          team.copy_row(params.n, from += n, const_cast<float*>(p.hi));
+        }
+        team.copy_row(params.n * params.starts, from + n, const_cast<float*>(p.starts));
+        begin(team, params, p, staged.labels[row]);
+      },
+      [done = run.done + slot](const Problem&) { *done = 0; });
 }
 
 // Trial points and smoothings, dense.
@@ -81,18 +85,21 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
     head_kernel(const __grid_constant__ Run run, const float* logits, float* seeds) {
   const int row = blockIdx.x, slot = run.rows[row];
   const Params& params = run.params;
-  conduct(run.problems[slot], [=, &params](const Team& team, Problem& p) {
-    const int classes = params.classes, length = padded(classes);
-    float* const z = run.heads + slot * 2 * static_cast<size_t>(length);
-    float* const seed = z + length;
-    const float* const from = logits + row * static_cast<size_t>(classes);
-    float* const to = seeds + row * static_cast<size_t>(classes);
-    team.each(length, [=](int i) { z[i] = i < classes ? from[i] : kPadLogit; });
-    const bool active = p.state.phase != Phase::done;
-    if (active) head(team, params, p.state, z, seed);
-    const bool wanted = active && p.state.want_gradient && p.state.eval.finite;
-    team.each(classes, [=](int i) { to[i] = wanted ? seed[i] : 0.0f; });
-  });
+  conduct(
+      run.problems[slot],
+      [=, &params](const Team& team, Problem& p) {
+        const int classes = params.classes, length = padded(classes);
+        float* const z = run.heads + slot * 2 * static_cast<size_t>(length);
+        float* const seed = z + length;
+        const float* const from = logits + row * static_cast<size_t>(classes);
+        float* const to = seeds + row * static_cast<size_t>(classes);
+        team.each(length, [=](int i) { z[i] = i < classes ? from[i] : kPadLogit; });
+        const bool active = p.state.phase != Phase::done;
+        if (active) head(team, params, p.state, z, seed);
+        const bool wanted = active && p.state.want_gradient && p.state.eval.finite;
+        team.each(classes, [=](int i) { to[i] = wanted ? seed[i] : 0.0f; });
+      },
+      [](const Problem&) {});
 }
 
 __global__ void __launch_bounds__(kMaxThreads, kBlocks)
@@ -102,15 +109,19 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
   const int slot = run.rows[row];
   if (run.done[slot]) return;
   const Params& params = run.params;
-  conduct(run.problems[slot], [=, &params](const Team& team, Problem& p) {
-    if (gradients && p.state.want_gradient)
-      team.copy_row(params.n, gradients + row * static_cast<size_t>(params.n), p.trial_gradient);
-    Shared& shared = Block::shared();
-    static_assert(sizeof(Machine<Team>) <= sizeof shared.machine);
-    auto* const machine = new (shared.machine) Machine<Team>{team, params, p, p.state, shared.work};
-    machine->run();
-    run.done[slot] = p.state.phase == Phase::done;
-  });
+  conduct(
+      run.problems[slot],
+      [=, &params](const Team& team, Problem& p) {
+        if (gradients && p.state.want_gradient)
+          team.copy_row(params.n, gradients + row * static_cast<size_t>(params.n),
+                        p.trial_gradient);
+        Shared& shared = Block::shared();
+        static_assert(sizeof(Machine<Team>) <= sizeof shared.machine);
+        auto* const machine =
+            new (shared.machine) Machine<Team>{team, params, p, p.state, shared.work};
+        machine->run();
+      },
+      [done = run.done + slot](const Problem& p) { *done = p.state.phase == Phase::done; });
 }
 
 __global__ void __launch_bounds__(kMaxThreads)

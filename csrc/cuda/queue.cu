@@ -46,10 +46,11 @@ struct Crew {
   }
 };
 
-// A block for every kGroup slots; the last one to end closes the round. condition: of the loop, 0
-// where the host launches the rounds.
+// A block for every kGroup slots; the last one to end closes the round. loop: whether it is one of
+// the graph's, whose condition is then set; else the host launches the rounds.
 __global__ void __launch_bounds__(kThreads)
-    turn_kernel(const __grid_constant__ Turn t, Progress* progress, unsigned long long condition) {
+    turn_kernel(const __grid_constant__ Turn t, Progress* progress, bool loop,
+                unsigned long long condition) {
   __shared__ Board board;
   turn_group(Crew{}, t, static_cast<int>(blockIdx.x) * kGroup, board);
   if (threadIdx.x > 0) return;
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
   seen->evaluations = *const_cast<volatile int64_t*>(&counters.evaluations);
   seen->rounds = ++counters.rounds;
   seen->over = !on;
-  if (condition != 0) cudaGraphSetConditional(condition, on);
+  if (loop) cudaGraphSetConditional(condition, on);
 }
 
 }  // namespace
@@ -137,8 +138,8 @@ struct CudaQueue::Loop : cuda::Device {
   }
 
   void load(Kernel& kernel);
-  void turn(bool drain, unsigned long long condition);
-  void round(unsigned long long condition);
+  void turn(bool drain, const cudaGraphConditionalHandle* condition = nullptr);
+  void round(const cudaGraphConditionalHandle* condition);
   void build();
   void upload(const Params& params, const Job& job, int64_t from, int64_t to);
   void begin(const Params& params, const Job& job);
@@ -174,15 +175,19 @@ void CudaQueue::Loop::load(Kernel& kernel) {
   expect(cudaKernelSetAttributeForDevice(kernel.entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                          static_cast<int>(f.shared), id),
          ("shared memory of " + f.name).c_str());
+  // Loads the code, which at the first launch would be in the middle of a capture.
+  cudaFuncAttributes attributes{};
+  expect(cudaFuncGetAttributes(&attributes, static_cast<const void*>(kernel.entry)),
+         f.name.c_str());
 }
 
-void CudaQueue::Loop::turn(bool drain, unsigned long long condition) {
+void CudaQueue::Loop::turn(bool drain, const cudaGraphConditionalHandle* condition) {
   turning.drain = drain;
   launch("turn", cuda::turn_kernel, (slot_count + cuda::kGroup - 1) / cuda::kGroup, 1, 0, turning,
-         progress.data, condition);
+         progress.data, condition != nullptr, condition ? *condition : 0ull);
 }
 
-void CudaQueue::Loop::round(unsigned long long condition) {
+void CudaQueue::Loop::round(const cudaGraphConditionalHandle* condition) {
   for (const auto& kernel : kernels) {
     const ForeignKernel& f = kernel->foreign;
     std::vector<void*> arguments;
@@ -232,7 +237,7 @@ void CudaQueue::Loop::build() {
   expect(cudaStreamBeginCaptureToGraph(stream, body, nullptr, nullptr, 0,
                                        cudaStreamCaptureModeThreadLocal),
          "capturing a round");
-  for (int i = 0; i < (looping ? 1 : kUnrolled); ++i) round(condition);
+  for (int i = 0; i < (looping ? 1 : kUnrolled); ++i) round(looping ? &condition : nullptr);
   expect(cudaStreamEndCapture(stream, &body), "capturing a round");
   expect(cudaGraphInstantiate(&loop.value, graph.value, 0), "making the graph");
 }
@@ -285,7 +290,7 @@ void CudaQueue::Loop::begin(const Params& params, const Job& job) {
   int64_t sent = std::min(first + piece, last);
   upload(params, job, first, sent);
   expect(cudaStreamSynchronize(aside.value), "images to the device");
-  turn(false, 0);
+  turn(false);
   if (!loop.value) build();
   launched = std::chrono::steady_clock::now();
   running = true;
@@ -307,7 +312,7 @@ bool CudaQueue::Loop::idle() {
 
 void CudaQueue::Loop::collect(const Params& params, const Job& job, Feed& feed) {
   if (stopped) {
-    turn(true, 0);
+    turn(true);
     wait("the unfinished images");
   }
   const size_t count = static_cast<size_t>(last - first), n = static_cast<size_t>(params.n);
@@ -347,6 +352,7 @@ CudaQueue::~CudaQueue() {
   cudaSetDevice(loop_->id);
   loop_->progress.data->stop = 1;
   cudaStreamSynchronize(loop_->stream);
+  cudaStreamSynchronize(loop_->aside.value);
   cudaGetLastError();
 }
 
