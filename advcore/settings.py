@@ -22,7 +22,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Walk:
-    """Normalised gradient steps on the exact network before a polish (csrc/explore.h)."""
+    """Normalised gradient steps on the exact network before a polish (csrc/walk.h)."""
 
     steps: int = 0
     first: float = 0.3  # length of a step, part of ||r||
@@ -66,7 +66,7 @@ KINKED = {
 }
 # Convolutional ones have more and finer kinks: one schedule whose stages run until their steps are
 # short, T low throughout, beats two that pass on early. By default two searches compete on its
-# second network, and 25 steps on the exact one replace its finest stages (csrc/explore.h): on 120
+# second network, and 25 steps on the exact one replace its finest stages (csrc/walk.h): on 120
 # to 260 held-out problems a network 0.05% (FMN, ResNet 2b) to 0.3% (RayS) less distortion than with
 # _FOLLOWED alone, at 75 to 99 instead of 61 to 94 evaluations. Untargeted runs have contestants
 # enough in the classes: there the contest gains nothing over _FOLLOWED with the walk, and loses
@@ -223,9 +223,9 @@ def engine_params(
     params.pass_on = PASS_ON[kind] if chosen.pass_on is None else chosen.pass_on
     params.polish_tolerance = chosen.polish_tolerance
     params.polish_budget = chosen.polish_budget
-    params.explore_budget = 0 if penalty else chosen.walk.steps
-    params.explore_first, params.explore_last = chosen.walk.first, chosen.walk.last
-    params.explore_turn, params.explore_power = chosen.walk.turn, chosen.walk.power
+    params.walk_budget = 0 if penalty else chosen.walk.steps
+    params.walk_first, params.walk_last = chosen.walk.first, chosen.walk.last
+    params.walk_turn, params.walk_power = chosen.walk.turn, chosen.walk.power
     if max_evaluations is not None:
         params.max_evaluations = max_evaluations
     if penalty:

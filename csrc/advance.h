@@ -2,16 +2,32 @@
 // the gradient of the latter) at p.trial and leaves the next point to evaluate there, or
 // Phase::done. It never calls a network.
 //
-//   start -> stage_origin -> stage ... [-> explore ...] -> polish_start [-> push -> polish_start]
+//   start -> stage_origin -> stage ... [-> walk ...] -> polish_start [-> push -> polish_start]
 //         -> polish <-> polish_probe -> done        and before it, for each given start,
 //            given_start -> bisect -> polish_start ...
 //
-// A pass through the stages is one fused c-search on each network of the smoothing schedule, on one
-// of them perhaps a contest of two. The exploration averages kinks of the exact network. The
-// polish projects x0 onto the bundle of linearised margins of the exact network, from either side
-// of the boundary; push is for points from which it does not get inside. Then the next schedule.
-// Best-so-far holds the smallest adversarial point ever evaluated on the exact network, whatever
-// the phase.
+//   phase         network, asked for      p.x             p.gradient      file
+//   start         exact, margin           -               -               stages.h
+//   stage_origin  k of stage, gradient    -               -               stages.h
+//   stage         k of stage, gradient    accepted point  of m_T there    search.h
+//   walk          exact, gradient         where it began  -               walk.h
+//   push          exact, margin           the last point  -               polish.h
+//   polish_start  exact, gradient         end of search   -               polish.h
+//   polish        exact, gradient         centre          -               polish.h
+//   polish_probe  exact, margin           centre          failed trial    polish.h
+//   given_start   exact, margin           -               -               polish.h
+//   bisect        exact, margin           given start     -               polish.h
+//
+//   schedule  networks with less and less smoothing k, the last one often exact (k = 0)
+//   search    one pass through the stages of a schedule: a fused c-search on each network
+//   contest   on one of these networks a second search, straight from x0: the nearer one goes on
+//   attempt   a search, its walk and its polish; or a given start and its polish
+//   rescue    a search beyond Params::attempts, while no image has been found
+//
+// The walk averages kinks of the exact network. The polish projects x0 onto the bundle of
+// linearised margins of the exact network, from either side of the boundary; push is for points
+// from which it does not get inside. Best-so-far holds the smallest adversarial point ever
+// evaluated on the exact network, whatever the phase.
 #pragma once
 
 #include "passage.h"
@@ -91,8 +107,8 @@ struct Machine {
       case Phase::stage:
         stage();
         break;
-      case Phase::explore:
-        explore();
+      case Phase::walk:
+        walk();
         break;
       case Phase::push:
         push();
@@ -183,18 +199,21 @@ struct Machine {
     finish(s.best_norm < kNone ? s.status : status);
   }
 
-  // stages.h: fused c-search
+  // stages.h: from network to network
   ADVCORE_FN void start();
   ADVCORE_FN void begin_stage(int stage);
+  ADVCORE_FN void stage_origin();
   ADVCORE_FN void next_network();
   ADVCORE_FN void leave_network();
   ADVCORE_FN void back_to_first();
+  ADVCORE_FN bool nothing_new() const;
+  ADVCORE_FN void end_stage(Status status);
+
+  // search.h: fused c-search on one of them
   ADVCORE_FN void accept(float norm2);
   ADVCORE_FN float sigma_of(float log_odds) const;
   ADVCORE_FN float loss_of(float log_odds) const;
-  ADVCORE_FN void stage_origin();
   ADVCORE_FN void start_search();
-  ADVCORE_FN void shrink(float* x, float t);
   ADVCORE_FN void random_start();
   ADVCORE_FN void far_start();
   ADVCORE_FN float goal() const;
@@ -204,15 +223,13 @@ struct Machine {
   ADVCORE_FN void stage();
   ADVCORE_FN void propose();
   ADVCORE_FN void step_back();
-  ADVCORE_FN bool nothing_new() const;
-  ADVCORE_FN void end_stage(Status status);
 
-  // explore.h: long steps on the exact network
-  ADVCORE_FN void ask_explore();
-  ADVCORE_FN void explore();
-  ADVCORE_FN void end_explore();
+  // walk.h: long steps on the exact network
+  ADVCORE_FN void ask_walk();
+  ADVCORE_FN void walk();
+  ADVCORE_FN void end_walk();
 
-  // finish.h: handover, polish, given starts
+  // polish.h: handover, polish, given starts
   ADVCORE_FN void hold_class(int reached);
   ADVCORE_FN void release_class();
   ADVCORE_FN void ask_center();
@@ -224,7 +241,6 @@ struct Machine {
   ADVCORE_FN void propose_cut();
   ADVCORE_FN void polish();
   ADVCORE_FN void probe(float least);
-  ADVCORE_FN void segment(float t);
   ADVCORE_FN void polish_probe();
   ADVCORE_FN void end_cut_round();
   ADVCORE_FN void given_start();
@@ -249,6 +265,7 @@ ADVCORE_FN void advance(const Team& team, const Params& params, Problem& p) {
 }  // namespace ADVCORE_NS
 
 // The phases, each where it belongs.
-#include "explore.h"
-#include "finish.h"
+#include "polish.h"
+#include "search.h"
 #include "stages.h"
+#include "walk.h"

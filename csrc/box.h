@@ -13,14 +13,14 @@ ADVCORE_INLINE Lane free_variable(Lane x, Lane total, Lane lo, Lane hi) {
   return select(held, Lane{}, broadcast(1.0f));
 }
 
-// out = clip(x0 + t (x - x0))
+// out = clip(from + t (to - from)); out may be one of the two
 template <class Team>
-ADVCORE_FN void between(const Team& team, const Params& params, const Problem& p, float t,
-                        float* out) {
-  const float *const clean = p.x0, *const x = p.x, *const lo = p.lo, *const hi = p.hi;
-  team.each(params.padded_n, [=](int i) {
-    const Lane x0 = load(clean, i);
-    store(out, i, clip(x0 + t * (load(x, i) - x0), load(lo, i), load(hi, i)));
+ADVCORE_FN void between(const Team& team, const Params& params, const Problem& p, const float* from,
+                        const float* to, float t, float* out) {
+  const float *const lo = p.lo, *const hi = p.hi;
+  team.each(params.stride, [=](int i) {
+    const Lane start = load(from, i);
+    store(out, i, clip(start + t * (load(to, i) - start), load(lo, i), load(hi, i)));
   });
 }
 
@@ -30,7 +30,7 @@ ADVCORE_FN float distortion(const Team& team, const Params& params, const Proble
                             const float* x) {
   const float* const x0 = p.x0;
   float r2[1];
-  team.template sums<1>(params.padded_n, r2, [=](int i, Lane* acc) {
+  team.template sums<1>(params.stride, r2, [=](int i, Lane* acc) {
     const Lane r = load(x, i) - load(x0, i);
     acc[0] += r * r;
   });
@@ -39,7 +39,7 @@ ADVCORE_FN float distortion(const Team& team, const Params& params, const Proble
 
 template <class Team>
 ADVCORE_FN void copy(const Team& team, const Params& params, const float* from, float* to) {
-  team.each(params.padded_n, [=](int i) { store(to, i, load(from, i)); });
+  team.each(params.stride, [=](int i) { store(to, i, load(from, i)); });
 }
 
 }  // namespace

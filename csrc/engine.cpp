@@ -60,9 +60,9 @@ Tile::Tile(const Params& params, const Job& job, Feed& feed, int slots, const Is
     : params_(params), job_(job), feed_(feed), isa_(isa), slots_(static_cast<size_t>(slots)) {
   const size_t floats = slot_floats(params, job.own_bounds);
   arena_ = allocate(floats * slots_.size());
-  bounds_ = allocate(2 * static_cast<size_t>(params.padded_n));
+  bounds_ = allocate(2 * static_cast<size_t>(params.stride));
   row_.reserve(slots_.size());
-  float* const hi = bounds_.get() + params.padded_n;
+  float* const hi = bounds_.get() + params.stride;
   if (!job.own_bounds) {
     std::copy_n(job.lo, params.n, bounds_.get());
     std::copy_n(job.hi, params.n, hi);

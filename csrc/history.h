@@ -16,10 +16,10 @@ namespace {
 constexpr int kMaxBasis = 2 * kMaxHistory + 2;
 
 ADVCORE_FN inline float* ring_y(const Params& params, const Problem& p, int i) {
-  return p.ring + (size_t)i * params.padded_n;
+  return p.ring + (size_t)i * params.stride;
 }
 ADVCORE_FN inline float* ring_s(const Params& params, const Problem& p, int i) {
-  return p.ring + (size_t)(params.history + i) * params.padded_n;
+  return p.ring + (size_t)(params.history + i) * params.stride;
 }
 
 // Dot products of the pair in `slot` with R pairs from `first` on, as often as they go into what is
@@ -27,7 +27,7 @@ ADVCORE_FN inline float* ring_s(const Params& params, const Problem& p, int i) {
 template <int R, class Team>
 ADVCORE_FN void ring_dots(const Team& team, const Params& params, const Problem& p, State& s,
                           int slot, int first) {
-  const int length = params.padded_n;
+  const int length = params.stride;
   const float* const new_s = ring_s(params, p, slot);
   for (; first + R <= s.pairs; first += R) {
     const float *const y = ring_y(params, p, first), *const old_s = ring_s(params, p, first);
@@ -58,7 +58,7 @@ ADVCORE_FN void push_pair(const Team& team, const Params& params, const Problem&
   const int slot = s.newest + 1 == params.history ? 0 : s.newest + 1;
   float* const new_s = ring_s(params, p, slot);
   float* const new_y = ring_y(params, p, slot);
-  team.each(params.padded_n, [=](int i) {
+  team.each(params.stride, [=](int i) {
     store(new_s, i, load(to, i) - load(from, i));
     store(new_y, i, from_sigma * load(from_gradient, i) - to_sigma * load(to_gradient, i));
   });

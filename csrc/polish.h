@@ -1,236 +1,233 @@
-// Bundle of cuts of the exact margin, and the projection onto it:
-//   min 1/2 ||x - q||^2   subject to  a_i'(x - x0) + h_i >= 0,  lo <= x <= hi,
-//   q = x0 + w (centre - x0),
-// through its dual in at most kMaxCuts variables: x(dual) = clip(q + A'dual), a projected
-// semismooth Newton method, no sort. Cuts are normalised, ||a|| = 1, so residuals are distances.
-// With one cut it is the first step of the c-search, with several the proximal bundle of the
-// polish.
+// The end of an attempt: handover of the smoothed solution to the exact network, polish on its
+// decision boundary, and the starts given by the caller.
 #pragma once
 
 namespace ADVCORE_NS {
 namespace {
 
-ADVCORE_FN inline float* cut_row(const Params& params, const Problem& p, int i) {
-  return p.ring + (size_t)i * params.padded_n;
+// Untargeted: from here on the class reached is held, against the class to leave alone; a bundle
+// of cuts of several classes would ask for all of them at once.
+template <class Team>
+ADVCORE_FN void Machine<Team>::hold_class(int reached) {
+  if (params.targeted || s.against >= 0) return;
+  s.against = s.label;
+  s.label = reached;
+  s.targeted = true;
 }
 
-// Cut i from the margin and its gradient at `at`. Returns ||gradient||; no cut is written where it
-// is 0 or NaN.
 template <class Team>
-ADVCORE_FN float write_cut(const Team& team, const Params& params, const Problem& p, State& s,
-                           int i, const float* gradient, const float* at, float margin) {
-  float dots[2];
-  const float* const x0 = p.x0;
-  team.template sums<2>(params.padded_n, dots, [=](int i, Lane* acc) {
-    const Lane g = load(gradient, i);
-    acc[0] += g * g;
-    acc[1] += g * (load(at, i) - load(x0, i));
+ADVCORE_FN void Machine<Team>::release_class() {
+  if (s.against < 0) return;
+  // The next attempt looks for another class: the one reached first is not always the nearest.
+  if (s.searches > 0 && s.exclusions < kMaxSchedules) s.excluded[s.exclusions++] = s.label;
+  s.label = s.against;
+  s.against = -1;
+  s.targeted = false;
+}
+
+// The polish starts at x, on either side of the boundary. No bisection toward x0 before it: its
+// first projection covers that distance too (6 forward passes more on each of four networks gave
+// the same mean distortion).
+template <class Team>
+ADVCORE_FN void Machine<Team>::ask_center() {
+  s.cuts = s.cut_rounds = s.stale = 0;
+  s.prox = s.curvature = 0;
+  copy(team, params, p.x, p.trial);
+  ask_exact(Phase::polish_start, true);
+}
+
+// From outside: x0 is projected onto all cuts so far until the margin is reached (Kelley 1960).
+template <class Team>
+ADVCORE_FN void Machine<Team>::polish_start() {
+  if (!s.eval.finite) {
+    note_failure(p.trial);
+    return s.cut_rounds > 0 ? far_side() : end_attempt(Status::stalled);
+  }
+  hold_class(s.eval.runner_up);
+  const bool cut = add_cut(p.trial_gradient, p.trial);
+  if (s.eval.margin < 0) {
+    if (!cut || ++s.cut_rounds > kApproach) return far_side();
+    project(team, params, p, s, work, 0, p.trial);
+    return ask_exact(Phase::polish_start, true);
+  }
+  if (!cut) return end_attempt(Status::stalled);
+  s.center_norm = s.center_before = distortion(team, params, p, p.trial);
+  s.margin_low = s.eval.margin;
+  for (int j = 0; j < s.cuts; ++j) s.born[j] -= s.cut_rounds;
+  s.cut_rounds = 0;
+  swap(p.x, p.trial);
+  propose_cut();
+}
+
+// Where that fails: away from x0 until the exact network calls it adversarial.
+template <class Team>
+ADVCORE_FN void Machine<Team>::far_side() {
+  if (s.tries > 0) return end_attempt(Status::not_found);
+  copy(team, params, p.x, p.trial);
+  ask_exact(Phase::push, false);
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::push() {
+  ++s.tries;
+  swap(p.x, p.trial);
+  if (s.eval.finite && s.eval.margin >= 0) return ask_center();
+  if (s.tries > 14) return end_attempt(Status::not_found);
+  between(team, params, p, p.x0, p.x, 1.08f, p.trial);
+  ask_exact(Phase::push, false);
+}
+
+template <class Team>
+ADVCORE_FN bool Machine<Team>::add_cut(const float* gradient, const float* at) {
+  // In reserve, so that rounding does not turn a point on the cut into a miss.
+  const int slot = cut_slot(s);
+  const float margin = s.eval.margin - min(0.25f * s.eval.kappa, 0.5f * s.eval.rounding);
+  if (!(write_cut(team, params, p, s, slot, gradient, at, margin) > 0)) return false;
+  s.born[slot] = s.cut_rounds;
+  s.cut_class[slot] = s.eval.runner_up;
+  if (slot == s.cuts) ++s.cuts;
+  return true;
+}
+
+// The curvature of the Lagrangian 1/2 ||x - x0||^2 - lambda m(x) along the step d, from how far
+// the margin at the trial is below the newest cut of the same runner-up: 2 lambda miss / ||d||^2.
+// It is the weight of the prox term whose step is Newton's. Another runner-up is a kink, which its
+// own cut describes: taken for curvature, it would stop the polish too early.
+template <class Team>
+ADVCORE_FN void Machine<Team>::note_curvature() {
+  int same = -1;
+  for (int j = 0; j < s.cuts; ++j)
+    if (s.cut_class[j] == s.eval.runner_up && (same < 0 || s.born[j] > s.born[same])) same = j;
+  if (same < 0) return;
+  const float* const cut = cut_row(params, p, same);
+  const float *const at = p.trial, *const gradient = p.trial_gradient;
+  const float *const x = p.x, *const x0 = p.x0;
+  float dots[3];
+  team.template sums<3>(params.stride, dots, [=](int i, Lane* acc) {
+    const Lane trial = load(at, i), d = trial - load(x, i), g = load(gradient, i);
+    acc[0] += d * d;
+    acc[1] += g * g;
+    acc[2] += load(cut, i) * (trial - load(x0, i));
   });
-  const float norm = __builtin_sqrtf(dots[0]);
-  if (!(norm > 1e-18f && norm < 1e18f))  // beyond, its square is not a float
-    return norm - norm;                  // 0, or NaN where it is not finite
-  const float inverse = 1 / norm;
-  float* const row = cut_row(params, p, i);
-  team.each(params.padded_n, [=](int i) { store(row, i, load(gradient, i) * inverse); });
-  s.offset[i] = (margin - dots[1]) * inverse;
-  s.dual[i] = 0;
-  return norm;
-}
-
-struct DualPoint {
-  float residual[kMaxCuts];
-  float distance2;  // ||x(dual) - q||^2
-};
-
-// Residuals and distance at the multipliers `dual`, and where x(dual) is inside the box: 1 and 0.
-template <int P, class Team>
-ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
-                          const float* dual, float w, float* inside, DualPoint& out) {
-  const float* a[P];
-  float lambda[P];
-  const int last = s.cuts > 0 ? s.cuts - 1 : 0;
-  for (int j = 0; j < P; ++j) {  // past the last cut: a copy of it with multiplier zero
-    a[j] = cut_row(params, p, j < last ? j : last);
-    lambda[j] = j < s.cuts ? dual[j] : 0;
-  }
-  float dots[P + 1];
-  const float *const lower = p.lo, *const upper = p.hi, *const clean = p.x0, *const center = p.x;
-  team.template sums<P + 1>(params.padded_n, dots, [=](int i, Lane* acc) {
-    const Lane lo = load(lower, i), hi = load(upper, i), x0 = load(clean, i);
-    const Lane q = x0 + w * (load(center, i) - x0);
-    Lane row[P], y = q;
-    ADVCORE_UNROLL
-    for (int j = 0; j < P; ++j) {
-      row[j] = load(a[j], i);
-      y += lambda[j] * row[j];
-    }
-    // On a bound counts as inside: a clean image of zeros and ones can still move.
-    store(inside, i, select((y >= lo) & (y <= hi), broadcast(1.0f), Lane{}));
-    const Lane x = clip(y, lo, hi), r = x - x0;
-    ADVCORE_UNROLL
-    for (int j = 0; j < P; ++j) acc[j] += row[j] * r;
-    acc[P] += (x - q) * (x - q);
-  });
-  for (int j = 0; j < P; ++j) out.residual[j] = dots[j] + s.offset[j < last ? j : last];
-  out.distance2 = dots[P];
+  float multiplier = 0;
+  for (int j = 0; j < s.cuts; ++j) multiplier += s.dual[j];
+  const float margin = s.eval.margin / __builtin_sqrtf(max(dots[1], 1e-37f));
+  const float miss = max(dots[2] + s.offset[same] - margin, 0.0f);
+  const float seen = 2 * multiplier * miss / max(dots[0], 1e-37f);
+  s.curvature = max(0.5f * s.curvature, min(seen, 1e4f));
 }
 
 template <class Team>
-ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem& p, const State& s,
-                          const float* dual, float w, float* inside, DualPoint& out) {
-  if (s.cuts == 1) return dual_pass<1>(team, params, p, s, dual, w, inside, out);
-  if (s.cuts == 2) return dual_pass<2>(team, params, p, s, dual, w, inside, out);
-  if (s.cuts <= 4) return dual_pass<4>(team, params, p, s, dual, w, inside, out);
-  if (s.cuts <= 6) return dual_pass<6>(team, params, p, s, dual, w, inside, out);
-  if (s.cuts <= 10) return dual_pass<10>(team, params, p, s, dual, w, inside, out);
-  return dual_pass<kMaxCuts>(team, params, p, s, dual, w, inside, out);
-}
-
-// Newton's step of the active multipliers: toward the minimum of the quadratic model, to where the
-// first multiplier becomes zero; from there on without that one. Every part lowers the model, so
-// the whole step is one of descent (it was not where all that would be negative were set to zero at
-// once: 28% of the passes were lost in line searches).
-ADVCORE_FN inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis],
-                                   const float* dual, const int* active, int count,
-                                   double (*H)[kMaxCuts], double* step) {
-  double b[kMaxCuts], solved[kMaxCuts];
-  int kept[kMaxCuts], left = count;
-  for (int i = 0; i < count; ++i) kept[i] = i, step[i] = 0;
-  while (left > 0) {
-    for (int k = 0; k < left; ++k) {
-      b[k] = -at.residual[active[kept[k]]];
-      for (int i = 0; i < count; ++i) b[k] -= (double)hessian[kept[k]][i] * step[i];
-      for (int l = 0; l < left; ++l) H[k][l] = hessian[kept[k]][kept[l]];
-    }
-    solve_positive(left, H, b, solved);
-    int first = -1;
-    double length = 1;
-    for (int k = 0; k < left; ++k) {
-      const double now = dual[active[kept[k]]] + step[kept[k]], value = now > 0 ? now : 0;
-      if (value + length * solved[k] >= 0) continue;
-      length = value / -solved[k];
-      first = k;
-    }
-    for (int k = 0; k < left; ++k) step[kept[k]] += length * solved[k];
-    if (first < 0) return;
-    step[kept[first]] = -dual[active[kept[first]]];
-    kept[first] = kept[--left];
+ADVCORE_FN void Machine<Team>::propose_cut() {
+  if (s.cut_rounds >= params.polish_budget) return end_attempt(Status::stalled);
+  if (s.stale >= kStale) return end_attempt(Status::stalled);
+  keep_center(team, params, p, s);
+  for (;;) {
+    project(team, params, p, s, work, s.prox / (1 + s.prox), p.trial);
+    s.trial_norm = distortion(team, params, p, p.trial);
+    if (s.center_norm - s.trial_norm >= params.polish_tolerance * s.center_norm) break;
+    if (s.prox <= max(1e-3f, 2 * s.curvature)) return end_attempt(Status::converged);
+    s.prox = max(0.1f * s.prox, s.curvature);  // it held the trial back: again in this round
   }
+  ++s.cut_rounds;
+  ++s.iterations;
+  ask_exact(Phase::polish, true);
 }
 
-// Writes the projection to `out`, its multipliers to s.dual. Where the cuts miss the box, the
-// multipliers stop at a point that reaches as far along them as the box allows.
 template <class Team>
-ADVCORE_FN void project(const Team& team, const Params& params, const Problem& p, State& s,
-                        Work& work, float w, float* out) {
-  constexpr int kPasses = 60;
-  const int P = s.cuts;
-  const auto value = [&](const DualPoint& d, const float* dual) {
-    float v = -0.5f * d.distance2;
-    for (int j = 0; j < P; ++j) v += dual[j] * d.residual[j];
-    return v;
-  };
-  const auto violation = [&](const DualPoint& d, const float* dual) {
-    float worst = 0;
-    for (int j = 0; j < P; ++j)
-      worst = max(worst, dual[j] > 0 ? abs(d.residual[j]) : -d.residual[j]);
-    return worst;
-  };
-  float dual[kMaxCuts] = {};
-  for (int j = 0; j < P; ++j) dual[j] = s.dual[j];
-  float* const inside = out;  // of the last pass, until the projection is written there
-  DualPoint at;
-  dual_pass(team, params, p, s, dual, w, inside, at);
-  for (int pass = 0; pass < kPasses; ++pass) {
-    // Residuals are distances; 1e-6 of the distortion is what float32 sums can resolve.
-    const float enough = 4e-6f * (__builtin_sqrtf(at.distance2) + 1e-6f);
-    const float worst = violation(at, dual);
-    if (!(worst > enough)) break;
-    int active[kMaxCuts], count = 0;
-    for (int j = 0; j < P; ++j)
-      if (dual[j] > 0 || at.residual[j] < 0) active[count++] = j;
-    bool blocked = true;  // nothing that these cuts could move is inside the box
-    const float* rows[kMaxCuts] = {};
-    for (int i = 0; i < count; ++i) rows[i] = cut_row(params, p, active[i]);
-    float (*const hessian)[kMaxBasis] = work.model.gram;
-    masked_gram(team, params.padded_n, inside, rows, count, hessian);
-    for (int i = 0; i < count; ++i) blocked = blocked && hessian[i][i] <= 0;
-    if (blocked) {  // the cuts miss the box, or multipliers kept from an older bundle are too large
-      bool back = false;
-      for (int i = 0; i < count; ++i) {
-        const int j = active[i];
-        if (!(at.residual[j] > enough)) continue;
-        dual[j] *= 0.25f;
-        back = true;
-      }
-      if (!back) break;
-      dual_pass(team, params, p, s, dual, w, inside, at);
-      continue;
-    }
-    double step[kMaxCuts];
-    newton_step(at, hessian, dual, active, count, work.newton, step);
-    const float f = value(at, dual);
-    float length = 1, next[kMaxCuts];
-    bool moved = false;
-    for (int halving = 0; halving < 8 && !moved; ++halving, length *= 0.4f) {
-      double descent = 0;
-      for (int j = 0; j < P; ++j) next[j] = dual[j];
-      for (int i = 0; i < count; ++i) {
-        const int j = active[i];
-        next[j] = max(dual[j] + length * (float)step[i], 0.0f);
-        descent += at.residual[j] * (next[j] - dual[j]);
-      }
-      DualPoint trial;
-      dual_pass(team, params, p, s, next, w, inside, trial);
-      // The values of near points differ by less than their rounding, the violations do not.
-      moved = value(trial, next) <= f + 1e-4f * (float)descent + 2e-7f * at.distance2 ||
-              violation(trial, next) <= 0.5f * worst;
-      if (moved) at = trial;
-    }
-    if (!moved) {  // the gradient step that descends for any rows of unit length
-      for (int j = 0; j < P; ++j) next[j] = max(dual[j] - at.residual[j] / P, 0.0f);
-      DualPoint trial;
-      dual_pass(team, params, p, s, next, w, inside, trial);
-      if (!(value(trial, next) < f)) break;
-      at = trial;
-    }
-    for (int j = 0; j < P; ++j) dual[j] = next[j];
+ADVCORE_FN void Machine<Team>::polish() {
+  if (!s.eval.finite) {
+    note_failure(p.trial);
+    return end_attempt(Status::stalled);
   }
-  for (int j = 0; j < P; ++j) s.dual[j] = dual[j];
-  const int length = params.padded_n;
-  const float *const clean = p.x0, *const x = p.x, *const lo = p.lo, *const hi = p.hi;
-  const float* const cuts = p.ring;
-  team.each(length, [=](int i) {
-    const Lane x0 = load(clean, i);
-    Lane y = x0 + w * (load(x, i) - x0);
-    for (int j = 0; j < P; ++j) y += dual[j] * load(cuts + (size_t)j * length, i);
-    store(out, i, clip(y, load(lo, i), load(hi, i)));
-  });
+  note_curvature();
+  add_cut(p.trial_gradient, p.trial);
+  if (s.eval.margin >= 0) {  // serious step
+    swap(p.x, p.trial);
+    s.center_norm = s.trial_norm;
+    s.margin_low = s.eval.margin;
+    s.prox = max(0.1f * s.prox, s.curvature);
+    return end_cut_round();
+  }
+  // Null step: between centre and trial ||r|| is below the centre's, look there for the boundary.
+  swap(p.gradient, p.trial);  // the trial that failed
+  s.t_low = 0;
+  s.t_high = 1;
+  s.margin_high = s.eval.margin;
+  s.tries = 0;
+  probe(0.02f);
 }
 
-// Where the margin is not concave a cut may exclude the centre: it is moved until it does not.
 template <class Team>
-ADVCORE_FN void keep_center(const Team& team, const Params& params, const Problem& p, State& s) {
-  for (int j = 0; j < s.cuts; ++j) {
-    const float* const row = cut_row(params, p, j);
-    const float *const x = p.x, *const x0 = p.x0;
-    float dot[1];
-    team.template sums<1>(params.padded_n, dot, [=](int i, Lane* acc) {
-      acc[0] += load(row, i) * (load(x, i) - load(x0, i));
-    });
-    s.offset[j] = max(s.offset[j], -dot[0]);
-  }
+ADVCORE_FN void Machine<Team>::probe(float least) {
+  const float fall = max(s.margin_low - s.margin_high, 1e-37f);
+  const float part = min(max(0.95f * s.margin_low / fall, least), 0.9f);
+  s.t = s.t_low + (s.t_high - s.t_low) * part;
+  between(team, params, p, p.x, p.gradient, s.t, p.trial);
+  ask_exact(Phase::polish_probe, false);
 }
 
-// Where the next cut goes: a free row, else the oldest cut that does not hold, else the oldest.
-ADVCORE_FN inline int cut_slot(State& s) {
-  if (s.cuts < kMaxCuts) return s.cuts;
-  int slot = 0;
-  for (int j = 1; j < kMaxCuts; ++j) {
-    const bool holds = s.dual[j] > 0, held = s.dual[slot] > 0;
-    if (holds != held ? held : s.born[j] < s.born[slot]) slot = j;
+template <class Team>
+ADVCORE_FN void Machine<Team>::polish_probe() {
+  if (s.eval.finite && s.eval.margin >= 0) {
+    s.t_low = s.t;
+    s.margin_low = s.eval.margin;
+  } else {
+    s.t_high = s.t;
+    s.margin_high = s.eval.finite ? s.eval.margin : s.margin_high;
   }
-  return slot;
+  if (++s.tries < 2 && s.t_low == 0) return probe(0.05f);
+  if (s.t_low > 0) {
+    between(team, params, p, p.x, p.gradient, s.t_low, p.trial);
+    swap(p.x, p.trial);
+    s.center_norm = distortion(team, params, p, p.x);
+  }
+  s.prox = max(s.prox, s.curvature);
+  if (s.t_low < 0.25f) s.prox = max(2 * s.prox, 1.0f);
+  end_cut_round();
+}
+
+// Stale: no gain of the tolerance over several rounds together.
+template <class Team>
+ADVCORE_FN void Machine<Team>::end_cut_round() {
+  if (s.center_norm < (1 - params.polish_tolerance) * s.center_before) {
+    s.center_before = s.center_norm;
+    s.stale = 0;
+  } else {
+    ++s.stale;
+  }
+  propose_cut();
+}
+
+// It may be far away: 12 bisections bring it to the boundary on the way to x0.
+template <class Team>
+ADVCORE_FN void Machine<Team>::given_start() {
+  if (!s.eval.finite || s.eval.margin < 0) return end_attempt(Status::not_found);
+  hold_class(s.eval.runner_up);
+  swap(p.x, p.trial);
+  s.t_low = 0;
+  s.t_high = 1;
+  s.tries = 12;
+  ask_between();
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::ask_between() {
+  s.t = 0.5f * (s.t_low + s.t_high);
+  between(team, params, p, p.x0, p.x, s.t, p.trial);
+  ask_exact(Phase::bisect, false);
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::bisect() {
+  (s.eval.finite && s.eval.margin >= 0 ? s.t_high : s.t_low) = s.t;
+  if (--s.tries > 0) return ask_between();
+  if (s.t_high < 1) {
+    between(team, params, p, p.x0, p.x, s.t_high, p.trial);
+    swap(p.x, p.trial);
+  }
+  if (exact_loss()) return end_attempt(Status::stalled);  // the paper's loss has no polish
+  ask_center();
 }
 
 }  // namespace

@@ -51,7 +51,7 @@ enum class Phase : int8_t {
   start,         // exact network at x0: margin, temperature, widths of the smoothing
   stage_origin,  // network of this stage at x0
   stage,         // fused c-search
-  explore,       // long steps on the exact network
+  walk,          // long steps on the exact network
   push,          // forward only: away from x0 until adversarial on the exact network
   bisect,        // forward only: from a given start toward x0
   polish_start,  // exact margin and its gradient at the centre
@@ -76,8 +76,8 @@ struct Schedule {
 };
 
 struct Params {
-  int n = 0;         // variables of an image
-  int padded_n = 0;  // row_stride(n)
+  int n = 0;       // variables of an image
+  int stride = 0;  // row_stride(n)
   int classes = 0;
   bool targeted = true;
   Loss loss = Loss::margin;
@@ -90,10 +90,10 @@ struct Params {
   int patience = 12;        // stages: rounds without progress near the best
   float c_factor = 2;       // c moves by at most this factor a round
   float pass_on = 0.2f;     // a step shorter than this part of ||r|| ends all stages but the last
-  int explore_budget = 0;   // steps on the exact network before a polish
-  float explore_first = 0.3f, explore_last = 0.01f;  // their lengths, parts of ||r||
-  float explore_turn = 0.03f;  // by which part the radius changes in the first round at most
-  int explore_power = 1;  // the schedule's time is (round / budget)^power: long steps for longer
+  int walk_budget = 0;      // steps on the exact network before a polish
+  float walk_first = 0.3f, walk_last = 0.01f;  // their lengths, parts of ||r||
+  float walk_turn = 0.03f;  // by which part the radius changes in the first round at most
+  int walk_power = 1;       // the schedule's time is (round / budget)^power: long steps for longer
   float polish_tolerance = 1e-4f;    // relative gain below which the polish stops
   int polish_budget = 30;            // evaluations of one polish
   int max_evaluations = 0x7fffffff;  // forward+backward pairs of one image
@@ -165,7 +165,7 @@ struct State {
   float ss[kMaxHistory][kMaxHistory] = {};  // s_i's_j
   float sy[kMaxHistory][kMaxHistory] = {};  // s_i'y_j for i not older than j; diagonal D
 
-  // exploration, handover and polish
+  // walk, handover and polish
   float radius = 0, radius_before = 0;  // of the sphere of the steps
   int tries = 0;
   float t_low = 0, t_high = 1, t = 1;
@@ -185,7 +185,7 @@ struct State {
   int evaluations = 0, forwards = 0, iterations = 0;  // forward+backward pairs; forwards alone
 };
 
-// One image in a slot. Vectors have padded_n floats, aligned to 64 bytes.
+// One image in a slot. Vectors have `stride` floats, aligned to 64 bytes.
 struct alignas(16) Problem {  // the kernels of a network read records of whole 16 bytes
   State state;
   int64_t index = -1;  // of the image in the run; -1: empty slot

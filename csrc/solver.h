@@ -12,6 +12,6 @@
 
 #include "c_search.h"
 
-#include "polish.h"
+#include "bundle.h"
 
 #include "advance.h"

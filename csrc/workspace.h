@@ -30,14 +30,14 @@ inline int slot_vectors(const Params& params, bool own_bounds) {
 }
 
 inline size_t slot_floats(const Params& params, bool own_bounds) {
-  return (size_t)slot_vectors(params, own_bounds) * params.padded_n;
+  return (size_t)slot_vectors(params, own_bounds) * params.stride;
 }
 
 // Sets the pointers of p into `memory`, slot_floats() zeroed floats aligned to 64 bytes.
 inline void carve_slot(const Params& params, bool own_bounds, float* memory, Problem& p) {
   const auto take = [&](int vectors) {
     float* const start = memory;
-    memory += (size_t)vectors * params.padded_n;
+    memory += (size_t)vectors * params.stride;
     return start;
   };
   p.x0 = take(1);

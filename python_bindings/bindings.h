@@ -23,7 +23,7 @@ struct Run {
   Run(const Params& given, Floats images, Array<int32_t> labels, Floats lo, Floats hi,
       std::optional<Floats> starts)
       : params(given), images_(images), labels_(labels), lo_(lo), hi_(hi), starts_(starts) {
-    params.padded_n = row_stride(params.n);
+    params.stride = row_stride(params.n);
     job.count = images.shape(0);
     job.images = images_.data();
     job.labels = labels_.data();

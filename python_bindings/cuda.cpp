@@ -130,7 +130,7 @@ void bind_cuda(py::module_& m) {
   m.def(
       "cuda_arena_bytes",
       [](Params params, bool own_bounds, int slots, int64_t images) {
-        params.padded_n = row_stride(params.n);
+        params.stride = row_stride(params.n);
         return cuda_arena(params, own_bounds, slots, images).bytes;
       },
       "Device memory of a CudaSession, or of a CudaQueue with so many images; needs no GPU.",

@@ -48,7 +48,10 @@ std::vector<LayerSpec> layer_specs(const Layers& layers) {
     if (c.stride.y < 1 || c.stride.x < 1 || c.window.y < 1 || c.window.x < 1)
       throw std::invalid_argument("stride and window must be >= 1");
     const double padded = (shape[1] + 2.0 * padding[0]) * (shape[2] + 2.0 * padding[1]);
-    if (padded * std::max<double>(shape[0], weight.shape(0)) > 1e9)
+    const auto lines = [](py::ssize_t n) {
+      return static_cast<double>((n + kPad - 1) / kPad * kPad);
+    };
+    if (padded * std::max(lines(shape[0]), lines(weight.shape(0))) > 1e9)
       throw std::invalid_argument("an image of a convolution must have fewer than 1e9 values");
     spec.inputs = c.channels * c.size.area();
     spec.outputs *= c.pooled().area();
@@ -250,11 +253,11 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("patience", &Params::patience)
       .def_readwrite("pass_on", &Params::pass_on)
       .def_readwrite("polish_tolerance", &Params::polish_tolerance)
-      .def_readwrite("explore_budget", &Params::explore_budget)
-      .def_readwrite("explore_first", &Params::explore_first)
-      .def_readwrite("explore_last", &Params::explore_last)
-      .def_readwrite("explore_turn", &Params::explore_turn)
-      .def_readwrite("explore_power", &Params::explore_power)
+      .def_readwrite("walk_budget", &Params::walk_budget)
+      .def_readwrite("walk_first", &Params::walk_first)
+      .def_readwrite("walk_last", &Params::walk_last)
+      .def_readwrite("walk_turn", &Params::walk_turn)
+      .def_readwrite("walk_power", &Params::walk_power)
       .def_readwrite("polish_budget", &Params::polish_budget)
       .def_readwrite("max_evaluations", &Params::max_evaluations)
       .def_readwrite("attempts", &Params::attempts)
@@ -308,7 +311,7 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "slot_bytes",
       [](Params params, bool own_bounds) {
-        params.padded_n = row_stride(params.n);
+        params.stride = row_stride(params.n);
         return slot_floats(params, own_bounds) * sizeof(float);
       },
       py::arg("params"), py::arg("own_bounds"), "Memory of the solver for an image in work.");

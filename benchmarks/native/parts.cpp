@@ -77,9 +77,9 @@ void begin_search(const Params& params, Problem& p, std::mt19937& random) {
 
 int main() {
   Params params;
-  params.n = kLength, params.padded_n = row_stride(kLength);
+  params.n = kLength, params.stride = row_stride(kLength);
   params.classes = 10, params.history = kPairs;
-  const size_t floats = slot_floats(params, false), length = static_cast<size_t>(params.padded_n);
+  const size_t floats = slot_floats(params, false), length = static_cast<size_t>(params.stride);
   const AlignedFloats arena = allocate(floats * kImages), bounds = allocate(2 * length);
   std::fill_n(bounds.get() + length, kLength, 1.0f);
   std::vector<Problem> images(kImages);
@@ -112,7 +112,7 @@ int main() {
       v[kPairs + j] = isa::ring_s(params, p, j);
     }
     v[2 * kPairs] = p.gradient, v[2 * kPairs + 1] = p.x;
-    isa::masked_gram(Team{}, params.padded_n, p.trial, v, 2 * kPairs + 2, work.model.gram);
+    isa::masked_gram(Team{}, params.stride, p.trial, v, 2 * kPairs + 2, work.model.gram);
   });
   report("propose: all of a proposal", [&](size_t i) {
     images[i].state = states[i];

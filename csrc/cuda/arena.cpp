@@ -3,7 +3,7 @@
 namespace advcore {
 
 CudaArena cuda_arena(const Params& params, bool own_bounds, int slots, int64_t images) {
-  const size_t count = static_cast<size_t>(slots), length = static_cast<size_t>(params.padded_n);
+  const size_t count = static_cast<size_t>(slots), length = static_cast<size_t>(params.stride);
   CudaArena at{};
   const auto take = [&at](size_t bytes) {
     const size_t start = at.bytes;

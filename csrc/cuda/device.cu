@@ -48,13 +48,13 @@ Device::Device(const Params& params, const Job& job, const CudaArena& at, int sl
          reinterpret_cast<float*>(base + at.heads)};
   const size_t count = static_cast<size_t>(slots), n = static_cast<size_t>(params.n);
   const size_t floats = slot_floats(params, job.own_bounds);
-  const size_t starts = static_cast<size_t>(params.starts) * static_cast<size_t>(params.padded_n);
+  const size_t starts = static_cast<size_t>(params.starts) * static_cast<size_t>(params.stride);
   std::vector<Problem> problems(count);
   for (size_t i = 0; i < count; ++i) {
     Problem& p = problems[i];
     float* const memory = vectors + i * (floats + starts);
     p.lo = bounds;
-    p.hi = bounds + params.padded_n;
+    p.hi = bounds + params.stride;
     carve_slot(params, job.own_bounds, memory, p);
     p.starts = memory + floats;
   }
@@ -64,7 +64,7 @@ Device::Device(const Params& params, const Job& job, const CudaArena& at, int sl
         "slots");
   if (!job.own_bounds) {
     check(cudaMemcpyAsync(bounds, job.lo, n * 4, cudaMemcpyHostToDevice, stream), "lower bounds");
-    check(cudaMemcpyAsync(bounds + params.padded_n, job.hi, n * 4, cudaMemcpyHostToDevice, stream),
+    check(cudaMemcpyAsync(bounds + params.stride, job.hi, n * 4, cudaMemcpyHostToDevice, stream),
           "upper bounds");
   }
   wait("preparing the slots");

@@ -16,7 +16,7 @@ using Pair = std::pair<dense::Vector, dense::Vector>;
 // Pushes s and y as differences of points and of scaled gradients, as the solver does.
 void push(Slot& slot, State& s, Random& rng, const dense::Vector& step,
           const dense::Vector& change) {
-  const size_t n = slot.size(), padded = static_cast<size_t>(slot.params.padded_n);
+  const size_t n = slot.size(), padded = static_cast<size_t>(slot.params.stride);
   const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(4 * padded));
   float* const from = rows.get();
   float *const to = from + padded, *const old_g = to + padded, *const new_g = old_g + padded;
@@ -75,7 +75,7 @@ dense::Vector proposed(Slot& slot, const State& s) {
 }
 
 void model_of(Slot& slot, const State& s, const Penalty& at, double theta, parts::Model& model) {
-  const size_t padded = static_cast<size_t>(slot.params.padded_n);
+  const size_t padded = static_cast<size_t>(slot.params.stride);
   const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
   for (const size_t i : at.free) rows.get()[i] = 1;
   for (size_t i = 0; i < slot.size(); ++i) rows.get()[padded + i] = slot.p.x[i] - slot.p.x0[i];
@@ -88,7 +88,7 @@ void model_of(Slot& slot, const State& s, const Penalty& at, double theta, parts
   }
   v[2 * s.pairs] = slot.p.gradient;
   v[2 * s.pairs + 1] = rows.get() + padded;
-  parts::masked_gram(Team{}, slot.params.padded_n, rows.get(), v, 2 * s.pairs + 2, model.gram);
+  parts::masked_gram(Team{}, slot.params.stride, rows.get(), v, 2 * s.pairs + 2, model.gram);
   parts::assemble(slot.params, s, model);
 }
 

@@ -127,7 +127,7 @@ void check_replay(const advcore::IsaTable& isa, const Instance& at, const Trace&
   slot.p.starts = at.slot.p.starts;
   Problem& p = slot.p;
   isa.begin(slot.params, p, at.label);
-  const size_t length = static_cast<size_t>(slot.params.padded_n);
+  const size_t length = static_cast<size_t>(slot.params.stride);
   for (size_t k = 0; k < trace.rounds.size(); ++k) {
     const Round& round = trace.rounds[k];
     if (p.state.phase != round.phase || !same_bits({p.trial, p.trial + length}, round.trial)) {
@@ -180,7 +180,7 @@ void check_failures_and_budgets(const advcore::IsaTable& isa) {
     Params params = kinked ? kinked_params(4) : smooth_params(4);
     params.targeted = repeat < 4;
     params.schedule[0].contest = kinked ? 1 : -1;
-    params.explore_budget = repeat % 3 == 0 ? 0 : 6;
+    params.walk_budget = repeat % 3 == 0 ? 0 : 6;
     params.starts = repeat / 2 % 2;
     Instance at = instance(kinked ? Model::Kind::relu : Model::Kind::tanh, 20, params, true, rng);
     const std::vector<float> starts = random_starts(at.slot, rng);

@@ -33,7 +33,7 @@ dense::Vector random_pixels(Random& rng, size_t n) {
 // Cut j with the given normal; at x its linearised margin is `margin`.
 void cut(Slot& slot, State& s, int j, const dense::Vector& normal, const dense::Vector& at,
          double margin) {
-  const size_t padded = static_cast<size_t>(slot.params.padded_n);
+  const size_t padded = static_cast<size_t>(slot.params.stride);
   const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
   slot.set(rows.get(), normal);
   slot.set(rows.get() + padded, at);

@@ -43,7 +43,7 @@ int main(int arguments, char** argument) {
   std::mt19937 random(1);
   const Network network(random_layers(random));
   Params params;
-  params.n = network.inputs(), params.padded_n = row_stride(params.n);
+  params.n = network.inputs(), params.stride = row_stride(params.n);
   params.classes = network.classes();
   params.smoothable = true, params.patience = 2, params.polish_tolerance = 7e-4f;
   Schedule& schedule = params.schedule[0];

@@ -102,7 +102,7 @@ void check(const Case& at, std::mt19937& rng) {
   const Network network(random_layers({n, 9, 5}, Activation::relu, rng));
   solved = &network;
   Params params;
-  params.n = n, params.padded_n = advcore::row_stride(n), params.classes = 5;
+  params.n = n, params.stride = advcore::row_stride(n), params.classes = 5;
   params.targeted = false, params.smoothable = true, params.starts = at.own_bounds ? 2 : 0;
   params.schedule[0].smoothing[0] = 0.3f;
   params.schedule[0].temperature[0] = 0.02f;

@@ -56,7 +56,7 @@ int most_rounds(const Params& params) {
   int rounds = 1 + params.starts * (14 + polish);
   for (int q = 0; q < params.schedules; ++q) {
     const advcore::Schedule& schedule = params.schedule[q];
-    rounds += 39 + polish + params.explore_budget;  // 20 to the boundary, 15 of the push
+    rounds += 39 + polish + params.walk_budget;  // 20 to the boundary, 15 of the push
     for (int i = 0; i < schedule.stages; ++i)
       rounds += (3 + schedule.budget[i] * (bisects ? 40 : 3)) * (i == schedule.contest ? 2 : 1);
   }
@@ -77,7 +77,7 @@ void expect_in_box(const Slot& slot, const float* x, const char* what) {
     expect(x[i] >= slot.lo[i] && x[i] <= slot.hi[i], "%s: variable %zu is %g outside [%g, %g]",
            what, i, static_cast<double>(x[i]), static_cast<double>(slot.lo[i]),
            static_cast<double>(slot.hi[i]));
-  for (int i = slot.params.n; i < slot.params.padded_n; ++i)
+  for (int i = slot.params.n; i < slot.params.stride; ++i)
     expect(x[i] == 0, "%s: padding %d is %g", what, i, static_cast<double>(x[i]));
 }
 
@@ -128,7 +128,7 @@ inline Trace run(const advcore::IsaTable& isa, Slot& slot, Model& model, int lab
   const size_t padded = (model.classes + advcore::kPad - 1) / advcore::kPad * advcore::kPad;
   const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
   float *const z = rows.get(), *const seed = z + padded;
-  const size_t length = static_cast<size_t>(slot.params.padded_n);
+  const size_t length = static_cast<size_t>(slot.params.stride);
   const int bound = most_rounds(slot.params);
   Problem& p = slot.p;
   State& s = p.state;

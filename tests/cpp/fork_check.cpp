@@ -17,7 +17,7 @@ struct Difference {
 // The state of a slot in another one of the same shape.
 void take_over(const Slot& from, Slot& to) {
   const advcore::Params& params = from.params;
-  const size_t bytes = static_cast<size_t>(params.padded_n) * sizeof(float);
+  const size_t bytes = static_cast<size_t>(params.stride) * sizeof(float);
   const Problem &a = from.p, &b = to.p;
   float* const vectors[][2] = {{a.x0, b.x0},
                                {a.x, b.x},
@@ -96,7 +96,7 @@ void check_run(const advcore::IsaTable& isa, Instance& at, Difference& total) {
       take_over(serial, twin);
       if (s.want_gradient) {
         serial.set(serial.p.trial_gradient, at.model.backward(seed));
-        team.copy_row(params.padded_n, serial.p.trial_gradient, twin.p.trial_gradient);
+        team.copy_row(params.stride, serial.p.trial_gradient, twin.p.trial_gradient);
       }
       machine =
           new (memory) forked::Machine<forked::Team>{team, params, twin.p, twin.p.state, work};

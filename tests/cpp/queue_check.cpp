@@ -78,7 +78,7 @@ void check_run(const Case& at, std::mt19937& rng) {
   const Network network(random_layers({at.n, 9, 5}, at.activation, rng));
   const advcore::IsaTable& isa = network.isa();
   Params params;
-  params.n = at.n, params.padded_n = advcore::row_stride(at.n), params.classes = 5;
+  params.n = at.n, params.stride = advcore::row_stride(at.n), params.classes = 5;
   params.targeted = rng() % 2, params.starts = at.starts, params.smoothable = network.smoothable();
   if (params.smoothable) {
     params.schedule[0].stages = 2;
@@ -114,14 +114,14 @@ void check_run(const Case& at, std::mt19937& rng) {
 
   // What the queue has on the device.
   const size_t floats = advcore::slot_floats(params, at.own_bounds);
-  const size_t own = static_cast<size_t>(params.starts * params.padded_n);
+  const size_t own = static_cast<size_t>(params.starts * params.stride);
   const size_t slots = static_cast<size_t>(at.slots);
   const advcore::AlignedFloats arena = advcore::allocate(slots * (floats + own));
-  const advcore::AlignedFloats bounds = advcore::allocate(2 * static_cast<size_t>(params.padded_n));
-  if (!at.own_bounds) std::copy_n(hi.data(), n, bounds.get() + params.padded_n);
+  const advcore::AlignedFloats bounds = advcore::allocate(2 * static_cast<size_t>(params.stride));
+  if (!at.own_bounds) std::copy_n(hi.data(), n, bounds.get() + params.stride);
   std::vector<Problem> problems(slots);
   for (size_t i = 0; i < slots; ++i) {
-    problems[i].lo = bounds.get(), problems[i].hi = bounds.get() + params.padded_n;
+    problems[i].lo = bounds.get(), problems[i].hi = bounds.get() + params.stride;
     float* const memory = arena.get() + i * (floats + own);
     advcore::carve_slot(params, at.own_bounds, memory, problems[i]);
     problems[i].starts = memory + floats;

@@ -39,7 +39,7 @@ struct Slot {
   }
   static Params prepared(int n, Params params) {
     params.n = n;
-    params.padded_n = advcore::row_stride(n);
+    params.stride = advcore::row_stride(n);
     return params;
   }
   void bound(float low, float high) {
@@ -50,7 +50,7 @@ struct Slot {
     const int vectors = advcore::slot_vectors(params, false);
     for (int v = 1; v < vectors; ++v)
       for (int i = 0; i < params.n; ++i)
-        memory.get()[v * params.padded_n + i] = std::numeric_limits<float>::quiet_NaN();
+        memory.get()[v * params.stride + i] = std::numeric_limits<float>::quiet_NaN();
   }
   size_t size() const { return static_cast<size_t>(params.n); }
   dense::Vector vector(const float* row) const { return dense::from_floats(row, size()); }
