@@ -42,6 +42,8 @@ constexpr float kHopeless = 1.01f;  // of the best distortion: a search that end
 constexpr float kSame = 0.05f;      // nearer to the best image than this, is not polished
 constexpr float kBehind = 1.05f;    // of the first search's distortion: the second of a contest is
 constexpr float kShort = 0.2f;      // left there, once its steps are shorter than this of ||r||
+constexpr int kPace = 15;           // a search that has found nothing goes on as long as so many
+constexpr float kCrawl = 0.02f;     // rounds raise the margin by this part of it
 constexpr int kStale = 3;           // rounds of the polish without progress
 constexpr int kApproach = 20;       // evaluations of the polish before it reaches the margin
 

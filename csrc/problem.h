@@ -28,7 +28,7 @@ constexpr int kPad = 16;        // rows are padded to this many floats, with lo 
 constexpr int kMaxHistory = 8;  // pairs (s, y)
 constexpr int kMaxCuts = 16;    // linearised margins of the polish
 constexpr int kMaxStages = 8;
-constexpr int kMaxSchedules = 10;
+constexpr int kMaxSchedules = 12;
 constexpr float kNone = 3e38f;  // no distortion yet
 constexpr float kPadLogit = -1e30f;
 
@@ -158,7 +158,8 @@ struct State {
   float shift = 0;              // mu of Levenberg and Marquardt
   float goal = 0;               // margin that the choice of c aims at
   float stage_best = kNone;
-  int stage_class = -1;  // runner-up there: the class reached, untargeted
+  int stage_class = -1;   // runner-up there: the class reached, untargeted
+  float pace_margin = 0;  // margin kPace rounds ago
   int since = 0, rounds = 0, nans = 0;
   bool model_failed = false;                // it returned NaN or infinity at a finite point
   int pairs = 0, newest = -1;               // ring
