@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,7 +71,11 @@ def attack(
         ),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help=".npy, (N,) true classes; default: the model's prediction")
+        Path | None,
+        typer.Option(
+            help=".npy, (N,) true classes; default: the model's prediction; of the package's "
+            "digits their own"
+        ),
     ] = None,
     targets: Annotated[
         str | None,
@@ -447,12 +452,19 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
     return rows
 
 
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 @contextmanager
 def one_line_errors(debug: bool) -> Iterator[Stage]:
     """Turns Ctrl-C and errors about the user's input into one line on stderr and an exit code."""
     stage = Stage()
     try:
-        yield stage
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.showwarning = _one_line
+            yield stage
     except (ValueError, TypeError, OSError, ImportError) as error:
         if debug:
             raise

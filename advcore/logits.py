@@ -28,8 +28,9 @@ class Logits:
     def check(self, shape: tuple[int, ...], rows: int) -> None:
         """Raises unless this is the shape of the logits of ``rows`` images, as it was before."""
         if len(shape) != 2 or shape[0] != rows or shape[1] == 0:
+            hint = "; a single logit an image: (B, 1)" if shape == (rows,) else ""
             raise ValueError(
-                f"model must return logits of shape (B, K), here ({rows}, K), got {shape}"
+                f"model must return logits of shape (B, K), here ({rows}, K), got {shape}{hint}"
             )
         if self.outputs not in (0, shape[1]):
             raise ValueError(

@@ -77,7 +77,7 @@ def fully_connected(
     dropout : rate before each Linear layer, the first one acting on the pixels; None: no such
         layers. It acts in training mode alone.
     """
-    require("torch", "torch", "the builders of advcore.models")
+    require("torch", "torch", "a network of advcore.models")
     import torch
 
     if not widths or min(widths) < 1:
@@ -128,7 +128,7 @@ def small_cnn(*, seed: int = 0) -> torch.nn.Sequential:
     Two pairs of 3x3 convolutions with 32 and 64 channels, each pair followed by 2x2 max-pooling,
     then 200, 200 and 10 units, with ReLUs (Carlini and Wagner 2017; Zhang et al. 2019, TRADES).
     """
-    require("torch", "torch", "the builders of advcore.models")
+    require("torch", "torch", "a network of advcore.models")
     import torch
     from torch import nn
 
@@ -155,7 +155,7 @@ def quocnet(
 
     See `advcore.locally_connected.quocnet`; `advcore.locally_connected.train` trains it.
     """
-    require("torch", "torch", "the builders of advcore.models")
+    require("torch", "torch", "a network of advcore.models")
     from . import locally_connected
 
     return locally_connected.quocnet(
@@ -165,7 +165,7 @@ def quocnet(
 
 def alexnet(*, pretrained: bool = True, seed: int = 0) -> torch.nn.Sequential:
     """torchvision's AlexNet with its published weights; see `advcore.pretrained.alexnet`."""
-    require("torch", "torch", "the builders of advcore.models")
+    require("torch", "torch", "a network of advcore.models")
     from . import pretrained as published
 
     return published.alexnet(pretrained=pretrained, seed=seed)
@@ -173,14 +173,18 @@ def alexnet(*, pretrained: bool = True, seed: int = 0) -> torch.nn.Sequential:
 
 def squeezenet1_0(*, pretrained: bool = True, seed: int = 0) -> torch.nn.Sequential:
     """SqueezeNet 1.0 with its published weights; see `advcore.pretrained.squeezenet1_0`."""
-    require("torch", "torch", "the builders of advcore.models")
+    require("torch", "torch", "a network of advcore.models")
     from . import pretrained as published
 
     return published.squeezenet1_0(pretrained=pretrained, seed=seed)
 
 
 def averaged(model: torch.nn.Module, *, samples: int = 16, seed: int = 0) -> torch.nn.Module:
-    """The mean of a random model over fixed draws; see `advcore.averaged.Averaged`."""
+    """A random model (dropout on, random smoothing) made deterministic: its mean logits.
+
+    ``samples`` draws with the seeds ``seed``, ``seed + 1``, ... are taken for every image. Errors
+    and the source: `advcore.averaged.Averaged`.
+    """
     require("torch", "torch", "advcore.models.averaged")
     from .averaged import Averaged
 

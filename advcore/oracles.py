@@ -87,6 +87,15 @@ def _named(images: Any, hint: str = "") -> Iterator[None]:
         ) from error
 
 
+def _shape_hint(shape: tuple[int, ...]) -> str:
+    """What may be wrong with images of this shape, if it looks so."""
+    if len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3):
+        return "; channels last? a model with convolutions takes (B, channels, height, width)"
+    if len(shape) < 3:
+        return "; images must have shape (N, ...): one image alone is images[None]"
+    return ""
+
+
 class NumpyOracle:
     """An object with NumPy ``forward`` and ``backward``, see `NumpyModel`.
 
@@ -274,6 +283,18 @@ class TorchOracle:
                 self._leaf, self._output = x, output
             return output
 
+    @contextmanager
+    def threads(self, count: int | None) -> Iterator[None]:
+        """``count`` CPU threads of torch inside, as many as before afterwards; None: no change."""
+        before = self._torch.get_num_threads()
+        try:
+            if count is not None:
+                self._torch.set_num_threads(count)
+            yield
+        finally:
+            if count is not None:
+                self._torch.set_num_threads(before)
+
     def forget(self) -> None:
         """Let go of the last forward, and of memory that torch keeps for later."""
         self._leaf = self._output = None
@@ -331,6 +352,8 @@ class TorchOracle:
         images = x.reshape(len(x), *self._shape)
         exported = isinstance(self._model, self._torch.fx.GraphModule)
         hint = "; an exported program needs a dynamic batch dimension" if exported else ""
+        if not exported and not self._logits.outputs:  # the first call
+            hint = _shape_hint(self._shape)
         with self._torch.autocast(self._device.type, enabled=False), _named(images, hint):
             if mode is None:
                 output = self._model(images)

@@ -101,7 +101,7 @@ class Folder:
 
 
 def read_folder(folder: Path, into: Frame, count: int | None = None) -> Folder:
-    """The first ``count`` pictures, resized and cropped to the frame.
+    """The first ``count`` pictures that can be read, resized and cropped to the frame.
 
     Raises
     ------
@@ -111,8 +111,12 @@ def read_folder(folder: Path, into: Frame, count: int | None = None) -> Folder:
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
         raise ValueError(f"--images: no pictures in {folder} ({', '.join(SUFFIXES)})")
-    files, pixels, unread = [], [], []
-    for path in paths[:count]:
+    files: list[Path] = []
+    pixels: list[NDArray[np.uint8]] = []
+    unread: list[tuple[Path, str]] = []
+    for path in paths:
+        if count is not None and len(files) == count:
+            break
         try:
             pixels.append(_fit(path, into))
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, its own

@@ -87,11 +87,12 @@ def preprocess(
 def normalised_note(images: NDArray[Any]) -> str | None:
     """What is wrong, and the remedy, if these are pictures of 8 bits that were normalised.
 
-    They are where some values are below zero, outside [-1, 1] and not all whole, and a channel has
-    256 different ones at most. What is not shaped like pictures is not judged.
+    They are where some values are below zero, outside [-1, 1] and not all whole, and a channel of
+    512 values or more has 256 different ones at most. What is not shaped like pictures is not
+    judged.
     """
     channels = _channels(np.asarray(images))
-    if channels is None or not channels.size or not np.isfinite(channels).all():
+    if channels is None or channels.shape[1] < 512 or not np.isfinite(channels).all():
         return None
     low, high = float(channels.min()), float(channels.max())
     if low > -0.05 or max(-low, high) <= 1 + 1e-6 or max(-low, high) > 20:

@@ -181,7 +181,10 @@ def test_targets_that_are_the_predictions_are_named() -> None:
         advcore.minimize_distortion(network, x, seen)
     assert [warning.filename for warning in caught] == [__file__]
     advcore.minimize_distortion(network, x, labels=seen)
-    advcore.minimize_distortion(network, x[-9:], seen[-9:])
+    with pytest.warns(UserWarning, match="for 5 of 5 images"):
+        advcore.minimize_distortion(network, x[-5:], seen[-5:])
+    advcore.minimize_distortion(network, x[-4:], seen[-4:])
+    advcore.minimize_distortion(network, x[:9], seen[:9])
 
 
 def test_labels_are_checked_beside_targets() -> None:
@@ -283,15 +286,17 @@ def test_starts(starts: Any, error: type[Exception], text: str) -> None:
 
 
 def test_images_that_were_normalised_are_named() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8))
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 3, 12, 12))
     images = ((pictures / 255 - 0.45) / 0.22).astype(np.float32)
-    network = make_network((192, 8, 3), "tanh")
+    network = make_network((432, 8, 3), "tanh")
     remedy = r"images look normalised.*advcore\.models\.preprocess"
     with pytest.raises(ValueError, match=remedy):
         advcore.minimize_distortion(network, images)
     with pytest.warns(UserWarning, match=remedy):
         found = advcore.minimize_distortion(network, images, bounds=(-3, 3))
     assert found.success.all()
+    few = np.random.default_rng(0).normal(size=(3, 3, 12, 12)).clip(-3, 3)  # not 256 values
+    assert advcore.minimize_distortion(network, few, bounds=(-3, 3)).success.all()
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,29 @@ def test_a_detached_model_is_named_on_black_images(torch: Any) -> None:
     refuse(ValueError, "no graph leads there", lambda x: model(x.detach()), 0 * images())
 
 
+def test_shapes_that_are_not_of_a_batch_are_named(torch: Any) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 3))
+    x = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
+    assert advcore.minimize_distortion(net.eval(), x).success.all()
+    refuse(ValueError, r"channels last\?", net, x.transpose(0, 2, 3, 1))
+    refuse(ValueError, r"one image alone is images\[None\]", net, x[0])
+    one = lambda v: module(torch)(v)[:, 0]  # noqa: E731
+    refuse(ValueError, r"got \(4,\); a single logit an image: \(B, 1\)", one, images())
+
+
+def test_threads_are_those_of_torch_too(torch: Any) -> None:
+    net, seen = module(torch), []
+
+    def model(x: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return net(x)
+
+    before = torch.get_num_threads()
+    advcore.minimize_distortion(model, images(), threads=before + 1)
+    assert torch.get_num_threads() == before
+    assert before + 1 in seen
+
+
 def test_a_model_of_steps_is_named(torch: Any) -> None:
     model = module(torch)
     with pytest.warns(UserWarning, match="gradient of the model's logits is exactly zero"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,19 @@ def test_every_effort_of_every_kind_fits_the_engine() -> None:
             tolerance=1e-3, max_evaluations=None, starts=0, seed=0,
         )  # fmt: skip
         assert chosen.attempts >= 1
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "softplus"])
+def test_a_small_budget_is_spent_as_fast_would(random_network: Any, activation: str) -> None:
+    network = random_network((20, 16, 5), activation)
+    x = np.random.default_rng(0).random((40, 20), dtype=np.float32)
+    most = settings.SMALL_BUDGET[network.kind] - 1
+    fast, small, enough = (
+        advcore.minimize_distortion(network, x, effort=effort, max_evaluations=budget)
+        for effort, budget in (("fast", most), ("thorough", most), ("thorough", most + 1))
+    )
+    np.testing.assert_array_equal(small.adversarial, fast.adversarial)
+    assert (enough.evaluations > small.evaluations).any()
 
 
 def test_large_images_walk() -> None:
