@@ -262,7 +262,7 @@ def _job(
     seed: int,
     device: str | None,
     album: Album | None,
-) -> loading.Job:
+) -> loading.Task:
     """Model and arrays of a run, cut to the first `count` images."""
     wanted: NDArray[Any] | None = None
     truth: NDArray[Any] | None = None
@@ -289,7 +289,7 @@ def _job(
         if values is not None and len(values) != len(pixels):
             raise ValueError(f"{option} has {len(values)} entries for {len(pixels)} images")
     network = _model(model) if network is None else network
-    job = loading.Job(network, pixels, truth, wanted, begin).first(count)
+    job = loading.Task(network, pixels, truth, wanted, begin).first(count)
     if (targets is None or from_file) and album is None:
         return job
     return _aimed(job, None if from_file else targets, seed, device, album)
@@ -302,8 +302,8 @@ def _model(source: str | None) -> Any:
 
 
 def _aimed(
-    job: loading.Job, targets: str | None, seed: int, device: str | None, album: Album | None
-) -> loading.Job:
+    job: loading.Task, targets: str | None, seed: int, device: str | None, album: Album | None
+) -> loading.Task:
     """The job with the classes that the model sees as labels, and the targets of a word."""
     from .classes import choose_targets, class_names
 
@@ -318,7 +318,7 @@ def _aimed(
     if targets is not None:
         wanted = choose_targets(targets, logits, labels, names, seed)
     truth = job.labels if wanted is None else labels
-    return loading.Job(job.model, job.images, truth, wanted, job.starts)
+    return loading.Task(job.model, job.images, truth, wanted, job.starts)
 
 
 @dataclass
@@ -352,7 +352,7 @@ class Album:
         self.files = found.files
         return self.frame.to_model(found.pixels)
 
-    def write(self, job: loading.Job, result: Result, picture: Path | None) -> None:
+    def write(self, job: loading.Task, result: Result, picture: Path | None) -> None:
         """PNG files, table and grid."""
         from . import pictures
 
@@ -377,7 +377,7 @@ class Stage:
     name: str = "before the run began"
 
 
-def _run(job: loading.Job, stage: Stage, **options: Any) -> tuple[Result, BaseException | None]:
+def _run(job: loading.Task, stage: Stage, **options: Any) -> tuple[Result, BaseException | None]:
     """The result, with what cut it short if anything did; shows a progress bar on stderr."""
 
     def begun(_: advcore.Progress) -> None:

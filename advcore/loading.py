@@ -24,7 +24,7 @@ Forward = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
-class Job:
+class Task:
     """One attack: what `minimize_distortion` takes."""
 
     model: Any
@@ -33,13 +33,13 @@ class Job:
     targets: NDArray[Any] | None  # (N,)
     starts: NDArray[Any] | None  # (N, ...)
 
-    def first(self, count: int | None) -> Job:
+    def first(self, count: int | None) -> Task:
         """The same with the first `count` images; None: all."""
 
         def cut(values: NDArray[Any] | None) -> NDArray[Any] | None:
             return None if values is None else values[:count]
 
-        return Job(
+        return Task(
             self.model, self.images[:count], cut(self.labels), cut(self.targets), cut(self.starts)
         )
 

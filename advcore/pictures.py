@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ._extras import require
 from .classes import short
 from .result import to_numpy
-from .verify import margins
+from .verify import batched, margins
 
 if TYPE_CHECKING:
     from .result import Result
@@ -226,7 +226,7 @@ def write(
         flat = into.to_model(stored).reshape(len(success), -1)
         aim = np.where(result.target >= 0, result.target, labels)[success].astype(np.int32)
         targeted = bool((result.target >= 0).all())
-        margin, seen = margins(_batched(forward, flat), aim, targeted)
+        margin, seen = margins(batched(forward, flat, 64), aim, targeted)
         for place, row in enumerate(success):
             good = bool(margin[place] > 0 and (seen[place] == aim[place]) == targeted)
             verified += good
@@ -242,10 +242,6 @@ def write(
         writer.writeheader()
         writer.writerows(rows)
     return Written(len(success), verified, table)
-
-
-def _batched(forward: Any, flat: Floats) -> Floats:
-    return np.concatenate([forward(flat[i : i + 64]) for i in range(0, len(flat), 64)])
 
 
 def _picture(Image: Any, pixels: Floats) -> Any:

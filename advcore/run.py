@@ -154,8 +154,9 @@ def run_oracle(
         memory.release(oracle)
         left = np.flatnonzero(results["status"] == _core.Status.interrupted)
         found, error = _run_slots(oracle, job.part(left), slots, watch.after(results), cuda)
+        better = found["success"] | ~results["success"][left]  # it may have been stopped early
         for name, values in found.items():
-            results[name][left] = values
+            results[name][left[better]] = values[better]
     return results, error
 
 

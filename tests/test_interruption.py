@@ -12,21 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from same_results import same
 
 import advcore
 from advcore import Network, Status
-
-FIELDS = (
-    "adversarial", "success", "distortion", "rms_distortion", "margin", "prediction", "target",
-    "c", "status", "evaluations", "forwards", "iterations", "rescues",
-)  # fmt: skip
-
-
-def same(a: Any, b: Any, rows_a: Any = slice(None), rows_b: Any = slice(None)) -> None:
-    """Every array of two results, bit for bit."""
-    for name in FIELDS:
-        ours, theirs = getattr(a, name)[rows_a], getattr(b, name)[rows_b]
-        np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
 class AsNumpy:
@@ -236,6 +225,7 @@ INTERRUPT_PROGRAM = """
 import os, signal, sys, threading, time
 import numpy as np, advcore
 from advcore import Network, Status
+from same_results import same
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 network = Network.load(sys.argv[1])

@@ -13,28 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from same_results import same
 
 import advcore
 from advcore import Status, data
 
 ACTIVATIONS = ["sigmoid", "relu"]
-FIELDS = (
-    "adversarial", "success", "distortion", "rms_distortion", "margin", "prediction", "target",
-    "c", "status", "evaluations", "forwards", "iterations", "rescues",
-)  # fmt: skip
 RELAXED = settings(
     max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-
-
-def same(a: Any, b: Any, rows_a: Any = slice(None), rows_b: Any = slice(None)) -> None:
-    """Every array of two results, bit for bit."""
-    for name in FIELDS:
-        ours, theirs = getattr(a, name)[rows_a], getattr(b, name)[rows_b]
-        np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
 def names(result: Any) -> list[str]:

@@ -27,7 +27,6 @@ ROWS = (DECAY, *POOLS)
 NONE = "no pool"
 NAMES = {DECAY: NONE, **{row: row for row in POOLS}}
 PLACES = ("images", "hidden 1", "hidden 2")
-GAIN = "difference to no pool"
 
 
 def run(run: Run) -> Outcome:
