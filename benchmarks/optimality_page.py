@@ -1,9 +1,10 @@
-"""Makes the tables of optimality, in README.md and docs/effort.md.
+"""Makes the tables of optimality, in README.md and docs/optimality.md.
 
     python benchmarks/optimality_page.py
 
 Reads what bench_optimality.py stored, benchmarks/results/bench_optimality_*.json, and nothing
-else; rewrites what is between the marks <!-- optimality: ... --> and <!-- /optimality -->.
+else; rewrites what is between the marks <!-- optimality: ... --> and <!-- /optimality -->, and the same
+with effort.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pages import between, table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-EFFORT = ROOT / "docs" / "effort.md"
+OPTIMALITY = ROOT / "docs" / "optimality.md"
 EFFORTS = ("fast", "default", "thorough")
 DENSE = {
     "embedded": "the package's",
@@ -40,6 +41,11 @@ CONVOLUTIONAL = {
     "squeezenet1_0": "ImageNet, SqueezeNet, 15 pictures",
     "squeezenet1_0_next": "the same, next-likeliest targets, 6 pictures",
 }
+SHORT = (
+    *("embedded", "abc_mnist_6_100_nat", "smallcnn_fmn_regular", "rays_smallcnn_bn"),
+    *("colt_mnist_linf0.1", "vnncomp_resnet2b", "squeezenet1_0", "squeezenet1_0_next"),
+)
+"""Rows of the README: the best and the worst."""
 Attacks = dict[str, dict[str, dict[str, Any]]]
 """By network and attack."""
 
@@ -51,7 +57,7 @@ def stored(kind: str) -> Attacks:
     return {name: figures["attacks"] for name, figures in networks.items()}
 
 
-def best_rival(attacks: dict[str, dict[str, Any]]) -> str:
+def best_rival(attacks: dict[str, dict[str, Any]], *, evaluations: bool = False) -> str:
     """Of those that succeed on every image, the smallest, with its mean over the envelope."""
     means = {
         name: attack["mean_over_envelope"]
@@ -59,11 +65,30 @@ def best_rival(attacks: dict[str, dict[str, Any]]) -> str:
         if attack["success"] == 1 and name != "envelope" and not name.startswith("advcore")
     }
     name = min(means, key=lambda rival: means[rival])
-    return f"{name.removesuffix(' (defaults)')} {means[name]:.3f}"
+    cost = f" ({attacks[name]['evaluations']:,.0f})" if evaluations else ""
+    return f"{name.removesuffix(' (defaults)')} {means[name]:.3f}{cost}"
 
 
-def readme_table(targeted: Attacks, untargeted: Attacks) -> str:
-    """Mean over the envelope and evaluations, by network."""
+def short_table(targeted: Attacks) -> str:
+    """Mean over the envelope and evaluations of some networks."""
+    rows = []
+    for network in SHORT:
+        attacks = targeted[network]
+        rows.append(
+            (
+                (DENSE | CONVOLUTIONAL)[network],
+                best_rival(attacks, evaluations=True),
+                *(
+                    f"{a['mean_over_envelope']:.3f} ({a['evaluations']:.0f})"
+                    for a in (attacks[f"advcore {effort}"] for effort in EFFORTS)
+                ),
+            )
+        )
+    return table(("network", "best single rival", *EFFORTS), rows)
+
+
+def whole_table(targeted: Attacks, untargeted: Attacks) -> str:
+    """The same of every network, with untargeted runs."""
     rows = []
     for network, words in (DENSE | CONVOLUTIONAL).items():
         if network not in targeted:
@@ -107,9 +132,10 @@ def effort_table(targeted: Attacks) -> str:
 def pages() -> dict[Path, str]:
     """Both files with their tables made anew."""
     targeted, untargeted = stored("targeted"), stored("untargeted")
+    text = between("optimality", OPTIMALITY.read_text(), whole_table(targeted, untargeted))
     return {
-        README: between("optimality", README.read_text(), readme_table(targeted, untargeted)),
-        EFFORT: between("optimality", EFFORT.read_text(), effort_table(targeted)),
+        README: between("optimality", README.read_text(), short_table(targeted)),
+        OPTIMALITY: between("effort", text, effort_table(targeted)),
     }
 
 
