@@ -3,8 +3,8 @@
     python benchmarks/optimality_page.py
 
 Reads what bench_optimality.py stored, benchmarks/results/bench_optimality_*.json, and nothing
-else; rewrites what is between the marks <!-- optimality: ... --> and <!-- /optimality -->, and the same
-with effort.
+else; rewrites what is between the marks <!-- optimality: ... --> and <!-- /optimality -->, and
+between those of effort.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def test_training_is_reproducible_and_the_pools_take_part() -> None:
     attacks = 120 + 12 * len(range(pool.warmup + pool.every, steps, pool.every))
     assert facts[0]["attacks"] == [attacks] * 3
     assert facts[0]["success"] == [100.0] * 3
-    assert 0 < sum(facts[0]["attack_seconds"]) < facts[0]["training_seconds"] < facts[0]["seconds"]
+    assert all(facts[0][name] > 0 for name in ("training_seconds", "seconds"))
 
 
 @pytest.mark.parametrize(

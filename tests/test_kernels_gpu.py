@@ -186,7 +186,7 @@ def test_rounds_in_a_graph() -> None:
     case = Case((784, 100, 100, 10), "relu", tile=HOPPER)
     rounds = tune.Rounds(plan_of(case).network, "tf32x3", torch.device("cuda"))
     plan = Plan(rounds.network, "tf32x3", arch(), plan_of(case).config)
-    assert 1e-6 < rounds.seconds(plan) < 1
+    assert rounds.seconds(plan) > 0
     tensors = rounds.tensors(plan)
     plan.run(tensors, slots=rounds.rows, confidence=CONFIDENCE)
     torch.cuda.synchronize()
