@@ -1,12 +1,12 @@
 """What each part of the search is worth: the default effort with one part changed at a time.
 
     ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/ablate.py [--networks embedded,...]
-        [--images 200]
+        [--images 200] [--page]
 
 For each network and variant: the mean distortion over that of the default, the share of the images
 more than 1% above the default's, success, evaluations and forwards. Random targets (seed 0).
 Figures go to ``benchmarks/results/ablation.json``; the table of ``docs/decisions.md`` is made of
-them. Variants of the engine itself (history in bf16, pairs of the total function, small systems in
+them (``--page``: nothing else). Variants of the engine itself (history in bf16, pairs of the total function, small systems in
 float32) need a changed build and are described there.
 """
 
@@ -14,17 +14,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import machine
 import networks
 import numpy as np
+from pages import between, table
 
 import advcore
 from advcore import settings
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "decisions.md"
+FIGURES = machine.RESULTS / "ablation.json"
 NETWORKS = "embedded,fc100_100_10,fc200_200_10,tanh,relu,abc_mnist_6_100_nat"
 
 
@@ -48,10 +53,9 @@ def one_temperature(effort: settings.Effort) -> settings.Effort:
 def changed(variant: str) -> Iterator[dict[str, Any]]:
     """The settings of ``variant`` in place; yields the options of the call."""
     efforts = {kind: dict(table) for kind, table in settings.EFFORT.items()}
-    pass_on = dict(settings.PASS_ON)
     options: dict[str, Any] = {}
-    for table in settings.EFFORT.values():
-        effort = table["default"]
+    for efforts_of in settings.EFFORT.values():
+        effort = efforts_of["default"]
         if variant == "no polish":
             table["default"] = replace(effort, polish_budget=0)
         elif variant == "no smoothing":
@@ -60,9 +64,9 @@ def changed(variant: str) -> Iterator[dict[str, Any]]:
             table["default"] = one_temperature(effort)
         elif variant == "one schedule":
             table["default"] = replace(effort, schedules=effort.schedules[:1])
-    if variant == "every network to the end":
-        settings.PASS_ON.update(dict.fromkeys(pass_on, 0.0))
-    elif variant.startswith("history"):
+        elif variant == "every network to the end":
+            table["default"] = replace(effort, pass_on=0.0)
+    if variant.startswith("history"):
         options["history"] = int(variant.split()[1])
     elif variant == "c by bisection":
         options["c_search"] = "bisection"
@@ -71,9 +75,8 @@ def changed(variant: str) -> Iterator[dict[str, Any]]:
     try:
         yield options
     finally:
-        settings.PASS_ON.update(pass_on)
-        for kind, table in efforts.items():
-            settings.EFFORT[kind].update(table)
+        for kind, before in efforts.items():
+            settings.EFFORT[kind].update(before)
 
 
 VARIANTS = (
@@ -90,11 +93,28 @@ VARIANTS = (
 )
 
 
+def page(stored: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """docs/decisions.md with the table of these figures."""
+    rows = []
+    for variant in VARIANTS:
+        cells = []
+        for rows_of in stored.values():
+            row = rows_of[variant]
+            missed = f" ({row['success']:.1%} found)" if row["success"] < 1 else ""
+            cells.append(f"{row['mean_over_default']:.4f}, {row['evaluations']:.0f}{missed}")
+        rows.append((variant, *cells))
+    return between("ablation", PAGE.read_text(), table(("variant", *stored), rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--page", action="store_true")
     parser.add_argument("--networks", default=NETWORKS)
     parser.add_argument("--images", type=int, default=200)
     arguments = parser.parse_args()
+    if arguments.page:
+        PAGE.write_text(page(json.loads(FIGURES.read_text())["networks"]))
+        return
     figures: dict[str, dict[str, Any]] = {}
     for name in arguments.networks.split(","):
         case = networks.case(name, targeted=True, images=arguments.images)
@@ -123,6 +143,7 @@ def main() -> None:
                 flush=True,
             )
     print(machine.save("ablation", {"images": arguments.images, "networks": figures}))
+    PAGE.write_text(page(figures))
 
 
 if __name__ == "__main__":

@@ -226,11 +226,11 @@ def rivals_table(figures: dict[str, Any]) -> str:
     return table(("", *(NAMES[name] for name in measured)), rows)
 
 
-def page() -> None:
-    """Writes the tables of docs/models.md."""
+def page() -> str:
+    """docs/models.md with the tables of the stored figures."""
     stored = json.loads((machine.RESULTS / "bench_convolutions.json").read_text())["networks"]
     text = between("convolutions", PAGE.read_text(), engine_table(stored))
-    PAGE.write_text(between("convolutional rivals", text, rivals_table(stored)))
+    return between("convolutional rivals", text, rivals_table(stored))
 
 
 def main() -> None:
@@ -241,7 +241,8 @@ def main() -> None:
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
     if options.page:
-        return page()
+        PAGE.write_text(page())
+        return
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}
     names = [name for name in dict.fromkeys((*NATIVE, *RANDOM, *BESIDE_RIVALS))

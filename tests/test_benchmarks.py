@@ -230,6 +230,15 @@ def test_tables_of_optimality_are_what_the_stored_figures_say():
         assert path.read_text() == text, path.name
 
 
+def test_tables_of_convolutions_are_what_the_stored_figures_say():
+    assert bench_convolutions.PAGE.read_text() == bench_convolutions.page()
+
+
+def test_table_of_the_ablation_is_what_the_stored_figures_say():
+    stored = json.loads(ablate.FIGURES.read_text())["networks"]
+    assert ablate.PAGE.read_text() == ablate.page(stored)
+
+
 def test_page_names_targets_met_missed_and_not_measured():
     stored = json.loads((RESULTS / "bench_speed.json").read_text())
     stored |= {"rates": [], "rivals": None, "threads": 1}
