@@ -6,8 +6,8 @@
 For each network and variant: the mean distortion over that of the default, the share of the images
 more than 1% above the default's, success, evaluations and forwards. Random targets (seed 0).
 Figures go to ``benchmarks/results/ablation.json``; the table of ``docs/decisions.md`` is made of
-them (``--page``: nothing else). Variants of the engine itself (history in bf16, pairs of the total function, small systems in
-float32) need a changed build and are described there.
+them (``--page``: nothing else). Variants of the engine itself (history in bf16, pairs of the total
+function, small systems in float32) need a changed build and are described there.
 """
 
 from __future__ import annotations
@@ -57,15 +57,15 @@ def changed(variant: str) -> Iterator[dict[str, Any]]:
     for efforts_of in settings.EFFORT.values():
         effort = efforts_of["default"]
         if variant == "no polish":
-            table["default"] = replace(effort, polish_budget=0)
+            efforts_of["default"] = replace(effort, polish_budget=0)
         elif variant == "no smoothing":
-            table["default"] = exact_only(effort)
+            efforts_of["default"] = exact_only(effort)
         elif variant == "one temperature":
-            table["default"] = one_temperature(effort)
+            efforts_of["default"] = one_temperature(effort)
         elif variant == "one schedule":
-            table["default"] = replace(effort, schedules=effort.schedules[:1])
+            efforts_of["default"] = replace(effort, schedules=effort.schedules[:1])
         elif variant == "every network to the end":
-            table["default"] = replace(effort, pass_on=0.0)
+            efforts_of["default"] = replace(effort, pass_on=0.0)
     if variant.startswith("history"):
         options["history"] = int(variant.split()[1])
     elif variant == "c by bisection":

@@ -263,7 +263,6 @@ def main() -> None:
                 figures[name]["rivals"] = beside_rivals(case, threads=2)
         print(name, figures[name], flush=True)
     print(machine.save("bench_convolutions", {"networks": figures}))
-    return None
 
 
 if __name__ == "__main__":

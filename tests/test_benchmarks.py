@@ -17,7 +17,9 @@ import advcore
 from advcore import data
 
 torch = pytest.importorskip("torch")
+ablate = importlib.import_module("ablate")
 bench = importlib.import_module("bench_optimality")
+bench_convolutions = importlib.import_module("bench_convolutions")
 envelope = importlib.import_module("envelope")
 bench_speed = importlib.import_module("bench_speed")
 networks = importlib.import_module("networks")
