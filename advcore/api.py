@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from .paths import SAMPLE, Path, choose_path, logit_noise, probes
 from .preprocessing import warn_if_normalised
 from .result import Result
 from .run import Job, Progress, Watch, default_threads, run_native, run_oracle
-from .settings import EFFORTS, engine_params
+from .settings import EFFORTS, affordable, engine_params
 from .starts import keep_starts, nearest_starts
 
 Floats = NDArray[np.float32]
@@ -85,14 +85,13 @@ def minimize_distortion(
         Margin required, in logits: target's minus the best other (untargeted: best other minus
         the label's). It is raised to the rounding noise of the model's logits where that is more.
     effort : "fast", "default" or "thorough"
-        Evaluations against distortion. An image that no search reaches (``not_found``) costs 600
-        to 1,500 evaluations at any effort, unless ``max_evaluations`` says less.
+        Evaluations against distortion. An image that no search reaches (``not_found``) costs 200
+        to 1,500 evaluations, "thorough" up to 2,000, unless ``max_evaluations`` says less.
     history : int in [3, 8]
         Pairs (s, y) of L-BFGS.
     max_evaluations : int, optional
-        Forward+backward pairs of one image; the repair of ``levels`` takes up to 27 more. A small
-        one (below 100 on convolutional networks, 40 with other kinks, 30 on units that saturate)
-        is spent as ``effort="fast"`` would.
+        Forward+backward pairs of one image; the repair of ``levels`` takes up to 27 more. Where an
+        effort needs more (`settings.NEEDED`) the next lower one is taken; ``engine`` says so.
     tolerance : float > 0
         Relative change of c and of x at which a search stops.
     c_init : "auto" or float > 0
@@ -145,7 +144,9 @@ def minimize_distortion(
     Warns
     -----
     UserWarning
-        Most targets are what the model sees already, as with labels passed for targets.
+        Most targets are what the model sees already, as with labels passed for targets; the
+        gradient of the model is zero at the first images, as of a quantised one; images look
+        normalised.
     """
     begin = time.perf_counter()
     given = validate.images(images)
@@ -180,106 +181,111 @@ def minimize_distortion(
 
     count, targeted = len(given), targets is not None
     path = choose_path(model, flat[:SAMPLE], given.shape[1:], device)
-    size = path.rows if path.network is not None else min(path.rows, batch_size or path.rows)
-    required = confidence
-    if count:
-        required += 4 * logit_noise(path, probes(lo, hi))
-    truth = None
-    if labels is not None:
-        truth = validate.classes(labels, "labels", count, path.classes)
-    if targeted:
-        aim = validate.classes(targets, "targets", count, path.classes)
-    elif truth is not None:
-        aim = truth
-    else:
-        aim = _predict(path, flat, size)
-    pool = None
-    if starts is not None:
-        pool = nearest_starts(starts, given.shape, flat, aim, targeted, lo, hi)
-    job = Job(
-        engine_params(
-            n=math.prod(given.shape[1:]),
-            classes=path.classes,
-            targeted=targeted,
-            kind=path.kind,
-            loss=loss,
-            norm=norm,
-            c_search=c_search,
-            c_init=first_c,
-            confidence=required,
-            effort=effort,
-            history=history,
-            tolerance=tolerance,
-            max_evaluations=max_evaluations,
-            starts=0 if pool is None else pool.shape[1],
-            seed=seed,
-        ),
-        flat,
-        aim,
-        lo,
-        hi,
-        pool,
-    )
-    with contextlib.ExitStack() as stack:
-        if path.network is None and isinstance(path.oracle, TorchOracle):
-            stack.enter_context(path.oracle.threads(threads))
-        if progress:
-            from .progress import bar
-
-            callback = stack.enter_context(bar(count, callback))
-        watch = Watch(count, time_limit, callback, begin)
-        if path.network is not None and path.cuda:
-            from .cuda_network import run_queue
-
-            assert isinstance(path.oracle, TorchOracle)
-            found, error = run_queue(
-                path.network,
-                job,
-                device=path.oracle.device,
-                slots=batch_size,
-                watch=watch,
-                info=path.info,
-            )
-        elif path.network is not None:
-            threads = threads or default_threads()
-            path.info["threads"] = threads
-            found, error = run_native(
-                path.network, job, threads=threads, slots=batch_size, watch=watch
-            )
+    with _torch_threads(path, threads):
+        size = path.rows if path.network is not None else min(path.rows, batch_size or path.rows)
+        required = confidence
+        if count:
+            required += 4 * logit_noise(path, probes(lo, hi))
+        truth = None
+        if labels is not None:
+            truth = validate.classes(labels, "labels", count, path.classes)
+        if targeted:
+            aim = validate.classes(targets, "targets", count, path.classes)
+        elif truth is not None:
+            aim = truth
         else:
-            assert path.oracle is not None
-            found, error = run_oracle(
-                path.oracle, job, slots=batch_size, watch=watch, cuda=path.cuda
-            )
-        if error is None:
-            try:
-                watch(
-                    int((found["status"] != _core.Status.interrupted).sum()),
-                    int(found["success"].sum()),
-                    int(found["evaluations"].sum()),
+            aim = _predict(path, flat, size)
+        pool = None
+        if starts is not None:
+            pool = nearest_starts(starts, given.shape, flat, aim, targeted, lo, hi)
+        n = math.prod(given.shape[1:])
+        if loss == "margin" and c_search == "fused":  # the others have no efforts
+            asked, effort = effort, affordable(effort, path.kind, n, max_evaluations)
+            if effort != asked:
+                path.info["effort"] = f"{effort} (max_evaluations is too small for {asked})"
+        job = Job(
+            engine_params(
+                n=n,
+                classes=path.classes,
+                targeted=targeted,
+                kind=path.kind,
+                loss=loss,
+                norm=norm,
+                c_search=c_search,
+                c_init=first_c,
+                confidence=required,
+                effort=effort,
+                history=history,
+                tolerance=tolerance,
+                max_evaluations=max_evaluations,
+                starts=0 if pool is None else pool.shape[1],
+                seed=seed,
+            ),
+            flat,
+            aim,
+            lo,
+            hi,
+            pool,
+        )
+        with contextlib.ExitStack() as stack:
+            if progress:
+                from .progress import bar
+
+                callback = stack.enter_context(bar(count, callback))
+            watch = Watch(count, time_limit, callback, begin)
+            if path.network is not None and path.cuda:
+                from .cuda_network import run_queue
+
+                assert isinstance(path.oracle, TorchOracle)
+                found, error = run_queue(
+                    path.network,
+                    job,
+                    device=path.oracle.device,
+                    slots=batch_size,
+                    watch=watch,
+                    info=path.info,
                 )
+            elif path.network is not None:
+                threads = threads or default_threads()
+                path.info["threads"] = threads
+                found, error = run_native(
+                    path.network, job, threads=threads, slots=batch_size, watch=watch
+                )
+            else:
+                assert path.oracle is not None
+                found, error = run_oracle(
+                    path.oracle, job, slots=batch_size, watch=watch, cuda=path.cuda
+                )
+            if error is None:
+                try:
+                    watch.before = (0, 0, 0)  # these are of the whole run
+                    watch(
+                        int((found["status"] != _core.Status.interrupted).sum()),
+                        int(found["success"].sum()),
+                        int(found["evaluations"].sum()),
+                    )
+                except (Exception, KeyboardInterrupt) as raised:
+                    error = raised
+        if isinstance(error, ModelRaised):
+            error = error.__cause__
+        model_failed = isinstance(error, Exception) and error is not watch.error
+        if model_failed and levels is not None:  # not on the grid, so no result; the images stay
+            found["status"][found["success"]] = _core.Status.interrupted
+            found["success"][:] = False
+        elif not model_failed:
+            unverified = found["success"].copy()
+            grid = None if levels is None else (levels, float(bounds[0]), float(bounds[1]))
+            try:
+                if pool is not None and not isinstance(error, KeyboardInterrupt):
+                    keep_starts(path.forward, size, job, found, confidence)
+                interrupted = isinstance(error, KeyboardInterrupt)
+                _verify(path, job, found, grid, confidence, size, watch, interrupted)
             except (Exception, KeyboardInterrupt) as raised:
-                error = raised
-    if isinstance(error, ModelRaised):
-        error = error.__cause__
-    model_failed = isinstance(error, Exception) and error is not watch.error
-    if model_failed and levels is not None:  # not on the grid, so no result; the images stay
-        found["status"][found["success"]] = _core.Status.interrupted
-        found["success"][:] = False
-    elif not model_failed:
-        unverified = found["success"].copy()
-        grid = None if levels is None else (levels, float(bounds[0]), float(bounds[1]))
-        try:
-            if pool is not None and not isinstance(error, KeyboardInterrupt):
-                keep_starts(path.forward, size, job, found, confidence)
-            interrupted = isinstance(error, KeyboardInterrupt)
-            _verify(path, job, found, grid, confidence, size, watch, interrupted)
-        except (Exception, KeyboardInterrupt) as raised:
-            unverified |= found["success"]  # given starts that took the place of a result
-            found["success"][unverified] = False  # the images stay, as they are
-            found["status"][unverified] = _core.Status.interrupted
-            error = raised.__cause__ if isinstance(raised, ModelRaised) else raised
-            model_failed = isinstance(raised, Exception)
+                unverified |= found["success"]  # given starts that took the place of a result
+                found["success"][unverified] = False  # the images stay, as they are
+                found["status"][unverified] = _core.Status.interrupted
+                error = raised.__cause__ if isinstance(raised, ModelRaised) else raised
+                model_failed = isinstance(raised, Exception)
     result = _result(path, images, given, job, found, norm, loss)
     result.seconds = time.perf_counter() - begin
     if isinstance(error, KeyboardInterrupt):
@@ -303,6 +309,21 @@ def minimize_distortion(
             stacklevel=2,
         )
     return result
+
+
+@contextlib.contextmanager
+def _torch_threads(path: Path, count: int | None) -> Iterator[None]:
+    """``count`` CPU threads of torch inside, where a model runs through it."""
+    if count is None or not isinstance(path.oracle, TorchOracle):
+        yield
+        return
+    torch = sys.modules["torch"]
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _verify(

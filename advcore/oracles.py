@@ -283,18 +283,6 @@ class TorchOracle:
                 self._leaf, self._output = x, output
             return output
 
-    @contextmanager
-    def threads(self, count: int | None) -> Iterator[None]:
-        """``count`` CPU threads of torch inside, as many as before afterwards; None: no change."""
-        before = self._torch.get_num_threads()
-        try:
-            if count is not None:
-                self._torch.set_num_threads(count)
-            yield
-        finally:
-            if count is not None:
-                self._torch.set_num_threads(before)
-
     def forget(self) -> None:
         """Let go of the last forward, and of memory that torch keeps for later."""
         self._leaf = self._output = None
@@ -416,7 +404,10 @@ class TorchOracle:
         gradient = self._pull_back(self._torch.from_numpy(seed).to(self._device))
         if gradient is not None and gradient.any():
             return
-        moved = self.forward(x * np.float32(0.5) + np.float32(0.125), grad=False)
+        try:
+            moved = self.forward(x * np.float32(0.5) + np.float32(0.125), grad=False)
+        except ModelRaised:  # it may refuse what is outside the caller's bounds
+            moved = self.forward(np.ascontiguousarray(x[::-1]), grad=False)
         if np.array_equal(logits, moved, equal_nan=True):
             return
         if gradient is None:

@@ -149,12 +149,13 @@ def run_oracle(
     """
     slots = max(1, min(slots or _slots(oracle, cuda, job), len(job.images)))
     results, error = _run_slots(oracle, job, slots, watch, cuda)
-    while slots > 1 and memory.ran_out(error):
+    while slots > 1 and error is not watch.error and memory.ran_out(error):
         slots //= 2
         memory.release(oracle)
         left = np.flatnonzero(results["status"] == _core.Status.interrupted)
         found, error = _run_slots(oracle, job.part(left), slots, watch.after(results), cuda)
-        better = found["success"] | ~results["success"][left]  # it may have been stopped early
+        # It may have been stopped early; infinite without success.
+        better = found["distortion"] <= results["distortion"][left]
         for name, values in found.items():
             results[name][left[better]] = values[better]
     return results, error

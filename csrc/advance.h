@@ -7,7 +7,7 @@
 //            given_start -> bisect -> polish_start ...
 //
 //   phase         network, asked for      p.x             p.gradient      file
-//   start         exact, margin           -               -               stages.h
+//   start         exact, margin (*)       -               -               stages.h
 //   stage_origin  k of stage, gradient    -               -               stages.h
 //   stage         k of stage, gradient    accepted point  of m_T there    search.h
 //   walk          exact, gradient         where it began  -               walk.h
@@ -18,11 +18,13 @@
 //   given_start   exact, margin           -               -               polish.h
 //   bisect        exact, margin           given start     -               polish.h
 //
+//   (*) with its gradient where the first network is exact: then stage_origin is this evaluation
+//
 //   schedule  networks with less and less smoothing k, the last one often exact (k = 0)
 //   search    one pass through the stages of a schedule: a fused c-search on each network
 //   contest   on one of these networks a second search, straight from x0: the nearer one goes on
 //   attempt   a search, its walk and its polish; or a given start and its polish
-//   rescue    a search beyond Params::attempts, while no image has been found
+//   rescue    a search beyond Params::attempts, until one has settled on an image
 //
 // The walk averages kinks of the exact network. The polish projects x0 onto the bundle of
 // linearised margins of the exact network, from either side of the boundary; push is for points
@@ -42,7 +44,7 @@ constexpr float kHopeless = 1.01f;  // of the best distortion: a search that end
 constexpr float kSame = 0.05f;      // nearer to the best image than this, is not polished
 constexpr float kBehind = 1.05f;    // of the first search's distortion: the second of a contest is
 constexpr float kShort = 0.2f;      // left there, once its steps are shorter than this of ||r||
-constexpr int kPace = 15;           // a search that has found nothing goes on as long as so many
+constexpr int kPace = 15;           // a stage in which nothing is found goes on as long as so many
 constexpr float kCrawl = 0.02f;     // rounds raise the margin by this part of it
 constexpr int kStale = 3;           // rounds of the polish without progress
 constexpr int kApproach = 20;       // evaluations of the polish before it reaches the margin

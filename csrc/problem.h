@@ -158,8 +158,8 @@ struct State {
   float shift = 0;              // mu of Levenberg and Marquardt
   float goal = 0;               // margin that the choice of c aims at
   float stage_best = kNone;
-  int stage_class = -1;   // runner-up there: the class reached, untargeted
-  float pace_margin = 0;  // margin kPace rounds ago
+  int stage_class = -1;        // runner-up there: the class reached, untargeted
+  float pace_margin = -kNone;  // margin kPace rounds ago; -kNone: none in this stage
   int since = 0, rounds = 0, nans = 0;
   bool model_failed = false;                // it returned NaN or infinity at a finite point
   int pairs = 0, newest = -1;               // ring

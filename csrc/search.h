@@ -238,12 +238,13 @@ ADVCORE_FN void Machine<Team>::stage() {
   }
   if (s.stage_best < kNone && s.since >= params.patience && !(exact_loss() && s.margin < 0))
     return end_stage(Status::stalled);
-  if (s.stage_best == kNone && s.rounds % kPace == 0) {
-    const bool stuck = s.rounds > kPace && s.margin - s.pace_margin < kCrawl * abs(s.margin);
+  if (!exact_loss() && s.stage_best == kNone && s.rounds % kPace == 0) {
+    const bool stuck = s.margin - s.pace_margin < kCrawl * abs(s.margin);
     s.pace_margin = s.margin;
     if (stuck) return end_stage(Status::stalled);
   }
-  // While the search has found nothing at all, a network is not left before three times its budget.
+  // While the search has found nothing at all, a network on which it gets on is left only after
+  // three times its budget.
   const int patience = s.stage_best == kNone && !s.reached && !s.second ? 3 : 1;
   if (s.rounds >= patience * schedule().budget[s.stage]) return end_stage(Status::stalled);
   propose();

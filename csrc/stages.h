@@ -22,6 +22,7 @@ template <class Team>
 ADVCORE_FN void Machine<Team>::begin_stage(int stage) {
   s.stage = s.began = stage;
   s.since = s.rounds = s.solves = 0;
+  s.pace_margin = -kNone;
   s.stage_best = kNone;
   s.shift = s.c_low = s.c_high = 0;
   s.moved = false;
@@ -56,6 +57,7 @@ template <class Team>
 ADVCORE_FN void Machine<Team>::next_network() {
   ++s.stage;
   s.since = s.rounds = 0;
+  s.pace_margin = -kNone;
   s.stage_best = kNone;
   s.shift = 0;
   s.c0 = s.c;

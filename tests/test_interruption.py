@@ -86,6 +86,20 @@ def test_callback_that_returns_none_runs_to_the_end(
     assert states[-1].evaluations == result.evaluations.sum()
 
 
+@pytest.mark.parametrize("raised", [MemoryError, ZeroDivisionError])
+def test_what_the_callback_raises_comes_back(
+    raised: type[Exception], random_network: Any, random_images: Any
+) -> None:
+    """MemoryError too, which from a model means fewer images at a time."""
+    model = AsNumpy(random_network())
+
+    def stop(state: advcore.Progress) -> None:
+        raise raised("mine")
+
+    with pytest.raises(raised, match="mine"):
+        advcore.minimize_distortion(model, random_images(20), callback=stop, batch_size=6)
+
+
 class Stumble:
     """A callback that raises once and is not called again."""
 

@@ -27,13 +27,33 @@ def test_every_effort_of_every_kind_fits_the_engine() -> None:
 def test_a_small_budget_is_spent_as_fast_would(random_network: Any, activation: str) -> None:
     network = random_network((20, 16, 5), activation)
     x = np.random.default_rng(0).random((40, 20), dtype=np.float32)
-    most = settings.SMALL_BUDGET[network.kind] - 1
+    most = settings.NEEDED[network.kind]["default"] - 1
     fast, small, enough = (
         advcore.minimize_distortion(network, x, effort=effort, max_evaluations=budget)
         for effort, budget in (("fast", most), ("thorough", most), ("thorough", most + 1))
     )
     np.testing.assert_array_equal(small.adversarial, fast.adversarial)
+    assert small.engine["effort"] == "fast (max_evaluations is too small for thorough)"
     assert (enough.evaluations > small.evaluations).any()
+    assert "effort" not in {**fast.engine, **enough.engine}
+
+
+def test_efforts_that_a_budget_affords() -> None:
+    chosen = {
+        (effort, n, budget): settings.affordable(effort, "convolutional", n, budget)
+        for effort, n, budget in itertools.product(
+            settings.EFFORTS, (784, settings.LARGE), (99, 150, 200, None)
+        )
+    }
+    fast, default, thorough = "fast", "default", "thorough"
+    for n, wanted in (
+        (784, {default: [fast, default, default], thorough: [fast, default, thorough]}),
+        (settings.LARGE, {default: [fast, default, default], thorough: [fast, default, default]}),
+    ):
+        for effort, efforts in wanted.items():
+            assert [chosen[effort, n, budget] for budget in (99, 150, 200)] == efforts
+        assert all(chosen[fast, n, budget] == fast for budget in (99, 150, 200))
+        assert all(chosen[effort, n, None] == effort for effort in settings.EFFORTS)
 
 
 def test_large_images_walk() -> None:

@@ -349,9 +349,13 @@ def test_images_that_cannot_move_cost_one_evaluation() -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "softplus"])
-@pytest.mark.parametrize("effort", ["fast", "default"])
-def test_what_cannot_be_reached_costs_a_limited_search(activation: str, effort: str) -> None:
-    """A class that is masked, and a box in which no class changes: 330 to 1,200 evaluations."""
+@pytest.mark.parametrize(
+    ("effort", "most"), [("fast", 1300), ("default", 1300), ("thorough", 2000)]
+)
+def test_what_cannot_be_reached_costs_a_limited_search(
+    activation: str, effort: str, most: int
+) -> None:
+    """A class that is masked, and a box in which no class changes: 200 to 1,700 evaluations."""
     rng = np.random.default_rng(0)
     first = Layer(
         rng.standard_normal((30, N)).astype(np.float32), np.zeros(30, np.float32), activation
@@ -370,7 +374,7 @@ def test_what_cannot_be_reached_costs_a_limited_search(activation: str, effort: 
     ):
         failed = ~found.success
         assert failed.sum() >= 10
-        assert found.evaluations[failed].max() <= 1300
+        assert found.evaluations[failed].max() <= most
 
 
 def test_a_search_that_overflows_is_no_failure_of_the_model() -> None:
