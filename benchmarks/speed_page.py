@@ -155,7 +155,7 @@ def _rate_targets(rates: list[Figures]) -> list[Target]:
     out: list[Target] = []
     for words, least, share in wanted:
         shares = [share(r) for r in rates]
-        text = ", ".join(f"{s:.0%}" for s in shares) + f" ({', '.join(map(_widths, rates))})"
+        text = ", ".join(f"{s:.1%}" for s in shares) + f" ({', '.join(map(_widths, rates))})"
         out.append((words, text, min(shares) >= least) if rates else (words, "-", None))
     return out
 
