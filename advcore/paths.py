@@ -30,7 +30,7 @@ WIDE = 256.0
 """Distance of bounds from which on they say nothing about the images."""
 CONVOLUTION_WEIGHTS = 2_000_000
 """Of modules that are lowered. The engine reads them once an image, torch once a batch: evaluations
-of small networks take 1/1.5 to 1/3.4 of torch's time, with 1.1 million weights 1/1.2, with 15
+of small networks take 1/1.4 to 1/2.8 of torch's time, with 1.1 million weights 1/1.2, with 15
 million as long (benchmarks/bench_convolutions.py)."""
 KERNELS = 1e-5
 """Noise of the GPU's kernels, as a share of the largest logit: sums of a thousand products that a
