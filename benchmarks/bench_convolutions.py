@@ -10,12 +10,12 @@ threads each, after a check that the distortions agree. Then networks with rando
 larger, evaluation by evaluation alone: where the engine stops being faster.
 
 On the networks for CIFAR-10 and one for MNIST then whole targeted runs of advcore and the rivals
-(adv-lib, at the defaults and at the settings that `sweep_rivals.py` chose, the better of both), each
-timed in turn on 2 threads with all images in one batch, every success confirmed by a forward of the
-network.
+(adv-lib, at the defaults and at the settings that `sweep_rivals.py` chose, the better of both),
+each timed in turn on 2 threads with all images in one batch, every success confirmed by a forward
+of the network.
 
-Figures go to ``benchmarks/results/bench_convolutions.json``; from that file, ``--page`` (alone)
-makes the tables of docs/models.md.
+Figures go to ``benchmarks/results/bench_convolutions.json``, where those of networks not named
+stay; from that file, ``--page`` (alone) makes the tables of docs/models.md.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ NATIVE = (*networks.CONVOLUTIONAL, "abc_cifar_cnn_a_mix")
 BESIDE_RIVALS = (*networks.CIFAR, "smallcnn_fmn_regular")
 ROUNDS = 9
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+FIGURES = machine.RESULTS / "bench_convolutions.json"
 Floats = NDArray[np.float32]
 
 
@@ -235,7 +236,7 @@ def rivals_table(figures: dict[str, Any]) -> str:
 
 def page() -> str:
     """docs/models.md with the tables of the stored figures."""
-    stored = json.loads((machine.RESULTS / "bench_convolutions.json").read_text())["networks"]
+    stored = json.loads(FIGURES.read_text())["networks"]
     text = between("convolutions", PAGE.read_text(), engine_table(stored))
     return between("convolutional rivals", text, rivals_table(stored))
 
@@ -251,6 +252,7 @@ def main() -> None:
         PAGE.write_text(page())
         return
     torch.set_num_threads(1)
+    commit = machine.describe()["commit"]
     figures: dict[str, Any] = {}
     names = [name for name in dict.fromkeys((*NATIVE, *RANDOM, *BESIDE_RIVALS))
              if name in options.networks]  # fmt: skip
@@ -269,7 +271,9 @@ def main() -> None:
             if name in BESIDE_RIVALS and rivals.installed():
                 figures[name]["rivals"] = beside_rivals(case, threads=2)
         print(name, figures[name], flush=True)
-    print(machine.save("bench_convolutions", {"networks": figures}))
+        figures[name]["commit"] = commit
+    stored = json.loads(FIGURES.read_text())["networks"] if FIGURES.exists() else {}
+    print(machine.save("bench_convolutions", {"networks": stored | figures}))
 
 
 if __name__ == "__main__":
