@@ -84,7 +84,7 @@ def short_table(targeted: Attacks) -> str:
                 ),
             )
         )
-    return table(("network", "best single rival", *EFFORTS), rows)
+    return table(("network", "best single rival with success 100%", *EFFORTS), rows)
 
 
 def whole_table(targeted: Attacks, untargeted: Attacks) -> str:

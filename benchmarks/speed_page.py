@@ -350,11 +350,23 @@ def _short(stored: Figures) -> str:
     ]
     head = ("", "ms an image", "times ours", "evaluations", "mean distortion over ours")
     count = rows["advcore"]["images"]
+    subsets = rows["advcore"].get("subsets", {})
+    loops = [
+        (row["images"], row["ms"]["median"] / subsets[str(row["images"])]["median"])
+        for row in (rows[name] for name in (NUMPY, TORCH) if name in rows)
+        if str(row["images"]) in subsets
+    ]
+    alike = " and ".join(f"{number(ratio)} (the first {images})" for images, ratio in loops)
+    note = (
+        f"\nBeside advcore on the loops' own images alone: {alike} times as fast." if alike else ""
+    )
     return f"""In one run on {threads(stored)}, {count:,} digits on 784-100-100-10 (the loops on the
-first of them), every result checked; the whole run, with the targets of the project that were met
-and missed: [docs/benchmarks.md](docs/benchmarks.md).
+first of them), every result checked. A ratio is that to advcore's runs just before and after; the
+whole run, with the targets of the project that were met and missed:
+[docs/benchmarks.md](docs/benchmarks.md).
 
-{table(head, lines)}"""
+{table(head, lines)}
+{note}"""
 
 
 if __name__ == "__main__":
