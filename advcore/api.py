@@ -118,7 +118,8 @@ def minimize_distortion(
         Of the CPU. None: ADVCORE_NUM_THREADS, else all CPUs; where a model runs through torch,
         as many as torch has.
     time_limit : float > 0, optional
-        Seconds; images that are not finished then keep their best and get status "interrupted".
+        Seconds; images that are not finished then keep their best, or what the search has reached
+        where the model confirms it, and get status "interrupted".
     progress : bool
         Show a progress bar (needs ``advcore[cli]``).
     callback : callable, optional
@@ -266,6 +267,9 @@ def minimize_distortion(
                     )
                 except (Exception, KeyboardInterrupt) as raised:
                     error = raised
+        cut = (found["status"] == _core.Status.interrupted) & ~found["success"]
+        if error is not None:
+            found["adversarial"][cut] = flat[cut]
         if isinstance(error, ModelRaised):
             error = error.__cause__
         model_failed = isinstance(error, Exception) and error is not watch.error
@@ -276,6 +280,20 @@ def minimize_distortion(
             unverified = found["success"].copy()
             grid = None if levels is None else (levels, float(bounds[0]), float(bounds[1]))
             try:
+                if error is None and cut.any():  # by the time limit or the callback
+                    saved = verify.salvage(
+                        path.forward,
+                        size,
+                        flat,
+                        aim,
+                        targeted,
+                        required,
+                        lo,
+                        hi,
+                        found["adversarial"],
+                        np.flatnonzero(cut),
+                    )
+                    found["success"][saved] = True
                 if pool is not None and not isinstance(error, KeyboardInterrupt):
                     keep_starts(path.forward, size, job, found, confidence)
                 interrupted = isinstance(error, KeyboardInterrupt)

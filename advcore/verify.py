@@ -65,6 +65,45 @@ def unmasked(logits: Floats) -> NDArray[np.bool_]:
     return keep
 
 
+SCALES = (1.0, 1.06, 1.15, 1.3, 1.6)
+
+
+def salvage(
+    forward: Forward,
+    size: int,
+    images: Floats,
+    labels: NDArray[np.int32],
+    targeted: bool,
+    required: float,
+    lo: Floats,
+    hi: Floats,
+    adversarial: Floats,
+    rows: NDArray[np.intp],
+) -> NDArray[np.intp]:
+    """Makes adversarial images of where searches stood that were cut short; returns their rows.
+
+    Smoothed networks come first in a search, and on the exact one a point of theirs is often
+    adversarial as it is, or a little farther from the clean image: ``adversarial[rows]`` is tried
+    at each of ``SCALES`` and holds the first image with the margin ``required``, or the clean one.
+    """
+    reached = adversarial[rows]
+    adversarial[rows] = images[rows]
+    left = np.flatnonzero((reached != images[rows]).any(axis=1))
+    found = []
+    for scale in SCALES:
+        if not len(left):
+            break
+        at = rows[left]
+        low, high = (bound if bound.ndim == 1 else bound[at] for bound in (lo, hi))
+        x = np.clip(images[at] + np.float32(scale) * (reached[left] - images[at]), low, high)
+        margin, _ = margins(batched(forward, x, size), labels[at], targeted)
+        good = margin >= required
+        adversarial[at[good]] = x[good]
+        found.append(at[good])
+        left = left[~good]
+    return np.concatenate(found) if found else rows[:0]
+
+
 def confirm(
     forward: Forward,
     size: int,

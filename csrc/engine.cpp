@@ -151,8 +151,17 @@ SlotRows Tile::slot_rows() { return {slots_.data(), arena_.get()}; }
 void Tile::interrupt() {
   for (Problem& p : slots_) {
     if (p.index < 0) continue;
-    p.state.status = Status::interrupted;
+    State& s = p.state;
+    const bool begun = s.phase == Phase::stage || s.phase == Phase::walk ||
+                       s.phase == Phase::push || s.phase == Phase::polish_start;
+    const float* const reached = s.stage_best < kNone     ? p.stage_point
+                                 : s.phase == Phase::walk ? p.trial
+                                                          : p.x;
+    const size_t n = static_cast<size_t>(params_.n);
+    float* const to = job_.adversarial + static_cast<size_t>(p.index) * n;
+    s.status = Status::interrupted;
     release(p);
+    if (begun && s.best_norm == kNone) std::copy_n(reached, n, to);
   }
 }
 

@@ -85,7 +85,9 @@ class Tile {
 
   SlotRows slot_rows();  // for evaluations that read and write the slots themselves
 
-  void interrupt();  // delivers what the unfinished images have, as interrupted
+  // Delivers what the unfinished images have, as interrupted; where that is no adversarial image,
+  // the point that the search has reached, on a smoothed network perhaps.
+  void interrupt();
 
  private:
   void load(Problem& p, int64_t index);

@@ -197,7 +197,7 @@ void add_schedule(Params& params, const std::vector<float>& smoothing,
                   float origin, int contest) {
   if (params.schedules == kMaxSchedules || smoothing.empty() || smoothing.size() > kMaxStages ||
       smoothing.size() != budget.size() || smoothing.size() != temperature.size())
-    throw std::invalid_argument("a schedule has 1 to 8 stages, Params up to 10 schedules");
+    throw std::invalid_argument("too many stages or schedules, or lists of different lengths");
   if (contest < -1 || contest + 1 >= static_cast<int>(smoothing.size()))
     throw std::invalid_argument("a contest must be at a stage before the last, or -1");
   for (const float T : temperature)

@@ -100,6 +100,44 @@ def test_what_the_callback_raises_comes_back(
         advcore.minimize_distortion(model, random_images(20), callback=stop, batch_size=6)
 
 
+@pytest.mark.parametrize("own_bounds", [True, False])
+def test_a_search_cut_short_is_tried_on_the_exact_network(
+    random_network: Any, random_images: Any, own_bounds: bool
+) -> None:
+    """Smoothed networks come first: after a few rounds no image has a result of its own."""
+    pytest.importorskip("torch")
+    network, x = random_network(sizes=(20, 64, 5), activation="relu"), random_images(60)
+    module = network.to_torch()
+    seen = [0]
+
+    def model(v: Any) -> Any:
+        seen[0] += 1
+        if seen[0] > 12:  # a report follows each round that takes longer than 50 ms
+            time.sleep(0.06)
+        return module(v)
+
+    label = network.forward(x).argmax(axis=1)
+    bounds = (np.maximum(x - 0.4, 0), np.minimum(x + 0.4, 1)) if own_bounds else (0.0, 1.0)
+    stopped = advcore.minimize_distortion(
+        model,
+        x,
+        labels=label,
+        bounds=bounds,
+        callback=lambda state: seen[0] > 24,  # trials among them
+    )
+    left = stopped.status == Status.interrupted
+    assert left.any()
+    saved = left & stopped.success
+    assert saved.sum() >= left.sum() // 2
+    assert (network.forward(stopped.adversarial[saved]).argmax(1) != label[saved]).all()
+    assert (stopped.margin[saved] >= 1e-4).all()
+    assert (stopped.adversarial >= bounds[0]).all()
+    assert (stopped.adversarial <= bounds[1]).all()
+    r = np.linalg.norm(stopped.adversarial - x, axis=1)
+    np.testing.assert_allclose(stopped.distortion[saved], r[saved], rtol=1e-5)
+    np.testing.assert_array_equal(stopped.adversarial[~stopped.success], x[~stopped.success])
+
+
 class Stumble:
     """A callback that raises once and is not called again."""
 
