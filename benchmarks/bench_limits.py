@@ -1,0 +1,123 @@
+"""Runs that cannot succeed, that have a budget, or that are cut short; and rows of a round.
+
+    ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/bench_limits.py
+
+- *unreachable*: 3,000 digits that no setting was chosen on, random targets, on the network of
+  one-hot outputs: success, and evaluations of the images that were and were not reached.
+- *budgets*: share of random targets that each effort itself finds within ``max_evaluations``,
+  without the lower effort that `settings.NEEDED` puts in its place.
+- *cut short*: share found, and distortion over that of a whole run, after parts of its time.
+- *rows*: seconds through torch with 256 rows a round over those with as many as is the default, two
+  threads, the two in turn.
+
+Figures go to ``benchmarks/results/bench_limits.json``; docs/decisions.md quotes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import machine
+import networks
+import numpy as np
+import torch
+
+import advcore
+from advcore import data, settings
+
+BUDGETS = {
+    "relu": (20, 50),
+    "abc_mnist_6_100_nat": (20, 50),
+    "embedded": (20, 40),
+    "smallcnn_fmn_regular": (40, 120, 160),
+    "wk_convex_linf0.1": (40, 120, 160),
+    "rays_smallcnn_bn": (40, 100, 120, 160),
+    "colt_mnist_linf0.1": (40, 100, 120, 160),
+}
+
+
+def unreachable(effort: str) -> dict[str, float]:
+    """Of the network of one-hot outputs."""
+    model = networks.case("one_hot", targeted=True, images=1).model
+    images, labels = data.mnist("test")
+    part = slice(4000, 7000)
+    targets = data.random_targets(labels[part], classes=10, seed=1)
+    flat = images[part].reshape(3000, -1)
+    result = advcore.minimize_distortion(model, flat, targets, effort=effort)
+    found, cost = result.success, result.evaluations
+    return {
+        "success": float(found.mean()),
+        "mean": float(result.distortion[found].mean()),
+        "evaluations_found": float(cost[found].mean()),
+        "evaluations_missed": float(cost[~found].mean()),
+    }
+
+
+def budgets(name: str) -> dict[str, dict[str, float]]:
+    """Share found by effort, and within how many evaluations."""
+    count = 300 if name in networks.DENSE else 60
+    case = networks.case(name, targeted=True, images=count)
+    free = {kind: dict[str, int]() for kind in settings.NEEDED}
+    with mock.patch.object(settings, "NEEDED", free):
+        return {
+            str(most): {
+                effort: float(
+                    advcore.minimize_distortion(
+                        case.model, case.images, case.classes, effort=effort, max_evaluations=most
+                    ).success.mean()
+                )
+                for effort in settings.EFFORTS
+            }
+            for most in BUDGETS[name]
+        }
+
+
+def cut_short(name: str) -> dict[str, dict[str, float]]:
+    """By part of the time of a whole run through torch."""
+    case = networks.case(name, targeted=True, images=100)
+
+    def run(limit: float | None) -> advcore.Result:
+        return advcore.minimize_distortion(
+            lambda x: case.model(x), case.images, case.classes, time_limit=limit
+        )
+
+    whole, out = run(None), {}
+    for part in (0.1, 0.2, 0.4, 0.7):
+        result = run(part * whole.seconds)
+        ratio = result.distortion / whole.distortion
+        out[str(part)] = {
+            "success": float(result.success.mean()),
+            "mean_ratio": float(ratio[result.success].mean()),
+        }
+    return out
+
+
+def rows(name: str) -> float:
+    """Seconds in rounds of 256 rows over those of the default."""
+    case = networks.case(name, targeted=True, images=100)
+    x, y = (np.concatenate([part] * 11)[:1024] for part in (case.images, case.classes))
+    seconds: dict[int | None, list[float]] = {256: [], None: []}
+    for _ in range(3):
+        for size, taken in seconds.items():
+            result = advcore.minimize_distortion(
+                lambda v: case.model(v), x, y, effort="fast", batch_size=size
+            )
+            taken.append(result.seconds)
+    return float(np.median(seconds[256]) / np.median(seconds[None]))
+
+
+def main() -> None:
+    """Measures, prints and stores the figures."""
+    figures: dict[str, Any] = {"unreachable": {e: unreachable(e) for e in settings.EFFORTS}}
+    torch.set_num_threads(2)
+    figures["cut_short"] = {"smallcnn_fmn_regular": cut_short("smallcnn_fmn_regular")}
+    figures["rows"] = {name: rows(name) for name in ("vnncomp_resnet2b", "wk_convex_linf0.1")}
+    figures["budgets"] = {name: budgets(name) for name in BUDGETS}
+    for name, values in figures.items():
+        print(name, values)
+    print(machine.save("bench_limits", figures))
+
+
+if __name__ == "__main__":
+    main()
