@@ -146,7 +146,7 @@ SMOOTH = {
 # from images of one value. On a network trained toward one-hot outputs one schedule from the clean
 # image reaches 66% of random targets at most, the ladder 95%. A stage in which nothing is found
 # ends once 15 rounds (csrc/search.h) gain less than 2% of the margin: what cannot be reached costs
-# 600 to 1,200 evaluations, not 1,800 to 2,900.
+# 540 to 1,500 evaluations (`thorough` up to 2,000), not 1,800 to 2,900.
 _WIDE = (4.0, 2.0, 1.0, 0.5, 0.2, 0.05)
 RESCUE = {
     "kinked": (

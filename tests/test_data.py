@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import needs_data
 
 from advcore import data
 from advcore._extras import require
-
-needs_mnist = pytest.mark.skipif(
-    not os.environ.get("ADVCORE_DATA"), reason="ADVCORE_DATA is not set"
-)
 
 
 def test_embedded_digits() -> None:
@@ -45,7 +41,7 @@ def test_embedded_network_knows_the_embedded_digits() -> None:
     np.testing.assert_allclose(network.forward(images), hidden, rtol=1e-4, atol=1e-4)
 
 
-@needs_mnist
+@needs_data
 @pytest.mark.mnist
 def test_mnist_from_disk() -> None:
     images, labels = data.mnist("test")

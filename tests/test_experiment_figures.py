@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import needs_data
 
 pytest.importorskip("torch")
 pytest.importorskip("joblib")
@@ -115,7 +115,7 @@ def test_a_strip_keeps_the_images() -> None:
 
 
 @pytest.mark.mnist
-@pytest.mark.skipif("ADVCORE_DATA" not in os.environ, reason="ADVCORE_DATA is not set")
+@needs_data
 def test_noise_on_mnist(tmp_path: Path) -> None:
     run = Run(tmp_path, scale="tiny", seeds=1)
     network = run.trained([run.recipe("fc10", 0, epochs=1)])[0]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import needs_data
 
 pytest.importorskip("torch")
 pytest.importorskip("joblib")
@@ -184,7 +184,7 @@ def test_figures_are_drawn(outcome: Outcome, tmp_path: Path) -> None:
 
 
 @pytest.mark.mnist
-@pytest.mark.skipif("ADVCORE_DATA" not in os.environ, reason="ADVCORE_DATA is not set")
+@needs_data
 def test_random_directions_on_mnist(tmp_path: Path) -> None:
     run = Run(tmp_path, scale="tiny", seeds=1)
     network = run.trained([run.recipe("fc10", 0, epochs=1)])[0]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import needs_data
 from numpy.typing import NDArray
 
 pytest.importorskip("torch")
@@ -31,10 +31,6 @@ from advcore.experiments.lipschitz import (
 from advcore.experiments.run import Run
 from advcore.experiments.tables import Outcome, Table
 from advcore.pretrained import Expand
-
-needs_data = pytest.mark.skipif(
-    not os.environ.get("ADVCORE_DATA"), reason="ADVCORE_DATA is not set"
-)
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import needs_data
 
 pytest.importorskip("torch")
 pytest.importorskip("joblib")
@@ -197,7 +197,7 @@ def test_autoencoder_network_keeps_its_code(run: Run) -> None:
 
 
 @pytest.mark.mnist
-@pytest.mark.skipif(not os.environ.get("ADVCORE_DATA"), reason="ADVCORE_DATA is not set")
+@needs_data
 def test_table1_on_mnist(tmp_path: Path) -> None:
     run = Run(tmp_path, scale="tiny", seeds=1, dataset="mnist")
     recipe = run.recipe("fc10", 0, epochs=1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import needs_data
 
 pytest.importorskip("torch")
 pytest.importorskip("joblib")
@@ -323,7 +323,7 @@ def test_one_seed_has_no_interval(experiments_folder: Path) -> None:
 
 
 @pytest.mark.mnist
-@pytest.mark.skipif("ADVCORE_DATA" not in os.environ, reason="ADVCORE_DATA is not set")
+@needs_data
 def test_pools_on_mnist(tmp_path: Path) -> None:
     run = Run(tmp_path, scale="tiny", seeds=1)
     pool = Feedback((0, 1, 2), size=500, warmup=100, reach=0.5, weight=0.3)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import needs_data
 
 pytest.importorskip("torch")
 pytest.importorskip("joblib")
@@ -196,7 +196,7 @@ def test_interval_of_the_effect_is_over_networks() -> None:
 
 
 @pytest.mark.mnist
-@pytest.mark.skipif("ADVCORE_DATA" not in os.environ, reason="ADVCORE_DATA is not set")
+@needs_data
 def test_purity_on_mnist(tmp_path: Path) -> None:
     run = Run(tmp_path, scale="tiny", seeds=1)
     settings = units.SETTINGS["tiny"]

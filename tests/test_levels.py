@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from marks import needs_data
 
 import advcore
 from advcore import Layer, Network, Status, data
@@ -198,7 +198,7 @@ def test_levels_need_room_between_the_bounds() -> None:
         )
 
 
-@pytest.mark.skipif("ADVCORE_DATA" not in os.environ, reason="needs ADVCORE_DATA")
+@needs_data
 def test_changes_smaller_than_half_a_level() -> None:
     """Two ImageNet pictures on SqueezeNet: near the least number of pixels by first order."""
     torch = pytest.importorskip("torch")

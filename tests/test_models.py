@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import needs_data
 
 import advcore
 from advcore import data, models, preprocessing
@@ -20,8 +21,6 @@ import torch
 from torch import nn
 
 from advcore import locally_connected, pretrained, torch_modules, training
-
-needs_data = pytest.mark.skipif("ADVCORE_DATA" not in os.environ, reason="needs ADVCORE_DATA")
 
 
 def test_models_are_imported_without_torch() -> None:

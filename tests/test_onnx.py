@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import types
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import needs_data
 
 import advcore
 
@@ -26,7 +26,6 @@ from advcore import data
 from advcore.onnx_graph import OnnxGraph, load
 from advcore.onnx_operators import OPERATORS
 
-needs_data = pytest.mark.skipif("ADVCORE_DATA" not in os.environ, reason="needs ADVCORE_DATA")
 RNG = np.random.default_rng(0)
 
 

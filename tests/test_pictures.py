@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import needs_data
 
 import advcore
 from advcore import Layer, Network, classes, pictures
@@ -22,7 +23,6 @@ from typer.testing import CliRunner, Result
 
 from advcore import commands
 
-needs_data = pytest.mark.skipif("ADVCORE_DATA" not in os.environ, reason="needs ADVCORE_DATA")
 SIDE = 12
 COLOUR = pictures.Frame((3, SIDE, SIDE), 3, SIDE, SIDE)
 GREY = pictures.Frame((SIDE * SIDE,), 1, SIDE, SIDE)

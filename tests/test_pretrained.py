@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import needs_data
 
 pytest.importorskip("torch")
 pytest.importorskip("joblib")
@@ -30,10 +31,6 @@ from advcore.experiments.spectral import (
     operator_norm,
 )
 from advcore.pretrained import ALEXNET_SIDE, SQUEEZENET_SIDE, alexnet, squeezenet1_0
-
-needs_data = pytest.mark.skipif(
-    not os.environ.get("ADVCORE_DATA"), reason="ADVCORE_DATA is not set"
-)
 
 
 @pytest.fixture(scope="module")
