@@ -29,7 +29,7 @@ TILE_BYTES = 512 << 20
 fast as 24; those of wide layers share the reading of the weights."""
 ORACLE_SLOTS = 1024
 """Rows of a round through a model, where its activations leave room (`memory.SAVED`). 1,024 images
-of small networks take 10 to 30% less time in rounds of 512 or 1,024 rows than of 256 (two threads).
+of two small networks take 11 and 19% less time than in rounds of 256 (benchmarks/bench_limits.py).
 """
 ORACLE_BYTES = 1 << 30
 """Of the solver's vectors in a run with a model on the CPU."""
