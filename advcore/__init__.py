@@ -1,13 +1,16 @@
 """Minimum-distortion adversarial examples by a compiled, batched, box-constrained L-BFGS."""
 
+import importlib
+from typing import Any
+
 from ._core import Status
 from ._version import __version__
 from .api import minimize_distortion
 from .errors import DeviceError, Interrupted, ModelError
-from .loading import load_model
+from .models.loading import load_model
 from .network import Convolution, Layer, Network
 from .result import Result
-from .run import Progress
+from .solve.job import Progress
 
 __all__ = [
     "Convolution",
@@ -23,3 +26,17 @@ __all__ = [
     "load_model",
     "minimize_distortion",
 ]
+
+# Documented modules that stood here before they moved into the room `models`.
+_MOVED = {
+    "locally_connected": "advcore.models.locally_connected",
+    "preprocessing": "advcore.models.preprocessing",
+    "pretrained": "advcore.models.pretrained",
+    "training": "advcore.models.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:
+        return importlib.import_module(_MOVED[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, validate, verify
+from . import _core, validate
 from .errors import DeviceError, Interrupted, ModelError, ModelRaised
+from .models.preprocessing import warn_if_normalised
 from .network import Network
 from .oracles import TorchOracle
-from .paths import SAMPLE, Path, choose_path, logit_noise, probes
-from .preprocessing import warn_if_normalised
+from .oracles.logits import batched, margins
 from .result import Result
-from .run import Job, Progress, Watch, default_threads, run_native, run_oracle
-from .settings import EFFORTS, affordable, engine_params
-from .starts import keep_starts, nearest_starts
+from .solve import verify
+from .solve.backends import SAMPLE, Path, choose_path, logit_noise, probes
+from .solve.job import Job, Progress, Watch
+from .solve.native import default_threads, run_native
+from .solve.rounds import run_oracle
+from .solve.settings import EFFORTS, affordable, engine_params
+from .solve.starts import keep_starts, nearest_starts
 
 Floats = NDArray[np.float32]
 
@@ -176,7 +180,7 @@ def minimize_distortion(
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
     if levels is not None:
-        from .levels import check_levels
+        from .solve.levels import check_levels
 
         check_levels(levels, bounds)
 
@@ -230,12 +234,12 @@ def minimize_distortion(
         )
         with contextlib.ExitStack() as stack:
             if progress:
-                from .progress import bar
+                from .solve.progress import bar
 
                 callback = stack.enter_context(bar(count, callback))
             watch = Watch(count, time_limit, callback, begin)
             if path.network is not None and path.cuda:
-                from .cuda_network import run_queue
+                from .solve.cuda_native import run_queue
 
                 assert isinstance(path.oracle, TorchOracle)
                 found, error = run_queue(
@@ -358,7 +362,7 @@ def _verify(
     success, adversarial, targeted = found["success"], found["adversarial"], job.params.targeted
     before = success.copy()
     if grid is not None:
-        from .levels import to_grid
+        from .solve.levels import to_grid
 
         stopped = bool((found["status"] == _core.Status.interrupted).any())
         model = path.model
@@ -395,8 +399,8 @@ def _verify(
     lost = np.flatnonzero(before & ~success)
     if len(lost):
         adversarial[lost] = job.images[lost]
-        z = verify.batched(path.forward, job.images[lost], size)
-        seen[lost], predicted[lost] = verify.margins(z, job.labels[lost], targeted)
+        z = batched(path.forward, job.images[lost], size)
+        seen[lost], predicted[lost] = margins(z, job.labels[lost], targeted)
         found["status"][lost] = _core.Status.interrupted if interrupted else _core.Status.not_found
     if grid is not None:
         rows = np.flatnonzero(success & (found["status"] == _core.Status.already_adversarial))
@@ -409,7 +413,7 @@ def _verify(
 def _predict(path: Path, flat: Floats, size: int) -> NDArray[np.int32]:
     if not len(flat):
         return np.empty(0, np.int32)
-    logits = verify.batched(path.forward, flat, size)
+    logits = batched(path.forward, flat, size)
     return np.asarray(logits.argmax(axis=1), dtype=np.int32)
 
 

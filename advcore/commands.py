@@ -19,7 +19,8 @@ from rich.table import Table
 
 import advcore
 
-from . import data, loading, models, validate
+from . import data, models, validate
+from .models import loading
 from .result import already_note, images_per_second
 
 if TYPE_CHECKING:

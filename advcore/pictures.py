@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ._extras import require
 from .classes import short
+from .oracles.logits import batched, margins
 from .result import to_numpy
-from .verify import batched, margins
 
 if TYPE_CHECKING:
     from .result import Result

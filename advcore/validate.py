@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .preprocessing import normalised_note
+from .models.preprocessing import normalised_note
 from .result import to_numpy
 
 Floats = NDArray[np.float32]

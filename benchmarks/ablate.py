@@ -26,7 +26,7 @@ import numpy as np
 from pages import between, table
 
 import advcore
-from advcore import settings
+from advcore.solve import settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "decisions.md"
 FIGURES = machine.RESULTS / "ablation.json"

@@ -25,9 +25,11 @@ import torch
 from torch import nn
 
 import advcore
-from advcore import _core, cuda, data, training
+from advcore import _core, data
 from advcore.data import random_targets
+from advcore.models import training
 from advcore.network import Normalize
+from advcore.solve import cuda_rounds as cuda
 
 ROUND_VECTORS = 19
 """Fewest passes over n floats of a round of the c-search with five pairs: the gradient, x0, x, the

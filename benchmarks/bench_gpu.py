@@ -32,8 +32,9 @@ import rivals
 import torch
 
 import advcore
-from advcore import data, verify
+from advcore import data
 from advcore.network import Network
+from advcore.solve import verify
 
 NETWORK = "fc100_100_10"
 ROUND_BYTES = 30 * 4

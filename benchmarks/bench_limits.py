@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 import advcore
-from advcore import data, settings
+from advcore import data
+from advcore.solve import settings
 
 BUDGETS = {
     "relu": (20, 50),

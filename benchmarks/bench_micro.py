@@ -18,8 +18,8 @@ import torch
 import advcore
 from advcore import data, reference
 from advcore.data import random_targets
-from advcore.reference_oracles import NumpyNetwork
-from advcore.run import NATIVE_SLOTS
+from advcore.reference.oracles import NumpyNetwork
+from advcore.solve.native import NATIVE_SLOTS
 
 torch.set_num_threads(1)
 digits, labels = data.embedded_digits()

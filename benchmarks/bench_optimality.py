@@ -40,7 +40,7 @@ import torch
 from envelope import Floats, load_envelope
 
 import advcore
-from advcore.settings import EFFORTS
+from advcore.solve.settings import EFFORTS
 
 __all__ = ["load_envelope", "main", "measure"]
 

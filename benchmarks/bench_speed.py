@@ -42,7 +42,7 @@ import torch
 from numpy.typing import NDArray
 from speed_engine import attack, spread, verified
 
-from advcore.run import default_threads
+from advcore.solve.native import default_threads
 
 NETWORK = "fc100_100_10"
 RIVALS = ("DDN-100", "DDN-1000", "ALMA-1000", "PDGD-500", "C&W 9x1000")

@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from advcore import data, models, pictures, training
+from advcore import data, models, pictures
+from advcore.models import training
 from advcore.network import Normalize
 
 CACHE = Path(tempfile.gettempdir()) / "advcore_benchmarks"

@@ -28,7 +28,7 @@ import torch
 
 import advcore
 from advcore.data import random_targets
-from advcore.run import NATIVE_SLOTS, run_native
+from advcore.solve.native import NATIVE_SLOTS, run_native
 
 ROOT = Path(__file__).resolve().parents[1]
 LATENCY_CALLS = 200

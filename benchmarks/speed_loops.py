@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import advcore
 from advcore import reference
-from advcore.reference_oracles import NumpyNetwork, ReferenceOracle, TorchModel
+from advcore.reference.oracles import NumpyNetwork, ReferenceOracle, TorchModel
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",

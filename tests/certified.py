@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from advcore import Layer, Network, tensorfile
+from advcore import Layer, Network
+from advcore.network import safetensors as tensorfile
 
 PATH = Path(__file__).parent / "data" / "certified_relu.safetensors"
 CONFIDENCE = 1e-4

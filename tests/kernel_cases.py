@@ -255,7 +255,7 @@ def memory(address: int, count: int, kind: Any) -> Any:
 
 def params_for(network: Any, targeted: bool) -> Any:
     """Options of a run at their defaults."""
-    from advcore.settings import engine_params
+    from advcore.solve.settings import engine_params
 
     return engine_params(
         n=network.inputs, classes=network.classes, targeted=targeted, kind=network.kind,

@@ -10,7 +10,7 @@ import pytest
 import advcore.models
 
 torch = pytest.importorskip("torch")
-averaged = pytest.importorskip("advcore.averaged")
+averaged = pytest.importorskip("advcore.models.averaging")
 
 
 class Noisy(torch.nn.Module):

@@ -13,7 +13,7 @@ import pytest
 
 import advcore
 from advcore.network import Convolution, Layer, Network, Normalize, Unsupported
-from advcore.reference_oracles import NumpyNetwork
+from advcore.reference.oracles import NumpyNetwork
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

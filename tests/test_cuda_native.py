@@ -130,7 +130,7 @@ def test_results_do_not_depend_on_slots_order_or_loop(
 
 
 def test_more_images_than_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    from advcore import cuda
+    from advcore.solve import cuda_rounds as cuda
 
     network = random_network((60, 50, 10), "tanh")
     images = np.random.default_rng(0).random((1000, 60), dtype=np.float32)

@@ -14,12 +14,13 @@ from advcore import _core
 from advcore.data import embedded_network
 from advcore.errors import DeviceError
 from advcore.network import Layer, Network
-from advcore.run import Job, Progress, Watch, run_native
-from advcore.settings import engine_params
+from advcore.solve.job import Job, Progress, Watch
+from advcore.solve.native import run_native
+from advcore.solve.settings import engine_params
 
 torch = pytest.importorskip("torch")
-cuda = pytest.importorskip("advcore.cuda")
-cuda_network = pytest.importorskip("advcore.cuda_network")
+cuda = pytest.importorskip("advcore.solve.cuda_rounds")
+cuda_network = pytest.importorskip("advcore.solve.cuda_native")
 
 
 class StandIn:

@@ -13,11 +13,12 @@ import pytest
 
 from advcore import _core
 from advcore.errors import DeviceError
-from advcore.run import Job, Watch, run_oracle
-from advcore.settings import engine_params
+from advcore.solve.job import Job, Watch
+from advcore.solve.rounds import run_oracle
+from advcore.solve.settings import engine_params
 
 torch = pytest.importorskip("torch")
-cuda = pytest.importorskip("advcore.cuda")
+cuda = pytest.importorskip("advcore.solve.cuda_rounds")
 oracles = pytest.importorskip("advcore.oracles")
 
 

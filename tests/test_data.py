@@ -152,7 +152,8 @@ def test_models_are_seeded(builder: str, parameters: int) -> None:
 
 def test_training_learns_and_repeats() -> None:
     torch = pytest.importorskip("torch")
-    from advcore import models, training
+    from advcore import models
+    from advcore.models import training
 
     torch.set_num_threads(1)
     images, labels = data.embedded_digits()
@@ -180,7 +181,8 @@ def test_training_learns_and_repeats() -> None:
 
 def test_training_minimises_the_penalty_of_the_paper() -> None:
     torch = pytest.importorskip("torch")
-    from advcore import models, training
+    from advcore import models
+    from advcore.models import training
 
     model = models.fully_connected([4, 3], inputs=5, seed=0)
     images, labels = np.zeros((8, 5), np.float32), np.arange(8) % 3
@@ -207,7 +209,8 @@ def test_training_minimises_the_penalty_of_the_paper() -> None:
 )
 def test_training_refuses(change: dict[str, object], message: str) -> None:
     pytest.importorskip("torch")
-    from advcore import models, training
+    from advcore import models
+    from advcore.models import training
 
     model = models.fully_connected([4, 3], inputs=5)
     options: dict[str, object] = {"epochs": 1} | change

@@ -20,7 +20,7 @@ import torch
 from small_experiments import matrix_of
 from torch import nn
 
-from advcore import data, pretrained
+from advcore import data
 from advcore.experiments import table5
 from advcore.experiments.attacks import adversarial_set
 from advcore.experiments.lipschitz import (
@@ -30,7 +30,8 @@ from advcore.experiments.lipschitz import (
 )
 from advcore.experiments.run import Run
 from advcore.experiments.tables import Outcome, Table
-from advcore.pretrained import Expand
+from advcore.models import pretrained
+from advcore.models.pretrained import Expand
 
 
 @pytest.fixture(scope="module")

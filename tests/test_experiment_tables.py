@@ -11,13 +11,14 @@ from marks import needs_data
 pytest.importorskip("torch")
 pytest.importorskip("joblib")
 
-from advcore import data, models, training
+from advcore import data, models
 from advcore.experiments import halves, table1, table2, table3, table4
 from advcore.experiments.attacks import AdversarialSet, adversarial_set
 from advcore.experiments.networks import CONVOLUTIONAL, PAPER
 from advcore.experiments.run import Run
 from advcore.experiments.tables import Outcome, Table
 from advcore.experiments.transfer import cross_errors, published_rows
+from advcore.models import training
 
 ALL = [*PAPER, *CONVOLUTIONAL]
 

@@ -14,13 +14,14 @@ pytest.importorskip("joblib")
 
 import torch
 
-from advcore import models, training
+from advcore import models
 from advcore.experiments import feedback, layers, networks, tuning
 from advcore.experiments import training as experiment
 from advcore.experiments.digits import Digits
 from advcore.experiments.feedback import Feedback, Feeder, Pool
 from advcore.experiments.run import Run
 from advcore.experiments.tables import Outcome, Table
+from advcore.models import training
 
 SMALL = Feedback((0, 1, 2), size=120, share=0.1, every=3, warmup=2, batch=16)
 

@@ -203,7 +203,9 @@ def test_changes_smaller_than_half_a_level() -> None:
     """Two ImageNet pictures on SqueezeNet: near the least number of pixels by first order."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("matplotlib")
-    from advcore import levels, oracles, pretrained
+    from advcore import oracles
+    from advcore.models import pretrained
+    from advcore.solve import levels
 
     pictures, _ = pretrained.imagenet_samples(pretrained.SQUEEZENET_SIDE)
     images = (pictures[[12, 17]] * 255).round().astype(np.float32) / np.float32(255)
@@ -277,7 +279,7 @@ def test_ctrl_c_keeps_grid_points_of_what_was_found(
 
 
 def test_in_a_hurry_the_first_grid_point_will_do(digits: Any) -> None:
-    from advcore import levels
+    from advcore.solve import levels
 
     x, _, targets = digits
     network = data.embedded_network()

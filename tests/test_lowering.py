@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from advcore.network import ACTIVATIONS, Layer, Network, Unsupported
-from advcore.tensorfile import read_tensors, write_tensors
+from advcore.network.safetensors import read_tensors, write_tensors
 
 
 def random_network(activations: list[str], width: int = 7, inputs: int = 5) -> Network:

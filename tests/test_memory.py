@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import advcore
-from advcore import _core, run
+from advcore import _core
 from advcore.oracles import TorchOracle
-from advcore.paths import choose_path
+from advcore.solve import rounds as run
+from advcore.solve.backends import choose_path
 
 torch = pytest.importorskip("torch")
 

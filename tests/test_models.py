@@ -14,13 +14,15 @@ import pytest
 from marks import needs_data
 
 import advcore
-from advcore import data, models, preprocessing
+from advcore import data, models
+from advcore.models import preprocessing
 
 pytest.importorskip("torch")
 import torch
 from torch import nn
 
-from advcore import locally_connected, pretrained, torch_modules, training
+from advcore.models import locally_connected, pretrained, training
+from advcore.models import modules as torch_modules
 
 
 def test_models_are_imported_without_torch() -> None:

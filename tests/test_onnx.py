@@ -23,8 +23,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from advcore import data
-from advcore.onnx_graph import OnnxGraph, load
-from advcore.onnx_operators import OPERATORS
+from advcore.models.onnx_graph import OnnxGraph, load
+from advcore.models.onnx_operators import OPERATORS
 
 RNG = np.random.default_rng(0)
 

@@ -17,7 +17,6 @@ import torch
 from small_experiments import matrix_of
 from torch import Tensor, nn
 
-from advcore import pretrained
 from advcore.experiments.lipschitz import (
     Layer,
     bounds,
@@ -36,8 +35,9 @@ from advcore.experiments.spectral import (
     largest_singular_value,
     operator_norm,
 )
-from advcore.pretrained import Expand
-from advcore.torch_modules import Normalize
+from advcore.models import pretrained
+from advcore.models.pretrained import Expand
+from advcore.network import Normalize
 
 TIGHT = 1e-9
 

@@ -11,8 +11,8 @@ import pytest
 
 import advcore
 from advcore import data
-from advcore.logits import Logits, softmax_output
 from advcore.oracles import NumpyOracle, TorchOracle
+from advcore.oracles.logits import Logits, softmax_output
 
 
 class Affine:

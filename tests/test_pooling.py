@@ -16,10 +16,9 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import advcore  # noqa: E402
-from advcore import smoothing  # noqa: E402
-from advcore.oracles import TorchOracle  # noqa: E402
-from advcore.pooling import TEMPERATURE, find_windows, smoothed_max  # noqa: E402
-from advcore.smoothing import Recomputation, find_activation, unit_width  # noqa: E402
+from advcore.oracles import TorchOracle, smoothing  # noqa: E402
+from advcore.oracles.pooling import TEMPERATURE, find_windows, smoothed_max  # noqa: E402
+from advcore.oracles.smoothing import Recomputation, find_activation, unit_width  # noqa: E402
 
 
 def twin(h: Any, temperature: Any, kernel: Any, stride: Any, padding: Any, ceil: bool) -> Any:

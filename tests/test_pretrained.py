@@ -20,7 +20,6 @@ pytest.importorskip("matplotlib")
 import torch
 from torch import nn
 
-from advcore import pretrained
 from advcore.experiments import table5
 from advcore.experiments.lipschitz import (
     fourier_bound,
@@ -30,7 +29,8 @@ from advcore.experiments.lipschitz import (
 from advcore.experiments.spectral import (
     operator_norm,
 )
-from advcore.pretrained import ALEXNET_SIDE, SQUEEZENET_SIDE, alexnet, squeezenet1_0
+from advcore.models import pretrained
+from advcore.models.pretrained import ALEXNET_SIDE, SQUEEZENET_SIDE, alexnet, squeezenet1_0
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,8 @@ optimize = pytest.importorskip("scipy.optimize")
 
 from advcore import _core  # noqa: E402
 from advcore.network import ACTIVATIONS, Layer, Network  # noqa: E402
-from advcore.reference import (  # noqa: E402
-    Bracket,
-    NumpyNetwork,
-    Options,
-    Problem,
-    TorchModel,
-    minimize_distortion,
-)
+from advcore.reference import NumpyNetwork, TorchModel, minimize_distortion  # noqa: E402
+from advcore.reference.scipy_loop import Bracket, Options, Problem  # noqa: E402
 
 FREE = (-1e3, 1e3)
 

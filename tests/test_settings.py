@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import advcore
-from advcore import settings
+from advcore.solve import settings
 
 
 def test_every_effort_of_every_kind_fits_the_engine() -> None:

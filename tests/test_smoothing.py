@@ -13,8 +13,8 @@ nn = torch.nn
 functional = torch.nn.functional
 
 from advcore.oracles import TorchOracle  # noqa: E402
-from advcore.pooling import TEMPERATURE  # noqa: E402
-from advcore.smoothing import (  # noqa: E402
+from advcore.oracles.pooling import TEMPERATURE  # noqa: E402
+from advcore.oracles.smoothing import (  # noqa: E402
     ABSOLUTE_FLOOR,
     Recomputation,
     Surveyed,

@@ -36,7 +36,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 import advcore
-from advcore import Network, data, tensorfile, training
+from advcore import Network, data
+from advcore.models import training
+from advcore.network import safetensors as tensorfile
 
 Array = NDArray[np.float64]
 Phases = tuple[NDArray[np.int8], NDArray[np.int8]]  # ON, OFF or OPEN of the units of both layers

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from advcore import data, models, training
+from advcore import data, models
+from advcore.models import training
 from advcore.network import Network
 
 FOLDER = Path(__file__).resolve().parent.parent / "advcore" / "_data"

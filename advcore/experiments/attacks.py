@@ -110,7 +110,7 @@ def adversarial_set(
 
 def error_percent(network: Trained, images: NDArray[Any], labels: NDArray[Any]) -> float:
     """Share of the images whose predicted class is not the label, in percent; NaN of none."""
-    from advcore import training
+    from advcore.models import training
 
     if not len(images):
         return math.nan

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from advcore.pretrained import Expand, ReverseChannels
-from advcore.torch_modules import Normalize
+from advcore.models.modules import ReverseChannels
+from advcore.models.pretrained import Expand
+from advcore.network import Normalize
 
 from .spectral import Norm, circular_norm, jacobian_norm, largest_singular_value, operator_norm
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from advcore import models, training
+from advcore import models
+from advcore.models import training
 
 from .digits import Digits
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 import advcore
-from advcore import data, pretrained
+from advcore import data
+from advcore.models import pretrained
 
 from .attacks import adversarial_set
 from .lipschitz import Bounds, Response, bounds, layers_of, response

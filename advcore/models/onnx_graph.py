@@ -1,0 +1,416 @@
+"""ONNX files as torch modules (``pip install "advcore[onnx]"``).
+
+A chain of convolutions and fully connected layers comes back as a `torch.nn.Sequential` that
+`Network.from_torch` recognises, so that it runs in the engine; every other graph as an `OnnxGraph`,
+which evaluates the operators of `advcore.onnx_operators` one after the other. A graph with other
+operators goes to the package onnx2pytorch, where that is installed. Importing this file imports
+torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._extras import require
+from ..network import Normalize
+from .onnx_operators import OPERATORS, Node, UnsupportedNode
+
+TRIAL = 3
+"""Images of the trial of a graph."""
+
+
+class OnnxGraph(nn.Module):
+    """The nodes of a graph, evaluated in order; float constants are buffers, integers are not.
+
+    Images come as (B, ...) with as many values as ``input_shape``.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        constants: dict[str, Tensor],
+        entry: str,
+        exit_: str,
+        input_shape: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.entry, self.exit, self.input_shape = entry, exit_, input_shape
+        self.plain: dict[str, Tensor] = {}
+        self.buffer_of: dict[str, str] = {}
+        nodes = _folded(nodes, constants)
+        used = {name for node in nodes for name in node.inputs} | {exit_}
+        for name in sorted(used & constants.keys()):
+            self.keep(name, constants[name])
+        self.nodes = nodes
+        last = {name: place for place, node in enumerate(nodes) for name in node.inputs}
+        self.done = [[n for n, p in last.items() if p == place] for place in range(len(nodes))]
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """A constant; numbers and integers need not be where the images are."""
+        if value.is_floating_point() and value.dim():
+            self.buffer_of[name] = f"constant{len(self.buffer_of)}"
+            self.register_buffer(self.buffer_of[name], value)
+        else:
+            self.plain[name] = value
+
+    def constants(self) -> dict[str, Tensor]:
+        """By the names in the file."""
+        return self.plain | {n: self.get_buffer(b) for n, b in self.buffer_of.items()}
+
+    def forward(self, x: Tensor, shapes: dict[str, tuple[int, ...]] | None = None) -> Tensor:
+        """Logits; the shape of every value goes into ``shapes``."""
+        if x.shape[1:] != self.input_shape:
+            x = x.reshape(len(x), *self.input_shape)
+        values: dict[str, Any] = {**self.constants(), "": None, self.entry: x}
+        if shapes is not None:
+            shapes[self.entry] = tuple(x.shape)
+        for node, done in zip(self.nodes, self.done, strict=True):
+            out = OPERATORS[node.kind](node, [values[name] for name in node.inputs])
+            for name, value in zip(node.outputs, [out] if torch.is_tensor(out) else out):  # noqa: B905
+                values[name] = value
+                if shapes is not None:
+                    shapes[name] = tuple(value.shape)
+            for name in done:
+                if name not in ("", self.exit):
+                    del values[name]
+        logits: Tensor = values[self.exit]
+        return logits.flatten(1) if logits.dim() > 2 else logits
+
+    def extra_repr(self) -> str:
+        return f"input_shape={self.input_shape}, nodes={len(self.nodes)}"
+
+
+def load(path: Path) -> nn.Module:
+    """The module of an ONNX file with one input and one output, in eval mode.
+
+    Its ``input_shape`` is that of an image.
+
+    Raises
+    ------
+    ImportError : onnx is not installed.
+    ValueError : what the file holds cannot be evaluated; the text says what.
+    """
+    onnx = require("onnx", "onnx", f"reading {path.name}")
+    try:
+        proto = onnx.load(str(path))
+    except Exception as error:  # protobuf's own kind for other files; OSError
+        raise ValueError(f"{path} is not an ONNX file ({error})") from None
+    if not proto.graph.node:
+        raise ValueError(f"{path} is not an ONNX file (its graph is empty)")
+    try:
+        return _module(onnx, proto)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _module(onnx: Any, proto: Any) -> nn.Module:
+    graph = proto.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    entries = [value for value in graph.input if value.name not in stored]
+    for word, found in (("input", entries), ("output", list(graph.output))):
+        if len(found) != 1:
+            names = ", ".join(value.name for value in found)
+            raise ValueError(f"expected one {word}, it has {len(found)} ({names})")
+    entry, exit_ = entries[0].name, graph.output[0].name
+    batch, shape = _input_shape(onnx, entries[0])
+    versions = {item.domain: item.version for item in proto.opset_import}
+    version = versions.get("", versions.get("ai.onnx", 1))
+    missing = sorted({_kind(node) for node in graph.node} - {*OPERATORS, "Constant"})
+    if missing or graph.sparse_initializer:
+        return _converted(proto, missing or ["sparse weights"], shape)
+    constants = {name: _tensor(onnx, tensor, name) for name, tensor in stored.items()}
+    nodes = []
+    for place, item in enumerate(graph.node):
+        attributes = {a.name: _attribute(onnx, a) for a in item.attribute}
+        if item.op_type == "Constant":
+            constants[item.output[0]] = _constant(attributes, item.output[0])
+            continue
+        nodes.append(
+            Node(
+                item.op_type,
+                item.name or f"number {place}",
+                tuple(item.input),
+                tuple(item.output),
+                attributes,
+                version,
+                batch,
+            )
+        )
+    network = OnnxGraph(nodes, constants, entry, exit_, shape).eval()
+    shapes: dict[str, tuple[int, ...]] = {}
+    _try(network, shapes)
+    return sequential(network, shapes) or network
+
+
+def _kind(node: Any) -> str:
+    return str(node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}")
+
+
+def _input_shape(onnx: Any, value: Any) -> tuple[int | None, tuple[int, ...]]:
+    """The batch, if the file has a number for it, and the shape of an image."""
+    kind = value.type.tensor_type
+    if kind.elem_type != onnx.TensorProto.FLOAT:
+        name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
+        raise ValueError(f"its input {value.name!r} must be float (32 bits), it is {name}")
+    if not kind.HasField("shape"):
+        raise ValueError(f"its input {value.name!r} has no shape")
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
+    shown = [d.dim_param or "?" if s is None else str(s) for d, s in zip(kind.shape.dim, sizes)]  # noqa: B905
+    text = f"its input {value.name!r} has shape ({', '.join(shown)})"
+    if len(sizes) < 2:
+        raise ValueError(f"{text}: expected a batch and at least one more dimension")
+    shape = tuple(size for size in sizes[1:] if size)
+    if len(shape) < len(sizes) - 1:
+        raise ValueError(f"{text}: only the first dimension, the batch, may be dynamic")
+    return sizes[0] or None, shape
+
+
+def _tensor(onnx: Any, tensor: Any, name: str) -> Tensor:
+    array = onnx.numpy_helper.to_array(tensor)
+    if array.dtype == np.float64 or array.dtype == np.float16:
+        array = array.astype(np.float32)
+    try:
+        return torch.from_numpy(array.copy())
+    except TypeError:
+        raise ValueError(f"constant {name!r} has type {array.dtype}") from None
+
+
+def _attribute(onnx: Any, attribute: Any) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return onnx.numpy_helper.to_array(value)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _constant(attributes: dict[str, Any], name: str) -> Tensor:
+    for key, value in attributes.items():
+        if key in ("value", "value_float", "value_floats", "value_int", "value_ints"):
+            kind = np.asarray(value).dtype.kind
+            dtype = {"f": np.float32, "i": np.int64, "b": np.bool_}.get(kind)
+            if dtype is not None:
+                return torch.from_numpy(np.array(value, dtype))
+    raise ValueError(f"constant {name!r} is not a tensor of numbers")
+
+
+def _folded(nodes: Sequence[Node], constants: dict[str, Tensor]) -> list[Node]:
+    """The nodes that depend on the images; the values of the others go into ``constants``."""
+    rest = []
+    for node in nodes:
+        if any(name and name not in constants for name in node.inputs):
+            rest.append(node)
+            continue
+        out = _call(node, [constants.get(name) for name in node.inputs])
+        constants.update(zip(node.outputs, [out] if torch.is_tensor(out) else out, strict=False))
+    return rest
+
+
+def _call(node: Node, values: Sequence[Any]) -> Any:
+    try:
+        return OPERATORS[node.kind](node, values)
+    except UnsupportedNode:
+        raise
+    except Exception as error:
+        raise node.fail(f"{type(error).__name__}: {error}") from error
+
+
+def _try(network: nn.Module, *more: dict[str, tuple[int, ...]]) -> None:
+    """ValueError unless the network takes images in batches to logits."""
+    shape: Any = vars(network)["input_shape"]
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(TRIAL, *shape), *more)
+    except UnsupportedNode:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"it fails for {TRIAL} images at once ({error}); export it with a dynamic batch"
+        ) from error
+    if not torch.is_tensor(logits) or logits.dim() != 2 or len(logits) != TRIAL:
+        found = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+        raise ValueError(f"its output for {TRIAL} images must be ({TRIAL}, classes), got {found}")
+
+
+class _Converted(nn.Module):
+    """A module of onnx2pytorch."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.network, self.input_shape = network, shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x.reshape(len(x), *self.input_shape))
+        return logits.flatten(1) if logits.dim() > 2 else logits
+
+
+def _converted(proto: Any, missing: Sequence[str], shape: tuple[int, ...]) -> nn.Module:
+    names = ", ".join(missing)
+    try:
+        package = importlib.import_module("onnx2pytorch")
+    except (ImportError, RuntimeError) as error:  # the latter: a torchvision of another torch
+        raise ValueError(
+            f"no form here for the operators {names}; the package onnx2pytorch, which would be "
+            f"asked, cannot be imported ({error})"
+        ) from None
+    try:
+        network = _Converted(package.ConvertModel(proto), shape).eval().requires_grad_(False)
+    except Exception as error:
+        raise ValueError(f"onnx2pytorch cannot convert {names} ({error})") from error
+    _try(network)
+    return network
+
+
+def sequential(graph: OnnxGraph, shapes: dict[str, tuple[int, ...]]) -> nn.Sequential | None:
+    """The graph as layers, if it is a chain of convolutions and fully connected ones.
+
+    ``shapes`` of all values for ``TRIAL`` images. Between the layers values are flat.
+    """
+    constants = graph.constants()
+    layers: list[nn.Module] = [nn.Flatten()]
+    value = graph.entry
+    for node in graph.nodes:
+        places = [i for i, name in enumerate(node.inputs) if name and name not in constants]
+        kept = shapes[node.outputs[0]][:1] == (TRIAL,)
+        if len(places) != 1 or node.inputs[places[0]] != value or not kept:
+            return None
+        given = [constants.get(name) for name in node.inputs]
+        layer = _spatial(node, places[0], given, shapes[value])
+        if layer is None:
+            layer = _layer(node, places[0], given, shapes[value], layers)
+        if layer is None:
+            return None
+        layers += layer
+        value = node.outputs[0]
+    if value != graph.exit or not any(isinstance(one, (nn.Linear, nn.Conv2d)) for one in layers):
+        return None
+    network = nn.Sequential(*layers).eval().requires_grad_(False)
+    x = torch.rand(TRIAL, math.prod(graph.input_shape), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, same = graph(x), network(x)
+    if same.shape != logits.shape or not torch.allclose(same, logits, rtol=1e-3, atol=1e-3):
+        return None
+    vars(network)["input_shape"] = graph.input_shape
+    return network
+
+
+def _spatial(
+    node: Node, place: int, given: list[Tensor | None], shape: tuple[int, ...]
+) -> list[nn.Module] | None:
+    """A convolution, pooling or batch norm, from flat values to flat ones. None: no such layer."""
+    kinds = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
+    if node.kind not in kinds or place != 0 or len(shape) != 4 or len(node.outputs) > 1:
+        return None
+    if node.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    pads, strides = node.get("pads", [0] * 4), tuple(node.get("strides", [1, 1]))
+    dilations = tuple(node.get("dilations", [1, 1]))
+    if pads[:2] != pads[2:] or len(strides) != 2 or dilations != (1, 1) or node.get("ceil_mode", 0):
+        return None
+    layer: nn.Module
+    if node.kind == "Conv":
+        weight, bias = given[1], given[2] if len(given) > 2 else None
+        if weight is None or weight.dim() != 4 or node.get("group", 1) != 1:
+            return None
+        size = (weight.shape[2], weight.shape[3])
+        padding = (pads[0], pads[1])
+        layer = nn.Conv2d(shape[1], len(weight), size, strides, padding, bias=bias is not None)
+        layer.weight = _fixed(weight)
+        if bias is not None:
+            layer.bias = _fixed(bias)
+    elif node.kind == "GlobalAveragePool":
+        layer = nn.AdaptiveAvgPool2d(1)
+    elif node.kind == "BatchNormalization":
+        scale, shift, mean, variance = given[1:5]
+        if scale is None or shift is None or mean is None or variance is None:
+            return None
+        layer = nn.BatchNorm2d(shape[1], eps=node.get("epsilon", 1e-5))
+        layer.weight, layer.bias = _fixed(scale), _fixed(shift)
+        layer.running_mean, layer.running_var = mean.clone(), variance.clone()
+    else:
+        window = tuple(node.get("kernel_shape"))
+        if window != strides or any(pads):
+            return None
+        layer = (nn.MaxPool2d if node.kind == "MaxPool" else nn.AvgPool2d)(window)
+    return [nn.Unflatten(1, shape[1:]), layer, nn.Flatten()]
+
+
+_SAME = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_ACTIVATIONS = {"Relu": nn.ReLU, "Sigmoid": nn.Sigmoid, "Tanh": nn.Tanh, "Softplus": nn.Softplus}
+
+
+def _layer(
+    node: Node,
+    place: int,
+    given: list[Tensor | None],
+    shape: tuple[int, ...],
+    before: list[nn.Module],
+) -> list[nn.Module] | None:
+    """Layers for a node whose input ``place`` has ``shape`` and whose others are constant.
+
+    The bias of a product is put into its Linear, the last of ``before``. None: no such layers.
+    """
+    kind, last = node.kind, before[-1]
+    if kind in _SAME:
+        return []
+    if kind in _ACTIVATIONS:
+        return [_ACTIVATIONS[kind]()]
+    if kind == "LeakyRelu":
+        return [nn.LeakyReLU(node.get("alpha", 0.01))]
+    if kind == "Gelu":
+        return [nn.GELU(approximate=node.get("approximate", "none"))]
+    if kind == "Transpose":
+        order = [i for i in node.get("perm", range(len(shape))[::-1]) if shape[i] > 1]
+        return [] if order == sorted(order) else None
+    other = given[1 - place] if len(given) > 1 else None
+    if kind in ("MatMul", "Gemm") and other is not None:
+        return _product(node, place, other, given[2] if len(given) > 2 else None, shape)
+    if kind not in ("Add", "Sub", "Mul", "Div") or other is None or not other.is_floating_point():
+        return None
+    whole = other[0] if other.dim() == len(shape) and len(other) == 1 else other
+    if whole.dim() >= len(shape):
+        return None
+    c = whole.broadcast_to(shape[1:]).flatten()
+    if kind == "Add" and isinstance(last, nn.Linear) and last._parameters["bias"] is None:
+        last.bias = _fixed(c)
+        return []
+    if place == 1 and kind in ("Sub", "Div"):
+        return None
+    if kind in ("Mul", "Div") and not bool((c > 0).all()):
+        return None
+    if kind in ("Add", "Sub"):
+        return [Normalize((c if kind == "Sub" else -c).tolist(), 1.0)]
+    return [Normalize(0.0, (c if kind == "Div" else 1 / c).tolist())]
+
+
+def _product(
+    node: Node, place: int, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]
+) -> list[nn.Module] | None:
+    """A Linear for ``x @ weight``, or ``weight @ x`` with columns x."""
+    if weight.dim() != 2 or (node.kind == "Gemm" and (place != 0 or node.get("transA", 0))):
+        return None
+    if node.kind == "Gemm":
+        weight = node.get("alpha", 1.0) * (weight if node.get("transB", 0) else weight.t())
+    elif place == 0:
+        weight = weight.t()
+    elif len(shape) != 3 or shape[2] != 1:
+        return None
+    outputs, inputs = weight.shape
+    if math.prod(shape[1:]) != inputs:
+        return None
+    layer = nn.Linear(inputs, outputs, bias=bias is not None)
+    layer.weight = _fixed(weight)
+    if bias is not None:
+        whole = (node.get("beta", 1.0) * bias).broadcast_to(1, outputs)[0]
+        layer.bias = _fixed(whole)
+    return [layer]
+
+
+def _fixed(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.clone(memory_format=torch.contiguous_format), requires_grad=False)

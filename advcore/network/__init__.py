@@ -1,0 +1,43 @@
+"""Networks that the compiled engine runs by itself: layers, files, and the way to and from torch.
+
+Importing this package imports neither torch nor the compiled module.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .layers import (
+    ACTIVATIONS,
+    KINKED,
+    POOLINGS,
+    SATURATING,
+    Convolution,
+    Layer,
+    Unsupported,
+)
+from .network import Network
+
+if TYPE_CHECKING:
+    from .normalize import Normalize
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "Normalize":  # a torch module: imported when it is asked for
+            from .normalize import Normalize
+
+            return Normalize
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "ACTIVATIONS",
+    "KINKED",
+    "POOLINGS",
+    "SATURATING",
+    "Convolution",
+    "Layer",
+    "Network",
+    "Normalize",
+    "Unsupported",
+]

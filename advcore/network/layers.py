@@ -1,0 +1,235 @@
+"""Layers of the networks that the compiled engine runs by itself; see `advcore.network`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+ACTIVATIONS = (
+    "identity",
+    "relu",
+    "leaky_relu",
+    "sigmoid",
+    "tanh",
+    "softplus",
+    "gelu",
+    "gelu_tanh",
+)
+"""Names shared with the engine; ``gelu`` is the exact form with erf, ``gelu_tanh`` torch's."""
+
+KINKED = ("relu", "leaky_relu")
+SATURATING = ("sigmoid", "tanh")
+"""These two families have a smoothed form in the engine, and so has max-pooling."""
+
+POOLINGS = ("none", "max", "mean")
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """``h -> activation(weight @ h + bias)``.
+
+    Attributes
+    ----------
+    weight : ndarray, shape (out, in), float32
+    bias : ndarray, shape (out,), float32
+        Both are copied (float64 is rounded) and made read-only.
+    activation : str
+        One of `ACTIVATIONS`.
+    slope : float
+        Slope of ``leaky_relu`` below zero; unused by the others.
+    """
+
+    weight: Floats
+    bias: Floats
+    activation: str = "identity"
+    slope: float = 0.01
+
+    def __post_init__(self) -> None:
+        _freeze(self, "weight", 2)
+        _freeze(self, "bias", 1)
+        _check_activation(self)
+
+    @property
+    def inputs(self) -> int:
+        """Width of the input."""
+        return int(self.weight.shape[1])
+
+    @property
+    def outputs(self) -> int:
+        """Width of the output."""
+        return int(self.weight.shape[0])
+
+    @property
+    def geometry(self) -> None:
+        """Nothing beyond the weight's shape; of a `Convolution` it is a tuple."""
+        return
+
+    def reversed(self, channels: int, outputs: bool) -> Layer:
+        """The same layer with its inputs, in so many groups, and its outputs in reverse order."""
+        rows = slice(None, None, -1 if outputs else 1)
+        weight = self.weight.reshape(self.outputs, channels, -1)[rows, ::-1]
+        columns = weight.reshape(self.weight.shape)
+        return Layer(columns, self.bias[rows], self.activation, self.slope)
+
+
+def _no_padding_value() -> Floats:
+    return np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """2-D convolution (cross-correlation, as torch's), activation, then pooling.
+
+    Attributes
+    ----------
+    weight : ndarray, shape (features, channels, height, width), float32
+    bias : ndarray, shape (features,), float32
+        Both are copied (float64 is rounded) and made read-only.
+    shape : tuple of int
+        (channels, height, width) of the image that comes in.
+    activation, slope
+        As of a `Layer`.
+    stride, padding : tuple of int
+        Rows and columns; ``padding`` of them are added on each side.
+    padding_value : ndarray, shape (channels,), float32
+        What they hold; default zeros. (A normalisation of the image is folded into the weight, and
+        what its zero was is another value here.)
+    pooling : str
+        "none", or "max" or "mean" over windows side by side; rows and columns that fill no window
+        are dropped.
+    window : tuple of int
+        Rows and columns of a window.
+
+    Notes
+    -----
+    Values in and out are flat, in the order (channel, row, column).
+    """
+
+    weight: Floats
+    bias: Floats
+    shape: tuple[int, int, int]
+    activation: str = "identity"
+    slope: float = 0.01
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    padding_value: Floats = field(default_factory=_no_padding_value)
+    pooling: str = "none"
+    window: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        _freeze(self, "weight", 4)
+        _freeze(self, "bias", 1)
+        _check_activation(self)
+        for name, length, least in (
+            *(("shape", 3, 1), ("stride", 2, 1)),
+            *(("padding", 2, 0), ("window", 2, 1)),
+        ):
+            given = getattr(self, name)
+            values = tuple(int(value) for value in given)
+            if len(values) != length or min(values) < least or values != tuple(given):
+                raise ValueError(f"{name} must be {length} integers >= {least}, got {given!r}")
+            object.__setattr__(self, name, values)
+        if not np.asarray(self.padding_value).size:
+            object.__setattr__(self, "padding_value", np.zeros(self.shape[0], np.float32))
+        _freeze(self, "padding_value", 1)
+        channels = self.weight.shape[1]
+        if self.shape[0] != channels or len(self.padding_value) != channels:
+            raise ValueError(
+                f"shape and padding_value must have {channels} channels to fit the weight, got "
+                f"{self.shape} and {len(self.padding_value)}"
+            )
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {POOLINGS}, got {self.pooling!r}")
+        if self.pooling == "none" and self.window != (1, 1):
+            raise ValueError(f"window must be (1, 1) without pooling, got {self.window}")
+        if min(self.positions) < 1 or min(self.out_shape) < 1:
+            raise ValueError(
+                f"shape must hold the kernel and the window, got {self.shape} for a weight "
+                f"{self.weight.shape}, padding {self.padding} and window {self.window}"
+            )
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """Rows and columns before the pooling."""
+        sizes = zip(self.shape[1:], self.weight.shape[2:], self.stride, self.padding, strict=True)
+        rows, columns = ((size + 2 * pad - k) // step + 1 for size, k, step, pad in sizes)
+        return rows, columns
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """(features, height, width) of what goes out."""
+        rows, columns = (n // w for n, w in zip(self.positions, self.window, strict=True))
+        return len(self.weight), rows, columns
+
+    @property
+    def inputs(self) -> int:
+        """Values of the image that comes in."""
+        return math.prod(self.shape)
+
+    @property
+    def outputs(self) -> int:
+        """Values that go out."""
+        return math.prod(self.out_shape)
+
+    @property
+    def geometry(self) -> tuple[Any, ...]:
+        """What the engine and a file need beyond weight, bias and activation."""
+        return (
+            self.shape,
+            self.stride,
+            self.padding,
+            self.padding_value,
+            self.pooling,
+            self.window,
+        )
+
+    def reversed(self, channels: int, outputs: bool) -> Convolution:
+        """The same layer with its channels, ``channels`` of them, and its features in reverse."""
+        rows = slice(None, None, -1 if outputs else 1)
+        return replace(
+            self,
+            weight=self.weight[rows, ::-1],
+            bias=self.bias[rows],
+            padding_value=self.padding_value[::-1],
+        )
+
+
+def _freeze(layer: Layer | Convolution, name: str, dims: int) -> None:
+    """Replace an array of the layer by a checked copy in float32 that cannot be written to."""
+    given = np.asarray(getattr(layer, name))
+    if given.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {given.dtype}")
+    if given.ndim != dims or 0 in given.shape:
+        raise ValueError(f"{name} must have {dims} non-empty dimensions, got {given.shape}")
+    with np.errstate(over="ignore"):  # an overflow is reported just below
+        array = np.array(given, dtype=np.float32, order="C", copy=True)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite in float32")
+    array.flags.writeable = False
+    object.__setattr__(layer, name, array)
+
+
+def _check_activation(layer: Layer | Convolution) -> None:
+    if layer.bias.shape != layer.weight.shape[:1]:
+        raise ValueError(
+            f"bias must have shape ({layer.weight.shape[0]},) to fit the weight, "
+            f"got {layer.bias.shape}"
+        )
+    if layer.activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {layer.activation!r}")
+    if not math.isfinite(layer.slope):
+        raise ValueError(f"slope must be finite, got {layer.slope!r}")
+
+
+class Unsupported(ValueError):
+    """A torch module that has no native form; ``reason`` names the module and says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

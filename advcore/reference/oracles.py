@@ -1,0 +1,323 @@
+"""One-image oracles of the reference: logits and their pull-back, nothing cached or batched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._extras import require
+from ..network import Convolution, Layer, Network
+from ..oracles import NumpyModel, NumpyOracle, TorchOracle
+
+Vector = NDArray[np.float64]
+
+
+class ReferenceOracle(Protocol):
+    """Logits of one flat image, and the pull-back through the last forward.
+
+    Attributes
+    ----------
+    kind : str
+        "numpy" or "torch".
+    inputs, classes : int
+    """
+
+    kind: str
+    inputs: int
+    classes: int
+
+    def forward(self, x: Vector) -> NDArray[Any]:
+        """Logits (K,) of ``x`` (n,) float64; may be overwritten by the next call."""
+        ...
+
+    def backward(self, dlogits: NDArray[Any]) -> NDArray[Any]:
+        """Gradient (n,); may be overwritten by the next call."""
+        ...
+
+
+class NumpyNetwork:
+    """A network in NumPy, for one image at a time: the fastest honest form of that.
+
+    Weights in ``dtype`` and C order, buffers allocated once. Both directions are one BLAS gemv per
+    fully connected layer on the same array: 7.5 us forward and 7.8 us backward for 784 -> 100 in
+    float64 on one core; a transposed second copy measured no faster (8.3 us).
+
+    Parameters
+    ----------
+    network : Network
+    dtype : numpy float type
+        float64, or float32 for half the memory traffic.
+    """
+
+    kind = "numpy"
+
+    def __init__(
+        self, network: Network, dtype: type[np.float64] | type[np.float32] = np.float64
+    ) -> None:
+        if not isinstance(network, Network):
+            raise TypeError(f"network must be an advcore.Network, got {type(network).__name__}")
+        self.inputs = network.inputs
+        self.classes = network.classes
+        self._dtype = np.dtype(dtype)
+        self._layers = [
+            _NumpyConvolution(layer, self._dtype)
+            if isinstance(layer, Convolution)
+            else _NumpyLayer(layer, self._dtype)
+            for layer in network.layers
+        ]
+
+    def forward(self, x: Vector) -> NDArray[Any]:
+        """See `ReferenceOracle`."""
+        h: NDArray[Any] = x if x.dtype == self._dtype else x.astype(self._dtype)
+        for layer in self._layers:
+            h = layer.forward(h)
+        return h
+
+    def backward(self, dlogits: NDArray[Any]) -> NDArray[Any]:
+        """See `ReferenceOracle`."""
+        d = dlogits if dlogits.dtype == self._dtype else dlogits.astype(self._dtype)
+        for layer in reversed(self._layers):
+            d = layer.backward(d)
+        return d
+
+
+class _NumpyLayer:
+    """Weights and buffers of a layer; ``h`` holds the pre-activation, ``a`` the activation."""
+
+    def __init__(self, layer: Layer | Convolution, dtype: np.dtype[Any]) -> None:
+        self.name = layer.activation
+        self.slope = layer.slope
+        self.weight = np.ascontiguousarray(layer.weight, dtype)
+        self.bias = layer.bias.astype(dtype)
+        outputs = layer.outputs
+        if isinstance(layer, Convolution):  # of its positions, one after the other
+            self.weight = np.ascontiguousarray(self.weight.reshape(len(self.bias), -1))
+            outputs = math.prod(layer.positions) * len(self.bias)
+        self.h = np.empty(outputs, dtype)
+        self.a = self.h if layer.activation == "identity" else np.empty(outputs, dtype)
+        self.d = np.empty(outputs, dtype)
+        self.dx = np.empty(layer.inputs, dtype)
+        special = require("scipy.special", "reference", "advcore.reference")
+        self.expit: Callable[..., NDArray[Any]] = special.expit
+        self.ndtr: Callable[..., NDArray[Any]] = special.ndtr
+
+    def forward(self, x: NDArray[Any]) -> NDArray[Any]:
+        np.dot(self.weight, x, out=self.h)
+        self.h += self.bias
+        return self.activate()
+
+    def backward(self, d: NDArray[Any]) -> NDArray[Any]:
+        np.dot(self.through_activation(d), self.weight, out=self.dx)
+        return self.dx
+
+    def through_activation(self, d: NDArray[Any]) -> NDArray[Any]:
+        if self.name == "identity":
+            return d
+        np.multiply(d, self.derivative(), out=self.d)
+        return self.d
+
+    def activate(self) -> NDArray[Any]:
+        h, a = self.h, self.a
+        if self.name == "relu":
+            np.maximum(h, 0, out=a)
+        elif self.name == "leaky_relu":
+            np.multiply(h, np.where(h > 0, 1, self.slope), out=a)
+        elif self.name == "sigmoid":
+            self.expit(h, out=a)
+        elif self.name == "tanh":
+            np.tanh(h, out=a)
+        elif self.name == "softplus":
+            np.logaddexp(0, h, out=a)
+        elif self.name == "gelu":
+            np.multiply(h, self.ndtr(h), out=a)
+        elif self.name == "gelu_tanh":
+            np.multiply(0.5 * h, 1 + np.tanh(_gelu_argument(h)), out=a)
+        return a
+
+    def derivative(self) -> NDArray[Any]:
+        h, a = self.h, self.a
+        result: NDArray[Any]
+        if self.name == "relu":
+            result = h > 0
+        elif self.name == "leaky_relu":
+            result = np.where(h > 0, 1, self.slope)
+        elif self.name == "sigmoid":
+            result = a * (1 - a)
+        elif self.name == "tanh":
+            result = 1 - a * a
+        elif self.name == "softplus":
+            result = self.expit(h)
+        elif self.name == "gelu":
+            result = self.ndtr(h) + h * np.exp(-0.5 * h * h) / math.sqrt(2 * math.pi)
+        else:
+            t = np.tanh(_gelu_argument(h))
+            inner = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * h * h)
+            result = 0.5 * (1 + t) + 0.5 * h * (1 - t * t) * inner
+        return result
+
+
+class _NumpyConvolution(_NumpyLayer):
+    """The same for a convolution: one product for the patches of all positions."""
+
+    def __init__(self, layer: Convolution, dtype: np.dtype[Any]) -> None:
+        super().__init__(layer, dtype)
+        self.layer = layer
+        pads = ((0, 0), *((pad, pad) for pad in layer.padding))
+        values = layer.padding_value.astype(dtype)[:, None, None]
+        self.padded = np.pad(np.zeros(layer.shape, dtype), pads) + values
+        inside = [
+            slice(pad, pad + n) for pad, n in zip(layer.padding, layer.shape[1:], strict=True)
+        ]
+        self.inside = (slice(None), *inside)
+        features, rows, columns = layer.out_shape
+        self.windows = (features, rows, layer.window[0], columns, layer.window[1])
+        self.chosen: NDArray[Any] = np.empty(0, dtype)  # share of each value in its window
+
+    def forward(self, x: NDArray[Any]) -> NDArray[Any]:
+        layer = self.layer
+        self.padded[self.inside] = x.reshape(layer.shape)
+        every = np.lib.stride_tricks.sliding_window_view(
+            self.padded, layer.weight.shape[2:], axis=(1, 2)
+        )
+        seen = every[:, :: layer.stride[0], :: layer.stride[1]].transpose(0, 3, 4, 1, 2)
+        np.dot(self.weight, seen.reshape(self.weight.shape[1], -1), out=self._maps(self.h))
+        self._maps(self.h)[...] += self.bias[:, None]
+        a = self._windows(self.activate())
+        if layer.pooling == "max":
+            flat = a.transpose(0, 1, 3, 2, 4).reshape(*layer.out_shape, -1)
+            first = np.eye(flat.shape[-1], dtype=a.dtype)[flat.argmax(axis=-1)]
+            parts = first.reshape(*layer.out_shape, *layer.window)
+            self.chosen = parts.transpose(0, 1, 3, 2, 4)
+        else:
+            self.chosen = np.full(self.windows, 1 / math.prod(layer.window), a.dtype)
+        pooled: NDArray[Any] = a.max(axis=(2, 4)) if layer.pooling == "max" else a.mean(axis=(2, 4))
+        return pooled.ravel()
+
+    def backward(self, d: NDArray[Any]) -> NDArray[Any]:
+        layer = self.layer
+        spread = np.zeros_like(self.h)
+        self._windows(spread)[...] = d.reshape(layer.out_shape)[:, :, None, :, None] * self.chosen
+        patches = self.weight.T @ self._maps(self.through_activation(spread))
+        dx = np.zeros_like(self.padded)
+        kernel = layer.weight.shape[2:]
+        parts = patches.reshape(-1, *kernel, *layer.positions)
+        for y, x in np.ndindex(*kernel):
+            ends = [
+                i + s * n for i, s, n in zip((y, x), layer.stride, layer.positions, strict=True)
+            ]
+            place = (slice(y, ends[0], layer.stride[0]), slice(x, ends[1], layer.stride[1]))
+            dx[(slice(None), *place)] += parts[:, y, x]
+        self.dx[...] = dx[self.inside].ravel()
+        return self.dx
+
+    def _maps(self, flat: NDArray[Any]) -> NDArray[Any]:
+        return flat.reshape(len(self.bias), -1)
+
+    def _windows(self, flat: NDArray[Any]) -> NDArray[Any]:
+        """A view (features, rows, window, columns, window) without what the pooling drops."""
+        features, rows, high, columns, wide = self.windows
+        maps = flat.reshape(features, *self.layer.positions)[:, : rows * high, : columns * wide]
+        strides = maps.strides
+        return np.lib.stride_tricks.as_strided(
+            maps,
+            self.windows,
+            (strides[0], strides[1] * high, strides[1], strides[2] * wide, strides[2]),
+        )
+
+
+def _gelu_argument(h: NDArray[Any]) -> NDArray[Any]:
+    argument: NDArray[Any] = math.sqrt(2 / math.pi) * (h + 0.044715 * h * h * h)
+    return argument
+
+
+class TorchModel:
+    """A torch module or callable in its own precision, one image at a time.
+
+    What a user of a library of separate torch calls has: float32 logits and gradients, a batch of
+    one, and the conversions between NumPy and torch around each evaluation.
+    """
+
+    kind = "torch"
+
+    def __init__(self, module: Callable[..., Any], image_shape: Sequence[int]) -> None:
+        self._rows = _Rows(TorchOracle(module, image_shape))
+        self.inputs = math.prod(image_shape)
+        self.classes = self._rows.oracle.classes
+
+    def forward(self, x: Vector) -> NDArray[Any]:
+        """See `ReferenceOracle`."""
+        return self._rows.forward(x)
+
+    def backward(self, dlogits: NDArray[Any]) -> NDArray[Any]:
+        """See `ReferenceOracle`."""
+        return self._rows.backward(dlogits)
+
+
+class NumpyObject:
+    """An object with NumPy ``forward`` and ``backward`` of batches, one image at a time."""
+
+    kind = "numpy"
+
+    def __init__(self, model: NumpyModel, image_shape: Sequence[int]) -> None:
+        self._rows = _Rows(NumpyOracle(model, image_shape))
+        self.inputs = math.prod(image_shape)
+        self.classes = self._rows.oracle.classes
+
+    def forward(self, x: Vector) -> NDArray[Any]:
+        """See `ReferenceOracle`."""
+        return self._rows.forward(x)
+
+    def backward(self, dlogits: NDArray[Any]) -> NDArray[Any]:
+        """See `ReferenceOracle`."""
+        return self._rows.backward(dlogits)
+
+
+class _Rows:
+    """A batch oracle fed with one row."""
+
+    def __init__(self, oracle: NumpyOracle | TorchOracle) -> None:
+        self.oracle = oracle
+
+    def forward(self, x: Vector) -> NDArray[Any]:
+        logits: NDArray[Any] = self.oracle.forward(x.astype(np.float32)[None])[0]
+        return logits
+
+    def backward(self, dlogits: NDArray[Any]) -> NDArray[Any]:
+        gradient: NDArray[Any] = self.oracle.backward(dlogits.astype(np.float32)[None])[0]
+        return gradient
+
+
+def as_reference_oracle(model: Any, image_shape: Sequence[int]) -> ReferenceOracle:
+    """A reference oracle as it is, a `Network` in float64, or a torch or NumPy model wrapped.
+
+    Raises
+    ------
+    TypeError
+        ``model`` is none of these.
+    ValueError
+        The images do not have the number of values that the oracle takes.
+    """
+    oracle: ReferenceOracle
+    if isinstance(model, (NumpyNetwork, TorchModel, NumpyObject)):
+        oracle = model
+    elif isinstance(model, Network):
+        oracle = NumpyNetwork(model)
+    elif not callable(model) and hasattr(model, "forward") and hasattr(model, "backward"):
+        oracle = NumpyObject(model, image_shape)
+    elif callable(model):
+        oracle = TorchModel(model, image_shape)
+    else:
+        raise TypeError(
+            "model must be an advcore.Network, a torch module or callable, or an object with "
+            f"forward and backward, got {type(model).__name__}"
+        )
+    if oracle.inputs != math.prod(image_shape):
+        raise ValueError(
+            f"images must have {oracle.inputs} values each for this model, "
+            f"got shape {tuple(image_shape)}"
+        )
+    return oracle

@@ -1,0 +1,187 @@
+"""Rounds of the solver on a GPU: the session and the oracle that `run.run_oracle` drives.
+
+Everything of a round is queued on torch's current stream; the host looks at the device every few
+rounds only. Importing this file imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import _core
+from ..errors import DeviceError
+from ..oracles import TorchOracle
+
+if TYPE_CHECKING:
+    from .job import Job
+
+SLOTS = 1024
+"""Rows of a round, where the memory allows it."""
+SHARE = 0.25
+"""Of the free device memory, for the arena; the model's activations need the rest."""
+
+
+class CudaSession:
+    """`_core.Session` with its arrays on the device.
+
+    ``fill`` returns (x, k, slots, measured, rows): tensors (B, n), (B,), (B,) int64, row numbers
+    or None; every row takes part in the backward.
+    """
+
+    def __init__(self, job: Job, slots: int, device: torch.device) -> None:
+        own_bounds = job.lo.ndim == 2
+        self._n = job.images.shape[1]
+        self._device = device
+        self.slots, _, self._arena = arena(job.params, own_bounds, slots, device)
+        with named():
+            self._core = _core.CudaSession(
+                *(job.params, job.images, job.labels, job.lo, job.hi, job.starts),
+                *(self.slots, device.index or 0, self._arena.data_ptr(), stream(device)),
+            )
+        self._x = self._k = torch.empty(0)
+        self._rows: Tensor = torch.empty(0)
+        self._measured: Tensor | None = None
+
+    def fill(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
+        """Rows of the next round."""
+        with named():
+            fresh = self._core.fill()
+            if fresh is not None:
+                self._take_rows(*fresh)
+            else:
+                self._measured = None
+            if len(self._x):
+                self._core.gather(self._x.data_ptr(), self._k.data_ptr())
+        return self._x, self._k, self._rows, self._measured, len(self._x)
+
+    def _take_rows(self, slots: NDArray[np.int32], measure: NDArray[np.bool_]) -> None:
+        self._x = torch.empty((len(slots), self._n), dtype=torch.float32, device=self._device)
+        self._k = torch.empty(len(slots), dtype=torch.float32, device=self._device)
+        self._rows = torch.from_numpy(slots.astype(np.int64)).to(self._device)
+        measured = np.flatnonzero(measure)
+        self._measured = torch.from_numpy(measured).to(self._device) if measured.size else None
+
+    def head(self, logits: Tensor) -> Tensor:
+        """Logits (B, K) to seeds (B, K)."""
+        seeds = torch.empty_like(logits)
+        with named():
+            self._core.head(logits.data_ptr(), seeds.data_ptr())
+        return seeds
+
+    def advance(self, gradients: Tensor) -> None:
+        """Gradients (B, n)."""
+        with named():
+            self._core.advance(gradients.data_ptr())
+
+    def interrupt(self) -> None:
+        """Deliver what the unfinished images have."""
+        with named():
+            self._core.interrupt()
+
+    @property
+    def finished(self) -> int:
+        return self._core.finished
+
+    @property
+    def succeeded(self) -> int:
+        return self._core.succeeded
+
+    @property
+    def evaluations(self) -> int:
+        return self._core.evaluations
+
+    @property
+    def results(self) -> dict[str, NDArray[Any]]:
+        return self._core.results
+
+
+class DeviceOracle:
+    """The oracle's contract on the tensors of a `CudaSession`."""
+
+    def __init__(self, oracle: TorchOracle, slots: int) -> None:
+        self._oracle = oracle
+        self._slots = slots
+
+    def forward(
+        self, x: Tensor, k: Tensor, slots: Tensor, measured: Tensor | None, grad: bool = True
+    ) -> Tensor:
+        return self._oracle.forward_rows(x, k, slots, measured, self._slots)
+
+    def backward(self, dlogits: Tensor) -> Tensor:
+        return self._oracle.backward_rows(dlogits)
+
+
+@contextmanager
+def on_device(
+    oracle: TorchOracle, job: Job, slots: int
+) -> Iterator[tuple[CudaSession, DeviceOracle]]:
+    """Session and oracle on the oracle's device, which is torch's current one meanwhile."""
+    device = indexed(oracle.device)
+    # Tensors of a session are leaves of a graph: none is made in the caller's inference mode.
+    with torch.cuda.device(device), torch.inference_mode(False):
+        session = CudaSession(job, slots, device)
+        yield session, DeviceOracle(oracle, session.slots)
+
+
+def room(device: torch.device) -> int:
+    """Bytes for the activations of a round: half of what is free."""
+    return _free_memory(device) // 2
+
+
+def stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes, with what torch has kept of earlier runs and gives again."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def indexed(device: torch.device) -> torch.device:
+    """The device with its number: without one, torch's current."""
+    if str(device) == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def arena(
+    params: _core.Params, own_bounds: bool, slots: int, device: torch.device, images: int = 0
+) -> tuple[int, int, Tensor]:
+    """As many of the images and of the slots as fit, and their memory.
+
+    Raises
+    ------
+    DeviceError
+        There is no memory for a single image.
+    """
+    while True:
+        needed = _core.cuda_arena_bytes(params, own_bounds, slots, images)
+        last = slots == 1 and images <= 1
+        try:
+            if last or needed <= SHARE * _free_memory(device):
+                return slots, images, torch.empty(needed, dtype=torch.uint8, device=device)
+        except torch.cuda.OutOfMemoryError as error:
+            if last:
+                raise DeviceError(f"no memory on {device}: {needed} bytes asked for") from error
+        if images > 4 * slots:
+            images = (images + 1) // 2
+        else:
+            slots = (slots + 1) // 2
+            images = min(images, 4 * slots)
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Turns the engine's CUDA errors into `DeviceError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DeviceError(str(error)) from error

@@ -1,0 +1,280 @@
+"""What `effort` and the other options mean to the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .. import _core
+
+EFFORTS = ("fast", "default", "thorough")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One pass: of each stage its smoothing, budget of evaluations, and T as a share of |m(x0)|."""
+
+    smoothing: tuple[float, ...]
+    budget: tuple[int, ...]
+    temperature: tuple[float, ...]
+    origin: float = -1.0  # start at lo + origin (hi - lo); < 0: at the clean image
+    contest: int = -1  # stage that a second search reaches straight from there, to compete
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Normalised gradient steps on the exact network before a polish (csrc/walk.h)."""
+
+    steps: int = 0
+    first: float = 0.3  # length of a step, part of ||r||
+    last: float = 0.01
+    turn: float = 0.03  # change of the radius in the first round at most
+    power: int = 1  # 3: long steps for most of the walk
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Schedules that are always run, and when searches and the polish stop."""
+
+    schedules: tuple[Schedule, ...]
+    patience: int
+    polish_tolerance: float = 1e-4
+    polish_budget: int = 30
+    walk: Walk = Walk()
+    pass_on: float | None = None  # if not that of PASS_ON
+    untargeted: Schedule | None = None  # of its searches, if not the first schedule
+
+
+# Networks with kinks go through smoothed ones, widest first, to the exact one.
+_KINKED = (
+    Schedule((0.8, 0.2, 0.05), (30, 20, 20), (0.1, 0.05, 0.02)),
+    Schedule((0.2, 0.05), (20, 20), (0.02, 0.02)),
+)
+KINKED = {
+    "fast": Effort((Schedule((0.4, 0.1), (20, 12), (0.1, 0.05)),), 2, 2e-3, 6),
+    "default": Effort(_KINKED, 4, 5e-5),
+    "thorough": Effort(
+        (
+            *_KINKED,
+            Schedule((0.4, 0.1), (40, 30), (0.05, 0.005)),
+            Schedule((1.6, 0.4, 0.1, 0.025), (30, 20, 20, 20), (0.02,) * 4),
+            Schedule((0.0,), (40,), (0.005,)),
+        ),
+        8,
+        1e-5,
+        60,
+    ),
+}
+# Convolutional ones have more and finer kinks: one schedule whose stages run until their steps are
+# short, T low throughout, beats two that pass on early. By default two searches compete on its
+# second network, and 25 steps on the exact one replace its finest stages (csrc/walk.h): on 120
+# to 260 held-out problems a network 0.05% (FMN, ResNet 2b) to 0.3% (RayS) less distortion than with
+# _FOLLOWED alone, at 75 to 99 instead of 61 to 94 evaluations. Untargeted runs have contestants
+# enough in the classes: there the contest gains nothing over _FOLLOWED with the walk, and loses
+# 0.9% on one network.
+_CONTEST = Schedule((0.8, 0.3, 0.12), (30, 20, 20), (0.02,) * 3, contest=1)
+# The last stage may take 40: where it ended just outside, after 20, a rescue of 200 followed (6% of
+# the images of one network).
+_FOLLOWED = Schedule((0.8, 0.32, 0.128, 0.0512, 0.02), (30, 20, 20, 20, 40), (0.02,) * 5)
+CONVOLUTIONAL = {
+    # From 0.8, not 0.4: 13% less distortion on COLT's network, 3% on Wong and Kolter's.
+    "fast": Effort(
+        (Schedule((0.8, 0.3, 0.1), (10, 6, 6), (0.05,) * 3),), 2, 2e-3, 3, walk=Walk(10)
+    ),
+    "default": Effort((_CONTEST,), 8, 5e-5, 4, Walk(25), 0.015, untargeted=_FOLLOWED),
+    "thorough": Effort(
+        (
+            _FOLLOWED,
+            Schedule((0.3, 0.1, 0.033), (40, 30, 30), (0.02,) * 3),
+            Schedule((1.6, 0.64, 0.256, 0.102, 0.041, 0.016), (30,) + (20,) * 5, (0.02,) * 6),
+            Schedule((0.4, 0.2, 0.1, 0.05, 0.025, 0.0125), (30,) + (20,) * 5, (0.01,) * 6),
+        ),
+        10,
+        1e-5,
+        20,
+        Walk(40),  # RayS's network 1.006 to 1.002 of the envelope, for 9% more evaluations
+        0.01,
+    ),
+}
+# On pictures of ImageNet's size smoothed networks mislead (docs/decisions.md): the walk is the
+# search, from where the margin linearised at the clean image is zero. Its steps stay as long as r
+# for most of it; shorter ones freeze it in a worse basin. Of 400 steps a gentler end and a T nearer
+# zero make 1% less distortion; with 90 steps changes of this kind gain nothing.
+LARGE = 2**14  # values; measured are 3,072, where the stages are better, and 154,587
+ON_LARGE = {
+    effort: Effort((Schedule((0.0,), (1,), (temperature,)),), 8, tolerance, polish, walk)
+    for effort, temperature, tolerance, polish, walk in (
+        ("fast", 0.02, 2e-3, 3, Walk(50, 1.0, 0.05, 0.1, 3)),
+        ("default", 0.02, 5e-5, 4, Walk(90, 1.0, 0.05, 0.1, 3)),
+        ("thorough", 0.005, 1e-5, 20, Walk(400, 1.0, 0.01, 0.05, 2)),
+    )
+}
+# So do networks whose units saturate (docs/decisions.md).
+_SATURATING = Schedule((0.3, 0.1, 0.0), (30, 30, 30), (0.1, 0.05, 0.03))
+SATURATING = {
+    "fast": Effort((Schedule((0.3, 0.0), (12, 8), (0.1, 0.05)),), 1, 5e-3, 4),
+    # 0.3 and 1e-3 save 4% of the evaluations of 0.2 and 7e-4, at 1.0000 of the distortion (five
+    # networks, 2,000 images each); `fast` ends farther away with 0.3.
+    "default": Effort((_SATURATING,), 2, 1e-3, pass_on=0.3),
+    "thorough": Effort(
+        (
+            _SATURATING,
+            Schedule((0.1, 0.0), (40, 60), (0.02, 0.02)),
+            Schedule((1.0, 0.3, 0.0), (40, 40, 60), (0.05, 0.05, 0.05)),
+            Schedule((0.3, 0.0), (40, 60), (0.02, 0.02)),
+        ),
+        8,
+        2e-5,
+        60,
+    ),
+}
+# The others have nothing to smooth.
+SMOOTH = {
+    "fast": Effort((Schedule((0.0,), (20,), (0.02,)),), 2, 2e-3, 6),
+    "default": Effort((Schedule((0.0,), (50,), (0.02,)),), 12),
+    "thorough": Effort(
+        (
+            Schedule((0.0,), (100,), (0.02,)),
+            Schedule((0.0,), (100,), (0.1,)),
+            Schedule((0.0,), (100,), (0.005,)),
+        ),
+        20,
+        1e-5,
+        60,
+    ),
+}
+# For targets that these do not reach, one after the other until one does: smoother networks, then
+# from images of one value. On a network trained toward one-hot outputs one schedule from the clean
+# image reaches 66% of random targets at most, the ladder 95%. A stage in which nothing is found
+# ends once 15 rounds (csrc/search.h) gain less than 2% of the margin: what cannot be reached costs
+# 540 to 1,500 evaluations (`thorough` up to 2,000), not 1,800 to 2,900.
+_WIDE = (4.0, 2.0, 1.0, 0.5, 0.2, 0.05)
+RESCUE = {
+    "kinked": (
+        Schedule(_WIDE, (40,) * 6, (0.3,) * 6),
+        Schedule((0.2,), (40,), (0.05,), origin=0.0),
+        Schedule((0.8, 0.2, 0.05), (40,) * 3, (0.3,) * 3, origin=0.5),
+        Schedule((0.0,), (40,), (0.3,), origin=0.0),
+        Schedule(_WIDE, (40,) * 6, (1.0,) * 6, origin=0.25),
+        Schedule(_WIDE, (40,) * 6, (1.0,) * 6),
+    ),
+    "saturating": (
+        Schedule((1.0, 0.3, 0.0), (60, 60, 60), (0.1, 0.05, 0.02)),
+        Schedule((3.0, 1.5, 0.7, 0.3, 0.0), (60,) * 5, (0.05,) * 5),
+        Schedule((0.3, 0.1, 0.0), (60,) * 3, (0.1,) * 3, origin=0.0),
+        Schedule((0.3, 0.1, 0.0), (60,) * 3, (0.1,) * 3, origin=0.5),
+    ),
+    "smooth": (
+        Schedule((0.0,), (150,), (0.3,)),
+        Schedule((0.0,), (150,), (0.1,), origin=0.0),
+        Schedule((0.0,), (150,), (0.1,), origin=0.5),
+    ),
+}
+RESCUE["convolutional"] = RESCUE["kinked"]
+# A stage passes on to the next network once its steps are shorter than this part of ||r||. Kinked
+# ones lose images where it is 0.4 (the mean of a convolutional network rose by 2%).
+PASS_ON = {"kinked": 0.1, "convolutional": 0.1, "saturating": 0.2, "smooth": 0.0}
+EFFORT = {
+    "kinked": KINKED,
+    "convolutional": CONVOLUTIONAL,
+    "saturating": SATURATING,
+    "smooth": SMOOTH,
+}
+# Evaluations that an effort must be allowed (max_evaluations); with fewer the next lower one finds
+# more images. Within 40 evaluations `default` finds 0 to 40% of random targets on four
+# convolutional networks, `fast` 95 to 100%; within 100 `thorough` 85 to 100%. Large images: the
+# walk to its end.
+NEEDED = {
+    "kinked": {"default": 50, "thorough": 50},
+    "convolutional": {"default": 120, "thorough": 160},
+    "saturating": {"default": 40, "thorough": 40},
+    "smooth": {"default": 20, "thorough": 20},
+    "large": {"default": 100, "thorough": 415},
+}
+# The paper's loss has one temperature, and stops at the minimiser of the penalty problem.
+PENALTY = Schedule((0.0,), (500,), (0.02,))
+
+
+def affordable(effort: str, kind: str, n: int, max_evaluations: int | None) -> str:
+    """The effort, or the highest one below it that ``max_evaluations`` is enough for."""
+    needed = NEEDED["large" if _is_large(kind, n) else kind]
+    below = {"thorough": "default", "default": "fast"}
+    while max_evaluations is not None and max_evaluations < needed.get(effort, 0):
+        effort = below[effort]
+    return effort
+
+
+def _is_large(kind: str, n: int) -> bool:
+    return kind == "convolutional" and n >= LARGE
+
+
+def engine_params(
+    *,
+    n: int,
+    classes: int,
+    targeted: bool,
+    kind: str,
+    loss: str,
+    norm: str,
+    c_search: str,
+    c_init: float | None,
+    confidence: float,
+    effort: str,
+    history: int,
+    tolerance: float,
+    max_evaluations: int | None,
+    starts: int,
+    seed: int,
+) -> _core.Params:
+    """Checked options of `minimize_distortion` as the engine's Params.
+
+    ``kind`` of network: "kinked" (piecewise linear), "convolutional" (kinked, or max-pooling),
+    "saturating" (sigmoid, tanh), "smooth".
+    """
+    penalty = loss == "cross_entropy" or c_search == "bisection"
+    large = _is_large(kind, n)
+    chosen = ON_LARGE[effort] if large else EFFORT[kind][effort]
+    params = _core.Params()
+    params.n = n
+    params.classes = classes
+    params.targeted = targeted
+    params.smoothable = kind != "smooth" and not penalty
+    params.loss = _core.Loss[loss]
+    params.c_search = _core.CSearch[c_search]
+    params.unsquared = norm == "l2_unsquared"
+    params.c_init = c_init or 0.0
+    params.confidence = confidence
+    params.history = history
+    # For a given c the minimiser is asked for; where c is chosen too, the margin decides.
+    params.tolerance = 0.1 * tolerance if c_search == "bisection" else tolerance
+    params.patience = 12 if penalty else chosen.patience
+    params.pass_on = PASS_ON[kind] if chosen.pass_on is None else chosen.pass_on
+    params.polish_tolerance = chosen.polish_tolerance
+    params.polish_budget = chosen.polish_budget
+    params.walk_budget = 0 if penalty else chosen.walk.steps
+    params.walk_first, params.walk_last = chosen.walk.first, chosen.walk.last
+    params.walk_turn, params.walk_power = chosen.walk.turn, chosen.walk.power
+    if max_evaluations is not None:
+        params.max_evaluations = max_evaluations
+    if penalty:
+        schedules: tuple[Schedule, ...] = (PENALTY,)
+        if c_search == "fused":
+            schedules = (replace(PENALTY, budget=(60,)), PENALTY)
+        params.attempts = 1
+    else:
+        first = chosen.schedules
+        if not targeted:  # once more for each further class, with one schedule
+            searches = {"fast": 1, "default": 3, "thorough": 5}[effort]
+            first = (chosen.untargeted or first[0],) * searches
+        schedules = (*first, *RESCUE[kind])
+        params.attempts = len(first)
+    for schedule in schedules:
+        params.add_schedule(
+            schedule.smoothing,
+            schedule.budget,
+            schedule.temperature,
+            schedule.origin,
+            schedule.contest,
+        )
+    params.starts = starts
+    params.seed = seed
+    return params

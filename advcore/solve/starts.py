@@ -1,0 +1,130 @@
+"""Starting images for further searches: given for each image, or the nearest of a pool."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from ..oracles.logits import Forward, batched, margins
+from ..validate import array
+from .job import Job
+from .levels import on_grid
+
+Floats = NDArray[np.float32]
+NEAREST = 3
+
+
+def nearest_starts(
+    starts: Any,
+    shape: tuple[int, ...],
+    images: Floats,
+    labels: NDArray[np.int32],
+    targeted: bool,
+    lo: Floats,
+    hi: Floats,
+) -> Floats:
+    """Starts (N, S, n) inside the bounds, from what the caller gave.
+
+    ``starts``: (N, ...) or (N, S, ...) of the images' shape, or a pair (pool (M, ...), its classes
+    (M,)). Where a pool holds no image of the wanted class, the clean image stands in: the engine
+    finds that it is not adversarial and passes on.
+    """
+    if isinstance(starts, tuple):
+        if len(starts) != 2:
+            raise ValueError(
+                f"starts must be an array or (images, classes), got {len(starts)} parts"
+            )
+        pool, kinds = array(starts[0], "starts images"), array(starts[1], "starts classes")
+        if pool.shape[1:] != shape[1:] or kinds.shape != pool.shape[:1] or kinds.dtype.kind == "f":
+            raise ValueError(
+                f"starts must be images of shape (M, {', '.join(map(str, shape[1:]))}) and (M,) "
+                f"integer classes, got {pool.shape} and {kinds.shape} {kinds.dtype}"
+            )
+        _check_finite(pool)
+        flat = pool.reshape(len(pool), math.prod(shape[1:]))
+        chosen = _choose(flat, kinds, images, labels, targeted)
+    else:
+        given = array(starts, "starts")
+        several = given.ndim == len(shape) + 1
+        if given.shape[:1] + given.shape[1 + several :] != shape:
+            raise ValueError(f"starts must have the images' shape {shape}, got {given.shape}")
+        _check_finite(given)
+        chosen = given.reshape(shape[0], given.shape[1] if several else 1, math.prod(shape[1:]))
+    low, high = (bound if bound.ndim == 1 else bound[:, None] for bound in (lo, hi))
+    return np.clip(np.ascontiguousarray(chosen, dtype=np.float32), low, high)
+
+
+def keep_starts(
+    forward: Forward,
+    size: int,
+    job: Job,
+    found: dict[str, NDArray[Any]],
+    confidence: float,
+    grid: tuple[int, float, float] | None = None,
+) -> None:
+    """Puts a start in the place of a result that is no better, where the model confirms it.
+
+    The engine asks for a little more than ``confidence``, because of rounding between batches: a
+    start just above it is none to the engine. Only starts nearer than the result are evaluated,
+    and with ``grid`` (levels, lower, upper) only those on it.
+    """
+    assert job.starts is not None
+    adversarial, success = found["adversarial"], found["success"]
+    distance = np.empty(job.starts.shape[:2])
+    closer = np.empty(job.starts.shape[:2], bool)
+    for part in np.array_split(np.arange(len(job.images)), -(-len(job.images) // 256) or 1):
+        clean = job.images[part].astype(np.float64)
+        reached = np.linalg.norm(adversarial[part] - clean, axis=1)
+        distance[part] = np.linalg.norm(job.starts[part] - clean[:, None], axis=2)
+        closer[part] = distance[part] < np.where(success[part], reached, np.inf)[:, None]
+    rows, which = np.nonzero(closer & (distance > 0))  # the clean image stands in for no start
+    if grid is not None:
+        held = on_grid(job.starts[rows, which], *grid)
+        rows, which = rows[held], which[held]
+    if not len(rows):
+        return
+    z = batched(forward, job.starts[rows, which], size)
+    targeted = job.params.targeted
+    margin, predicted = margins(z, job.labels[rows], targeted)
+    good = (margin >= confidence) & ((predicted == job.labels[rows]) == targeted)
+    order = np.argsort(-distance[rows, which], kind="stable")  # the nearest is written last
+    for i in order[good[order]]:
+        row = rows[i]
+        adversarial[row] = job.starts[row, which[i]]
+        if found["status"][row] in (_core.Status.not_found, _core.Status.non_finite):
+            found["status"][row] = _core.Status.stalled
+        success[row] = True
+
+
+def _check_finite(given: NDArray[Any]) -> None:
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(given.astype(np.float32, copy=False)).all()
+    if not finite:
+        raise ValueError("starts must be finite in float32, got NaN, infinity or larger values")
+
+
+def _choose(
+    pool: NDArray[Any],
+    kinds: NDArray[Any],
+    images: Floats,
+    labels: NDArray[np.int32],
+    targeted: bool,
+) -> Floats:
+    pool = pool.astype(np.float32)
+    exact = pool.astype(np.float64)  # a rank must not depend on which rows share a product
+    out = np.repeat(images[:, None], NEAREST, axis=1)
+    size = np.einsum("mn,mn->m", exact, exact)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        members = np.flatnonzero((kinds == label) if targeted else (kinds != label))
+        if not len(members):
+            continue
+        for part in np.array_split(rows, -(-len(rows) // 256)):
+            distance = size[members] - 2 * images[part].astype(np.float64) @ exact[members].T
+            order = np.argsort(distance, axis=1, kind="stable")[:, :NEAREST]
+            out[part, : order.shape[1]] = pool[members[order]]
+    return out
