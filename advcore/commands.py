@@ -180,7 +180,7 @@ def attack(
     options = {
         "effort": effort,
         "loss": loss,
-        "norm": norm,
+        "penalty": norm,
         "c_search": c_search,
         "c_init": c_init,
         "confidence": confidence,

@@ -1,7 +1,9 @@
-"""Errors that carry what was computed before them."""
+"""Errors that carry what was computed before them, and warnings that point at the caller."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,3 +48,11 @@ class ModelError(RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.result)
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside of this package that led here, however deep the call is."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("advcore."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ._extras import require
 from .classes import short
 from .oracles.logits import batched, margins
-from .result import to_numpy
+from .validate import to_numpy
 
 if TYPE_CHECKING:
     from .result import Result

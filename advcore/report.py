@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._extras import require
-from .result import to_numpy
+from .validate import to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, FigureBase

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
@@ -12,7 +13,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_TEXTS = ("engine", "norm", "loss")
+from .validate import to_numpy
+
+_TEXTS = ("engine", "penalty", "loss")
 _OPTIONAL = ("penalty_distortion",)
 _BROKEN = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -22,7 +25,7 @@ class Result:
     """Adversarial images and what is known about each; N images, NumPy unless said otherwise.
 
     An image without success holds its clean image. ``c`` multiplies the distortion term of the
-    chosen norm, ``c * ||r||^2`` or ``c * ||r||``: a larger c gives a smaller r.
+    chosen penalty, ``c * ||r||^2`` or ``c * ||r||``: a larger c gives a smaller r.
 
     Attributes
     ----------
@@ -57,7 +60,8 @@ class Result:
     rescues : (N,) int32, further searches, where those of the effort had found nothing, or an
         image only on the way outward at the end of a search
     seconds : float, wall time of the run
-    norm, loss : str, as given
+    penalty, loss : str, as given
+    norm : str, former name of ``penalty``
     penalty_distortion : (N,) float32 or None
         ``||r||_2`` of the minimiser at the final ``c``, the paper's own quantity, where the run
         found one; NaN without success. `adversarial` may be a smaller point seen on the way.
@@ -78,9 +82,15 @@ class Result:
     iterations: NDArray[np.int32]
     rescues: NDArray[np.int32]
     seconds: float
-    norm: str
+    penalty: str
     loss: str
     penalty_distortion: NDArray[np.float32] | None = None
+
+    @property
+    def norm(self) -> str:
+        """Former name of ``penalty``; warns with a FutureWarning."""
+        warnings.warn("Result.norm is called Result.penalty now", FutureWarning, stacklevel=2)
+        return self.penalty
 
     def __len__(self) -> int:
         return len(self.success)
@@ -195,7 +205,7 @@ class Result:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Result:
-        """Read what `save` wrote; every array is NumPy.
+        """Read a file of `save`, also of former versions; every array is NumPy.
 
         Raises
         ------
@@ -209,6 +219,8 @@ class Result:
         except (TypeError, AttributeError, *_BROKEN) as error:  # of an array: no "with", no files
             raise ValueError(f"{os.fspath(path)}: not a stored result") from error
         known = {field.name for field in fields(Result)}
+        if "norm" in values and "penalty" not in values:  # as former versions wrote it
+            values["penalty"] = values.pop("norm")
         missing = sorted(known - set(values) - set(_OPTIONAL))
         if missing or set(values) - known:
             raise ValueError(
@@ -231,13 +243,6 @@ def already_note(result: Result) -> str:
     """What stands behind a mean distortion: "(N already adversarial count as 0)", or nothing."""
     already = int((result.status == status_code("already_adversarial")).sum())
     return f" ({already} already adversarial count as 0)" if already else ""
-
-
-def to_numpy(array: Any) -> NDArray[Any]:
-    """A NumPy array of an array or of a torch tensor on any device."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu().numpy()
-    return np.asarray(array)
 
 
 def status_code(name: str) -> int:

@@ -5,24 +5,35 @@ from __future__ import annotations
 import math
 import numbers
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .models.preprocessing import normalised_note
-from .result import to_numpy
-
 Floats = NDArray[np.float32]
 LARGE = 1e30
 """Options beyond it, or below its inverse, would not survive float32."""
+SAMPLE = 1 << 16
+"""Values of each channel that `normalised_note` looks at."""
+REMEDY = (
+    "pass them in [0, 1] and put the normalisation into the model: "
+    "advcore.models.preprocess(model, mean=..., std=...)"
+)
 
 
 def is_tensor(value: object) -> bool:
     """Whether this is a torch tensor; never imports torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def to_numpy(array: Any) -> NDArray[Any]:
+    """A NumPy array of an array or of a torch tensor on any device."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu().numpy()
+    return np.asarray(array)
 
 
 def array(value: object, name: str) -> NDArray[Any]:
@@ -196,3 +207,52 @@ def choice(value: object, name: str, options: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}")
     return str(value)
+
+
+def normalised_note(images: NDArray[Any]) -> str | None:
+    """A text that says what is wrong and the remedy, if these are normalised 8-bit images.
+
+    Images count as normalised 8-bit images if (1) some values are negative and some exceed 1 in
+    magnitude, (2) they are not all integers, (3) each channel has at most 256 distinct values.
+    Arrays of other shapes, and of fewer than 512 values a channel, are not checked.
+    """
+    channels = _channels(np.asarray(images))
+    if channels is None or channels.shape[1] < 512 or not np.isfinite(channels).all():
+        return None
+    low, high = float(channels.min()), float(channels.max())
+    if low > -0.05 or max(-low, high) <= 1 + 1e-6 or max(-low, high) > 20:
+        return None
+    for channel in channels:
+        different = np.unique(channel)
+        if not 8 <= len(different) <= 256 or (different == np.rint(different)).all():
+            return None
+    return (
+        f"images look normalised: 8-bit pictures with values from {low:.3g} to {high:.3g}, and "
+        f"distortion is measured in these units; {REMEDY}"
+    )
+
+
+def warn_if_normalised(images: NDArray[Any], *, stacklevel: int = 2) -> None:
+    """Issues a UserWarning with the text of `normalised_note`, if there is one."""
+    note = normalised_note(images)
+    if note is not None:
+        warnings.warn(note, stacklevel=stacklevel + 1)
+
+
+def _channels(images: NDArray[Any]) -> NDArray[Any] | None:
+    """Values (C, n) of the first images, if they are shaped like pictures of 64 pixels or more."""
+    if images.ndim < 2 or not len(images):
+        return None
+    shape = images.shape[1:]
+    pixels = math.prod(shape[-2:]) if len(shape) > 1 else shape[0]
+    if len(shape) == 1:
+        count = next((c for c in (1, 3) if math.isqrt(pixels // c) ** 2 * c == pixels), 0)
+        shape = (count, pixels // count) if count else ()
+    elif len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3):
+        images, shape = np.moveaxis(images, 3, 1), (shape[2], *shape[:2])
+    elif len(shape) == 2:
+        shape = (1, *shape)
+    if len(shape) < 2 or shape[0] not in (1, 3) or math.prod(shape[1:]) < 64:
+        return None
+    some = images[: max(1, SAMPLE // math.prod(shape[1:]))]
+    return np.moveaxis(some.reshape(len(some), shape[0], -1), 1, 0).reshape(shape[0], -1)

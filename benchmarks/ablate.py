@@ -13,9 +13,7 @@ function, small systems in float32) need a changed build and are described there
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,22 +24,22 @@ import numpy as np
 from pages import between, table
 
 import advcore
-from advcore.solve import settings
+from advcore.effort import Effort, Schedule
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "decisions.md"
 FIGURES = machine.RESULTS / "ablation.json"
 NETWORKS = "embedded,fc100_100_10,fc200_200_10,tanh,relu,abc_mnist_6_100_nat"
 
 
-def exact_only(effort: settings.Effort) -> settings.Effort:
+def exact_only(effort: Effort) -> Effort:
     """Every schedule on the exact network alone, with the same number of evaluations."""
     schedules = tuple(
-        settings.Schedule((0.0,), (sum(s.budget),), (s.temperature[-1],)) for s in effort.schedules
+        Schedule((0.0,), (sum(s.budget),), (s.temperature[-1],)) for s in effort.schedules
     )
     return replace(effort, schedules=schedules)
 
 
-def one_temperature(effort: settings.Effort) -> settings.Effort:
+def one_temperature(effort: Effort) -> Effort:
     """T at its last value from the start."""
     schedules = tuple(
         replace(s, temperature=(s.temperature[-1],) * len(s.temperature)) for s in effort.schedules
@@ -49,34 +47,21 @@ def one_temperature(effort: settings.Effort) -> settings.Effort:
     return replace(effort, schedules=schedules)
 
 
-@contextlib.contextmanager
-def changed(variant: str) -> Iterator[dict[str, Any]]:
-    """The settings of ``variant`` in place; yields the options of the call."""
-    efforts = {kind: dict(table) for kind, table in settings.EFFORT.items()}
-    options: dict[str, Any] = {}
-    for efforts_of in settings.EFFORT.values():
-        effort = efforts_of["default"]
-        if variant == "no polish":
-            efforts_of["default"] = replace(effort, polish_budget=0)
-        elif variant == "no smoothing":
-            efforts_of["default"] = exact_only(effort)
-        elif variant == "one temperature":
-            efforts_of["default"] = one_temperature(effort)
-        elif variant == "one schedule":
-            efforts_of["default"] = replace(effort, schedules=effort.schedules[:1])
-        elif variant == "every network to the end":
-            efforts_of["default"] = replace(effort, pass_on=0.0)
+def options_of(variant: str, effort: Effort) -> dict[str, Any]:
+    """The options of the call; ``effort`` is the default one for this network."""
     if variant.startswith("history"):
-        options["history"] = int(variant.split()[1])
-    elif variant == "c by bisection":
-        options["c_search"] = "bisection"
-    elif variant == "cross-entropy":
-        options["loss"] = "cross_entropy"
-    try:
-        yield options
-    finally:
-        for kind, before in efforts.items():
-            settings.EFFORT[kind].update(before)
+        return {"history": int(variant.split()[1])}
+    changed: dict[str, dict[str, Any]] = {
+        "default": {},
+        "no polish": {"effort": replace(effort, polish_budget=0)},
+        "no smoothing": {"effort": exact_only(effort)},
+        "one temperature": {"effort": one_temperature(effort)},
+        "one schedule": {"effort": replace(effort, schedules=effort.schedules[:1])},
+        "every network to the end": {"effort": replace(effort, pass_on=0.0)},
+        "c by bisection": {"c_search": "bisection"},
+        "cross-entropy": {"loss": "cross_entropy"},
+    }
+    return changed[variant]
 
 
 VARIANTS = (
@@ -118,13 +103,13 @@ def main() -> None:
     figures: dict[str, dict[str, Any]] = {}
     for name in arguments.networks.split(","):
         case = networks.case(name, targeted=True, images=arguments.images)
+        effort = networks.effort_of(case, "default")
         figures[name] = {}
         base = np.empty(0)
         for variant in VARIANTS:
-            with changed(variant) as options:
-                result = advcore.minimize_distortion(
-                    case.model, case.images, case.classes, **options
-                )
+            result = advcore.minimize_distortion(
+                case.model, case.images, case.classes, **options_of(variant, effort)
+            )
             d = result.minimum_distortion()
             base = d if variant == "default" else base
             found = np.isfinite(d) & np.isfinite(base)

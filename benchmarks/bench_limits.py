@@ -5,7 +5,7 @@
 - *unreachable*: 3,000 digits that no setting was chosen on, random targets, on the network of
   one-hot outputs: success, and evaluations of the images that were and were not reached.
 - *budgets*: share of random targets that each effort itself finds within ``max_evaluations``,
-  without the lower effort that `settings.NEEDED` puts in its place.
+  without the lower effort that `schedules.NEEDED` puts in its place.
 - *cut short*: share found, and distortion over that of a whole run, after parts of its time.
 - *rows*: seconds through torch with 256 rows a round over those with as many as is the default, two
   threads, the two in turn.
@@ -16,7 +16,6 @@ Figures go to ``benchmarks/results/bench_limits.json``; docs/decisions.md quotes
 from __future__ import annotations
 
 from typing import Any
-from unittest import mock
 
 import machine
 import networks
@@ -25,7 +24,7 @@ import torch
 
 import advcore
 from advcore import data
-from advcore.solve import settings
+from advcore.effort import EFFORTS
 
 BUDGETS = {
     "relu": (20, 50),
@@ -59,19 +58,19 @@ def budgets(name: str) -> dict[str, dict[str, float]]:
     """Share found by effort, and within how many evaluations."""
     count = 300 if name in networks.DENSE else 60
     case = networks.case(name, targeted=True, images=count)
-    free = {kind: dict[str, int]() for kind in settings.NEEDED}
-    with mock.patch.object(settings, "NEEDED", free):
-        return {
-            str(most): {
-                effort: float(
-                    advcore.minimize_distortion(
-                        case.model, case.images, case.classes, effort=effort, max_evaluations=most
-                    ).success.mean()
-                )
-                for effort in settings.EFFORTS
-            }
-            for most in BUDGETS[name]
+    # A lower effort takes the place of a name, never of an object.
+    efforts = {effort: networks.effort_of(case, effort) for effort in EFFORTS}
+    return {
+        str(most): {
+            name: float(
+                advcore.minimize_distortion(
+                    case.model, case.images, case.classes, effort=effort, max_evaluations=most
+                ).success.mean()
+            )
+            for name, effort in efforts.items()
         }
+        for most in BUDGETS[name]
+    }
 
 
 def cut_short(name: str) -> dict[str, dict[str, float]]:
@@ -110,7 +109,7 @@ def rows(name: str) -> float:
 
 def main() -> None:
     """Measures, prints and stores the figures."""
-    figures: dict[str, Any] = {"unreachable": {e: unreachable(e) for e in settings.EFFORTS}}
+    figures: dict[str, Any] = {"unreachable": {e: unreachable(e) for e in EFFORTS}}
     torch.set_num_threads(2)
     figures["cut_short"] = {"smallcnn_fmn_regular": cut_short("smallcnn_fmn_regular")}
     figures["rows"] = {name: rows(name) for name in ("vnncomp_resnet2b", "wk_convex_linf0.1")}

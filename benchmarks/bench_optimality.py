@@ -40,7 +40,7 @@ import torch
 from envelope import Floats, load_envelope
 
 import advcore
-from advcore.solve.settings import EFFORTS
+from advcore.effort import EFFORTS
 
 __all__ = ["load_envelope", "main", "measure"]
 

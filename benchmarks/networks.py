@@ -32,8 +32,11 @@ import torch
 from numpy.typing import NDArray
 
 from advcore import data, models, pictures
+from advcore.effort import Effort
 from advcore.models import training
 from advcore.network import Normalize
+from advcore.solve.backends import SAMPLE, choose_path
+from advcore.solve.schedules import find_effort
 
 CACHE = Path(tempfile.gettempdir()) / "advcore_benchmarks"
 CLASSES = 10
@@ -137,6 +140,13 @@ def case(name: str, *, targeted: bool, images: int, held_out: bool = False) -> C
         classes = 1000 if name in IMAGENET else CLASSES
         y = data.random_targets(y, classes=classes, seed=1 if held_out else 0)
     return Case(name, model, x, y, targeted)
+
+
+def effort_of(case: Case, name: str) -> Effort:
+    """The schedules of an effort for the network of a case, to be changed and handed in."""
+    flat = case.images[:SAMPLE].reshape(len(case.images[:SAMPLE]), -1)
+    path = choose_path(case.model, flat, case.images.shape[1:], None)
+    return find_effort(name, path.kind, flat.shape[1])
 
 
 @functools.cache

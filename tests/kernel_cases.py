@@ -255,13 +255,11 @@ def memory(address: int, count: int, kind: Any) -> Any:
 
 def params_for(network: Any, targeted: bool) -> Any:
     """Options of a run at their defaults."""
-    from advcore.solve.settings import engine_params
+    from advcore.options import Options
+    from advcore.solve.params import Facts, engine_params
 
-    return engine_params(
-        n=network.inputs, classes=network.classes, targeted=targeted, kind=network.kind,
-        loss="margin", norm="l2", c_search="fused", c_init=None, confidence=1e-3, effort="default",
-        history=5, tolerance=1e-3, max_evaluations=None, starts=0, seed=0,
-    )  # fmt: skip
+    facts = Facts(network.inputs, network.classes, network.kind, targeted, required_margin=1e-3)
+    return engine_params(Options(), facts)
 
 
 def solve_in_rounds(case: Case, job: tuple[Any, ...], targeted: bool) -> Any:

@@ -215,8 +215,8 @@ def test_integers_of_any_kind(dtype: Any) -> None:
     ("options", "error", "text"),
     [
         ({"loss": "hinge"}, ValueError, "loss must be one of margin, cross_entropy, got 'hinge'"),
-        ({"norm": "linf"}, ValueError, "norm must be one of l2, l2_unsquared, got 'linf'"),
-        ({"norm": ["l2"]}, ValueError, "norm must be one of l2, l2_unsquared, got"),
+        ({"penalty": "linf"}, ValueError, "penalty must be one of l2, l2_unsquared, got 'linf'"),
+        ({"penalty": ["l2"]}, ValueError, "penalty must be one of l2, l2_unsquared, got"),
         ({"effort": "max"}, ValueError, "effort must be one of fast, default, thorough, got 'max'"),
         ({"c_search": 1}, ValueError, "c_search must be one of fused, bisection, got 1"),
         ({"c_init": "0.1"}, TypeError, "c_init must be a number, got str"),

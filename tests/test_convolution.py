@@ -133,7 +133,7 @@ def test_the_twin_in_numpy_and_the_way_back_to_torch(name: str) -> None:
     with torch.no_grad():
         np.testing.assert_allclose(again(torch.from_numpy(x)).numpy(), logits, atol=2e-6)
     np.testing.assert_allclose(Network.from_torch(again, shape).forward(x), logits, atol=2e-6)
-    noise = np.abs(network.summed_otherwise(x.reshape(len(x), -1)) - logits).max()
+    noise = np.abs(network.forward_reordered(x.reshape(len(x), -1)) - logits).max()
     assert noise < 2e-6
 
 

@@ -14,9 +14,12 @@ from advcore import _core
 from advcore.data import embedded_network
 from advcore.errors import DeviceError
 from advcore.network import Layer, Network
-from advcore.solve.job import Job, Progress, Watch
-from advcore.solve.native import run_native
-from advcore.solve.settings import engine_params
+from advcore.options import Options
+from advcore.oracles import TorchOracle
+from advcore.solve.backends import EngineInfo, NetworkVerifier
+from advcore.solve.job import Job, Progress, RunMonitor
+from advcore.solve.native import NativeBackend
+from advcore.solve.params import Facts, engine_params
 
 torch = pytest.importorskip("torch")
 cuda = pytest.importorskip("advcore.solve.cuda_rounds")
@@ -108,31 +111,31 @@ def problem(count: int = 40) -> tuple[Network, Job]:
     StandIn.network = Network(layers)
     images = rng.random((count, 12), dtype=np.float32)
     labels = network.forward(images).argmax(axis=1).astype(np.int32)
-    params = engine_params(
-        n=12, classes=4, targeted=False, kind=network.kind, loss="margin", norm="l2",
-        c_search="fused", c_init=None, confidence=1e-3, effort="default", history=5,
-        tolerance=1e-3, max_evaluations=None, starts=0, seed=0,
-    )  # fmt: skip
+    facts = Facts(n=12, classes=4, kind=network.kind, targeted=False, required_margin=1e-3)
+    params = engine_params(Options(), facts)
     zeros, ones = np.zeros(12, np.float32), np.ones(12, np.float32)
     return network, Job(params, images, labels, zeros, ones, None)
 
 
+def monitor_of(job: Job, callback: Any = None, limit: float | None = None) -> RunMonitor:
+    return RunMonitor(len(job.images), limit, callback, time.perf_counter())
+
+
 def run(
     network: Network, job: Job, slots: int = 7, callback: Any = None, limit: float | None = None
-) -> tuple[Any, BaseException | None, dict[str, Any]]:
-    info: dict[str, Any] = {}
-    watch = Watch(len(job.images), limit, callback, time.perf_counter())
-    device = torch.device("cpu")
-    found, error = cuda_network.run_queue(
-        network, job, device=device, slots=slots, watch=watch, info=info
-    )
-    return found, error, info
+) -> tuple[Any, BaseException | None, EngineInfo]:
+    info = EngineInfo("native", "cpu", "base", "a test")
+    oracle = TorchOracle(network.to_torch(), (12,))
+    backend = cuda_network.NativeCudaBackend(network, oracle, info, slots)
+    results, error = backend.run(job, monitor_of(job, callback, limit))
+    return results, error, info
 
 
 def test_same_results_as_the_native_run(plan: StandInPlan) -> None:
     network, job = problem()
-    watch = Watch(len(job.images), None, None, time.perf_counter())
-    expected, _ = run_native(network, job, threads=1, slots=None, watch=watch)
+    info = EngineInfo("native", "cpu", "base", "a test")
+    native = NativeBackend(network, NetworkVerifier(network), info, threads=1)
+    expected, _ = native.run(job, monitor_of(job))
     seen: list[Progress] = []
     found, error, info = run(network, job, callback=seen.append)
     assert error is None
@@ -141,8 +144,8 @@ def test_same_results_as_the_native_run(plan: StandInPlan) -> None:
         assert np.array_equal(found[name], values, equal_nan=values.dtype.kind == "f"), name
     assert [p.finished for p in seen] == sorted(p.finished for p in seen)
     assert any(0 < p.finished < 40 for p in seen)
-    assert (info["kernels"], info["loop"], info["round_seconds"]) == ("propagate", "device", 0.5)
-    assert info["rounds"] == StandIn.latest.rounds
+    assert (info.kernels, info.round_seconds) == ("propagate", 0.5)
+    assert info.rounds == StandIn.latest.rounds
 
 
 def test_what_the_kernels_are_told(plan: StandInPlan) -> None:

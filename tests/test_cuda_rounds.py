@@ -13,9 +13,11 @@ import pytest
 
 from advcore import _core
 from advcore.errors import DeviceError
-from advcore.solve.job import Job, Watch
-from advcore.solve.rounds import run_oracle
-from advcore.solve.settings import engine_params
+from advcore.options import Options
+from advcore.solve.backends import EngineInfo
+from advcore.solve.job import Job, RunMonitor
+from advcore.solve.params import Facts, engine_params
+from advcore.solve.rounds import OracleBackend
 
 torch = pytest.importorskip("torch")
 cuda = pytest.importorskip("advcore.solve.cuda_rounds")
@@ -92,17 +94,19 @@ def problem(activation: Any, outputs: int = 4, count: int = 30) -> tuple[Any, Jo
     rng = np.random.default_rng(0)
     images = rng.random((count, 12), dtype=np.float32)
     labels = oracle.forward(images, grad=False).argmax(axis=1).astype(np.int32)
-    params = engine_params(
-        n=12, classes=oracle.classes, targeted=False, kind=oracle.kind, loss="margin", norm="l2",
-        c_search="fused", c_init=None, confidence=1e-3, effort="default", history=5,
-        tolerance=1e-3, max_evaluations=None, starts=0, seed=0,
-    )  # fmt: skip
+    facts = Facts(
+        n=12, classes=oracle.classes, kind=oracle.kind, targeted=False, required_margin=1e-3
+    )
+    params = engine_params(Options(), facts)
     zeros, ones = np.zeros(12, np.float32), np.ones(12, np.float32)
     return oracle, Job(params, images, labels, zeros, ones, None)
 
 
-def watch(job: Job) -> Watch:
-    return Watch(len(job.images), None, None, time.perf_counter())
+def run(oracle: Any, job: Job, slots: int, on_gpu: bool = False) -> Any:
+    """Results of the rounds with the solver on the CPU, or on the stand-in of a GPU."""
+    kind = cuda.OracleCudaBackend if on_gpu else OracleBackend
+    backend = kind(oracle, EngineInfo("torch", "cpu", "base", "a test"), slots)
+    return backend.run(job, RunMonitor(len(job.images), None, None, time.perf_counter()))
 
 
 @pytest.mark.parametrize("outputs", [4, 1])
@@ -111,10 +115,10 @@ def test_same_results_as_the_session_of_the_cpu(
     stand_in: type[StandIn], activation: Any, outputs: int
 ) -> None:
     oracle, job = problem(activation, outputs)
-    expected, error = run_oracle(oracle, job, slots=7, watch=watch(job))
+    expected, error = run(oracle, job, 7)
     assert error is None
     assert expected["success"].any()
-    found, error = run_oracle(oracle, job, slots=7, watch=watch(job), cuda=True)
+    found, error = run(oracle, job, 7, on_gpu=True)
     assert error is None
     assert np.array_equal(found["success"], expected["success"])
     both = found["success"]
@@ -124,9 +128,9 @@ def test_same_results_as_the_session_of_the_cpu(
 
 def test_a_failed_launch_keeps_what_was_finished(stand_in: type[StandIn]) -> None:
     oracle, job = problem(torch.nn.Tanh())
-    whole, _ = run_oracle(oracle, job, slots=4, watch=watch(job), cuda=True)
+    whole, _ = run(oracle, job, 4, on_gpu=True)
     stand_in.fails_in = 60
-    found, error = run_oracle(oracle, job, slots=4, watch=watch(job), cuda=True)
+    found, error = run(oracle, job, 4, on_gpu=True)
     assert isinstance(error, DeviceError)
     assert "unspecified launch failure" in str(error)
     kept = found["status"] != _core.Status.interrupted

@@ -262,39 +262,39 @@ def test_c_of_the_unsquared_norm_is_twice_c_times_the_distortion(loss: str, c_se
     unsquared = advcore.minimize_distortion(
         network,
         x,
-        norm="l2_unsquared",
+        penalty="l2_unsquared",
         **options,  # type: ignore[arg-type]
     )
     assert (squared.c > 0).all()
-    assert (squared.norm, unsquared.norm) == ("l2", "l2_unsquared")
+    assert (squared.penalty, unsquared.penalty) == ("l2", "l2_unsquared")
     np.testing.assert_allclose(unsquared.distortion, squared.distortion, rtol=1e-6)
     np.testing.assert_allclose(unsquared.c, 2 * squared.c * squared.distortion, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["l2", "l2_unsquared"])
+@pytest.mark.parametrize("penalty", ["l2", "l2_unsquared"])
 @pytest.mark.parametrize("factor", [0.1, 10.0])
-def test_the_first_c_is_free(norm: str, factor: float) -> None:
+def test_the_first_c_is_free(penalty: str, factor: float) -> None:
     """A bad first c costs evaluations, not distortion."""
     problem = Affine(17, 3, 0.0, 1.0)
-    auto = advcore.minimize_distortion(problem.network, problem.x, problem.target, norm=norm)
+    auto = advcore.minimize_distortion(problem.network, problem.x, problem.target, penalty=penalty)
     first = factor * float(np.median(auto.c))
     own = advcore.minimize_distortion(
-        problem.network, problem.x, problem.target, norm=norm, c_init=first
+        problem.network, problem.x, problem.target, penalty=penalty, c_init=first
     )
     assert own.success.all()
     np.testing.assert_allclose(own.distortion, auto.distortion, rtol=1e-3)
 
 
 @pytest.mark.parametrize("targeted", [True, False])
-@pytest.mark.parametrize("norm", ["l2", "l2_unsquared"])
-def test_bisection_on_cross_entropy_is_the_reference(norm: str, targeted: bool) -> None:
+@pytest.mark.parametrize("penalty", ["l2", "l2_unsquared"])
+def test_bisection_on_cross_entropy_is_the_reference(penalty: str, targeted: bool) -> None:
     network, x = sigmoids(), digits()
     targets = (network.forward(x).argmax(axis=1) + 1) % 4 if targeted else None
     paper = reference.minimize_distortion(
-        network, x, targets, norm=norm, confidence=CONFIDENCE, ftol=1e-14, gtol=1e-9
+        network, x, targets, norm=penalty, confidence=CONFIDENCE, ftol=1e-14, gtol=1e-9
     )
     ours = advcore.minimize_distortion(
-        network, x, targets, norm=norm, loss="cross_entropy", c_search="bisection"
+        network, x, targets, penalty=penalty, loss="cross_entropy", c_search="bisection"
     )
     assert paper.success.all()
     assert ours.success.all()

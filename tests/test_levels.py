@@ -206,6 +206,8 @@ def test_changes_smaller_than_half_a_level() -> None:
     from advcore import oracles
     from advcore.models import pretrained
     from advcore.solve import levels
+    from advcore.solve.backends import OracleVerifier
+    from advcore.solve.verify import Judge
 
     pictures, _ = pretrained.imagenet_samples(pretrained.SQUEEZENET_SIDE)
     images = (pictures[[12, 17]] * 255).round().astype(np.float32) / np.float32(255)
@@ -222,9 +224,8 @@ def test_changes_smaller_than_half_a_level() -> None:
     adversarial = np.clip(x + 1.1 * step[:, None] * gradient, 0, 1).astype(np.float32)
     assert np.abs(adversarial - x).mean() < 0.1 / 255
     success = np.ones(2, bool)
-    evaluations = levels.to_grid(
-        *(oracle, 256, 0.0, 1.0, x, targets, True, 1e-4, adversarial, success, 2)
-    )
+    judge = Judge(OracleVerifier(oracle, 2), targets, True, 1e-4, 1e-4)
+    evaluations = levels.move_to_grid(levels.Grid(256, 0.0, 1.0), judge, x, adversarial, success)
     assert success.all()
     assert (evaluations == levels.ROUNDS).all()
     distortion = np.linalg.norm(adversarial - x, axis=1)
@@ -280,6 +281,8 @@ def test_ctrl_c_keeps_grid_points_of_what_was_found(
 
 def test_in_a_hurry_the_first_grid_point_will_do(digits: Any) -> None:
     from advcore.solve import levels
+    from advcore.solve.backends import NetworkVerifier
+    from advcore.solve.verify import Judge
 
     x, _, targets = digits
     network = data.embedded_network()
@@ -287,9 +290,10 @@ def test_in_a_hurry_the_first_grid_point_will_do(digits: Any) -> None:
     spent, distance = [], []
     for hurry in (False, True):
         adversarial, success = free.adversarial.copy(), free.success.copy()
-        evaluations = levels.to_grid(
-            *(network, 256, 0.0, 1.0, x, targets.astype(np.int32), True, 1e-4, adversarial),
-            *(success, 100, lambda hurry=hurry: hurry),
+        judge = Judge(NetworkVerifier(network), targets.astype(np.int32), True, 1e-4, 1e-4)
+        grid = levels.Grid(256, 0.0, 1.0)
+        evaluations = levels.move_to_grid(
+            grid, judge, x, adversarial, success, stop_early=lambda hurry=hurry: hurry
         )
         assert success.all()
         assert on_grid(adversarial, 256).all()

@@ -12,9 +12,12 @@ import pytest
 
 import advcore
 from advcore import _core
+from advcore.options import Options
 from advcore.oracles import TorchOracle
 from advcore.solve import rounds as run
-from advcore.solve.backends import choose_path
+from advcore.solve.backends import EngineInfo
+from advcore.solve.choose import choose_backend
+from advcore.solve.job import Job
 
 torch = pytest.importorskip("torch")
 
@@ -84,10 +87,10 @@ def test_one_row_too_many_is_an_error_with_what_there_is(images: Any) -> None:
 def test_forwards_alone_go_by_halves(images: Any) -> None:
     whole = advcore.minimize_distortion(Hungry(1000, MemoryError, ""), images)
     model = Hungry(1000, MemoryError, "")
-    path = choose_path(model, images[:4], (20,), None)
+    verifier = choose_backend(model, images[:4], (20,), Options()).verifier
     model.most_forward = 3
     assert np.array_equal(
-        path.forward(images), Hungry(1000, MemoryError, "")(torch.tensor(images)).detach()
+        verifier.forward(images), Hungry(1000, MemoryError, "")(torch.tensor(images)).detach()
     )
     found = advcore.minimize_distortion(Hungry(8, MemoryError, ""), images, batch_size=8)
     assert np.array_equal(found.adversarial, whole.adversarial)
@@ -111,12 +114,18 @@ def test_own_bounds_and_starts_go_with_their_images(images: Any) -> None:
     assert np.array_equal(found.adversarial, whole.adversarial)
 
 
-def job(n: int) -> run.Job:
+def job(n: int) -> Job:
     """Of one image of n values."""
     params = _core.Params()
     params.n, params.classes = n, 3
     row = np.zeros(n, np.float32)
-    return run.Job(params, row[None], np.zeros(1, np.int32), row, row + 1, None)
+    return Job(params, row[None], np.zeros(1, np.int32), row, row + 1, None)
+
+
+def slots(oracle: TorchOracle, n: int) -> int:
+    """Rows of a round for images of n values."""
+    info = EngineInfo("torch", "cpu", "base", "a test")
+    return run.OracleBackend(oracle, info).slots(job(n))
 
 
 def test_rows_by_what_a_forward_keeps() -> None:
@@ -124,10 +133,10 @@ def test_rows_by_what_a_forward_keeps() -> None:
     model = torch.nn.Sequential(wide, torch.nn.Linear(1 << 20, 3)).eval()
     oracle = TorchOracle(model, (4,))
     assert oracle.saved_bytes == pytest.approx(4 << 20, rel=0.01)  # tanh keeps its output
-    assert run._slots(oracle, cuda=False, job=job(4)) == 31
+    assert slots(oracle, 4) == 31
     small = TorchOracle(torch.nn.Linear(4, 3).eval(), (4,))
     assert small.saved_bytes < 1000  # its weight is not counted
-    assert run._slots(small, cuda=False, job=job(4)) == run.ORACLE_SLOTS
+    assert slots(small, 4) == run.ORACLE_SLOTS
 
 
 def test_large_images_are_fewer_at_a_time() -> None:
@@ -135,7 +144,7 @@ def test_large_images_are_fewer_at_a_time() -> None:
     large = TorchOracle(torch.nn.Linear(n, 3).eval(), (n,))
     # 24 vectors an image: 14.5 MB
     assert _core.slot_bytes(job(n).params, False) == pytest.approx(24 * 4 * n, rel=1e-3)
-    assert run._slots(large, cuda=False, job=job(n)) == 74  # 1 GiB
+    assert slots(large, n) == 74  # 1 GiB
 
 
 class Watched(torch.nn.Module):
@@ -165,7 +174,7 @@ class Watched(torch.nn.Module):
 
 def test_a_finished_image_costs_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).random((50, 1, 8, 8), dtype=np.float32)
-    model, rounds = Watched(), run._run_rounds
+    model, rounds = Watched(), run._run_slots
     passes: list[tuple[str, int]] = []  # of the search, without trials and verification
 
     def noted(*given: Any) -> Any:
@@ -174,7 +183,7 @@ def test_a_finished_image_costs_nothing_more(monkeypatch: pytest.MonkeyPatch) ->
         passes.extend(model.passes)
         return out
 
-    monkeypatch.setattr(run, "_run_rounds", noted)
+    monkeypatch.setattr(run, "_run_slots", noted)
     found = advcore.minimize_distortion(model, images, batch_size=16)
     rows = {kind: sum(n for name, n in passes if name == kind) for kind, _ in passes}
     assert rows["pair"] == rows["backward"] == found.evaluations.sum()

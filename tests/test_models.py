@@ -14,8 +14,7 @@ import pytest
 from marks import needs_data
 
 import advcore
-from advcore import data, models
-from advcore.models import preprocessing
+from advcore import data, models, validate
 
 pytest.importorskip("torch")
 import torch
@@ -159,7 +158,7 @@ def test_normalised_pictures_are_noticed(case: str) -> None:
     }[case].astype(np.float32)
     images = (raw - np.float32(0.45)) / np.float32(0.22)
     with pytest.warns(UserWarning, match=r"8-bit pictures with values from -2.05 to 2.5, .*std="):
-        preprocessing.warn_if_normalised(images)
+        validate.warn_if_normalised(images)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +181,7 @@ def test_other_images_are_not(case: str) -> None:
         images = images[:, :60]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        preprocessing.warn_if_normalised(images)
+        validate.warn_if_normalised(images)
 
 
 # The locally connected network
@@ -298,3 +297,9 @@ def test_squeezenet_is_that_of_models() -> None:
     images, labels = pretrained.imagenet_samples(network.input_shape[1])  # type: ignore[index]
     with torch.inference_mode():
         assert (network(torch.from_numpy(images)).argmax(1).numpy() == labels).sum() == 15
+
+
+def test_the_note_keeps_its_documented_place() -> None:
+    from advcore.models import preprocessing
+
+    assert preprocessing.normalised_note is validate.normalised_note

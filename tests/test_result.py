@@ -31,7 +31,7 @@ def make(**changes: Any) -> Result:
         "iterations": np.array([0, 8, 18, 30, 70], np.int32),
         "rescues": np.array([0, 0, 0, 1, 2], np.int32),
         "seconds": 0.5,
-        "norm": "l2",
+        "penalty": "l2",
         "loss": "margin",
     }
     return Result(**{**values, **changes})
@@ -126,6 +126,23 @@ def test_save_and_load_keep_everything(tmp_path: Any, penalty: Any) -> None:
         else:
             assert other == value
             assert type(other) is type(value)
+
+
+def test_files_of_former_versions(tmp_path: Any) -> None:
+    """Where the penalty was called norm, in the file and as an attribute."""
+    make().save(tmp_path / "r.npz")
+    with np.load(tmp_path / "r.npz") as stored:
+        former = {name.replace("penalty", "norm"): stored[name] for name in stored.files}
+    assert str(former["norm"]) == '"l2"'
+    np.savez_compressed(tmp_path / "former.npz", **former)
+    loaded = Result.load(tmp_path / "former.npz")
+    assert loaded.penalty == "l2"
+    np.testing.assert_array_equal(loaded.adversarial, make().adversarial)
+    with pytest.warns(FutureWarning, match=r"Result\.norm is called Result\.penalty now"):
+        assert loaded.norm == "l2"
+    np.savez_compressed(tmp_path / "both.npz", **former, penalty=former["norm"])
+    with pytest.raises(ValueError, match=r"missing \[\], unknown \['norm'\]"):
+        Result.load(tmp_path / "both.npz")
 
 
 def test_tensors_are_stored_as_arrays(tmp_path: Any) -> None:

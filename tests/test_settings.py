@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 
 import advcore
-from advcore.solve import settings
+from advcore.options import Options
+from advcore.solve import schedules
+from advcore.solve.params import Facts, effort_within_budget, engine_params
+
+
+def facts(kind: str, n: int, targeted: bool = True) -> Facts:
+    return Facts(n=n, classes=3, kind=kind, targeted=targeted, required_margin=1e-4)
 
 
 def test_every_effort_of_every_kind_fits_the_engine() -> None:
-    options = (settings.EFFORT, settings.EFFORTS, (True, False), (4, settings.LARGE))
-    for kind, effort, targeted, n in itertools.product(*options):
-        chosen = settings.engine_params(
-            n=n, classes=3, targeted=targeted, kind=kind, loss="margin", norm="l2",
-            c_search="fused", c_init=None, confidence=1e-4, effort=effort, history=5,
-            tolerance=1e-3, max_evaluations=None, starts=0, seed=0,
-        )  # fmt: skip
+    cases = (schedules.EFFORT, schedules.EFFORTS, (True, False), (4, schedules.LARGE))
+    for kind, effort, targeted, n in itertools.product(*cases):
+        chosen = engine_params(Options(effort=effort), facts(kind, n, targeted))
         assert chosen.attempts >= 1
 
 
@@ -27,7 +29,7 @@ def test_every_effort_of_every_kind_fits_the_engine() -> None:
 def test_a_small_budget_is_spent_as_fast_would(random_network: Any, activation: str) -> None:
     network = random_network((20, 16, 5), activation)
     x = np.random.default_rng(0).random((40, 20), dtype=np.float32)
-    most = settings.NEEDED[network.kind]["default"] - 1
+    most = schedules.NEEDED[network.kind]["default"] - 1
     fast, small, enough = (
         advcore.minimize_distortion(network, x, effort=effort, max_evaluations=budget)
         for effort, budget in (("fast", most), ("thorough", most), ("thorough", most + 1))
@@ -40,24 +42,42 @@ def test_a_small_budget_is_spent_as_fast_would(random_network: Any, activation: 
 
 def test_efforts_that_a_budget_affords() -> None:
     chosen = {
-        (effort, n, budget): settings.affordable(effort, "convolutional", n, budget)
+        (effort, n, budget): effort_within_budget(
+            Options(effort=effort, max_evaluations=budget), facts("convolutional", n)
+        )
         for effort, n, budget in itertools.product(
-            settings.EFFORTS, (784, settings.LARGE), (99, 150, 200, None)
+            schedules.EFFORTS, (784, schedules.LARGE), (99, 150, 200, None)
         )
     }
     fast, default, thorough = "fast", "default", "thorough"
     for n, wanted in (
         (784, {default: [fast, default, default], thorough: [fast, default, thorough]}),
-        (settings.LARGE, {default: [fast, default, default], thorough: [fast, default, default]}),
+        (schedules.LARGE, {default: [fast, default, default], thorough: [fast, default, default]}),
     ):
         for effort, efforts in wanted.items():
             assert [chosen[effort, n, budget] for budget in (99, 150, 200)] == efforts
         assert all(chosen[fast, n, budget] == fast for budget in (99, 150, 200))
-        assert all(chosen[effort, n, None] == effort for effort in settings.EFFORTS)
+        assert all(chosen[effort, n, None] == effort for effort in schedules.EFFORTS)
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+@pytest.mark.parametrize("name", schedules.EFFORTS)
+def test_an_effort_may_be_handed_in(random_network: Any, name: str, targeted: bool) -> None:
+    network = random_network((20, 16, 5), "relu")
+    x = np.random.default_rng(0).random((20, 20), dtype=np.float32)
+    targets = (network.forward(x).argmax(axis=1) + 1) % 5 if targeted else None
+    effort = schedules.find_effort(name, network.kind, 20)
+    by_name, by_object = (
+        advcore.minimize_distortion(network, x, targets, effort=e) for e in (name, effort)
+    )
+    for array in ("adversarial", "c", "status", "evaluations", "forwards", "iterations"):
+        np.testing.assert_array_equal(getattr(by_object, array), getattr(by_name, array))
+    few = advcore.minimize_distortion(network, x, targets, effort=effort, max_evaluations=10)
+    assert "effort" not in few.engine  # no name, so none lower
 
 
 def test_large_images_walk() -> None:
-    """From settings.LARGE values on the walk is the search: steps by effort, and a polish."""
+    """From schedules.LARGE values on the walk is the search: steps by effort, and a polish."""
     torch = pytest.importorskip("torch")
     nn = torch.nn
     torch.manual_seed(0)
@@ -66,12 +86,12 @@ def test_large_images_walk() -> None:
         nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(180, 10),
     ).eval()  # fmt: skip
     x = np.random.default_rng(0).random((3, 3, 80, 80), dtype=np.float32)
-    assert x[0].size >= settings.LARGE
+    assert x[0].size >= schedules.LARGE
     with torch.no_grad():
         targets = model(torch.from_numpy(x)).argsort(dim=1)[:, -3].numpy()
     distortion = {}
     for effort in ("fast", "default"):
-        steps = settings.ON_LARGE[effort].walk.steps
+        steps = schedules.ON_LARGE[effort].walk.steps
         result = advcore.minimize_distortion(model, x, targets, effort=effort)
         assert result.success.all()
         assert (result.rescues == 0).all()

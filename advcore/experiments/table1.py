@@ -196,7 +196,7 @@ def _readings(run: Run, table: Table, trained: Sequence[Trained], count: int) ->
 
     penalty = _penalty_sets(run, trained, count)
     table.add("paper's penalty, c |r|^2", column, [mean_penalty(made) for made in penalty])
-    unsquared = _penalty_sets(run, trained, count, norm="l2_unsquared")
+    unsquared = _penalty_sets(run, trained, count, penalty="l2_unsquared")
     table.add("paper's penalty, c |r|", column, [mean_penalty(made) for made in unsquared])
     table.add("smallest point on the way there", column, [made.mean_rms for made in penalty])
     table.add("default loss", column, average())

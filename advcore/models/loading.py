@@ -77,14 +77,16 @@ def check_writable(path: Path, option: str, suffixes: Collection[str] = ()) -> N
 
 def judge(model: Any, images: NDArray[Any], device: str | None) -> tuple[Forward, Floats]:
     """The model's forward, from (N, n) to logits, and the logits of the images."""
-    from ..solve.backends import SAMPLE, choose_path
+    from ..options import Options
+    from ..solve.choose import PROBE_IMAGES, choose_backend
 
     flat = validate.images(images).reshape(len(images), math.prod(images.shape[1:]))
     flat = flat.astype(np.float32)
-    path = choose_path(model, flat[:SAMPLE], images.shape[1:], device)
+    backend = choose_backend(model, flat[:PROBE_IMAGES], images.shape[1:], Options(device=device))
+    forward = backend.verifier.forward
     if not len(flat):
-        return path.forward, np.empty((0, path.classes), np.float32)
-    return path.forward, batched(path.forward, flat, SAMPLE)
+        return forward, np.empty((0, backend.classes), np.float32)
+    return forward, batched(forward, flat, PROBE_IMAGES)
 
 
 def load_model(source: str | Path) -> Any:

@@ -73,9 +73,8 @@ class Network:
             raise ValueError(
                 f"the last layer must end at one position, this convolution gives {last.out_shape}"
             )
-        self.plans: dict[str, Any] = {}  # of GPUs: `cuda_network` keeps them
         self._compiled: Any = None
-        self._mirror: Network | None = None
+        self._reordered: Network | None = None
 
     @property
     def layers(self) -> tuple[Layer | Convolution, ...]:
@@ -185,13 +184,13 @@ class Network:
         except ValueError as error:
             raise Unsupported(str(error)) from error
 
-    def summed_otherwise(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def forward_reordered(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (B, K) of ``x`` (B, n) from the same network with all units in reverse.
 
-        Its sums are in another order: what rounding makes of them. Of an image, only the channels
-        are reversed.
+        Its sums are in another order, so that the difference to `forward` is rounding alone. In
+        images only the channels are reversed.
         """
-        if self._mirror is None:
+        if self._reordered is None:
             layers: list[Layer | Convolution] = []
             for index, layer in enumerate(self._layers):
                 before = self._layers[index - 1] if index else layer
@@ -200,11 +199,11 @@ class Network:
                 if images is not None:
                     channels = images.out_shape[0] if index else images.shape[0]
                 layers.append(layer.reversed(channels, index + 1 < len(self._layers)))
-            self._mirror = Network(layers)
+            self._reordered = Network(layers)
         first = self._layers[0]
         groups = first.shape[0] if isinstance(first, Convolution) else first.inputs
-        turned = x.reshape(len(x), groups, -1)[:, ::-1]
-        return self._mirror.forward(turned.reshape(len(x), self.inputs))
+        reversed_x = x.reshape(len(x), groups, -1)[:, ::-1]
+        return self._reordered.forward(reversed_x.reshape(len(x), self.inputs))
 
     def to_torch(self) -> torch.nn.Sequential:
         """The same network as torch modules, float32 on the CPU, in eval mode."""

@@ -98,11 +98,6 @@ def margins(
     return margin if targeted else -margin, logits.argmax(axis=1)
 
 
-def noise(forward: Forward, other: Forward, x: Floats) -> float:
-    """Largest finite difference between the logits of two forwards of the same network."""
-    return difference(forward(x), other(x))
-
-
 def difference(logits: Floats, others: Floats) -> float:
     """Largest finite one between two arrays of logits (N, K), but for masked classes."""
     with np.errstate(invalid="ignore"):  # infinity minus infinity
@@ -110,7 +105,7 @@ def difference(logits: Floats, others: Floats) -> float:
     return float(out[np.isfinite(out) & unmasked(logits)].max(initial=0.0))
 
 
-def size(logits: Floats) -> float:
+def largest_logit(logits: Floats) -> float:
     """Largest finite |logit|, but for masked classes."""
     return float(np.abs(logits[unmasked(logits)]).max(initial=0.0))
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from ..errors import ModelRaised
 from .protocol import Oracle
-from .torch_oracle import TorchOracle
 
-SAVED = 1 << 27
+BACKWARD_BYTES = 1 << 27
 """Bytes that a forward may keep for its backward: fewer rows where they would be more. On a CPU
 SqueezeNet (30 MB an image) takes 141 ms an image in batches of 2, 155 of 8 and 233 of 32."""
 
 
-def rows(oracle: Oracle | None, most: int, room: int = SAVED) -> int:
+def rows(oracle: Oracle, most: int, room: int = BACKWARD_BYTES) -> int:
     """Images whose activations fit into ``room`` bytes, from 1 to ``most``."""
-    if not isinstance(oracle, TorchOracle):
+    if not oracle.saved_bytes:
         return most
-    return max(1, min(most, room // max(oracle.saved_bytes, 1)))
+    return max(1, min(most, room // oracle.saved_bytes))
 
 
 def ran_out(error: BaseException | None) -> bool:
@@ -24,9 +23,3 @@ def ran_out(error: BaseException | None) -> bool:
     if type(cause).__name__ == "OutOfMemoryError" or isinstance(cause, MemoryError):
         return True
     return isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause)
-
-
-def release(oracle: Oracle) -> None:
-    """Let go of the round that failed."""
-    if isinstance(oracle, TorchOracle):
-        oracle.forget()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ class NumpyOracle:
     """
 
     kind = "smooth"
+    saved_bytes = 0
 
     def __init__(
         self, model: NumpyModel, image_shape: Sequence[int], sample: Floats | None = None
@@ -69,3 +71,10 @@ class NumpyOracle:
             )
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(gradient.reshape(rows, self._n), dtype=np.float32)
+
+    def forget(self) -> None:
+        """See `Oracle`; what a NumPy model keeps is its own affair."""
+
+    def limit_threads(self, count: int | None) -> AbstractContextManager[None]:
+        """See `Oracle`; the threads of NumPy stay as they are."""
+        return nullcontext()

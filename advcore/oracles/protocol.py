@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -28,10 +28,13 @@ class Oracle(Protocol):
         (nothing: the solver keeps k = 0).
     classes : int
         Number K >= 2 of logits that `forward` returns.
+    saved_bytes : int
+        Bytes of an image that a forward keeps for its backward; 0: unknown.
     """
 
     kind: str
     classes: int
+    saved_bytes: int
 
     def forward(
         self,
@@ -51,6 +54,14 @@ class Oracle(Protocol):
 
     def backward(self, dlogits: Floats) -> Floats:
         """Gradient (B, n) float32 of the last forward for ``dlogits`` (B, K) float32."""
+        ...
+
+    def forget(self) -> None:
+        """Let go of the last forward, and of memory that is kept for later."""
+        ...
+
+    def limit_threads(self, count: int | None) -> AbstractContextManager[None]:
+        """``count`` CPU threads for the model inside the block; None: as many as before."""
         ...
 
 

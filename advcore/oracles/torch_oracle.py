@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelRaised
+from ..errors import ModelRaised, warn_caller
 from .logits import Logits
 from .protocol import model_errors
 
@@ -162,26 +162,39 @@ class TorchOracle:
             return output
 
     def forget(self) -> None:
-        """Let go of the last forward, and of memory that torch keeps for later."""
+        """See `Oracle`."""
         self._leaf = self._output = None
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
+    @contextmanager
+    def limit_threads(self, count: int | None) -> Iterator[None]:
+        """See `Oracle`; the threads are torch's."""
+        if count is None:
+            yield
+            return
+        before = self._torch.get_num_threads()
+        self._torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            self._torch.set_num_threads(before)
+
     def backward(self, dlogits: Floats) -> Floats:
         """See `Oracle`; zeros where the logits do not depend on the input."""
-        gradient = self._pull_back(self._torch.from_numpy(dlogits))
+        gradient = self._vector_jacobian(self._torch.from_numpy(dlogits))
         if gradient is None:
             return np.zeros((len(dlogits), self._n), dtype=np.float32)
         return self._to_numpy(gradient)
 
     def backward_rows(self, dlogits: torch.Tensor) -> torch.Tensor:
         """`backward` on tensors, after `forward_rows`."""
-        gradient = self._pull_back(dlogits)
+        gradient = self._vector_jacobian(dlogits)
         if gradient is None:
             return dlogits.new_zeros(len(dlogits), self._n)
         return gradient.to(self._torch.float32).contiguous()
 
-    def _pull_back(self, dlogits: torch.Tensor) -> torch.Tensor | None:
+    def _vector_jacobian(self, dlogits: torch.Tensor) -> torch.Tensor | None:
         leaf, output = self._leaf, self._output
         if leaf is None or output is None:
             raise RuntimeError("backward needs a forward with grad=True before it")
@@ -279,7 +292,7 @@ class TorchOracle:
         # Not ones: logits that sum to a constant have no gradient along them.
         seed = np.random.default_rng(0).standard_normal(logits.shape, dtype=np.float32)
         # Weights that want gradients give the output a graph that need not reach the images.
-        gradient = self._pull_back(self._torch.from_numpy(seed).to(self._device))
+        gradient = self._vector_jacobian(self._torch.from_numpy(seed).to(self._device))
         if gradient is not None and gradient.any():
             return
         try:
@@ -293,11 +306,10 @@ class TorchOracle:
                 "model must be differentiable with torch.autograd: its output changes with its "
                 "input but no graph leads there (torch.no_grad, detach or NumPy inside?)"
             )
-        warnings.warn(
+        warn_caller(
             "the gradient of the model's logits is exactly zero at the first images, although "
             "the logits change with them: round, sign or another step function inside? Images "
-            "without a gradient are searched in random directions only",
-            stacklevel=6,
+            "without a gradient are searched in random directions only"
         )
 
     def _count_saved(self, x: Floats) -> Floats:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._extras import require
-from ..result import Result, status_code, to_numpy
+from ..result import Result, status_code
+from ..validate import to_numpy
 from .oracles import (
     NumpyNetwork,
     NumpyObject,
@@ -426,7 +427,7 @@ def _empty(oracle: ReferenceOracle, images: NDArray[Any], norm: str, loss: str) 
         iterations=np.zeros(count, np.int32),
         rescues=np.zeros(count, np.int32),
         seconds=0.0,
-        norm=norm,
+        penalty=norm,
         loss=loss,
         penalty_distortion=np.full(count, np.nan, np.float32),
     )

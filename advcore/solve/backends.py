@@ -1,298 +1,218 @@
-"""How a model is evaluated: the choice between the native engine, torch and NumPy; its trials."""
+"""Back ends: the contract of those that run a job, and the verifiers that judge its results."""
 
 from __future__ import annotations
 
-import math
-import sys
-import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core
-from .._extras import require
 from ..errors import ModelRaised
-from ..network import Network, Unsupported
-from ..oracles import NumpyOracle, Oracle, TorchOracle, memory
-from ..oracles.logits import batched, difference, noise, sigmoid_output, size, softmax_output
+from ..network import Network
+from ..oracles import Oracle, memory
+from ..oracles.logits import batched, difference, largest_logit
+from .job import Job, RunMonitor
 
 Floats = NDArray[np.float32]
-SAMPLE = 64
-"""Images on which a model is tried, and the noise of its logits is measured."""
-ALONE = 8
-"""Images of them that are also evaluated one at a time."""
-RANDOM = 0.02
-"""Noise, as a share of the largest logit, that no rounding makes: a model all in bfloat16 is within
-0.004 of itself in float32, over 50 layers."""
-WIDE = 256.0
-"""Distance of bounds from which on they say nothing about the images."""
-CONVOLUTION_WEIGHTS = 2_000_000
-"""Of modules that are lowered. The engine reads them once an image, torch once a batch: evaluations
-of small networks take 1/1.4 to 1/2.8 of torch's time, with 1.1 million weights 1/1.2, with 15
-million as long (benchmarks/bench_convolutions.py)."""
-KERNELS = 1e-5
-"""Noise of the GPU's kernels, as a share of the largest logit: sums of a thousand products that a
-tensor core truncates. Emulated without truncation it is 7e-7; on hardware it is not measured."""
+Results = dict[str, NDArray[Any]]
+"""Arrays of a run by the names of `_core`, with an entry for each image."""
+
+SINGLE_EVALUATIONS = 8
+"""Probe images that are also evaluated one at a time."""
+NONDETERMINISM_LIMIT = 0.02
+"""Relative change of logits between two forwards above which a model counts as random. Rounding
+stays far below: 0.004 for a 50-layer bfloat16 model."""
+FORWARD_ROWS = 1024
+"""Images of a forward without a backward, where their activations leave room."""
+FORWARD_BYTES = 4 * memory.BACKWARD_BYTES
+"""Bytes of activations, saved for a backward, from which the rows of a forward alone are counted. A
+forward alone keeps two layers of them at most."""
 
 
-@dataclass(frozen=True)
-class Path:
-    """How the model is evaluated: natively where `network`, else by `oracle`, which also has the
-    last word on a lowered module. ``cuda``: the solver, and with it the network, runs on the
-    oracle's device.
-    """
+@dataclass
+class EngineInfo:
+    """Record of what ran; `Result.engine` is this as a dictionary."""
 
-    network: Network | None
-    oracle: Oracle | None
-    info: dict[str, str | int | float]
-    cuda: bool = False
+    path: str  # "native", "torch" or "numpy"
+    device: str
+    isa: str  # instruction set of the CPU's part
+    reason: str  # why this back end was chosen
+    solver: str | None = None  # where the solver ran, for models on a GPU
+    effort: str | None = None  # the effort that max_evaluations afforded, if another than asked for
+    threads: int | None = None
+    kernels: str | None = None  # those of a native network on a GPU
+    rounds: int | None = None
+    round_seconds: float | None = None
+    fillings: int | None = None  # times that a GPU was filled with images
 
-    @property
-    def classes(self) -> int:
-        return self.network.classes if self.network is not None else self._oracle.classes
+    def as_dict(self) -> dict[str, str | int | float]:
+        """The fields that are set."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
-    @property
-    def kind(self) -> str:
-        return (self.network if self.network is not None else self._oracle).kind
 
-    @property
-    def model(self) -> Network | Oracle:
-        """What has the last word: the model itself, not its lowered form."""
-        return self._oracle if self.network is None or self.oracle is not None else self.network
+class Verifier(Protocol):
+    """The model itself, which decides about every result, whatever the search ran on."""
 
     @property
-    def _oracle(self) -> Oracle:
-        assert self.oracle is not None
-        return self.oracle
+    def network(self) -> Network | None:
+        """The native network, where that is the model itself."""
+        ...
 
     @property
     def rows(self) -> int:
-        """Images of a forward without a backward, which keeps two layers of activations at most."""
-        if self.cuda and self.network is not None:
-            return 8192
-        most = 1024
-        if self.network is not None and self.oracle is None:  # it keeps what a backward needs
-            most = max(1, min(most, 4 * memory.SAVED // self.network.core.row_bytes))
-        return memory.rows(self.oracle, most, 4 * memory.SAVED)
+        """Images of one forward."""
+        ...
 
     def forward(self, x: Floats) -> Floats:
-        """Logits of the model itself; by halves where there is no memory for all at once."""
-        if self.oracle is None:
-            assert self.network is not None
-            return self.network.forward(x)
+        """Logits (B, K) float32 of flat images (B, n)."""
+        ...
+
+    def noise(self, x: Floats) -> float:
+        """Rounding of the logits: by how much forwards that sum in another order differ on x."""
+        ...
+
+    def differentiable(self) -> Network | Oracle:
+        """An object with forward and backward that nobody else uses meanwhile."""
+        ...
+
+    def limit_threads(self, count: int | None) -> AbstractContextManager[None]:
+        """``count`` CPU threads for the model inside the block; None: as many as before."""
+        ...
+
+
+class Backend(Protocol):
+    """A way to run a job.
+
+    Attributes
+    ----------
+    kind : str
+        Kind of the network that is searched, see `oracles.Oracle`.
+    classes : int
+        Number K of its logits.
+    info : EngineInfo
+        What `Result.engine` says.
+    verifier : Verifier
+        The model itself.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def verifier(self) -> Verifier: ...
+
+    def noise(self, x: Floats) -> float:
+        """Largest difference between logits of the search and of the verifier on x (B, n).
+
+        Raises
+        ------
+        ValueError
+            The logits of the model differ by more than rounding.
+        """
+        ...
+
+    def run(self, job: Job, monitor: RunMonitor) -> tuple[Results, BaseException | None]:
+        """The results, and what stopped the run before its end if anything did.
+
+        That is a KeyboardInterrupt, an error of the callback or the model, or a `DeviceError`.
+        Images that were not finished then have the status ``interrupted``.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class NetworkVerifier:
+    """An `advcore.Network` as its own verifier."""
+
+    network: Network
+
+    @property
+    def rows(self) -> int:
+        """Images of one forward, which keeps what a backward needs."""
+        row_bytes: int = self.network.core.row_bytes
+        return max(1, min(FORWARD_ROWS, FORWARD_BYTES // row_bytes))
+
+    def forward(self, x: Floats) -> Floats:
+        """See `Verifier`."""
+        return self.network.forward(x)
+
+    def noise(self, x: Floats) -> float:
+        """See `Verifier`; the other order is that of all units in reverse."""
+        return difference(self.network.forward(x), self.network.forward_reordered(x))
+
+    def differentiable(self) -> Network:
+        """A copy: a network remembers its last forward, for all threads that use it."""
+        return Network(self.network.layers)
+
+    def limit_threads(self, count: int | None) -> AbstractContextManager[None]:
+        """See `Verifier`; the compiled network runs on the thread that calls it."""
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class OracleVerifier:
+    """A model behind an oracle as the verifier; ``most`` bounds the images of one forward."""
+
+    oracle: Oracle
+    most: int = FORWARD_ROWS
+    room: int = FORWARD_BYTES
+    network: None = None
+
+    @property
+    def rows(self) -> int:
+        """Images of one forward."""
+        return memory.rows(self.oracle, self.most, self.room)
+
+    def forward(self, x: Floats) -> Floats:
+        """See `Verifier`; by halves where there is no memory for all at once."""
         try:
             return self.oracle.forward(x, grad=False)
         except ModelRaised as error:
             if len(x) < 2 or not memory.ran_out(error):
                 raise
-        memory.release(self.oracle)
+        self.oracle.forget()
         half = len(x) // 2
         return np.concatenate([self.forward(x[:half]), self.forward(x[half:])])
 
+    def noise(self, x: Floats) -> float:
+        """See `Verifier`; the other order is that of batches of one.
 
-def choose_path(model: Any, sample: Floats, shape: tuple[int, ...], device: Any) -> Path:
-    """The native network where the model is one or can be lowered, else its oracle.
-
-    Raises
-    ------
-    TypeError, ValueError
-        The model or the device cannot be used, or the model raised on ``sample`` (B, n).
-    """
-    if isinstance(model, type):
-        raise TypeError(f"model is a class ({model.__name__}); pass an instance")
-    on_cpu = device is None or str(device) == "cpu"
-    info: dict[str, str | int | float] = {"path": "native", "device": "cpu", "isa": _core.isa()}
-    tried = sample if len(sample) else None
-    if isinstance(model, Network):
-        if math.prod(shape) != model.inputs:
-            raise ValueError(
-                f"images must have {model.inputs} values each for this network, got shape {shape}"
-            )
-        reason = "the model is an advcore.Network"
-        if on_cpu:
-            return Path(model, None, {**info, "reason": reason})
-        return _network_on(model, shape, device, tried, reason)
-    torch = sys.modules.get("torch")
-    is_module = torch is not None and isinstance(model, torch.nn.Module)
-    if not is_module and hasattr(model, "forward") and hasattr(model, "backward"):
-        if not on_cpu:
-            raise ValueError(f"device must be cpu for a NumPy model, got {device}")
-        numpy_oracle = NumpyOracle(model, shape, tried)
-        _check_logits(numpy_oracle, sample)
-        info = {"path": "numpy", "device": "cpu", "isa": _core.isa()}
-        return Path(None, numpy_oracle, {**info, "reason": "forward and backward in NumPy"})
-    if not callable(model):
-        raise TypeError(
-            "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy forward "
-            f"and backward, got {type(model).__name__}"
-        )
-    # The flags of an exported program or traced graph say nothing: its mode was fixed before.
-    draws = getattr(model, "draws", False) is True  # averaged.Averaged
-    if is_module and not draws and not isinstance(model, sys.modules["torch"].fx.GraphModule):
-        training = [
-            name or "the module"
-            for name, m in model.named_modules()
-            if getattr(m, "training", False)
-        ]  # torch.jit.freeze removes it
-        if training:
-            raise ValueError(
-                f"model must be in eval mode, {training[0]} is in training mode; call model.eval()"
-            )
-    _check_device(device)
-    oracle = TorchOracle(model, shape, device, tried, survey=False)
-    logits = _check_logits(oracle, sample)
-    reason = "a callable that is not a module"
-    place = oracle.device.type
-    if is_module and (place == "cuda" or (on_cpu and place == "cpu")):
-        try:
-            network = Network.from_torch(model, shape)
-        except Unsupported as unsupported:
-            reason = unsupported.reason
-        else:
-            scale = 1e-3 * (1 + size(logits))
-            weights = sum(layer.weight.size for layer in network.layers if layer.geometry)
-            if weights > CONVOLUTION_WEIGHTS:
-                reason = f"convolutions with {weights:,} weights are as fast through torch"
-            elif difference(network.forward(sample), logits) > scale:
-                reason = "the lowered network gives other logits"
-            else:
-                reason = "the module was lowered to a native network"
-                if place == "cpu":
-                    return Path(network, oracle, {**info, "reason": reason})
-                why = _unavailable(network, oracle)
-                if why is None:
-                    info = {**info, "device": str(oracle.device), "reason": reason}
-                    return Path(network, oracle, info, cuda=True)
-                reason = why
-    oracle.survey()
-    info = {"path": "torch", "device": str(device or oracle.device), "isa": _core.isa()}
-    cuda = oracle.device.type == "cuda"
-    if cuda:
-        _, devices, why = _core.cuda_status()
-        if not devices and device is not None:
-            raise ValueError(
-                f"device={str(device)!r} needs the solver's CUDA engine ({why}); pass device=None "
-                "and a model on the GPU to solve on the CPU"
-            )
-        cuda = devices > 0
-        info["solver"] = str(oracle.device) if cuda else f"cpu ({why})"
-    return Path(None, oracle, {**info, "reason": reason}, cuda)
-
-
-def _network_on(
-    network: Network, shape: tuple[int, ...], device: Any, tried: Floats | None, reason: str
-) -> Path:
-    """A native network on a GPU, with its torch form for the last word; or by that form alone."""
-    if not str(device).startswith("cuda"):
-        raise ValueError(f"device must be cpu or cuda for a native network, got {device}")
-    require("torch", "torch", f"device={str(device)!r}")
-    _check_device(device)
-    from .cuda_native import module_on
-
-    oracle = TorchOracle(module_on(network, device), shape, device, tried, survey=False)
-    why = _unavailable(network, oracle)
-    info: dict[str, str | int | float] = {"device": str(device), "isa": _core.isa()}
-    if why is None:
-        return Path(network, oracle, {"path": "native", **info, "reason": reason}, cuda=True)
-    oracle.survey()
-    cuda = _core.cuda_status()[1] > 0
-    info["solver"] = str(device) if cuda else f"cpu ({why})"
-    return Path(None, oracle, {"path": "torch", **info, "reason": why}, cuda)
-
-
-def _unavailable(network: Network, oracle: TorchOracle) -> str | None:
-    from .cuda_native import unavailable
-
-    return unavailable(network, oracle.device)
-
-
-def _check_device(device: Any) -> None:
-    """Raises unless torch can hold a tensor there."""
-    torch = require("torch", "torch", "a model without NumPy forward and backward")
-    if device is None:
-        return
-    try:
-        torch.empty(0, device=torch.device(device))
-    except Exception as error:  # of many types, and of many lines
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if str(device).startswith("cuda") and not torch.cuda.is_available():
-            reason = "torch.cuda.is_available() is False"
-        raise ValueError(
-            f"device must be one that torch can use here, got {str(device)!r} ({reason})"
-        ) from None
-
-
-def _check_logits(oracle: Oracle, sample: Floats) -> Floats:
-    """The logits of the sample (B, n), which may be empty."""
-    if not len(sample):
-        return np.empty((0, oracle.classes), np.float32)
-    logits = oracle.forward(sample, grad=False)
-    if softmax_output(logits):
-        raise ValueError(
-            "model must return logits, got rows in [0, 1] that sum to 1: the output of a softmax; "
-            "pass the model without it"
-        )
-    if sigmoid_output(logits):
-        warnings.warn(
-            "the model's one logit is always in [0, 1]: the output of a sigmoid? Pass the "
-            "model without it; class 0 is predicted where the logit is below 0",
-            stacklevel=4,
-        )
-    return logits
-
-
-def probes(lo: Floats, hi: Floats) -> Floats:
-    """Random images inside the bounds, (SAMPLE, n).
-
-    Not the caller's, and in [0, 1] where values or images have bounds of their own: what is
-    measured on them must not depend on which images are in the run. Bounds wider than 8-bit values
-    are none: logits at +-1e6 differ by more than those of any image.
-    """
-    u = np.random.default_rng(0).random((SAMPLE, lo.shape[-1]), dtype=np.float32)
-    if lo.min() != lo.max() or hi.min() != hi.max():
-        return u
-    low, high = float(lo.min()), float(hi.min())
-    if high - low > WIDE:
-        low = min(max(0.0, low), high - 1)
-        high = low + 1
-    return (low + (high - low) * u).astype(np.float32)
-
-
-def logit_noise(path: Path, x: Floats) -> float:
-    """Rounding of the logits: by how much forwards that sum in another order differ on ``x``.
-
-    Of a model: between batch sizes and, where it was lowered, from the engine's. Of a `Network`:
-    from the same one with all units in reverse.
-
-    Raises
-    ------
-    ValueError
-        The logits of a model differ by more than rounding.
-    """
-    if path.oracle is None:
-        assert path.network is not None
-        return noise(path.network.forward, path.network.summed_otherwise, x)
-    few = x[:ALONE]
-    logits = path.forward(few)
-    alone = difference(logits, batched(path.forward, few, 1))
-    scale = size(logits)
-    limit = RANDOM * scale + 1e-6
-    if alone > limit:
-        again = difference(logits, path.forward(few))
-        if again > limit:
+        Raises
+        ------
+        ValueError
+            The logits differ by more than rounding.
+        """
+        batch = x[:SINGLE_EVALUATIONS]
+        logits = self.forward(batch)
+        noise = difference(logits, batched(self.forward, batch, 1))
+        limit = NONDETERMINISM_LIMIT * largest_logit(logits) + 1e-6
+        if noise <= limit:
+            return noise
+        repeated = difference(logits, self.forward(batch))
+        if repeated > limit:
             raise ValueError(
                 "model must be deterministic: logits of the same images differ by up to "
-                f"{again:.2g} between two forwards (dropout or another random layer active? "
+                f"{repeated:.2g} between two forwards (dropout or another random layer active? "
                 "advcore.models.averaged makes one of a random model)"
             )
         raise ValueError(
             "model must give an image the same logits in any batch: they differ by up to "
-            f"{alone:.2g} between batches of {ALONE} and of 1 (statistics of the batch in use?)"
+            f"{noise:.2g} between batches of {SINGLE_EVALUATIONS} and of 1 (statistics of the "
+            "batch in use?)"
         )
-    if path.network is None:
-        return alone
-    if path.cuda:  # the kernels are not asked: what tensor cores round
-        alone = max(alone, KERNELS * scale)
-    return max(alone, noise(path.network.forward, path.forward, x))
+
+    def differentiable(self) -> Oracle:
+        """The oracle, which the search has left by then."""
+        return self.oracle
+
+    def limit_threads(self, count: int | None) -> AbstractContextManager[None]:
+        """See `Verifier`."""
+        return self.oracle.limit_threads(count)

@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,18 +23,30 @@ from torch import Tensor, nn
 from .. import _core
 from ..errors import DeviceError
 from ..network import Network
+from ..oracles import TorchOracle
+from ..oracles.logits import largest_logit
+from .backends import SINGLE_EVALUATIONS, EngineInfo, OracleVerifier, Results
 from .cuda_rounds import arena, indexed, named, stream
+from .job import Job, RunMonitor
+from .native import native_noise
 
 if TYPE_CHECKING:
     from ..kernels.plan import Plan
-    from .job import Job, Watch
 
+Floats = NDArray[np.float32]
 SLOTS = 4096
 """Images at work. A round of so many is six waves of the blocks that an H200 holds."""
 TRITON = (3, 6)
 """The oldest version whose compiler the kernels were tried with."""
 POLL = 0.02
 """Seconds between two looks at the run; the device does not wait for them."""
+VERIFIED_ROWS = 8192
+"""Images of one forward through torch, without a backward."""
+UNLIMITED = 1 << 62
+"""Bytes that such a forward may take: a network without convolutions has small activations."""
+GPU_LOGIT_NOISE = 1e-5
+"""Noise of the kernels, as a share of the largest logit: sums of a thousand products that a tensor
+core truncates. Emulated without truncation it is 7e-7; on hardware it is not measured."""
 
 
 def unavailable(network: Network, device: torch.device) -> str | None:
@@ -83,67 +98,93 @@ def float32_products() -> Iterator[None]:
         setattr(products, name, before)
 
 
+_MODULES: WeakKeyDictionary[Network, dict[str, Float32]] = WeakKeyDictionary()
+"""The torch form of a network on a device, by the device's name."""
+_PLANS: WeakKeyDictionary[Network, dict[tuple[str, str], tuple[Plan, Tensor]]] = WeakKeyDictionary()
+"""Compiled kernels and weights of a network, by device and precision."""
+
+
 def module_on(network: Network, device: torch.device) -> Float32:
-    """Its torch form there, kept with it."""
-    key = f"module {device}"
-    if key not in network.plans:
-        network.plans[key] = Float32(network).to(device)
-    module: Float32 = network.plans[key]
-    return module
+    """The torch form of the network on a device, kept for the next call."""
+    modules = _MODULES.setdefault(network, {})
+    if str(device) not in modules:
+        modules[str(device)] = Float32(network).to(device)
+    return modules[str(device)]
 
 
-def run_queue(
-    network: Network,
-    job: Job,
-    *,
-    device: torch.device,
-    slots: int | None,
-    watch: Watch,
-    info: dict[str, Any],
-) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
-    """Results by name, and what stopped the run.
+@dataclass(frozen=True)
+class NativeCudaBackend:
+    """A native network and the solver on a GPU; torch's form of the model verifies."""
 
-    ``info`` gets the kernels, the rounds, their seconds, and whether the loop ran on the device.
-    """
-    device = indexed(device)
-    count = len(job.images)
-    slots = max(1, min(slots or SLOTS, count))
-    with torch.cuda.device(device), torch.inference_mode(False):
-        plan, weights = _plan(network, device)
-        slots, capacity, memory = arena(job.params, job.lo.ndim == 2, slots, device, max(count, 1))
-        with named():
-            queue = _core.CudaQueue(
-                *(job.params, job.images, job.labels, job.lo, job.hi, job.starts),
-                *(slots, capacity, device.index, memory.data_ptr(), stream(device)),
-            )
-            fractions = torch.from_numpy(job.params.temperatures).to(device)
-            buffers = {
-                name: torch.zeros(size, device=device) for name, size in plan.buffers(slots).items()
-            }
-            tensors = {"weights": weights, "fractions": fractions, **buffers}
-            addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-            for launch in plan.launches(
-                {**queue.slot_rows(), **addresses}, slots=slots, confidence=job.params.confidence
-            ):
-                queue.add(
-                    *(launch.cubin, launch.name, launch.grid, launch.threads, launch.shared),
-                    launch.arguments,
+    network: Network
+    oracle: TorchOracle
+    info: EngineInfo
+    batch_size: int | None = None  # images in work
+
+    @property
+    def kind(self) -> str:
+        """Kind of the network."""
+        return self.network.kind
+
+    @property
+    def classes(self) -> int:
+        """Number of its logits."""
+        return self.network.classes
+
+    @property
+    def verifier(self) -> OracleVerifier:
+        """The model through torch, in large batches."""
+        return OracleVerifier(self.oracle, VERIFIED_ROWS, UNLIMITED)
+
+    def noise(self, x: Floats) -> float:
+        """See `Backend`; the kernels are not asked what tensor cores round."""
+        largest = largest_logit(self.verifier.forward(x[:SINGLE_EVALUATIONS]))
+        return max(native_noise(self.network, self.verifier, x), GPU_LOGIT_NOISE * largest)
+
+    def run(self, job: Job, monitor: RunMonitor) -> tuple[Results, BaseException | None]:
+        """See `Backend`; ``info`` gets the kernels, the rounds and their seconds."""
+        device = indexed(self.oracle.device)
+        count = len(job.images)
+        slots = max(1, min(self.batch_size or SLOTS, count))
+        with torch.cuda.device(device), torch.inference_mode(False):
+            plan, weights = _plan(self.network, device)
+            own_bounds = job.lo.ndim == 2
+            slots, capacity, memory = arena(job.params, own_bounds, slots, device, max(count, 1))
+            with named():
+                queue = _core.CudaQueue(
+                    *(job.params, job.images, job.labels, job.lo, job.hi, job.starts),
+                    *(slots, capacity, device.index, memory.data_ptr(), stream(device)),
                 )
-        error = _watched(queue, watch)
-        info |= {"kernels": plan.name, "rounds": queue.rounds, "round_seconds": queue.seconds}
-        info |= {"loop": "device" if queue.looping else "host", "fillings": queue.fillings}
-        return queue.results, error
+                fractions = torch.from_numpy(job.params.temperatures).to(device)
+                buffers = {
+                    name: torch.zeros(size, device=device)
+                    for name, size in plan.buffers(slots).items()
+                }
+                tensors = {"weights": weights, "fractions": fractions, **buffers}
+                addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+                addresses |= queue.slot_rows()
+                for launch in plan.launches(
+                    addresses, slots=slots, confidence=job.params.confidence
+                ):
+                    queue.add(
+                        *(launch.cubin, launch.name, launch.grid, launch.threads, launch.shared),
+                        launch.arguments,
+                    )
+            error = _run_to_end(queue, monitor)
+            self.info.kernels, self.info.rounds = plan.name, queue.rounds
+            self.info.round_seconds, self.info.fillings = queue.seconds, queue.fillings
+            return queue.results, error
 
 
-def _watched(queue: _core.CudaQueue, watch: Watch) -> BaseException | None:
-    """Runs to the end; what stopped it. Whatever that was, the unfinished images are delivered."""
+def _run_to_end(queue: _core.CudaQueue, monitor: RunMonitor) -> BaseException | None:
+    """What stopped the run before its end; the unfinished images are written in any case."""
     error: BaseException | None = None
     while True:
         try:
             with named():
                 if queue.wait(POLL):
                     return error
-            if not watch(queue.finished, queue.succeeded, queue.evaluations):
+            if not monitor(queue.finished, queue.succeeded, queue.evaluations):
                 queue.stop()
         except DeviceError as raised:
             return error or raised
@@ -153,20 +194,20 @@ def _watched(queue: _core.CudaQueue, watch: Watch) -> BaseException | None:
 
 
 def _plan(network: Network, device: torch.device) -> tuple[Plan, Tensor]:
-    """Compiled kernels and weights of a network, kept with it.
+    """Compiled kernels and weights of a network, kept for the next call.
 
     ADVCORE_PRECISION names another precision of the products than the default.
     """
     from ..kernels.plan import PRECISION, plan_for
 
     precision = os.environ.get("ADVCORE_PRECISION") or PRECISION
-    key = f"{device} {precision}"
-    kept: dict[str, tuple[Plan, Tensor]] = network.plans
-    if key not in kept:
+    plans = _PLANS.setdefault(network, {})
+    key = (str(device), precision)
+    if key not in plans:
         try:
             plan = plan_for(network, device, precision)
             _ = plan.compiled
         except Exception as error:  # of a compiler: of many types
             raise DeviceError(f"no kernels for this network on {device}: {error}") from error
-        kept[key] = plan, plan.weights(device)
-    return kept[key]
+        plans[key] = plan, plan.weights(device)
+    return plans[key]

@@ -1,4 +1,4 @@
-"""Rounds of the solver on a GPU: the session and the oracle that `run.run_oracle` drives.
+"""Rounds of the solver on a GPU: the back end of torch models there.
 
 Everything of a round is queued on torch's current stream; the host looks at the device every few
 rounds only. Importing this file imports torch.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +18,17 @@ from torch import Tensor
 
 from .. import _core
 from ..errors import DeviceError
-from ..oracles import TorchOracle
+from ..oracles import TorchOracle, memory
+from .backends import FORWARD_ROWS, EngineInfo, OracleVerifier, Results
+from .job import Job, RunMonitor
+from .rounds import run_rounds
 
-if TYPE_CHECKING:
-    from .job import Job
+Floats = NDArray[np.float32]
 
 SLOTS = 1024
 """Rows of a round, where the memory allows it."""
 SHARE = 0.25
-"""Of the free device memory, for the arena; the model's activations need the rest."""
+"""Share of the free device memory for the arena; the model's activations need the rest."""
 
 
 class CudaSession:
@@ -118,16 +121,49 @@ class DeviceOracle:
         return self._oracle.backward_rows(dlogits)
 
 
-@contextmanager
-def on_device(
-    oracle: TorchOracle, job: Job, slots: int
-) -> Iterator[tuple[CudaSession, DeviceOracle]]:
-    """Session and oracle on the oracle's device, which is torch's current one meanwhile."""
-    device = indexed(oracle.device)
-    # Tensors of a session are leaves of a graph: none is made in the caller's inference mode.
-    with torch.cuda.device(device), torch.inference_mode(False):
-        session = CudaSession(job, slots, device)
-        yield session, DeviceOracle(oracle, session.slots)
+@dataclass(frozen=True)
+class OracleCudaBackend:
+    """A torch model on a GPU, with the solver beside it."""
+
+    oracle: TorchOracle
+    info: EngineInfo
+    batch_size: int | None = None  # images in work
+
+    @property
+    def kind(self) -> str:
+        """Kind of the model."""
+        return self.oracle.kind
+
+    @property
+    def classes(self) -> int:
+        """Number of its logits."""
+        return self.oracle.classes
+
+    @property
+    def verifier(self) -> OracleVerifier:
+        """The model itself, in batches no larger than those of the search."""
+        return OracleVerifier(self.oracle, self.batch_size or FORWARD_ROWS)
+
+    def noise(self, x: Floats) -> float:
+        """See `Backend`."""
+        return self.verifier.noise(x)
+
+    def run(self, job: Job, monitor: RunMonitor) -> tuple[Results, BaseException | None]:
+        """See `Backend`."""
+        return run_rounds(self, job, monitor)
+
+    def slots(self, job: Job) -> int:
+        """See `rounds.RoundBackend`."""
+        return memory.rows(self.oracle, SLOTS, room(self.oracle.device))
+
+    @contextmanager
+    def session(self, job: Job, slots: int) -> Iterator[tuple[CudaSession, DeviceOracle]]:
+        """Session and oracle on the oracle's device, which is torch's current one meanwhile."""
+        device = indexed(self.oracle.device)
+        # Tensors of a session are leaves of a graph: none is made in the caller's inference mode.
+        with torch.cuda.device(device), torch.inference_mode(False):
+            session = CudaSession(job, slots, device)
+            yield session, DeviceOracle(self.oracle, session.slots)
 
 
 def room(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""A checked job, its progress, and the one who watches it."""
+"""A checked job, its progress, and the monitor of its run."""
 
 from __future__ import annotations
 
@@ -40,52 +40,80 @@ class Job:
 
     def part(self, rows: NDArray[np.intp]) -> Job:
         """The job of these images alone."""
-
-        def own(values: Floats) -> Floats:
-            return values[rows] if values.ndim == 2 else values
-
+        lo, hi = self.bounds_of(rows)
         starts = None if self.starts is None else self.starts[rows]
-        return Job(
-            *(self.params, self.images[rows], self.labels[rows], own(self.lo), own(self.hi)), starts
-        )
+        return Job(self.params, self.images[rows], self.labels[rows], lo, hi, starts)
+
+    def bounds_of(self, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """Bounds of these images: (n,) where all images share them, else (B, n)."""
+        if self.lo.ndim == 1:
+            return self.lo, self.hi
+        return self.lo[rows], self.hi[rows]
 
 
 @dataclass
-class Watch:
-    """Time limit and callback of a run; ``error`` is what the callback raised."""
+class RunMonitor:
+    """Time limit and callback of a run.
+
+    Attributes
+    ----------
+    total : int
+        Number of images.
+    time_limit : float, optional
+        Seconds since ``begin``, a value of `time.perf_counter`.
+    callback : callable, optional
+        The caller's; it is not called again after it has stopped the run or has raised.
+    error : Exception, optional
+        What the callback raised.
+    stopped : bool
+        Whether the callback has ended the run.
+    counts_before : tuple of int
+        Images finished, images succeeded and evaluations of earlier runs of the same job.
+    """
 
     total: int
     time_limit: float | None
     callback: Callable[[Progress], object] | None
     begin: float
     error: Exception | None = None
-    stopped: bool = False  # by the callback, which is not called again
-    before: tuple[int, int, int] = (0, 0, 0)  # finished, succeeded, evaluations of earlier runs
+    stopped: bool = False
+    counts_before: tuple[int, int, int] = (0, 0, 0)
 
-    def after(self, results: dict[str, NDArray[Any]]) -> Watch:
-        """The same for a run of the images that an earlier one left as interrupted."""
-        done = results["status"] != _core.Status.interrupted
-        counts = (done, results["success"] & done, results["evaluations"] * done)
-        self.before = (int(counts[0].sum()), int(counts[1].sum()), int(counts[2].sum()))
-        return self
+    def resume(self, results: dict[str, NDArray[Any]]) -> None:
+        """Count the finished images of ``results`` in what follows: a run of the unfinished."""
+        finished = results["status"] != _core.Status.interrupted
+        self.counts_before = (
+            int(finished.sum()),
+            int((results["success"] & finished).sum()),
+            int((results["evaluations"] * finished).sum()),
+        )
 
-    def late(self) -> bool:
+    def report_whole(self, results: dict[str, NDArray[Any]]) -> None:
+        """The last report of a run: the counts of its results."""
+        self.counts_before = (0, 0, 0)
+        self(
+            int((results["status"] != _core.Status.interrupted).sum()),
+            int(results["success"].sum()),
+            int(results["evaluations"].sum()),
+        )
+
+    def timed_out(self) -> bool:
         """Whether the time limit has passed."""
         seconds = time.perf_counter() - self.begin
         return self.time_limit is not None and seconds >= self.time_limit
 
     def __call__(self, finished: int, succeeded: int, evaluations: int) -> bool:
-        """Whether to go on."""
+        """Report to the callback; whether to go on."""
         if self.stopped:
             return False
         seconds = time.perf_counter() - self.begin
         counts = (finished, succeeded, evaluations)
-        finished, succeeded, evaluations = map(operator.add, self.before, counts)
-        state = Progress(finished, self.total, succeeded, evaluations, seconds)
+        finished, succeeded, evaluations = map(operator.add, self.counts_before, counts)
+        progress = Progress(finished, self.total, succeeded, evaluations, seconds)
         try:
-            answer = None if self.callback is None else self.callback(state)
+            answer = None if self.callback is None else self.callback(progress)
         except Exception as error:
             self.error, self.stopped = error, True
             raise
         self.stopped = isinstance(answer, (bool, np.bool_)) and bool(answer)
-        return not (self.stopped or self.late())
+        return not (self.stopped or self.timed_out())

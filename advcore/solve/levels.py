@@ -8,14 +8,15 @@ spare, those that save most distortion for it.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import validate
+from .verify import Judge
 
 Floats = NDArray[np.float32]
 ROUNDS = 12
@@ -35,7 +36,7 @@ pictures on SqueezeNet 1.81 times the free ones instead of 2.45 times, in 12 eva
 
 
 class Differentiable(Protocol):
-    """Forward, then backward of the same rows."""
+    """An object with forward, and then backward of the same rows."""
 
     def forward(self, x: Floats) -> Floats:
         """Logits (B, K)."""
@@ -46,98 +47,119 @@ class Differentiable(Protocol):
         ...
 
 
-def check_levels(levels: Any, bounds: Any) -> None:
-    """Raises unless levels is an integer >= 2 and bounds are two finite numbers, lower < upper."""
-    validate.integer(levels, "levels", least=2, most=2**16)
-    for bound in bounds:
-        if not isinstance(bound, numbers.Real) or not np.isfinite(float(bound)):
-            raise ValueError(
-                "bounds must be two finite numbers where levels is given, got "
-                + validate.shown(bound)
-            )
-    if not bounds[0] < bounds[1]:
-        raise ValueError(f"bounds must have lower < upper where levels is given, got {bounds!r}")
+@dataclass(frozen=True)
+class Grid:
+    """The values ``low + i (high - low) / (levels - 1)``, i from 0 to ``levels - 1``."""
+
+    levels: int
+    low: float
+    high: float
+
+    @property
+    def step(self) -> float:
+        """Distance of two neighbours."""
+        return (self.high - self.low) / (self.levels - 1)
+
+    @property
+    def rounding(self) -> float:
+        """Rounding of a grid value in float32, and of the other ways to compute it."""
+        return 4 * float(np.finfo(np.float32).eps) * max(abs(self.low), abs(self.high))
+
+    def nearest(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Number i of the grid value that is nearest to each value."""
+        return np.rint((x - self.low) / self.step).clip(0, self.levels - 1)
+
+    def contains(self, x: Floats) -> NDArray[np.bool_]:
+        """Which rows of ``x`` (..., n) have values of the grid alone, but for rounding."""
+        exact = self.low + self.nearest(x.astype(np.float64)) * self.step
+        inside: NDArray[np.bool_] = np.abs(exact - x).max(axis=-1) <= self.rounding
+        return inside
+
+    def values(self, level: NDArray[np.float64], clean: NDArray[np.float64]) -> Floats:
+        """Float32 values of the levels; the clean image's where rounding alone is between them."""
+        exact = self.low + level * self.step
+        least = validate.inward(np.array(self.low, np.float64), np.inf)
+        most = validate.inward(np.array(self.high, np.float64), -np.inf)
+        same = np.abs(exact - clean) <= self.rounding
+        return np.where(same, clean, np.clip(exact, least, most)).astype(np.float32)
 
 
-def to_grid(
-    model: Differentiable,
-    levels: int,
-    low: float,
-    high: float,
+def move_to_grid(
+    grid: Grid,
+    judge: Judge,
     images: Floats,
-    labels: NDArray[np.int32],
-    targeted: bool,
-    confidence: float,
     adversarial: Floats,
     success: NDArray[np.bool_],
-    size: int,
-    hurry: Callable[[], bool] = lambda: False,
+    stop_early: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.int32]:
     """Move the successes among ``adversarial`` (N, n) to the grid, in place.
 
-    Values are ``low + i (high - low) / (levels - 1)``, or the clean image's where rounding alone
-    is between the two. Where no adversarial grid point is found the row becomes its clean image
-    and ``success`` False. In a ``hurry`` the first one found will do. Returns the evaluations of
-    each image.
+    Where no adversarial grid point is found, the row becomes its clean image and ``success`` False.
+    Once ``stop_early`` says so, the first grid point found will do. Returns the evaluations of each
+    image, (N,).
     """
-    step = (high - low) / (levels - 1)
-    least = validate.inward(np.array(low, np.float64), np.inf)
-    most = validate.inward(np.array(high, np.float64), -np.inf)
-    rounding = _rounding(low, high)
+    model = judge.verifier.differentiable()
     evaluations = np.zeros(len(images), np.int32)
-    for rows in np.array_split(np.flatnonzero(success), max(1, -(-int(success.sum()) // size))):
-        if not len(rows):
-            continue
-        clean = images[rows].astype(np.float64)
-        found = adversarial[rows].astype(np.float64)
-        level = np.rint((found - low) / step).clip(0, levels - 1)
-        best = np.full(len(rows), np.inf)
-        T = np.full(len(rows), 1e-3)
-        short = np.zeros(len(rows), int)  # rounds below the margin, one after the other
-        active = np.arange(len(rows))
-        for turn in range(REPAIRS + BETWEEN * PUSHES):
-            if turn >= ROUNDS or hurry():
-                active = active[~np.isfinite(best[active])]
-            if not len(active):
-                break
-            value = low + level[active] * step
-            same = np.abs(value - clean[active]) <= rounding
-            x = np.where(same, clean[active], np.clip(value, least, most)).astype(np.float32)
-            margin, smooth, gradient = _margin(model, x, labels[rows[active]], targeted, T[active])
-            evaluations[rows[active]] += 1
-            r = ((x - clean[active]) ** 2).sum(axis=1)
-            better = (margin >= confidence) & (r < best[active])
-            best[active[better]] = r[better]
-            adversarial[rows[active[better]]] = x[better]
-            spare = np.where(margin < confidence, np.minimum(smooth, margin), smooth) - confidence
-            T[active] = np.clip(TEMPERATURE * np.abs(margin), 1e-3, None)
-            short[active] = np.where(margin < confidence, short[active] + 1, 0)
-            spare *= OVERSHOOT ** np.maximum(short[active] - 1, 0)
-            pushes, between = divmod(turn - REPAIRS, BETWEEN)
-            for j, i in enumerate(active):
-                if pushes >= 0 and between == 0 and not np.isfinite(best[i]):
-                    outward = clean[i] + (1 + 2e-3 * 4.0**pushes) * (found[i] - clean[i])
-                    level[i] = np.rint((outward - low) / step).clip(0, levels - 1)
-                else:
-                    level[i] += _moves(level[i], clean[i], gradient[j], spare[j], low, step, levels)
-        lost = rows[~np.isfinite(best)]
-        success[lost] = False
-        adversarial[lost] = images[lost]
+    blocks = max(1, -(-int(success.sum()) // judge.verifier.rows))
+    for rows in np.array_split(np.flatnonzero(success), blocks):
+        if len(rows):
+            evaluations[rows] = _repair(
+                grid, judge, model, images[rows], adversarial, rows, success, stop_early
+            )
+            lost = rows[~success[rows]]
+            adversarial[lost] = images[lost]
     return evaluations
 
 
-def on_grid(x: Floats, levels: int, low: float, high: float) -> NDArray[np.bool_]:
-    """Which rows of ``x`` (..., n) have values of the grid alone, but for rounding."""
-    step = (high - low) / (levels - 1)
-    level = np.rint((x.astype(np.float64) - low) / step).clip(0, levels - 1)
-    off = np.abs(low + level * step - x).max(axis=-1)
-    out: NDArray[np.bool_] = off <= _rounding(low, high)
-    return out
+def _repair(
+    grid: Grid,
+    judge: Judge,
+    model: Differentiable,
+    images: Floats,
+    adversarial: Floats,
+    rows: NDArray[np.intp],
+    success: NDArray[np.bool_],
+    stop_early: Callable[[], bool],
+) -> NDArray[np.int32]:
+    """Move the images of ``rows`` (B,) to the grid; returns their evaluations.
 
-
-def _rounding(low: float, high: float) -> float:
-    """Of a grid value in float32, and of the other ways to compute it."""
-    return 4 * float(np.finfo(np.float32).eps) * max(abs(low), abs(high))
+    The clean ``images`` (B, n) are those of the rows.
+    """
+    evaluations = np.zeros(len(rows), np.int32)
+    clean = images.astype(np.float64)
+    free = adversarial[rows].astype(np.float64)  # the results before the grid
+    level = grid.nearest(free)
+    best = np.full(len(rows), np.inf)  # squared distortions
+    T = np.full(len(rows), 1e-3)
+    shortfalls = np.zeros(len(rows), int)  # rounds below the margin, one after the other
+    active = np.arange(len(rows))
+    for repair_round in range(REPAIRS + BETWEEN * PUSHES):
+        if repair_round >= ROUNDS or stop_early():
+            active = active[~np.isfinite(best[active])]
+        if not len(active):
+            break
+        x = grid.values(level[active], clean[active])
+        labels = judge.labels[rows[active]]
+        margin, smooth, gradient = _margin(model, x, labels, judge.targeted, T[active])
+        evaluations[active] += 1
+        distance2 = ((x - clean[active]) ** 2).sum(axis=1)
+        below = margin < judge.confidence
+        better = (margin >= judge.confidence) & (distance2 < best[active])
+        best[active[better]] = distance2[better]
+        adversarial[rows[active[better]]] = x[better]
+        spare = np.where(below, np.minimum(smooth, margin), smooth) - judge.confidence
+        T[active] = np.clip(TEMPERATURE * np.abs(margin), 1e-3, None)
+        shortfalls[active] = np.where(below, shortfalls[active] + 1, 0)
+        spare *= OVERSHOOT ** np.maximum(shortfalls[active] - 1, 0)
+        pushes, between = divmod(repair_round - REPAIRS, BETWEEN)
+        for j, i in enumerate(active):
+            if pushes >= 0 and between == 0 and not np.isfinite(best[i]):
+                outward = clean[i] + (1 + 2e-3 * 4.0**pushes) * (free[i] - clean[i])
+                level[i] = grid.nearest(outward)
+            else:
+                level[i] += _moves(grid, level[i], clean[i], gradient[j], spare[j])
+    success[rows] = np.isfinite(best)
+    return evaluations
 
 
 def _margin(
@@ -158,32 +180,34 @@ def _margin(
     top = others.max(axis=1)
     weight = np.exp((others - top[:, None]) / T[:, None])
     total = weight.sum(axis=1)
-    seed = -weight / total[:, None]
-    seed[rows, labels] = 1
+    dlogits = -weight / total[:, None]
+    dlogits[rows, labels] = 1
     sign = 1 if targeted else -1
     margin = sign * (z[rows, labels] - top)
-    gradient = model.backward(np.ascontiguousarray(sign * seed, dtype=np.float32))
+    gradient = model.backward(np.ascontiguousarray(sign * dlogits, dtype=np.float32))
     return margin.astype(np.float32), margin - sign * T * np.log(total), gradient
 
 
 def _moves(
+    grid: Grid,
     level: NDArray[np.float64],
     clean: NDArray[np.float64],
     gradient: Floats,
     spare: float,
-    low: float,
-    step: float,
-    levels: int,
 ) -> NDArray[np.float64]:
-    """Steps of one level (n,) of one image: -1, 0 or 1 each."""
-    r = low + level * step - clean
+    """Changes of the levels (n,) of one image: -1, 0 or 1 each.
+
+    ``spare`` is the margin above the confidence, by the smoothed margin; below 0 it is missing.
+    """
+    step = grid.step
+    r = grid.low + level * step - clean
     if spare < 0:  # up the margin
         move = np.sign(gradient).astype(np.float64)
         need = -1.02 * spare + 1e-6
     else:  # toward the clean image
         move = np.where(np.abs(r) > 0.5 * step, -np.sign(r), 0.0)
         need = 0.9 * spare
-    allowed = (level + move >= 0) & (level + move <= levels - 1) & (move != 0)
+    allowed = (level + move >= 0) & (level + move <= grid.levels - 1) & (move != 0)
     gain = gradient * move * step
     cost = (r + move * step) ** 2 - r**2
     if spare < 0:

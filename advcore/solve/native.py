@@ -1,52 +1,87 @@
-"""A run of the compiled engine on the CPU, without Python in its loop."""
+"""The back end of the compiled engine on the CPU, without Python in its loop."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
 from ..network import Network
-from .job import Job, Watch
+from ..oracles.logits import difference
+from .backends import EngineInfo, Results, Verifier
+from .job import Job, RunMonitor
 
+Floats = NDArray[np.float32]
 NATIVE_SLOTS = 24
-"""Rows of a tile: a multiple of the 8 and 6 rows of the kernels. 8 to 64 measured within 7%."""
+"""Slots of a thread: a multiple of 8 and of 6, the row blocks of the kernels. 8 to 64 slots were
+measured within 7%."""
+POOL_BYTES = 512 << 20
+"""Bytes of a thread's slots, for vectors of the solver and activations. 2 rows of a small
+convolutional network run as fast as 24. Rows of wide layers share the reading of the weights."""
 
 
-TILE_BYTES = 512 << 20
-"""Of a tile: vectors of the solver and activations. 2 rows of a small convolutional network run as
-fast as 24; those of wide layers share the reading of the weights."""
+@dataclass(frozen=True)
+class NativeBackend:
+    """A native network and the solver, both on the CPU."""
+
+    network: Network
+    verifier: Verifier
+    info: EngineInfo
+    batch_size: int | None = None  # images in work, a thread
+    threads: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """Kind of the network."""
+        return self.network.kind
+
+    @property
+    def classes(self) -> int:
+        """Number of its logits."""
+        return self.network.classes
+
+    def noise(self, x: Floats) -> float:
+        """See `Backend`."""
+        return native_noise(self.network, self.verifier, x)
+
+    def run(self, job: Job, monitor: RunMonitor) -> tuple[Results, BaseException | None]:
+        """See `Backend`."""
+        slots, threads = self.batch_size, self.threads or default_threads()
+        if slots is None:
+            row = self.network.core.row_bytes + _core.slot_bytes(job.params, job.lo.ndim == 2)
+            slots = max(1, min(NATIVE_SLOTS, POOL_BYTES // row))
+        self.info.threads = threads
+        results, error = _core.solve(
+            self.network.core,
+            job.params,
+            job.images,
+            job.labels,
+            job.lo,
+            job.hi,
+            job.starts,
+            threads,
+            slots,
+            monitor,
+        )
+        return results, error
+
+
+def native_noise(network: Network, verifier: Verifier, x: Floats) -> float:
+    """Noise of the verifier, and the difference between it and the native network, on x (B, n)."""
+    noise = verifier.noise(x)
+    if verifier.network is not None:
+        return noise
+    return max(noise, difference(network.forward(x), verifier.forward(x)))
 
 
 def default_threads() -> int:
     """``ADVCORE_NUM_THREADS``, else the CPUs that this process may use."""
-    given = os.environ.get("ADVCORE_NUM_THREADS")
-    if given:
-        if not (given.isascii() and given.isdigit()) or int(given) < 1:
-            raise ValueError(f"ADVCORE_NUM_THREADS must be a positive integer, got {given!r}")
-        return int(given)
+    value = os.environ.get("ADVCORE_NUM_THREADS")
+    if value:
+        if not (value.isascii() and value.isdigit()) or int(value) < 1:
+            raise ValueError(f"ADVCORE_NUM_THREADS must be a positive integer, got {value!r}")
+        return int(value)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def run_native(
-    network: Network, job: Job, *, threads: int, slots: int | None, watch: Watch
-) -> tuple[dict[str, NDArray[Any]], BaseException | None]:
-    """Results by name, and what stopped the run: KeyboardInterrupt, an error of the callback."""
-    if slots is None:
-        row = network.core.row_bytes + _core.slot_bytes(job.params, job.lo.ndim == 2)
-        slots = max(1, min(NATIVE_SLOTS, TILE_BYTES // row))
-    results, error = _core.solve(
-        network.core,
-        job.params,
-        job.images,
-        job.labels,
-        job.lo,
-        job.hi,
-        job.starts,
-        threads,
-        slots,
-        watch,
-    )
-    return results, error

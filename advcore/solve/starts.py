@@ -9,30 +9,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..oracles.logits import Forward, batched, margins
 from ..validate import array
+from .backends import Results
 from .job import Job
-from .levels import on_grid
+from .levels import Grid
+from .verify import Judge
 
 Floats = NDArray[np.float32]
 NEAREST = 3
+"""Starts that an image gets of a pool."""
 
 
 def nearest_starts(
     starts: Any,
     shape: tuple[int, ...],
     images: Floats,
-    labels: NDArray[np.int32],
-    targeted: bool,
-    lo: Floats,
-    hi: Floats,
-) -> Floats:
-    """Starts (N, S, n) inside the bounds, from what the caller gave.
+    judge: Judge,
+    bounds: tuple[Floats, Floats],
+) -> Floats | None:
+    """Starts (N, S, n) inside the bounds, from what the caller passed; None of None.
 
-    ``starts``: (N, ...) or (N, S, ...) of the images' shape, or a pair (pool (M, ...), its classes
-    (M,)). Where a pool holds no image of the wanted class, the clean image stands in: the engine
-    finds that it is not adversarial and passes on.
+    ``starts`` is (N, ...) or (N, S, ...) of the images' shape, or a pair (pool (M, ...), its
+    classes (M,)). Where a pool holds no image of the class, the clean image stands in: the engine
+    finds that it is not adversarial and goes on.
     """
+    if starts is None:
+        return None
     if isinstance(starts, tuple):
         if len(starts) != 2:
             raise ValueError(
@@ -46,63 +48,54 @@ def nearest_starts(
             )
         _check_finite(pool)
         flat = pool.reshape(len(pool), math.prod(shape[1:]))
-        chosen = _choose(flat, kinds, images, labels, targeted)
+        chosen = _choose(flat, kinds, images, judge.labels, judge.targeted)
     else:
-        given = array(starts, "starts")
-        several = given.ndim == len(shape) + 1
-        if given.shape[:1] + given.shape[1 + several :] != shape:
-            raise ValueError(f"starts must have the images' shape {shape}, got {given.shape}")
-        _check_finite(given)
-        chosen = given.reshape(shape[0], given.shape[1] if several else 1, math.prod(shape[1:]))
-    low, high = (bound if bound.ndim == 1 else bound[:, None] for bound in (lo, hi))
+        values = array(starts, "starts")
+        several = values.ndim == len(shape) + 1
+        if values.shape[:1] + values.shape[1 + several :] != shape:
+            raise ValueError(f"starts must have the images' shape {shape}, got {values.shape}")
+        _check_finite(values)
+        chosen = values.reshape(shape[0], values.shape[1] if several else 1, math.prod(shape[1:]))
+    low, high = (bound if bound.ndim == 1 else bound[:, None] for bound in bounds)
     return np.clip(np.ascontiguousarray(chosen, dtype=np.float32), low, high)
 
 
-def keep_starts(
-    forward: Forward,
-    size: int,
-    job: Job,
-    found: dict[str, NDArray[Any]],
-    confidence: float,
-    grid: tuple[int, float, float] | None = None,
-) -> None:
-    """Puts a start in the place of a result that is no better, where the model confirms it.
+def prefer_starts(judge: Judge, job: Job, results: Results, grid: Grid | None = None) -> None:
+    """Put a start in the place of a result that is no better, where the model confirms it.
 
-    The engine asks for a little more than ``confidence``, because of rounding between batches: a
-    start just above it is none to the engine. Only starts nearer than the result are evaluated,
-    and with ``grid`` (levels, lower, upper) only those on it.
+    The engine asks for a little more than the confidence, because of rounding between batches, so
+    that it does not accept a start just above the confidence. Only starts nearer than the result
+    are evaluated, and with a grid only those on it. ``results`` is changed in place.
     """
     assert job.starts is not None
-    adversarial, success = found["adversarial"], found["success"]
+    adversarial, success, status = (results[key] for key in ("adversarial", "success", "status"))
     distance = np.empty(job.starts.shape[:2])
-    closer = np.empty(job.starts.shape[:2], bool)
+    nearer = np.empty(job.starts.shape[:2], bool)
     for part in np.array_split(np.arange(len(job.images)), -(-len(job.images) // 256) or 1):
         clean = job.images[part].astype(np.float64)
-        reached = np.linalg.norm(adversarial[part] - clean, axis=1)
+        distortion = np.linalg.norm(adversarial[part] - clean, axis=1)
         distance[part] = np.linalg.norm(job.starts[part] - clean[:, None], axis=2)
-        closer[part] = distance[part] < np.where(success[part], reached, np.inf)[:, None]
-    rows, which = np.nonzero(closer & (distance > 0))  # the clean image stands in for no start
+        limit = np.where(success[part], distortion, np.inf)
+        nearer[part] = distance[part] < limit[:, None]
+    rows, which = np.nonzero(nearer & (distance > 0))  # the clean image stands in for no start
     if grid is not None:
-        held = on_grid(job.starts[rows, which], *grid)
-        rows, which = rows[held], which[held]
+        on_grid = grid.contains(job.starts[rows, which])
+        rows, which = rows[on_grid], which[on_grid]
     if not len(rows):
         return
-    z = batched(forward, job.starts[rows, which], size)
-    targeted = job.params.targeted
-    margin, predicted = margins(z, job.labels[rows], targeted)
-    good = (margin >= confidence) & ((predicted == job.labels[rows]) == targeted)
+    accepted = judge.accepts(*judge.margins(job.starts[rows, which], rows), rows)
     order = np.argsort(-distance[rows, which], kind="stable")  # the nearest is written last
-    for i in order[good[order]]:
+    for i in order[accepted[order]]:
         row = rows[i]
         adversarial[row] = job.starts[row, which[i]]
-        if found["status"][row] in (_core.Status.not_found, _core.Status.non_finite):
-            found["status"][row] = _core.Status.stalled
+        if status[row] in (_core.Status.not_found, _core.Status.non_finite):
+            status[row] = _core.Status.stalled
         success[row] = True
 
 
-def _check_finite(given: NDArray[Any]) -> None:
+def _check_finite(values: NDArray[Any]) -> None:
     with np.errstate(over="ignore"):
-        finite = np.isfinite(given.astype(np.float32, copy=False)).all()
+        finite = np.isfinite(values.astype(np.float32, copy=False)).all()
     if not finite:
         raise ValueError("starts must be finite in float32, got NaN, infinity or larger values")
 

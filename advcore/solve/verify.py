@@ -1,15 +1,73 @@
-"""The last word on a result: the model's own forward at the image that is returned."""
+"""Verification: the model's own forward at the image that is returned decides about success."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..oracles.logits import Forward, batched, margins
+from .. import _core
+from ..oracles.logits import batched, margins
+from .backends import Results, Verifier
+from .job import Job
 
 Floats = NDArray[np.float32]
+Rows = NDArray[np.intp]
 
-PUSHES = 20
+MAX_PUSHES = 20
+"""Pushes away from the clean image, each twice as far, where rounding has taken the margin."""
+RECOVERY_SCALES = (1.0, 1.06, 1.15, 1.3, 1.6)
+"""Multiples of r that are tried for a search that was cut short."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Decides which images are adversarial, by the model's own forward.
+
+    Attributes
+    ----------
+    verifier : Verifier
+        The model.
+    labels : (N,) int32
+        The target of each image, or the class to leave.
+    targeted : bool
+        Which of the two.
+    confidence : float
+        Margin of a success, in logits.
+    required_margin : float
+        What the search is asked for: the confidence and the rounding noise of the logits.
+    """
+
+    verifier: Verifier
+    labels: NDArray[np.int32]
+    targeted: bool
+    confidence: float
+    required_margin: float
+
+    def margins(self, x: Floats, rows: Rows) -> tuple[Floats, NDArray[np.int64]]:
+        """Margins and predicted classes of ``x`` (B, n), the images of the rows (B,)."""
+        logits = batched(self.verifier.forward, x, self.verifier.rows)
+        return margins(logits, self.labels[rows], self.targeted)
+
+    def margins_of(self, images: Floats, rows: Rows) -> tuple[Floats, NDArray[np.int64]]:
+        """Margins and predicted classes of ``images[rows]``, without a copy of all of them."""
+        if len(rows) == len(images):
+            return self.margins(images, rows)
+        size = self.verifier.rows
+        parts = np.split(rows, range(size, len(rows), size))
+        logits = np.concatenate([self.verifier.forward(images[part]) for part in parts])
+        return margins(logits, self.labels[rows], self.targeted)
+
+    def accepts(
+        self, margin: Floats, prediction: NDArray[np.int64], rows: Rows
+    ) -> NDArray[np.bool_]:
+        """Which images have the margin of a success, and the class that goes with it."""
+        target_predicted = prediction == self.labels[rows]  # differs from the margin in ties
+        accepted: NDArray[np.bool_] = (margin >= self.confidence) & (
+            target_predicted == self.targeted
+        )
+        return accepted
 
 
 def distances(x: Floats, clean: Floats) -> NDArray[np.float64]:
@@ -24,85 +82,65 @@ def distances(x: Floats, clean: Floats) -> NDArray[np.float64]:
     return np.concatenate(parts)
 
 
-SCALES = (1.0, 1.06, 1.15, 1.3, 1.6)
-
-
-def salvage(
-    forward: Forward,
-    size: int,
-    images: Floats,
-    labels: NDArray[np.int32],
-    targeted: bool,
-    required: float,
-    lo: Floats,
-    hi: Floats,
-    adversarial: Floats,
-    rows: NDArray[np.intp],
-) -> NDArray[np.intp]:
-    """Makes adversarial images of where searches stood that were cut short; returns their rows.
+def recover_interrupted(judge: Judge, job: Job, results: Results) -> None:
+    """Look for adversarial images where searches stood that were cut short; changes ``results``.
 
     Smoothed networks come first in a search, and on the exact one a point of theirs is often
-    adversarial as it is, or a little farther from the clean image: ``adversarial[rows]`` is tried
-    at each of ``SCALES`` and holds the first image with the margin ``required``, or the clean one.
+    adversarial as it is, or a little farther from the clean image. So the point is tried at each of
+    `RECOVERY_SCALES`. The first image with the required margin is a success; where there is none
+    the clean image comes back.
     """
-    reached = adversarial[rows]
-    adversarial[rows] = images[rows]
-    left = np.flatnonzero((reached != images[rows]).any(axis=1))
-    found = []
-    for scale in SCALES:
-        if not len(left):
+    adversarial = results["adversarial"]
+    rows = np.flatnonzero(interrupted_rows(results))
+    points = adversarial[rows]
+    adversarial[rows] = job.images[rows]
+    moved = (points != job.images[rows]).any(axis=1)
+    rows, points = rows[moved], points[moved]
+    for scale in RECOVERY_SCALES:
+        if not len(rows):
             break
-        at = rows[left]
-        low, high = (bound if bound.ndim == 1 else bound[at] for bound in (lo, hi))
-        x = np.clip(images[at] + np.float32(scale) * (reached[left] - images[at]), low, high)
-        margin, _ = margins(batched(forward, x, size), labels[at], targeted)
-        good = margin >= required
-        adversarial[at[good]] = x[good]
-        found.append(at[good])
-        left = left[~good]
-    return np.concatenate(found) if found else rows[:0]
+        low, high = job.bounds_of(rows)
+        clean = job.images[rows]
+        x = np.clip(clean + np.float32(scale) * (points - clean), low, high)
+        margin, _ = judge.margins(x, rows)
+        good = margin >= judge.required_margin
+        adversarial[rows[good]] = x[good]
+        results["success"][rows[good]] = True
+        rows, points = rows[~good], points[~good]
+
+
+def interrupted_rows(results: Results) -> NDArray[np.bool_]:
+    """Which images were cut short without a success, (N,)."""
+    rows: NDArray[np.bool_] = (results["status"] == _core.Status.interrupted) & ~results["success"]
+    return rows
 
 
 def confirm(
-    forward: Forward,
-    size: int,
-    images: Floats,
-    labels: NDArray[np.int32],
-    targeted: bool,
-    confidence: float,
-    lo: Floats,
-    hi: Floats,
-    adversarial: Floats,
-    success: NDArray[np.bool_],
-    pushes: int = PUSHES,
+    judge: Judge, job: Job, results: Results, max_pushes: int = MAX_PUSHES
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Verify the successes by ``forward``; returns their margins and predictions, (N,).
+    """Verify the successes; returns their margins and predictions, (N,), NaN and -1 for the rest.
 
-    An image that rounding has left below ``confidence`` is pushed away from its clean image by
-    1e-6, 2e-6, 4e-6, ... of ||r|| until it passes; where none of ``pushes`` helps it is no success.
-    ``adversarial`` and ``success`` are changed in place.
+    An image that rounding has left below the confidence is pushed away from its clean image by
+    1e-6, 2e-6, 4e-6, ... of ||r|| until it passes; where none of the pushes helps it is no success.
+    ``results`` is changed in place.
     """
-    margin = np.full(len(images), np.nan, np.float32)
-    prediction = np.full(len(images), -1, np.int64)
-    open_rows, start = np.flatnonzero(success), None
-    for push in range(pushes + 1):
-        if not len(open_rows):
+    adversarial, success = results["adversarial"], results["success"]
+    margin = np.full(len(job.images), np.nan, np.float32)
+    prediction = np.full(len(job.images), -1, np.int64)
+    rows = np.flatnonzero(success)
+    points = None  # of the rows before the first push
+    for push in range(max_pushes + 1):
+        if not len(rows):
             return margin, prediction
-        if len(open_rows) == len(images):  # slices: no copy
-            z = batched(forward, adversarial, size)
-        else:
-            parts = np.split(open_rows, range(size, len(open_rows), size))
-            z = np.concatenate([forward(adversarial[part]) for part in parts])
-        margin[open_rows], prediction[open_rows] = margins(z, labels[open_rows], targeted)
-        failed = ~(margin[open_rows] >= confidence)
-        failed |= (prediction[open_rows] == labels[open_rows]) != targeted  # ties
-        open_rows = open_rows[failed]
-        start = adversarial[open_rows] if start is None else start[failed]
-        if push < pushes:
-            clean = images[open_rows]
-            pushed = clean + (start - clean) * np.float32(1 + 2**push * 1e-6)
-            low, high = (bound if bound.ndim == 1 else bound[open_rows] for bound in (lo, hi))
-            adversarial[open_rows] = np.clip(pushed, low, high)
-    success[open_rows] = False
-    adversarial[open_rows] = images[open_rows]
+        margin[rows], prediction[rows] = judge.margins_of(adversarial, rows)
+        failed = ~judge.accepts(margin[rows], prediction[rows], rows)
+        rows = rows[failed]
+        points = adversarial[rows] if points is None else points[failed]
+        if push < max_pushes:
+            clean = job.images[rows]
+            low, high = job.bounds_of(rows)
+            pushed = clean + (points - clean) * np.float32(1 + 2**push * 1e-6)
+            adversarial[rows] = np.clip(pushed, low, high)
+    success[rows] = False
+    adversarial[rows] = job.images[rows]
     return margin, prediction

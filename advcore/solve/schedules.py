@@ -1,48 +1,10 @@
-"""What `effort` and the other options mean to the engine."""
+"""Tables of schedules: how each effort searches, by kind of network."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from .. import _core
-
-EFFORTS = ("fast", "default", "thorough")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """One pass: of each stage its smoothing, budget of evaluations, and T as a share of |m(x0)|."""
-
-    smoothing: tuple[float, ...]
-    budget: tuple[int, ...]
-    temperature: tuple[float, ...]
-    origin: float = -1.0  # start at lo + origin (hi - lo); < 0: at the clean image
-    contest: int = -1  # stage that a second search reaches straight from there, to compete
-
-
-@dataclass(frozen=True)
-class Walk:
-    """Normalised gradient steps on the exact network before a polish (csrc/walk.h)."""
-
-    steps: int = 0
-    first: float = 0.3  # length of a step, part of ||r||
-    last: float = 0.01
-    turn: float = 0.03  # change of the radius in the first round at most
-    power: int = 1  # 3: long steps for most of the walk
-
-
-@dataclass(frozen=True)
-class Effort:
-    """Schedules that are always run, and when searches and the polish stop."""
-
-    schedules: tuple[Schedule, ...]
-    patience: int
-    polish_tolerance: float = 1e-4
-    polish_budget: int = 30
-    walk: Walk = Walk()
-    pass_on: float | None = None  # if not that of PASS_ON
-    untargeted: Schedule | None = None  # of its searches, if not the first schedule
-
+from ..effort import SEARCHES, Effort, Schedule, Walk
 
 # Networks with kinks go through smoothed ones, widest first, to the exact one.
 _KINKED = (
@@ -194,87 +156,16 @@ NEEDED = {
 PENALTY = Schedule((0.0,), (500,), (0.02,))
 
 
-def affordable(effort: str, kind: str, n: int, max_evaluations: int | None) -> str:
-    """The effort, or the highest one below it that ``max_evaluations`` is enough for."""
-    needed = NEEDED["large" if _is_large(kind, n) else kind]
-    below = {"thorough": "default", "default": "fast"}
-    while max_evaluations is not None and max_evaluations < needed.get(effort, 0):
-        effort = below[effort]
-    return effort
-
-
-def _is_large(kind: str, n: int) -> bool:
+def is_large(kind: str, n: int) -> bool:
+    """Whether images of ``n`` values are large to a network of that kind."""
     return kind == "convolutional" and n >= LARGE
 
 
-def engine_params(
-    *,
-    n: int,
-    classes: int,
-    targeted: bool,
-    kind: str,
-    loss: str,
-    norm: str,
-    c_search: str,
-    c_init: float | None,
-    confidence: float,
-    effort: str,
-    history: int,
-    tolerance: float,
-    max_evaluations: int | None,
-    starts: int,
-    seed: int,
-) -> _core.Params:
-    """Checked options of `minimize_distortion` as the engine's Params.
+def find_effort(name: str, kind: str, n: int) -> Effort:
+    """The effort of that name for images of ``n`` values and a network of that kind.
 
-    ``kind`` of network: "kinked" (piecewise linear), "convolutional" (kinked, or max-pooling),
-    "saturating" (sigmoid, tanh), "smooth".
+    ``kind`` is "kinked" (piecewise linear), "convolutional" (kinked, or max-pooling),
+    "saturating" (sigmoid, tanh) or "smooth".
     """
-    penalty = loss == "cross_entropy" or c_search == "bisection"
-    large = _is_large(kind, n)
-    chosen = ON_LARGE[effort] if large else EFFORT[kind][effort]
-    params = _core.Params()
-    params.n = n
-    params.classes = classes
-    params.targeted = targeted
-    params.smoothable = kind != "smooth" and not penalty
-    params.loss = _core.Loss[loss]
-    params.c_search = _core.CSearch[c_search]
-    params.unsquared = norm == "l2_unsquared"
-    params.c_init = c_init or 0.0
-    params.confidence = confidence
-    params.history = history
-    # For a given c the minimiser is asked for; where c is chosen too, the margin decides.
-    params.tolerance = 0.1 * tolerance if c_search == "bisection" else tolerance
-    params.patience = 12 if penalty else chosen.patience
-    params.pass_on = PASS_ON[kind] if chosen.pass_on is None else chosen.pass_on
-    params.polish_tolerance = chosen.polish_tolerance
-    params.polish_budget = chosen.polish_budget
-    params.walk_budget = 0 if penalty else chosen.walk.steps
-    params.walk_first, params.walk_last = chosen.walk.first, chosen.walk.last
-    params.walk_turn, params.walk_power = chosen.walk.turn, chosen.walk.power
-    if max_evaluations is not None:
-        params.max_evaluations = max_evaluations
-    if penalty:
-        schedules: tuple[Schedule, ...] = (PENALTY,)
-        if c_search == "fused":
-            schedules = (replace(PENALTY, budget=(60,)), PENALTY)
-        params.attempts = 1
-    else:
-        first = chosen.schedules
-        if not targeted:  # once more for each further class, with one schedule
-            searches = {"fast": 1, "default": 3, "thorough": 5}[effort]
-            first = (chosen.untargeted or first[0],) * searches
-        schedules = (*first, *RESCUE[kind])
-        params.attempts = len(first)
-    for schedule in schedules:
-        params.add_schedule(
-            schedule.smoothing,
-            schedule.budget,
-            schedule.temperature,
-            schedule.origin,
-            schedule.contest,
-        )
-    params.starts = starts
-    params.seed = seed
-    return params
+    efforts = ON_LARGE if is_large(kind, n) else EFFORT[kind]
+    return replace(efforts[name], searches=SEARCHES[name])

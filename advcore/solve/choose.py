@@ -1,0 +1,245 @@
+"""The choice of a back end for a model, and the trials that a model must pass before."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from .._extras import require
+from ..errors import warn_caller
+from ..network import Network, Unsupported
+from ..options import Options
+from ..oracles import NumpyOracle, Oracle, TorchOracle
+from ..oracles.logits import difference, largest_logit, sigmoid_output, softmax_output
+from .backends import Backend, EngineInfo, NetworkVerifier, OracleVerifier
+from .native import NativeBackend
+from .rounds import OracleBackend
+
+Floats = NDArray[np.float32]
+PROBE_IMAGES = 64
+"""Images on which a model is tried, and the noise of its logits is measured."""
+UNBOUNDED_WIDTH = 256.0
+"""Distance of bounds above which they say nothing about the images."""
+CONVOLUTION_WEIGHTS = 2_000_000
+"""Weights of convolutions up to which a module is lowered. The engine reads them once an image,
+torch once a batch: evaluations of small networks take 1/1.4 to 1/2.8 of torch's time, with 1.1
+million weights 1/1.2, with 15 million as long (benchmarks/bench_convolutions.py)."""
+
+
+def choose_backend(model: Any, sample: Floats, shape: tuple[int, ...], options: Options) -> Backend:
+    """The native engine where the model is a network or can be lowered to one, else its oracle.
+
+    Parameters
+    ----------
+    sample : ndarray (B, n) float32
+        Images to try the model on; B may be 0.
+    shape : tuple of int
+        Shape of one image as the model takes it.
+    options : Options
+        Its device, batch size and threads are kept by the back end.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The model or the device cannot be used, or the model raised on ``sample``.
+    """
+    if isinstance(model, type):
+        raise TypeError(f"model is a class ({model.__name__}); pass an instance")
+    if isinstance(model, Network):
+        return _network_backend(model, sample, shape, options)
+    torch = sys.modules.get("torch")
+    is_module = torch is not None and isinstance(model, torch.nn.Module)
+    if not is_module and hasattr(model, "forward") and hasattr(model, "backward"):
+        return _numpy_backend(model, sample, shape, options)
+    if not callable(model):
+        raise TypeError(
+            "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy forward "
+            f"and backward, got {type(model).__name__}"
+        )
+    if is_module:
+        _check_eval_mode(model)
+    return _torch_backend(model, sample, shape, options)
+
+
+def _on_cpu(options: Options) -> bool:
+    """Whether the CPU, or no device, was asked for."""
+    return options.device is None or str(options.device) == "cpu"
+
+
+def _network_backend(
+    network: Network, sample: Floats, shape: tuple[int, ...], options: Options
+) -> Backend:
+    if math.prod(shape) != network.inputs:
+        raise ValueError(
+            f"images must have {network.inputs} values each for this network, got shape {shape}"
+        )
+    reason = "the model is an advcore.Network"
+    if _on_cpu(options):
+        info = EngineInfo("native", "cpu", _core.isa(), reason)
+        verifier = NetworkVerifier(network)
+        return NativeBackend(network, verifier, info, options.batch_size, options.threads)
+    device = options.device
+    if not str(device).startswith("cuda"):
+        raise ValueError(f"device must be cpu or cuda for a native network, got {device}")
+    require("torch", "torch", f"device={str(device)!r}")
+    _check_device(device)
+    from .cuda_native import NativeCudaBackend, module_on, unavailable
+
+    trial = sample if len(sample) else None
+    oracle = TorchOracle(module_on(network, device), shape, device, trial, survey=False)
+    missing = unavailable(network, oracle.device)
+    if missing is None:
+        info = EngineInfo("native", str(device), _core.isa(), reason)
+        return NativeCudaBackend(network, oracle, info, options.batch_size)
+    oracle.survey()
+    info = EngineInfo("torch", str(device), _core.isa(), missing)
+    if _core.cuda_status()[1] > 0:
+        return _oracle_on_gpu(oracle, info, options)
+    info.solver = f"cpu ({missing})"
+    return OracleBackend(oracle, info, options.batch_size)
+
+
+def _numpy_backend(model: Any, sample: Floats, shape: tuple[int, ...], options: Options) -> Backend:
+    if not _on_cpu(options):
+        raise ValueError(f"device must be cpu for a NumPy model, got {options.device}")
+    oracle = NumpyOracle(model, shape, sample if len(sample) else None)
+    _check_logits(oracle, sample)
+    info = EngineInfo("numpy", "cpu", _core.isa(), "forward and backward in NumPy")
+    return OracleBackend(oracle, info, options.batch_size)
+
+
+def _torch_backend(model: Any, sample: Floats, shape: tuple[int, ...], options: Options) -> Backend:
+    """A module in the engine where it can be lowered, else through torch, as other callables."""
+    _check_device(options.device)
+    oracle = TorchOracle(
+        model, shape, options.device, sample if len(sample) else None, survey=False
+    )
+    logits = _check_logits(oracle, sample)
+    reason = "a callable that is not a module"
+    place = oracle.device.type
+    lowerable = place == "cuda" or (_on_cpu(options) and place == "cpu")
+    if lowerable and isinstance(model, sys.modules["torch"].nn.Module):
+        network, reason = _lowered(model, sample, shape, logits)
+        if network is not None and place == "cpu":
+            info = EngineInfo("native", "cpu", _core.isa(), reason)
+            verifier = OracleVerifier(oracle)
+            return NativeBackend(network, verifier, info, options.batch_size, options.threads)
+        if network is not None:
+            from .cuda_native import NativeCudaBackend, unavailable
+
+            missing = unavailable(network, oracle.device)
+            if missing is None:
+                info = EngineInfo("native", str(oracle.device), _core.isa(), reason)
+                return NativeCudaBackend(network, oracle, info, options.batch_size)
+            reason = missing
+    oracle.survey()
+    info = EngineInfo("torch", str(options.device or oracle.device), _core.isa(), reason)
+    if place == "cuda":
+        _, devices, missing = _core.cuda_status()
+        if devices:
+            return _oracle_on_gpu(oracle, info, options)
+        if options.device is not None:
+            raise ValueError(
+                f"device={str(options.device)!r} needs the solver's CUDA engine ({missing}); "
+                "pass device=None and a model on the GPU to solve on the CPU"
+            )
+        info.solver = f"cpu ({missing})"
+    return OracleBackend(oracle, info, options.batch_size)
+
+
+def _oracle_on_gpu(oracle: TorchOracle, info: EngineInfo, options: Options) -> Backend:
+    from .cuda_rounds import OracleCudaBackend
+
+    info.solver = str(oracle.device)
+    return OracleCudaBackend(oracle, info, options.batch_size)
+
+
+def _lowered(
+    module: Any, sample: Floats, shape: tuple[int, ...], logits: Floats
+) -> tuple[Network | None, str]:
+    """The native network of a torch module, or None, and the reason for either."""
+    try:
+        network = Network.from_torch(module, shape)
+    except Unsupported as unsupported:
+        return None, unsupported.reason
+    weights = sum(layer.weight.size for layer in network.layers if layer.geometry)
+    if weights > CONVOLUTION_WEIGHTS:
+        return None, f"convolutions with {weights:,} weights are as fast through torch"
+    tolerance = 1e-3 * (1 + largest_logit(logits))
+    if difference(network.forward(sample), logits) > tolerance:
+        return None, "the lowered network gives other logits"
+    return network, "the module was lowered to a native network"
+
+
+def _check_eval_mode(module: Any) -> None:
+    """Raises where a part of the module is in training mode."""
+    # The flags of an exported program or traced graph say nothing: its mode was fixed before.
+    if isinstance(module, sys.modules["torch"].fx.GraphModule):
+        return
+    if getattr(module, "draws", False) is True:  # models.averaging.Averaged
+        return
+    training = [
+        name or "the module"
+        for name, part in module.named_modules()
+        if getattr(part, "training", False)  # torch.jit.freeze removes it
+    ]
+    if training:
+        raise ValueError(
+            f"model must be in eval mode, {training[0]} is in training mode; call model.eval()"
+        )
+
+
+def _check_device(device: Any) -> None:
+    """Raises unless torch can hold a tensor there."""
+    torch = require("torch", "torch", "a model without NumPy forward and backward")
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=torch.device(device))
+    except Exception as error:  # of many types, and of many lines
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            reason = "torch.cuda.is_available() is False"
+        raise ValueError(
+            f"device must be one that torch can use here, got {str(device)!r} ({reason})"
+        ) from None
+
+
+def _check_logits(oracle: Oracle, sample: Floats) -> Floats:
+    """The logits of the sample (B, n), which may be empty; raises for those of a softmax."""
+    if not len(sample):
+        return np.empty((0, oracle.classes), np.float32)
+    logits = oracle.forward(sample, grad=False)
+    if softmax_output(logits):
+        raise ValueError(
+            "model must return logits, got rows in [0, 1] that sum to 1: the output of a softmax; "
+            "pass the model without it"
+        )
+    if sigmoid_output(logits):
+        warn_caller(
+            "the model's one logit is always in [0, 1]: the output of a sigmoid? Pass the "
+            "model without it; class 0 is predicted where the logit is below 0"
+        )
+    return logits
+
+
+def probe_images(lo: Floats, hi: Floats) -> Floats:
+    """Random images inside the bounds, (PROBE_IMAGES, n).
+
+    They are not the caller's, and they are in [0, 1] where values or images have bounds of their
+    own: what is measured on them must not depend on which images are in the run. Bounds that are
+    wider than 8-bit values count as none: logits at +-1e6 differ by more than those of any image.
+    """
+    u = np.random.default_rng(0).random((PROBE_IMAGES, lo.shape[-1]), dtype=np.float32)
+    if lo.min() != lo.max() or hi.min() != hi.max():
+        return u
+    low, high = float(lo.min()), float(hi.min())
+    if high - low > UNBOUNDED_WIDTH:
+        low = min(max(0.0, low), high - 1)
+        high = low + 1
+    return (low + (high - low) * u).astype(np.float32)

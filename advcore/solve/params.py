@@ -1,0 +1,114 @@
+"""Options of a run as the engine takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .. import _core
+from ..effort import Effort, Schedule
+from ..options import Options
+from .schedules import NEEDED, PASS_ON, PENALTY, RESCUE, find_effort, is_large
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the search depends on besides the options.
+
+    Attributes
+    ----------
+    n : int
+        Values of an image.
+    classes : int
+    kind : str
+        Kind of the network; `schedules.find_effort` names the four.
+    targeted : bool
+    required_margin : float
+        The confidence of the options, and the rounding noise of the model's logits.
+    starts : int
+        Starting images of each image.
+    """
+
+    n: int
+    classes: int
+    kind: str
+    targeted: bool
+    required_margin: float
+    starts: int = 0
+
+
+def effort_within_budget(options: Options, facts: Facts) -> str | Effort:
+    """The effort of the options, or the highest one below it for which the budget is enough.
+
+    The budget is ``max_evaluations``. An `Effort` object is taken as it is. So are the names where
+    the run solves the paper's penalty problem, which every effort solves in the same way.
+    """
+    budget, name = options.max_evaluations, options.effort
+    if isinstance(name, Effort) or budget is None or _solves_penalty_problem(options):
+        return name
+    needed = NEEDED["large" if is_large(facts.kind, facts.n) else facts.kind]
+    next_lower = {"thorough": "default", "default": "fast"}
+    while budget < needed.get(name, 0):
+        name = next_lower[name]
+    return name
+
+
+def engine_params(options: Options, facts: Facts) -> _core.Params:
+    """Parameters of the engine for these options and this problem."""
+    penalty_problem = _solves_penalty_problem(options)
+    effort = effort_within_budget(options, facts)
+    if not isinstance(effort, Effort):
+        effort = find_effort(effort, facts.kind, facts.n)
+    bisection = options.c_search == "bisection"
+    params = _core.Params()
+    params.n = facts.n
+    params.classes = facts.classes
+    params.targeted = facts.targeted
+    params.smoothable = facts.kind != "smooth" and not penalty_problem
+    params.loss = _core.Loss[options.loss]
+    params.c_search = _core.CSearch[options.c_search]
+    params.unsquared = options.penalty == "l2_unsquared"
+    params.c_init = 0.0 if isinstance(options.c_init, str) else options.c_init
+    params.confidence = facts.required_margin
+    params.history = options.history
+    # For a given c the minimiser is asked for; where c is chosen too, the margin decides.
+    params.tolerance = 0.1 * options.tolerance if bisection else options.tolerance
+    params.patience = 12 if penalty_problem else effort.patience
+    params.pass_on = PASS_ON[facts.kind] if effort.pass_on is None else effort.pass_on
+    params.polish_tolerance = effort.polish_tolerance
+    params.polish_budget = effort.polish_budget
+    params.walk_budget = 0 if penalty_problem else effort.walk.steps
+    params.walk_first, params.walk_last = effort.walk.first, effort.walk.last
+    params.walk_turn, params.walk_power = effort.walk.turn, effort.walk.power
+    if options.max_evaluations is not None:
+        params.max_evaluations = options.max_evaluations
+    if penalty_problem:
+        short = () if bisection else (replace(PENALTY, budget=(60,)),)
+        schedules: tuple[Schedule, ...] = (*short, PENALTY)
+        params.attempts = 1
+    else:
+        regular = _regular_schedules(effort, facts.targeted)
+        schedules = (*regular, *RESCUE[facts.kind])
+        params.attempts = len(regular)
+    for schedule in schedules:
+        params.add_schedule(
+            schedule.smoothing,
+            schedule.budget,
+            schedule.temperature,
+            schedule.origin,
+            schedule.contest,
+        )
+    params.starts = facts.starts
+    params.seed = options.seed
+    return params
+
+
+def _solves_penalty_problem(options: Options) -> bool:
+    """Whether the minimiser for a given c is asked for, as in the paper."""
+    return options.loss == "cross_entropy" or options.c_search == "bisection"
+
+
+def _regular_schedules(effort: Effort, targeted: bool) -> tuple[Schedule, ...]:
+    """Schedules that are always run. An untargeted run has one search for each further class."""
+    if targeted:
+        return effort.schedules
+    return (effort.untargeted or effort.schedules[0],) * effort.searches
