@@ -16,7 +16,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints-dev.txt README.md \
            $(shell find advcore csrc kernels python_bindings -type f ! -name '*.pyc' 2>/dev/null)
 FORMATTED = $(shell find csrc python_bindings tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint format bench stub train wheel clean
+.PHONY: demo test lint format bench stub options train wheel clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/advcore attack
@@ -28,6 +28,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/make_stub.py --check
+	$(BIN)/python tools/make_options.py --check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 
@@ -44,6 +45,10 @@ bench: $(VENV)/installed-dev
 # The types of the compiled module, written from the module itself.
 stub: $(VENV)/installed-dev
 	$(BIN)/python -P tools/make_stub.py
+
+# The page of all options, written from advcore/options.py.
+options: $(VENV)/installed-dev
+	$(BIN)/python tools/make_options.py
 
 # Trains the network of the package again (a minute on one core).
 train: $(VENV)/installed-dev

@@ -78,7 +78,10 @@ def _integer(least: int, most: int | None = None) -> Check:
             return validate.integer(value, name, least=least)
         return validate.integer(value, name, least=least, most=most)
 
-    return Check(run, f"integer >= {least}" if most is None else f"integer, {least} to {most:,}")
+    if most is None:
+        return Check(run, f"integer >= {least}")
+    limit = f"{most:,}" if most < 2**32 else f"2^{most.bit_length() - 1}"
+    return Check(run, f"integer, {least} to {limit}")
 
 
 def _effort(value: Any, name: str) -> str | Effort:
@@ -165,7 +168,7 @@ class Options:
             "how much is searched",
             Check(_effort, _one_of(*EFFORTS).accepts, EFFORTS),
             meaning='how much is searched: `"fast"` takes fewer evaluations and `"thorough"` more '
-            "([figures](../README.md#effort-and-budget))",
+            "([what it buys](optimality.md#what-an-effort-buys))",
             command_type=str,
         ),
     )
@@ -184,7 +187,7 @@ class Options:
             _integer(1),
             meaning="budget of each image, in pairs of a forward and a backward. Where it is too "
             "small for an effort, the next lower effort runs "
-            "([thresholds](../README.md#effort-and-budget))",
+            "([smallest budgets](#smallest-budgets))",
             without="none but that of the effort",
             command_type=int,
         ),
@@ -200,7 +203,7 @@ class Options:
     c_init: float | str = field(
         default="auto",
         metadata=_about(
-            "first c, or auto",
+            "first c: a number, or auto (from the linearised problem)",
             Check(
                 _first_c, f'`"auto"`, or number >= {1 / validate.LARGE:g} and <= {validate.LARGE:g}'
             ),
@@ -221,7 +224,7 @@ class Options:
     levels: int | None = field(
         default=None,
         metadata=_about(
-            "results on a grid of so many values, 256 for 8 bits",
+            "results on a grid of so many values, 256 for 8 bits and for every folder of pictures",
             _integer(2, 2**16),
             meaning="results on a grid of so many values, 256 for 8-bit images, verified there. "
             "The bounds must be two numbers. The repair takes up to 27 evaluations beyond "
@@ -296,7 +299,6 @@ class Options:
             Check(_function, "function"),
             meaning="function that is called with an `advcore.Progress` some 20 times a second. It "
             "stops the run by returning `True`",
-            without="none",
         ),
     )
 

@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from advcore import data, models, pictures
+from advcore import data, models
+from advcore.cli import pictures
 from advcore.effort import Effort
 from advcore.models import training
 from advcore.network import Normalize
@@ -358,5 +359,5 @@ def _cifar() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 def _imagenet(model: torch.nn.Module) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The pictures of ``$ADVCORE_DATA/imagenet/samples``, whose names end with the class."""
     folder = _models_folder().parent / "imagenet" / "samples"
-    read = pictures.read_folder(folder, pictures.frame(model))
+    read = pictures.read_folder(folder, pictures.find_format(model))
     return read.pixels, np.array([int(path.stem.split("_")[-1]) for path in read.files])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from advcore import cli, data
 pytest.importorskip("typer")
 from typer.testing import CliRunner, Result
 
-from advcore import commands
+from advcore.cli import attack
+from advcore.options import Options, option_info
 
 MODEL = """
 import numpy as np
@@ -46,7 +48,7 @@ OWN = ["--model", "my_model.py:build", "--images", "x.npy"]
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(attack.app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -183,7 +185,12 @@ def test_stored_network() -> None:
         (["--out", "r.txt"], "--out: expected a name that ends in .npz, got r.txt"),
         (["--effort", "heroic"], "effort"),
         (["--loss", "hinge"], "loss"),
-        (["--norm", "l7"], "norm"),
+        (["--penalty", "l7"], "penalty must be one of l2, l2_unsquared, got 'l7'"),
+        (["--norm", "l7"], "--norm must be one of l2, l2_unsquared, got 'l7'"),
+        (
+            ["--norm", "l2", "--penalty", "l2_unsquared"],
+            "--norm is the former name of --penalty: give one of them, not both",
+        ),
         (["--levels", "1"], "levels must be in [2, 65536], got 1"),
         (["--history", "9"], "history must be in [3, 8], got 9"),
         (["--tolerance", "0"], "tolerance must be a finite number > 0 and <= 0.5, got 0.0"),
@@ -296,18 +303,42 @@ def test_options_of_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_array_equal(result.adversarial, expected.adversarial)
 
 
+def test_options_are_those_of_the_call() -> None:
+    help_text = run("attack", "--help").stdout
+    for entry in dataclasses.fields(Options):
+        shown = f"--{entry.name.replace('_', '-')} " in help_text
+        assert shown == (option_info(entry.name).command_type is not None), entry.name
+    assert "--norm" not in help_text
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")
+def test_norm_is_the_former_name_of_penalty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for option in ("--norm", "--penalty"):
+        arguments = ("attack", "--count", 3, "--no-picture", option, "l2_unsquared")
+        done = run(*arguments, "--out", f"{option}.npz")
+        assert done.exit_code == 0, done.output
+        warned = "warning: --norm is called --penalty now" in done.stderr
+        assert warned == (option == "--norm")
+    norm, penalty = (advcore.Result.load(f"{option}.npz") for option in ("--norm", "--penalty"))
+    assert norm.penalty == penalty.penalty == "l2_unsquared"
+    np.testing.assert_array_equal(norm.c, penalty.c)
+
+
 def test_table_has_the_figures_of_the_summary() -> None:
     images, labels = data.embedded_digits()
     result = advcore.minimize_distortion(data.embedded_network(), images[:4], labels[:4])
     result.engine["isa"] = "v3"
-    rows = dict(commands.summary_rows(result))
+    rows = dict(attack.summary_rows(result))
     assert rows["distortion ||r||"].endswith("(4 already adversarial count as 0)")
     assert rows["further forwards per image"] == f"mean {result.forwards.mean():.1f}"
     assert f"status: {rows['status']}" in result.summary()
     assert rows["engine: isa"] == "AVX2 (v3)"
     result.status[1:] = advcore.Status.interrupted
     result.seconds = 0.5
-    assert dict(commands.summary_rows(result))["images per second"] == "2"
+    assert dict(attack.summary_rows(result))["images per second"] == "2"
 
 
 @pytest.mark.usefixtures("folder")
@@ -336,8 +367,8 @@ def test_info() -> None:
 def test_main_without_typer_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "advcore.commands")
-    monkeypatch.delattr(advcore, "commands")
+    monkeypatch.delitem(sys.modules, "advcore.cli.attack")
+    monkeypatch.delattr(cli, "attack")
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit, match="2"):
         cli.main()

@@ -23,7 +23,8 @@ from matplotlib.figure import Figure as Drawing
 from small_experiments import counted, new_run, small_outcome
 from typer.testing import CliRunner, Result
 
-from advcore import experiments, reproduce_command
+from advcore import experiments
+from advcore.cli import reproduce
 from advcore.experiments import report
 from advcore.experiments.digits import Digits
 from advcore.experiments.run import Run
@@ -58,7 +59,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Fake]:
 
 def command(*arguments: object) -> Result:
     return CliRunner().invoke(
-        reproduce_command.app, ["reproduce", *(str(argument) for argument in arguments)]
+        reproduce.app, ["reproduce", *(str(argument) for argument in arguments)]
     )
 
 

@@ -456,17 +456,17 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("typer")
     from typer.testing import CliRunner
 
-    from advcore import commands
+    from advcore.cli import attack
 
     monkeypatch.chdir(tmp_path)
     Writer(1, 1, 28, 28).add("Flatten").add("Gemm", floats(784, 10)).save(Path("net.onnx"))
     arguments = ["attack", "--model", "net.onnx", "--count", "3", "--no-picture"]
-    done = CliRunner().invoke(commands.app, arguments)
+    done = CliRunner().invoke(attack.app, arguments)
     assert done.exit_code == 0, done.output
     assert "3 of 3" in done.stdout
     assert "native" in done.stdout
     Path("net.onnx").write_text("nothing")
-    done = CliRunner().invoke(commands.app, arguments)
+    done = CliRunner().invoke(attack.app, arguments)
     assert done.exit_code == 2
     assert done.stderr.startswith("error: --model: net.onnx is not an ONNX file (")
     assert done.stderr.count("\n") == 1

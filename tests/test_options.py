@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,3 +91,12 @@ def test_norm_is_checked(random_network: Any, random_images: Any) -> None:
         advcore.minimize_distortion(network, x, norm="linf")
     with pytest.raises(TypeError, match="norm is the former name of penalty: give one of them"):
         advcore.minimize_distortion(network, x, norm="l2", penalty="l2_unsquared")
+
+
+def test_the_page_of_options_is_up_to_date() -> None:
+    """And its environment variables are those that the sources read."""
+    tool = Path(__file__).parents[1] / "tools" / "make_options.py"
+    done = subprocess.run(
+        [sys.executable, tool, "--check"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

@@ -14,18 +14,19 @@ import pytest
 from marks import needs_data
 
 import advcore
-from advcore import Layer, Network, classes, pictures
+from advcore import Layer, Network
+from advcore.cli import classes, pictures
 
 pytest.importorskip("PIL")
 pytest.importorskip("typer")
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from advcore import commands
+from advcore.cli import attack
 
 SIDE = 12
-COLOUR = pictures.Frame((3, SIDE, SIDE), 3, SIDE, SIDE)
-GREY = pictures.Frame((SIDE * SIDE,), 1, SIDE, SIDE)
+COLOUR = pictures.ImageFormat((3, SIDE, SIDE), 3, SIDE, SIDE)
+GREY = pictures.ImageFormat((SIDE * SIDE,), 1, SIDE, SIDE)
 MODEL = """
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ NAMES = ["tabby, tabby cat", "crane", "crane", "red fox"]
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(commands.app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(attack.app, [str(argument) for argument in arguments])
 
 
 def blocks(seed: int, *shape: int) -> Any:
@@ -87,11 +88,13 @@ def table(path: Path) -> list[dict[str, str]]:
 # Reading
 
 
-def one(picture: Image.Image, frame: pictures.Frame, folder: Path, name: str = "x.png") -> Any:
+def one(
+    picture: Image.Image, image_format: pictures.ImageFormat, folder: Path, name: str = "x.png"
+) -> Any:
     """The bytes that are read of a picture, (H, W) or (H, W, 3)."""
     (folder / "one").mkdir(exist_ok=True)
     picture.save(folder / "one" / name)
-    found = pictures.read_folder(folder / "one", frame)
+    found = pictures.read_folder(folder / "one", image_format)
     (folder / "one" / name).unlink()
     assert not found.unread
     assert found.pixels.dtype == np.float32
@@ -150,7 +153,7 @@ def test_the_middle_is_taken(tmp_path: Path) -> None:
 
 def test_imagenet_sizes_are_cropped_from_256(tmp_path: Path) -> None:
     ramp = np.arange(256, dtype=np.uint8)[:, None].repeat(256, axis=1)
-    frame = pictures.Frame((1, 224, 224), 1, 224, 224)
+    frame = pictures.ImageFormat((1, 224, 224), 1, 224, 224)
     np.testing.assert_array_equal(one(Image.fromarray(ramp), frame, tmp_path), ramp[16:240, :224])
 
 
@@ -172,7 +175,7 @@ def test_frames(shape: Any, size: int | None, expected: tuple[int, ...]) -> None
     class Model:
         input_shape = shape
 
-    frame = pictures.frame(Model(), size)
+    frame = pictures.find_format(Model(), size)
     assert (frame.channels, frame.height, frame.width) == expected
     pixels = np.random.default_rng(0).random((2, *expected)).astype(np.float32)
     images = frame.to_model(pixels)
@@ -188,7 +191,7 @@ def test_shapes_that_are_no_pictures(shape: tuple[int, ...]) -> None:
         input_shape = shape
 
     with pytest.raises(ValueError, match="which are no pictures"):
-        pictures.frame(Model())
+        pictures.find_format(Model())
 
 
 # Targets

@@ -1,92 +1,17 @@
-"""Models by name or from files, for `advcore.load_model` and the command line; its arrays."""
+"""Models by name or from files, for `advcore.load_model` and the command line."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import inspect
-import math
-import os
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .. import models, validate
+from .. import models
 from .._extras import require
-from ..oracles.logits import batched
-
-Floats = NDArray[np.float32]
-Forward = Callable[[Floats], Floats]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One attack: what `minimize_distortion` takes."""
-
-    model: Any
-    images: NDArray[Any]  # (N, ...)
-    labels: NDArray[Any] | None  # (N,)
-    targets: NDArray[Any] | None  # (N,)
-    starts: NDArray[Any] | None  # (N, ...)
-
-    def first(self, count: int | None) -> Task:
-        """The same with the first `count` images; None: all."""
-
-        def cut(values: NDArray[Any] | None) -> NDArray[Any] | None:
-            return None if values is None else values[:count]
-
-        return Task(
-            self.model, self.images[:count], cut(self.labels), cut(self.targets), cut(self.starts)
-        )
-
-
-def array(path: Path, option: str) -> NDArray[Any]:
-    """Array of one or more dimensions of a .npy file; never unpickles."""
-    try:
-        values = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{option}: {path} does not exist") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{option}: {path} is not a .npy file of numbers ({error})") from None
-    if not isinstance(values, np.ndarray):
-        names = ", ".join(values.files)
-        values.close()
-        raise ValueError(f"{option}: {path} is an .npz archive ({names}), expected one .npy array")
-    if values.ndim == 0:
-        raise ValueError(f"{option}: {path} holds a single number, expected an array")
-    return values
-
-
-def check_writable(path: Path, option: str, suffixes: Collection[str] = ()) -> None:
-    """Raises before a long run what writing the file would raise after it."""
-    if suffixes and path.suffix.lower() not in suffixes:
-        endings = ", ".join(sorted(suffixes))
-        raise ValueError(f"{option}: expected a name that ends in {endings}, got {path}")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{option}: folder {path.parent} does not exist")
-    if suffixes and path.is_dir():
-        raise ValueError(f"{option}: {path} is a folder")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise PermissionError(f"{option}: {path} cannot be written")
-
-
-def judge(model: Any, images: NDArray[Any], device: str | None) -> tuple[Forward, Floats]:
-    """The model's forward, from (N, n) to logits, and the logits of the images."""
-    from ..options import Options
-    from ..solve.choose import PROBE_IMAGES, choose_backend
-
-    flat = validate.images(images).reshape(len(images), math.prod(images.shape[1:]))
-    flat = flat.astype(np.float32)
-    backend = choose_backend(model, flat[:PROBE_IMAGES], images.shape[1:], Options(device=device))
-    forward = backend.verifier.forward
-    if not len(flat):
-        return forward, np.empty((0, backend.classes), np.float32)
-    return forward, batched(forward, flat, PROBE_IMAGES)
 
 
 def load_model(source: str | Path) -> Any:

@@ -15,11 +15,11 @@ from rich.measure import Measurement
 from rich.table import Table as Grid
 from rich.text import Text
 
-from . import experiments
-from .commands import RAISED, app, one_line_errors
+from .. import experiments
+from .app import RAISED, app, one_line_errors
 
 if TYPE_CHECKING:
-    from .experiments.tables import Cell, Outcome, Table
+    from ..experiments.tables import Cell, Outcome, Table
 
 FULL_SEEDS, QUICK_SEEDS = 5, 1
 _NAMES = f"all, or any of {', '.join(experiments.EXPERIMENTS)}"

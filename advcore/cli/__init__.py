@@ -1,6 +1,4 @@
-"""Entry point of the command `advcore`; the commands are in advcore.commands and
-advcore.reproduce_command.
-"""
+"""Entry point of the command `advcore`. Each command has a module of this package."""
 
 from __future__ import annotations
 
@@ -13,7 +11,8 @@ def main() -> None:
     Exit codes: 0 done, 1 the model or an experiment raised, 2 bad input, 130 Ctrl-C.
     """
     try:
-        from . import commands, reproduce_command  # noqa: F401 (the latter adds its command)
+        from . import attack, reproduce  # noqa: F401 (they add their commands to the app)
+        from .app import app
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich"}:
             raise
@@ -21,8 +20,4 @@ def main() -> None:
             f'the command advcore needs {error.name}: pip install "advcore[cli]"', file=sys.stderr
         )
         raise SystemExit(2) from None
-    commands.app()
-
-
-if __name__ == "__main__":
-    main()
+    app()

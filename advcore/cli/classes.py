@@ -1,4 +1,4 @@
-"""Names of classes, and the targets that a word of the command line stands for."""
+"""Names of classes, and the targets for a word of the command line."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .data import random_targets
+from ..data import random_targets
 
 Floats = NDArray[np.float32]
 
 
 def class_names(path: Path | None, classes: int) -> list[str] | None:
-    """Names of the classes: of a .json list or object, or of the lines of a text file.
+    """Names of the classes, from a .json list or object, or from the lines of a text file.
 
     None: those of ``$ADVCORE_DATA/imagenet/imagenet_labels.json`` for 1,000 classes, else None.
     """
@@ -28,10 +28,10 @@ def class_names(path: Path | None, classes: int) -> list[str] | None:
             return None
     try:
         text = path.read_text()
-        found = json.loads(text) if path.suffix == ".json" else text.splitlines()
-        if isinstance(found, dict):  # {"0": name} or {"0": [id, name]}
-            found = [found[str(i)] for i in range(len(found))]
-        names = [str(name[-1] if isinstance(name, list) else name).strip() for name in found]
+        content = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        if isinstance(content, dict):  # {"0": name} or {"0": [id, name]}
+            content = [content[str(i)] for i in range(len(content))]
+        names = [str(name[-1] if isinstance(name, list) else name).strip() for name in content]
     except FileNotFoundError:
         raise FileNotFoundError(f"--names: {path} does not exist") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -42,45 +42,45 @@ def class_names(path: Path | None, classes: int) -> list[str] | None:
 
 
 def choose_targets(
-    wish: str,
+    target_spec: str,
     logits: Floats,
     labels: NDArray[np.int64],
     names: list[str] | None,
     seed: int,
 ) -> NDArray[np.int64]:
-    """(N,) classes for ``next-likeliest``, ``random``, a class's number or one of its names."""
+    """Classes (N,) for ``next-likeliest``, ``random``, a class's number or one of its names."""
     classes = logits.shape[1]
-    if wish == "random":
+    if target_spec == "random":
         return random_targets(labels, classes=classes, seed=seed)
-    if wish == "next-likeliest":
+    if target_spec == "next-likeliest":
         others = logits.copy()
         others[np.arange(len(labels)), labels] = -np.inf
         return np.asarray(others.argmax(axis=1), np.int64)
-    return np.full(len(labels), _class(wish, classes, names), np.int64)
+    return np.full(len(labels), _class(target_spec, classes, names), np.int64)
 
 
-def _class(wish: str, classes: int, names: list[str] | None) -> int:
-    if re.fullmatch(r"-?[0-9]+", wish):
-        if not 0 <= int(wish) < classes:
-            raise ValueError(f"--targets: class {wish} is not in [0, {classes - 1}]")
-        return int(wish)
+def _class(target_spec: str, classes: int, names: list[str] | None) -> int:
+    if re.fullmatch(r"-?[0-9]+", target_spec):
+        if not 0 <= int(target_spec) < classes:
+            raise ValueError(f"--targets: class {target_spec} is not in [0, {classes - 1}]")
+        return int(target_spec)
     known: dict[str, list[int]] = {}
     for i, name in enumerate(names or []):
         for word in {part.strip().lower() for part in (name, *name.split(","))}:
             known.setdefault(word, []).append(i)
-    found = known.get(wish.strip().lower(), [])
-    if len(found) == 1:
-        return found[0]
-    if found:
-        numbers = ", ".join(map(str, found))
-        raise ValueError(f"--targets: {wish!r} names the classes {numbers}; give the number")
-    close = difflib.get_close_matches(wish.lower(), known, 3)
+    matches = known.get(target_spec.strip().lower(), [])
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        numbers = ", ".join(map(str, matches))
+        raise ValueError(f"--targets: {target_spec!r} names the classes {numbers}; give the number")
+    close = difflib.get_close_matches(target_spec.lower(), known, 3)
     hint = f"; close: {', '.join(close)}" if close else ""
     if names is None:
         hint = "; the names of the classes are not known (--names)"
     raise ValueError(
         "--targets: expected next-likeliest, random, a class's number or name, or a .npy file, "
-        f"got {wish!r}{hint}"
+        f"got {target_spec!r}{hint}"
     )
 
 

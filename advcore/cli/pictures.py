@@ -7,27 +7,30 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._extras import require
+from .._extras import require
+from ..oracles.logits import batched, margins
+from ..validate import to_numpy
+from .arguments import check_writable
 from .classes import short
-from .oracles.logits import batched, margins
-from .validate import to_numpy
 
 if TYPE_CHECKING:
-    from .result import Result
+    from ..result import Result
+    from .arguments import AttackInputs
 
 Floats = NDArray[np.float32]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 SHORT_SIDE = 256
-"""Of a picture before the crop to 200 to 256 pixels, as is the custom on ImageNet."""
+"""Short side of a picture before it is cropped to 200 to 256 pixels, as is usual on ImageNet."""
 COLUMNS = (
     *("file", "class", "class_name", "target", "target_name", "adversarial", "adversarial_name"),
     *("success", "verified_in_png", "distortion", "rms_distortion", "margin", "status"),
@@ -36,8 +39,8 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Frame:
-    """How a model takes pictures: ``shape`` of one, from (channels, height, width)."""
+class ImageFormat:
+    """How a model takes pictures: each has ``shape``, made of (channels, height, width)."""
 
     shape: tuple[int, ...]
     channels: int
@@ -57,8 +60,11 @@ class Frame:
         return images.reshape(len(images), self.channels, self.height, self.width)
 
 
-def frame(model: Any, size: int | None = None) -> Frame:
-    """The frame of a model: its ``input_shape``, ``inputs`` of a Network, or ``size`` squared.
+def find_format(model: Any, size: int | None = None) -> ImageFormat:
+    """The format of a model's pictures.
+
+    It follows from the ``input_shape`` of the model, the ``inputs`` of a Network, or ``size``, the
+    side of a square.
 
     Raises
     ------
@@ -81,27 +87,27 @@ def frame(model: Any, size: int | None = None) -> Frame:
         for channels in (1, 3):
             side = math.isqrt(shape[0] // channels)
             if side * side * channels == shape[0] and size in (None, side):
-                return Frame(shape, channels, side, side)
+                return ImageFormat(shape, channels, side, side)
     if len(shape) == 2:
-        return Frame(shape, 1, *shape)
+        return ImageFormat(shape, 1, *shape)
     if len(shape) == 3 and shape[0] in (1, 3):
-        return Frame(shape, *shape)
+        return ImageFormat(shape, *shape)
     if len(shape) == 3 and shape[2] in (1, 3):
-        return Frame(shape, shape[2], shape[0], shape[1])
+        return ImageFormat(shape, shape[2], shape[0], shape[1])
     raise ValueError(f"the model takes images of shape {shape}, which are no pictures of that size")
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Pictures of a folder by name; ``unread`` ones with the reason."""
+class ReadPictures:
+    """The pictures of a folder in the order of their names; ``unread`` ones with the reason."""
 
     files: list[Path]
     pixels: Floats  # (N, C, H, W), multiples of 1/255
     unread: list[tuple[Path, str]]
 
 
-def read_folder(folder: Path, into: Frame, count: int | None = None) -> Folder:
-    """The first ``count`` pictures that can be read, resized and cropped to the frame.
+def read_folder(folder: Path, image_format: ImageFormat, count: int | None = None) -> ReadPictures:
+    """The first ``count`` pictures that can be read, resized and cropped to the format.
 
     Raises
     ------
@@ -118,7 +124,7 @@ def read_folder(folder: Path, into: Frame, count: int | None = None) -> Folder:
         if count is not None and len(files) == count:
             break
         try:
-            pixels.append(_fit(path, into))
+            pixels.append(_fit(path, image_format))
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, its own
             unread.append((path, " ".join(str(error).split()) or type(error).__name__))
         else:
@@ -126,12 +132,12 @@ def read_folder(folder: Path, into: Frame, count: int | None = None) -> Folder:
     if unread and not files:
         path, why = unread[0]
         raise ValueError(f"--images: no picture in {folder} can be read; {path.name}: {why}")
-    shape = (0, into.channels, into.height, into.width)
+    shape = (0, image_format.channels, image_format.height, image_format.width)
     stacked = np.stack(pixels) if pixels else np.empty(shape, np.uint8)
-    return Folder(files, stacked.astype(np.float32) / np.float32(255), unread)
+    return ReadPictures(files, stacked.astype(np.float32) / np.float32(255), unread)
 
 
-def _fit(path: Path, into: Frame) -> NDArray[np.uint8]:
+def _fit(path: Path, image_format: ImageFormat) -> NDArray[np.uint8]:
     """(C, H, W): the middle of the picture, bilinear over the whole area where it shrinks.
 
     Palettes and grey become colours, or colours grey; transparent parts lie on white.
@@ -145,24 +151,25 @@ def _fit(path: Path, into: Frame) -> NDArray[np.uint8]:
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        picture = picture.convert("L" if into.channels == 1 else "RGB")
+        picture = picture.convert("L" if image_format.channels == 1 else "RGB")
     width, height = picture.size
-    if (height, width) != (into.height, into.width):
-        sides = (into.height, into.width)
+    if (height, width) != (image_format.height, image_format.width):
+        sides = (image_format.height, image_format.width)
         custom = min(sides) == max(sides) and 200 <= min(sides) <= SHORT_SIDE
         least = (SHORT_SIDE, SHORT_SIDE) if custom else sides
         ratio = max(least[0] / height, least[1] / width)
-        size = (max(into.width, round(width * ratio)), max(into.height, round(height * ratio)))
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
-        left, top = (size[0] - into.width) // 2, (size[1] - into.height) // 2
-        picture = picture.crop((left, top, left + into.width, top + into.height))
+        wide = max(image_format.width, round(width * ratio))
+        high = max(image_format.height, round(height * ratio))
+        picture = picture.resize((wide, high), Image.Resampling.BILINEAR)
+        left, top = (wide - image_format.width) // 2, (high - image_format.height) // 2
+        picture = picture.crop((left, top, left + image_format.width, top + image_format.height))
     values = np.asarray(picture, np.uint8)
     return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `write` found in the files: adversarial ones of the successes, before and after."""
+    """Numbers of successes, and of those that are adversarial in the files too; the table."""
 
     successes: int
     verified: int
@@ -175,34 +182,36 @@ def write(
     clean: Floats,
     labels: NDArray[np.int64],
     result: Result,
-    into: Frame,
+    image_format: ImageFormat,
     forward: Any,
     names: Sequence[str] | None,
 ) -> Written:
     """Originals and adversarial pictures as PNG, and ``table.csv``, in a folder that it makes.
 
-    ``forward`` maps (N, n) to logits: the files are read back and judged by it. ``clean`` and the
-    result are in the model's shape, ``labels`` its classes of the clean pictures.
+    ``forward`` maps (N, n) to logits; it evaluates the files, which are read back. ``clean`` and
+    the result are in the model's shape, ``labels`` its classes of the clean pictures.
     """
     Image = require("PIL.Image", "pictures", "writing pictures")
     folder.mkdir(parents=True, exist_ok=True)
-    adversarial = into.to_pixels(to_numpy(result.adversarial))
-    before = into.to_pixels(clean)
+    adversarial = image_format.to_pixels(to_numpy(result.adversarial))
+    before = image_format.to_pixels(clean)
     stems = Counter(path.stem for path in files)
     rows: list[dict[str, Any]] = []
-    success = np.flatnonzero(result.success)
-    stored = np.empty((len(success), *adversarial.shape[1:]), np.float32)
+    success = result.success
+    attacked = np.flatnonzero(success)
+    stored = np.empty((len(attacked), *adversarial.shape[1:]), np.float32)
     for i, path in enumerate(files):
         name = path.stem if stems[path.stem] == 1 else path.name.replace(".", "_")
-        target, found = int(result.target[i]), bool(result.success[i])
+        target = int(result.target[i])
         original, changed = folder / f"{name}_original.png", folder / f"{name}_adversarial.png"
         _picture(Image, before[i]).save(original)
         changed.unlink(missing_ok=True)  # of an earlier run
-        if found:
+        if success[i]:
             _picture(Image, adversarial[i]).save(changed)
-            place = int(np.searchsorted(success, i))
+            place = int(np.searchsorted(attacked, i))
             with Image.open(changed) as opened:
-                values = np.asarray(opened, np.uint8).reshape(into.height, into.width, -1)
+                values = np.asarray(opened, np.uint8)
+            values = values.reshape(image_format.height, image_format.width, -1)
             stored[place] = np.moveaxis(values, 2, 0).astype(np.float32) / np.float32(255)
         rows.append(
             {
@@ -211,47 +220,47 @@ def write(
                 "class_name": short(names, int(labels[i])),
                 "target": target if target >= 0 else "",
                 "target_name": short(names, target),
-                "success": int(found),
+                "success": int(success[i]),
                 "verified_in_png": 0,
-                "distortion": f"{float(result.distortion[i]):.6g}" if found else "",
-                "rms_distortion": f"{float(result.rms_distortion[i]):.6g}" if found else "",
+                "distortion": f"{result.distortion[i]:.6g}" if success[i] else "",
+                "rms_distortion": f"{result.rms_distortion[i]:.6g}" if success[i] else "",
                 "status": _status(int(result.status[i])),
                 "evaluations": int(result.evaluations[i]),
                 "original_png": original.name,
-                "adversarial_png": changed.name if found else "",
+                "adversarial_png": changed.name if success[i] else "",
             }
         )
     verified = 0
-    if len(success):
-        flat = into.to_model(stored).reshape(len(success), -1)
-        aim = np.where(result.target >= 0, result.target, labels)[success].astype(np.int32)
+    if len(attacked):
+        flat = image_format.to_model(stored).reshape(len(attacked), -1)
+        classes = np.where(result.target >= 0, result.target, labels)[attacked].astype(np.int32)
         targeted = bool((result.target >= 0).all())
-        margin, seen = margins(batched(forward, flat, 64), aim, targeted)
-        for place, row in enumerate(success):
-            good = bool(margin[place] > 0 and (seen[place] == aim[place]) == targeted)
+        margin, predicted = margins(batched(forward, flat, 64), classes, targeted)
+        for place, row in enumerate(attacked):
+            good = bool(margin[place] > 0 and (predicted[place] == classes[place]) == targeted)
             verified += good
             rows[int(row)] |= {
                 "verified_in_png": int(good),
                 "margin": f"{margin[place]:.6g}",
-                "adversarial": int(seen[place]),
-                "adversarial_name": short(names, int(seen[place])),
+                "adversarial": int(predicted[place]),
+                "adversarial_name": short(names, int(predicted[place])),
             }
     table = folder / "table.csv"
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    return Written(len(success), verified, table)
+    return Written(len(attacked), verified, table)
 
 
 def _picture(Image: Any, pixels: Floats) -> Any:
-    """Of (C, H, W) in [0, 1]."""
+    """A picture of 8 bits from values (C, H, W) in [0, 1]."""
     values = np.rint(np.moveaxis(pixels, 0, 2) * 255).astype(np.uint8)
     return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
 
 
 def _status(code: int) -> str:
-    from . import _core
+    from .. import _core
 
     return str(_core.Status(code).name)
 
@@ -261,7 +270,7 @@ def grid(
     clean: Floats,
     labels: NDArray[np.int64],
     result: Result,
-    into: Frame,
+    image_format: ImageFormat,
     names: Sequence[str] | None,
     count: int = 10,
 ) -> None:
@@ -269,14 +278,14 @@ def grid(
 
     The difference is x100 where none of it is above 0.02, else x10.
     """
-    from .report import adversarial_figure
+    from ..report import adversarial_figure
 
     rows = np.flatnonzero(result.success)
     rows = (rows if len(rows) else np.arange(len(clean)))[:count]
     adversarial = to_numpy(result.adversarial)[rows]
     figure = adversarial_figure(
-        into.to_pixels(clean[rows]),
-        into.to_pixels(adversarial),
+        image_format.to_pixels(clean[rows]),
+        image_format.to_pixels(adversarial),
         result.prediction[rows],
         result.distortion[rows],
         labels=labels[rows],
@@ -288,3 +297,67 @@ def grid(
                 text = short(names, int(number)) or str(int(number))
                 figure.axes[axis].set_title(text[:18], fontsize="xx-small")
     figure.savefig(path)
+
+
+@dataclass
+class PictureFolder:
+    """A folder of pictures to attack, and the folder where the results are written.
+
+    Attributes
+    ----------
+    names_file : Path or None
+        Names of the classes.
+    image_format, files
+        Format of the model's pictures, and the pictures that were read; `read` sets them.
+    forward, class_names, labels
+        The model from (N, n) to logits, names of its classes, and its classes (N,) of the clean
+        pictures; to be set before `write`.
+    """
+
+    folder: Path
+    output: Path
+    size: int | None
+    names_file: Path | None
+    image_format: ImageFormat = field(init=False)
+    files: list[Path] = field(init=False)
+    forward: Any = field(init=False)
+    class_names: list[str] | None = field(init=False)
+    labels: Any = field(init=False)
+
+    def read(self, model: Any, count: int | None) -> Floats:
+        """The pictures as the model takes them; names those that cannot be read on stderr."""
+        if self.output.resolve() == self.folder.resolve():
+            raise ValueError("--output: must be another folder than --images")
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"--output: {self.output} is not a folder")
+        check_writable(self.output, "--output")
+        self.image_format = find_format(model, self.size)
+        pictures = read_folder(self.folder, self.image_format, count)
+        for path, why in pictures.unread:
+            print(
+                f"warning: {path} cannot be read ({why}); the other {len(pictures.files)} go on",
+                file=sys.stderr,
+            )
+        self.files = pictures.files
+        return self.image_format.to_model(pictures.pixels)
+
+    def write(self, inputs: AttackInputs, result: Result, picture: Path | None) -> None:
+        """Writes PNG files and table, and the grid where ``picture`` names its file."""
+        written = write(
+            self.output,
+            self.files,
+            inputs.images,
+            self.labels,
+            result,
+            self.image_format,
+            self.forward,
+            self.class_names,
+        )
+        print(
+            f"pictures: {self.output} ({written.verified} of {written.successes} adversarial ones "
+            "verified after reading the PNG files back)"
+        )
+        print(f"table: {written.table}")
+        if picture is not None and len(inputs.images):
+            grid(picture, inputs.images, self.labels, result, self.image_format, self.class_names)
+            print(f"picture: {picture}")

@@ -1,0 +1,346 @@
+"""Command `advcore attack`: runs `minimize_distortion` on files, prints and writes the result."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import Field, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+import advcore
+
+from .. import data, models, validate
+from ..models import loading
+from ..options import Options, option_info, penalty_from_norm
+from ..result import already_note, images_per_second
+from .app import INTERRUPTED, ISA_NAMES, RAISED, Stage, app, one_line_errors
+from .arguments import AttackInputs, array, check_writable, evaluate
+from .classes import choose_targets, class_names
+from .pictures import PictureFolder
+
+if TYPE_CHECKING:
+    from ..result import Result
+
+PANEL = "Options of the search (docs/options.md)"
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `Options` that the command line has.
+
+    Names, types, defaults and texts are those of `Options`. The command gets them as keywords.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    made = [_parameter(entry) for entry in fields(Options) if option_info(entry.name).command_type]
+    command.__signature__ = signature.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*own, *made)}
+    return command
+
+
+def _parameter(entry: Field[Any]) -> inspect.Parameter:
+    """A parameter of a command, as typer reads it."""
+    info = option_info(entry.name)
+    kind: Any = info.command_type
+    text = f"{info.help}; default: {info.without}" if info.without else info.help
+    settings: dict[str, Any] = {"help": text, "rich_help_panel": PANEL}
+    if info.check.choices:
+        settings["metavar"] = f"[{'|'.join(info.check.choices)}]"
+    if inspect.isfunction(kind):
+        settings["parser"], kind = kind, str
+    if entry.default is None:
+        kind = kind | None
+    return inspect.Parameter(
+        entry.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=entry.default,
+        annotation=Annotated[kind, typer.Option(**settings)],
+    )
+
+
+@app.command()
+@with_options
+def attack(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="net.onnx, model.pt2 (torch.export), network.safetensors, my_module.py:build, "
+            "package.module:build, or a name of advcore.models such as squeezenet1_0; default: "
+            "the network of the package"
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help=".npy, (N, ...), or a folder of PNG and JPEG files; default: the digits of the "
+            "package"
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help=".npy, (N,) true classes; default: the model's prediction; of the package's "
+            "digits their own"
+        ),
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            help="class each image shall be taken for: next-likeliest, random, a number or name, "
+            "or .npy, (N,); default: random for the package's digits, untargeted for your own "
+            "images"
+        ),
+    ] = None,
+    untargeted: Annotated[bool, typer.Option("--untargeted", help="any wrong class will do")] = (
+        False
+    ),
+    starts: Annotated[
+        Path | None, typer.Option(help=".npy, (N, ...) adversarial images to start from too")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="attack the first COUNT images; default: all", min=0)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="write the result there (.npz); default: nowhere")
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            help="write original, adversarial, magnified difference there; default: "
+            "advcore_attack.png for the package's digits, grid.png in --output for a folder, "
+            "nowhere for your own arrays"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder for the pictures and table.csv where --images is a folder; default: "
+            "advcore_pictures"
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="side of the pictures of a folder; default: the model's", min=1),
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            help="names of the classes, .json or one a line; default: ImageNet's for 1,000 "
+            "classes, from ADVCORE_DATA"
+        ),
+    ] = None,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="write no picture")] = False,
+    norm: Annotated[str | None, typer.Option(hidden=True)] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
+    **options: Any,
+) -> None:
+    """Finds the smallest change of each image that gives it another class.
+
+    Without options: the package's network and its 1,000 MNIST digits, random targets.
+    """
+    with one_line_errors(debug) as stage:
+        options["penalty"] = penalty_from_norm(options["penalty"], norm, dashes="--", stacklevel=1)
+        Options(**options)  # wrong ones are refused before anything is read
+        if targets is not None and untargeted:
+            raise ValueError("--targets and --untargeted exclude each other")
+        if out is not None:
+            check_writable(out, "--out", [".npz"])
+        folder = None
+        if images is not None and images.is_dir():
+            folder = PictureFolder(images, output or Path("advcore_pictures"), size, names)
+            if options["levels"] not in (None, 256) or options["bounds"] != (0.0, 1.0):
+                raise ValueError("a folder of pictures is attacked with --levels 256, --bounds 0 1")
+            options["levels"] = 256
+        elif (output, size, names) != (None, None, None):
+            raise ValueError("--output, --size and --names need a folder of pictures as --images")
+        sources = Sources(model, images, labels, targets, untargeted, starts, count, folder)
+        inputs = read_inputs(sources, options["seed"], options["device"])
+        if picture is None and images is None:
+            picture = Path("advcore_attack.png")
+        if no_picture:
+            picture = None
+        if picture is not None:
+            from ..report import picture_suffixes
+
+            check_writable(picture, "--picture", picture_suffixes())
+        result, stop = _run(inputs, stage, options)
+        _print_table(result)
+        if out is not None:
+            result.save(out)
+            print(f"result: {out}")
+        if folder is not None:
+            grid = None if no_picture else picture or folder.output / "grid.png"
+            folder.write(inputs, result, grid)
+        elif picture is not None and len(inputs.images):
+            from ..report import picture_grid
+
+            picture_grid(picture, inputs.images, result, labels=inputs.labels)
+            print(f"picture: {picture}")
+    if isinstance(stop, KeyboardInterrupt):
+        print("error: interrupted; the images finished so far are in the result", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED)
+    if stop is not None:
+        raise _exit_with(stop)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the command line says that model and arrays come from."""
+
+    model: str | None
+    images: Path | None
+    labels: Path | None
+    targets: str | None
+    untargeted: bool
+    starts: Path | None
+    count: int | None
+    folder: PictureFolder | None
+
+
+def read_inputs(sources: Sources, seed: int, device: str | None) -> AttackInputs:
+    """Model and arrays of a run, cut to the first images if there is a count."""
+    model: Any = None
+    true_labels: NDArray[Any] | None = None
+    target_classes: NDArray[Any] | None = None
+    images: NDArray[Any]
+    if sources.images is None:
+        images, true_labels = data.embedded_digits()
+        if sources.labels is not None or sources.starts is not None:
+            raise ValueError("--labels and --starts need --images")
+        if sources.targets is None and not sources.untargeted:
+            target_classes = data.random_targets(true_labels, classes=10, seed=seed)
+    elif sources.folder is not None:
+        model = _load_model(sources.model)
+        images = sources.folder.read(model, sources.count)
+    else:
+        images = array(sources.images, "--images")
+    if sources.labels is not None:
+        true_labels = array(sources.labels, "--labels")
+    target_spec = sources.targets
+    if target_spec is not None and target_spec.endswith(".npy"):
+        target_classes, target_spec = array(Path(target_spec), "--targets"), None
+    starts = None if sources.starts is None else array(sources.starts, "--starts")
+    given = {"--labels": true_labels, "--targets": target_classes, "--starts": starts}
+    for option, values in given.items():
+        if values is not None and len(values) != len(images):
+            raise ValueError(f"{option} has {len(values)} entries for {len(images)} images")
+    model = _load_model(sources.model) if model is None else model
+    inputs = AttackInputs(model, images, true_labels, target_classes, starts).first(sources.count)
+    if target_spec is None and sources.folder is None:
+        return inputs
+    return _with_model_classes(inputs, target_spec, seed, device, sources.folder)
+
+
+def _load_model(source: str | None) -> Any:
+    if source in models.BUILDERS and source not in models.PRETRAINED:
+        print(f"note: {source} has its initial weights", file=sys.stderr)
+    return data.embedded_network() if source is None else loading.model(source)
+
+
+def _with_model_classes(
+    inputs: AttackInputs,
+    target_spec: str | None,
+    seed: int,
+    device: str | None,
+    folder: PictureFolder | None,
+) -> AttackInputs:
+    """The inputs with targets from a word of the command line.
+
+    Where there are no true labels, the classes that the model sees take their place.
+    """
+    forward, logits = evaluate(inputs.model, inputs.images, device)
+    labels = logits.argmax(axis=1)
+    if inputs.labels is not None:
+        labels = validate.classes(inputs.labels, "labels", len(labels), logits.shape[1])
+    names = class_names(None if folder is None else folder.names_file, logits.shape[1])
+    if folder is not None:
+        folder.forward, folder.class_names, folder.labels = forward, names, labels
+    targets = inputs.targets
+    if target_spec is not None:
+        targets = choose_targets(target_spec, logits, labels, names, seed)
+    true_labels = inputs.labels if targets is None else labels
+    return AttackInputs(inputs.model, inputs.images, true_labels, targets, inputs.starts)
+
+
+def _run(
+    inputs: AttackInputs, stage: Stage, options: dict[str, Any]
+) -> tuple[Result, BaseException | None]:
+    """The result, and the exception that cut it short if there is one. Shows a progress bar."""
+
+    def note_begin(_: advcore.Progress) -> None:
+        stage.name = "after the run"  # in the middle of it Ctrl-C comes as Interrupted
+
+    try:
+        result = advcore.minimize_distortion(
+            inputs.model,
+            inputs.images,
+            inputs.targets,
+            labels=inputs.labels,
+            starts=inputs.starts,
+            progress=True,
+            callback=note_begin,
+            **options,
+        )
+    except (advcore.Interrupted, advcore.ModelError, advcore.DeviceError) as stop:
+        if stop.result is None:  # the GPU failed before anything was computed
+            raise _exit_with(stop) from None
+        return stop.result, stop
+    return result, None
+
+
+def _exit_with(error: BaseException) -> typer.Exit:
+    """The exit after an error of the model or the GPU, which is printed as one line."""
+    text = " ".join(str(error).split())
+    text = text.replace("the exception's .result holds", "the table and --out hold")
+    print(f"error: {text}", file=sys.stderr)
+    return typer.Exit(RAISED)
+
+
+def _print_table(result: Result) -> None:
+    table = Table(show_header=False, title="minimum-distortion adversarial examples")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in summary_rows(result):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def summary_rows(result: Result) -> list[tuple[str, str]]:
+    """Lines (name, value) of the table; distortions are over the successes."""
+    count, successes = len(result.success), int(result.success.sum())
+    share = f" ({successes / count:.1%})" if count else ""
+    rows = [("success", f"{successes} of {count}{share}")]
+    if successes:
+        distortion = result.distortion[result.success]
+        rms = result.rms_distortion[result.success]
+        rows += [
+            (
+                "distortion ||r||",
+                f"mean {distortion.mean():.4f}, median {np.median(distortion):.4f}"
+                f"{already_note(result)}",
+            ),
+            ("RMS distortion sqrt(mean r^2)", f"mean {rms.mean():.5f}"),
+        ]
+    if count:
+        evaluations = result.evaluations
+        slowest = np.percentile(evaluations, 99)
+        rate = images_per_second(result)
+        rows += [
+            ("evaluations per image", f"mean {evaluations.mean():.1f}, p99 {slowest:.0f}"),
+            ("further forwards per image", f"mean {result.forwards.mean():.1f}"),
+            ("images per second", f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"),
+            ("status", ", ".join(f"{name} {n}" for name, n in result.status_counts().items())),
+        ]
+    rows.append(("seconds", f"{result.seconds:.3f}"))
+    rows += [
+        (f"engine: {key}", ISA_NAMES.get(str(value), str(value)) if key == "isa" else str(value))
+        for key, value in result.engine.items()
+    ]
+    return rows

@@ -1,0 +1,157 @@
+"""Write docs/options.md, the page of all options, from `advcore.options` itself.
+
+``--check`` compares the file in the repository with what this would write, and the environment
+variables below with those that the sources read.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from advcore.options import Options, option_info
+from advcore.solve.schedules import LARGE, NEEDED
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "options.md"
+PROGRAMS = ("advcore", "kernels", "csrc", "benchmarks")
+DATA = (
+    (
+        "model",
+        "a network, torch module, differentiable callable, or object with `forward` and `backward`",
+        "maps images to logits; [models.md](models.md)",
+    ),
+    ("images", "array or tensor `(N, ...)` inside the bounds", "the clean images"),
+    (
+        "targets",
+        "`None`, integer, or integers `(N,)`",
+        "class that each image shall be taken for; `None`: any class but `labels`",
+    ),
+    (
+        "labels",
+        "`None`, integer, or integers `(N,)`",
+        "true classes of an untargeted run; `None`: the model's own prediction. Where `targets` "
+        "are given, they are checked and otherwise ignored",
+    ),
+    (
+        "starts",
+        "`None`, array `(N, ...)` or `(N, S, ...)`, or (images, classes) of a pool",
+        "adversarial images from which further searches start. No result is farther than a start "
+        "that the model confirms",
+    ),
+)
+KINDS = {
+    "kinked": "ReLU or leaky ReLU, fully connected",
+    "convolutional": "ReLU or leaky ReLU with convolutions, or max-pooling",
+    "large": f"the same, images of {LARGE:,} values or more",
+    "saturating": "sigmoid or tanh",
+    "smooth": "others",
+}
+ENVIRONMENT = {
+    "ADVCORE_NUM_THREADS": "default of `threads`: an integer >= 1. Unset: all CPUs",
+    "ADVCORE_DATA": "folder with data sets and weights, which are then not downloaded: `mnist`, "
+    "`imagenet` with samples and class names, and `models`. Some tests and benchmarks need it",
+    "ADVCORE_ISA": "widest instruction set that the engine may use on the CPU: `base`, `v3` "
+    "(AVX2) or `v4` (AVX-512). Unset: the widest that the processor has",
+    "ADVCORE_PRECISION": "precision of the products of a native network on a GPU, by a name of "
+    "`advcore.kernels`. Results are verified in float32 in any case",
+    "ADVCORE_AUTOTUNE": "`0`: kernels for the GPU are not timed on their first use; the default "
+    "configuration is taken",
+    "ADVCORE_CACHE": "folder where the configurations of the GPU's kernels are kept. Unset: "
+    "`~/.cache/advcore`",
+    "ADVCORE_CUDA_LOOP": "`host`: the CPU starts each round of a run on the GPU, as it does where "
+    "the driver cannot loop by itself. For tests",
+    "ADVCORE_RESULTS": "folder where the benchmarks write their figures. Unset: "
+    "`benchmarks/results`",
+    "CUDA_LAUNCH_BLOCKING": "CUDA's own. `1`: launches wait for their end, so all images of a run "
+    "are copied to the GPU before its rounds begin",
+    "OMP_WAIT_POLICY": "OpenMP's own. `make` sets `passive`, so that idle threads of torch leave "
+    "the CPUs to the engine",
+}
+READ = r"(?:getenv\(|environ(?:\.get\(|\[))\s*\"(\w+)\""
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = (head, ("---",) * len(head), *rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown_default(name: str, default: object) -> str:
+    """The default of an option, with what it stands for where it names no value."""
+    text = repr(default).replace("'", '"')
+    if name in {"confidence", "tolerance"}:
+        text = f"{default:.0e}".replace("e-0", "e-")
+    without = option_info(name).without
+    for variable in ENVIRONMENT:
+        without = without.replace(variable, f"`{variable}`")
+    return f"`{text}`: {without}" if without else f"`{text}`"
+
+
+def generate() -> str:
+    """Text of the page."""
+    options = []
+    for entry in fields(Options):
+        info = option_info(entry.name)
+        meaning = info.meaning or info.help
+        default = shown_default(entry.name, entry.default)
+        options.append((f"`{entry.name}`", info.check.accepts, default, meaning))
+    data = [(f"`{name}`", values, meaning) for name, values, meaning in DATA]
+    budgets = [
+        (text, *(str(NEEDED[kind][effort]) for effort in ("default", "thorough")))
+        for kind, text in KINDS.items()
+    ]
+    variables = [(f"`{name}`", meaning) for name, meaning in ENVIRONMENT.items()]
+    return f"""# Options
+
+<!-- Made by tools/make_options.py from advcore/options.py; change that and run `make options`. -->
+
+`advcore.minimize_distortion(model, images, targets=None, *, labels=None, starts=None, ...)`
+
+{table(("argument", "values", "meaning"), data)}
+
+All options are keywords. Every error names the option, what was expected and what came.
+
+{table(("option", "values", "default", "meaning"), options)}
+
+`advcore attack` has the same options, with dashes in the place of underscores, except `progress`
+(it always shows a bar) and `callback`. `advcore attack --help` lists them.
+
+## Smallest budgets
+
+Where `max_evaluations` is less, the next lower effort runs in the place of the effort, and
+`result.engine["effort"]` says so.
+
+{table(("network", '`"default"`', '`"thorough"`'), budgets)}
+
+## Environment variables
+
+{table(("variable", "meaning"), variables)}
+"""
+
+
+def variables_read() -> set[str]:
+    """Environment variables that the sources read."""
+    sources = [path for folder in PROGRAMS for path in (ROOT / folder).rglob("*")]
+    endings = {".py", ".h", ".cpp", ".cu", ".cuh"}
+    texts = [path.read_text() for path in sources if path.suffix in endings]
+    return {name for text in texts for name in re.findall(READ, text)}
+
+
+def main() -> None:
+    """Write the page, or with --check fail if it is not up to date."""
+    if "--check" not in sys.argv[1:]:
+        PAGE.write_text(generate())
+        return
+    if PAGE.read_text() != generate():
+        sys.exit(f"{PAGE.name} is not up to date: run `make options`")
+    own = {name for name in ENVIRONMENT if name != "OMP_WAIT_POLICY"}  # the Makefile's
+    if different := own ^ variables_read():
+        sys.exit(f"ENVIRONMENT in {Path(__file__).name}: {', '.join(sorted(different))}")
+
+
+if __name__ == "__main__":
+    main()
