@@ -1,4 +1,4 @@
-"""Digits and the network that travel with the package, and the full MNIST from disk or a mirror."""
+"""The digits and the network of the package, and the full MNIST from disk or a mirror."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-# file stem: SHA-256 of the canonical .gz (checked on download) and of the IDX file inside it
-# (checked on every load: 0.04 s for the largest, and true for a file compressed anew).
+# Each file stem has the SHA-256 of the canonical .gz and of the IDX file inside it. The first is
+# checked on download. The second is checked on every load, which takes 0.04 s for the largest and
+# also accepts a file that was compressed anew.
 _FILES = {
     "train-images-idx3-ubyte": (
         "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -46,16 +47,22 @@ _IDX_UINT8 = 0x08
 
 
 def mnist(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """MNIST (LeCun, Cortes, Burges): (N, 784) float32 images in [0, 1] and (N,) int64 labels.
+    """Load MNIST (LeCun, Cortes, Burges).
 
-    `split` is "train" (60,000) or "test" (10,000). Read from ``$ADVCORE_DATA/mnist`` if that
-    variable is set, else downloaded once into the user's cache; both are checked by SHA-256.
+    `split` is "train" (60,000) or "test" (10,000). The files are read from
+    ``$ADVCORE_DATA/mnist`` if that variable is set. Otherwise they are downloaded once into the
+    user's cache. Both are checked by SHA-256.
+
+    Returns
+    -------
+    The images (N, 784), float32 in [0, 1], and the labels (N,) int64.
 
     Raises
     ------
-    FileNotFoundError : ADVCORE_DATA is set and the file is not there.
+    FileNotFoundError : ADVCORE_DATA is set and the file does not exist.
     ImportError : a download is needed and pooch is missing (extra "data").
-    ValueError : unknown split, or a file that is not the canonical one.
+    OSError : no mirror can be reached.
+    ValueError : the split is unknown, or a file is not the canonical one.
     """
     if split not in _SPLITS:
         raise ValueError(f'split must be "train" or "test", got {split!r}')
@@ -65,13 +72,18 @@ def mnist(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def embedded_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The first 1,000 MNIST test digits: (1000, 784) float32 in [0, 1] and (1000,) int64 labels."""
+    """Load the first 1,000 MNIST test digits.
+
+    Returns
+    -------
+    The images (1000, 784), float32 in [0, 1], and the labels (1000,) int64.
+    """
     with np.load(_DATA / "mnist_test_1000.npz") as data:
         return _unit_interval(data["images"]), data["labels"].astype(np.int64)
 
 
 def embedded_network() -> Network:
-    """FC100-100-10 with sigmoids, trained on MNIST by tools/train_embedded.py."""
+    """Load FC100-100-10 with sigmoids, trained on MNIST by tools/train_embedded.py."""
     from .network import Network
 
     return Network.load(_DATA / "fc100_100_10.safetensors")
@@ -80,7 +92,10 @@ def embedded_network() -> Network:
 def random_targets(
     labels: NDArray[np.integer[Any]], *, classes: int, seed: int
 ) -> NDArray[np.int64]:
-    """(N,) int64, each uniform over the classes other than the label; the same for one seed."""
+    """Draw targets (N,) int64, each uniform over the classes other than the label.
+
+    The same seed gives the same targets.
+    """
     shift = np.random.default_rng(seed).integers(1, classes, len(labels))
     return (labels.astype(np.int64) + shift) % classes
 

@@ -1,4 +1,7 @@
-"""Pictures of results. Needs matplotlib (``pip install "advcore[plots]"``)."""
+"""Pictures of results.
+
+The module needs matplotlib (``pip install "advcore[plots]"``).
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,22 @@ def picture_grid(
     count: int = 10,
     magnify: float = 10.0,
 ) -> None:
-    """Writes original, adversarial image and difference, one column for each of `count` successes.
+    """Write original, adversarial image and difference, one column for each of `count` successes.
 
-    Without a success the first images are drawn. `images` as given to `minimize_distortion`:
-    (N, H, W), (N, 1 or 3, H, W), (N, H, W, 1 or 3), or (N, n) with n a square number.
+    Without a success the first images are drawn.
+
+    Parameters
+    ----------
+    path : file of the picture. Its ending gives the format.
+    images : images as given to `minimize_distortion`. Their shape is (N, H, W), (N, 1 or 3, H, W),
+        (N, H, W, 1 or 3), or (N, n) with n a square number.
+    labels : (N,) true classes, drawn above the images.
+    magnify : factor of the difference.
+
+    Raises
+    ------
+    ValueError : there is no image, or images of this shape cannot be drawn.
+    ImportError : matplotlib is not installed.
     """
     columns = np.flatnonzero(result.success)
     columns = (columns if len(columns) else np.arange(len(images)))[:count]
@@ -49,7 +64,7 @@ def picture_grid(
 
 
 def picture_suffixes() -> set[str]:
-    """Endings of the files that `picture_grid` writes."""
+    """Return the endings of the files that `picture_grid` can write."""
     require("matplotlib", "plots", "the picture")
     from matplotlib.figure import Figure
 
@@ -67,38 +82,41 @@ def adversarial_figure(
     measure: str = "distortion ||r||",
     digits: int = 2,
 ) -> Figure:
-    """Original, adversarial image and difference, a column for each image.
+    """Draw original, adversarial image and difference, a column for each image.
 
-    The difference is magnify * r on a scale from minus to plus the range of the images, blue to
-    red, or around middle grey for colour images. Above the images stand `labels` and `predictions`
-    (of the adversarial ones), below `distortions`, which are named by `measure`.
+    The difference is magnify * r on a scale from minus to plus the range of the images. The scale
+    runs from blue to red, or around middle grey for colour images. `labels` stand above the
+    originals and `predictions` above the adversarial images. `distortions` stand below, and
+    `measure` names them.
     """
     require("matplotlib", "plots", "the picture")
     from matplotlib.figure import Figure
 
-    before, after = displayable(images), displayable(adversarial)
-    low, high = float(before.min()), float(before.max())
+    originals, perturbed = displayable(images), displayable(adversarial)
+    low, high = float(originals.min()), float(originals.max())
     span = high - low if high > low else 1.0
-    difference = 0.5 + 0.5 * magnify * (after - before) / span
-    figure = Figure(figsize=(1.1 * len(before) + 0.4, 4.1), dpi=150, layout="constrained")
+    difference = 0.5 + 0.5 * magnify * (perturbed - originals) / span
+    figure = Figure(figsize=(1.1 * len(originals) + 0.4, 4.1), dpi=150, layout="constrained")
     axes = picture_rows(
         figure,
         [
-            ("original", (before - low) / span, "gray"),
-            ("adversarial", (after - low) / span, "gray"),
+            ("original", (originals - low) / span, "gray"),
+            ("adversarial", (perturbed - low) / span, "gray"),
             (f"difference x{magnify:g}", difference, "RdBu_r"),
         ],
     )
-    for place in range(len(before)):
+    for place in range(len(originals)):
         if labels is not None:
             axes[0, place].set_title(str(int(labels[place])))
         axes[1, place].set_title(f"\N{RIGHTWARDS ARROW} {int(predictions[place])}")
         axes[2, place].set_xlabel(f"{float(distortions[place]):.{digits}f}")
     if difference.ndim == 3:
-        note, last = "red: brighter,\nblue: darker", axes[2, -1]
-        last.text(
-            *(1.08, 0.5, note),
-            transform=last.transAxes,
+        note, last_axes = "red: brighter,\nblue: darker", axes[2, -1]
+        last_axes.text(
+            1.08,
+            0.5,
+            note,
+            transform=last_axes.transAxes,
             fontsize="x-small",
             rotation=90,
             va="center",
@@ -110,9 +128,9 @@ def adversarial_figure(
 def picture_rows(
     figure: FigureBase, rows: Sequence[tuple[str, NDArray[np.float64], str]]
 ) -> NDArray[Any]:
-    """Draws rows of pictures, each a name, (B, H, W[, 3]) values, cut to [0, 1], and a colour map.
+    """Draw rows of pictures, and return the axes (rows, B).
 
-    Returns the axes (rows, B).
+    rows : for each row a name, values (B, H, W[, 3]), which are cut to [0, 1], and a colour map.
     """
     axes: NDArray[Any] = figure.subplots(len(rows), len(rows[0][1]), squeeze=False)
     for (name, pictures, colours), line in zip(rows, axes, strict=True):
@@ -125,7 +143,12 @@ def picture_rows(
 
 
 def displayable(images: NDArray[Any]) -> NDArray[np.float64]:
-    """(B, H, W) or (B, H, W, 3) float64 from the layouts named in `picture_grid`."""
+    """Convert the layouts of `picture_grid` to (B, H, W) or (B, H, W, 3) float64.
+
+    Raises
+    ------
+    ValueError : images of this shape cannot be drawn.
+    """
     pixels = np.asarray(images, dtype=np.float64)
     if pixels.ndim == 2:
         side = math.isqrt(pixels.shape[1])

@@ -21,9 +21,9 @@ import torch
 from matplotlib.figure import Figure as Drawing
 from torch import Tensor
 
-from advcore.experiments.networks import Recipe
-from advcore.experiments.run import Run
-from advcore.experiments.tables import Figure, Outcome, Table
+from advcore.experiments.parts.networks import Recipe
+from advcore.experiments.parts.run import Run
+from advcore.experiments.parts.tables import Figure, Outcome, Table
 
 SMALL = Recipe("fc10", (1e-4,), "embedded", 0, 1, 100, 0.1, "sgd")
 

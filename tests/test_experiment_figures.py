@@ -14,10 +14,11 @@ pytest.importorskip("joblib")
 
 import torch
 
-from advcore.experiments import figures, pictures
-from advcore.experiments.attacks import adversarial_set
-from advcore.experiments.run import Run
-from advcore.experiments.tables import Outcome
+from advcore.experiments import figures
+from advcore.experiments.parts import pictures
+from advcore.experiments.parts.attacks import adversarial_set
+from advcore.experiments.parts.run import Run
+from advcore.experiments.parts.tables import Outcome
 
 
 @pytest.fixture(scope="module")

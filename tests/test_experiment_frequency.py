@@ -14,9 +14,10 @@ pytest.importorskip("joblib")
 
 import torch
 
-from advcore.experiments import frequency, radial
-from advcore.experiments.run import Run
-from advcore.experiments.tables import Outcome
+from advcore.experiments import frequency
+from advcore.experiments.parts import radial
+from advcore.experiments.parts.run import Run
+from advcore.experiments.parts.tables import Outcome
 
 DIMENSION = 50
 
@@ -154,7 +155,7 @@ def test_shares_of_one_image_by_hand(run: Run) -> None:
     network = run.trained([run.recipe("fc10", 0)])[0]
     settings = frequency.SETTINGS["tiny"]
     count, directions = settings.size("FC10(1e-4)")
-    made = radial.measured(
+    made = radial.direction_shares(
         *(run, network),
         count=count,
         directions=directions,
@@ -189,7 +190,7 @@ def test_random_directions_on_mnist(tmp_path: Path) -> None:
     run = Run(tmp_path, scale="tiny", seeds=1)
     network = run.trained([run.recipe("fc10", 0, epochs=1)])[0]
     ratios = np.array([4.0, 30.0])
-    made = radial.measured(
+    made = radial.direction_shares(
         *(run, network), count=60, directions=20, radii=np.array([0.5, 30.0]), ratios=ratios
     )
     assert made["free points ratio"][:, 0].max() == 0

@@ -22,14 +22,14 @@ from torch import nn
 
 from advcore import data
 from advcore.experiments import table5
-from advcore.experiments.attacks import adversarial_set
-from advcore.experiments.lipschitz import (
+from advcore.experiments.parts.attacks import adversarial_set
+from advcore.experiments.parts.lipschitz import (
     bounds,
     layers_of,
     response,
 )
-from advcore.experiments.run import Run
-from advcore.experiments.tables import Outcome, Table
+from advcore.experiments.parts.run import Run
+from advcore.experiments.parts.tables import Outcome, Table
 from advcore.models import pretrained
 from advcore.models.pretrained import Expand
 

@@ -12,12 +12,13 @@ pytest.importorskip("torch")
 pytest.importorskip("joblib")
 
 from advcore import data, models
-from advcore.experiments import halves, table1, table2, table3, table4
-from advcore.experiments.attacks import AdversarialSet, adversarial_set
-from advcore.experiments.networks import CONVOLUTIONAL, PAPER
-from advcore.experiments.run import Run
-from advcore.experiments.tables import Outcome, Table
-from advcore.experiments.transfer import cross_errors, published_rows
+from advcore.experiments import table1, table2, table3, table4
+from advcore.experiments.parts import halves
+from advcore.experiments.parts.attacks import AdversarialSet, adversarial_set, mean_penalty
+from advcore.experiments.parts.networks import CONVOLUTIONAL, PAPER
+from advcore.experiments.parts.run import Run
+from advcore.experiments.parts.tables import Outcome, Table
+from advcore.experiments.parts.transfer import cross_errors, published_rows
 from advcore.models import training
 
 ALL = [*PAPER, *CONVOLUTIONAL]
@@ -91,7 +92,7 @@ def test_penalty_minimiser_counts_clean_adversarial_images_as_zero() -> None:
         penalty_rms=np.array([np.nan, 0.2, np.nan], np.float32),
         success=np.array([True, True, False]),
     )
-    assert table1.mean_penalty(made) == pytest.approx(0.1)
+    assert mean_penalty(made) == pytest.approx(0.1)
 
 
 def test_table2_own_examples_always_deceive(run: Run, first: Outcome) -> None:

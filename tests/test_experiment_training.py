@@ -15,12 +15,13 @@ pytest.importorskip("joblib")
 import torch
 
 from advcore import models
-from advcore.experiments import feedback, layers, networks, tuning
+from advcore.experiments import layers
 from advcore.experiments import training as experiment
-from advcore.experiments.digits import Digits
-from advcore.experiments.feedback import Feedback, Feeder, Pool
-from advcore.experiments.run import Run
-from advcore.experiments.tables import Outcome, Table
+from advcore.experiments.parts import feedback, make, networks, tuning
+from advcore.experiments.parts.digits import Digits
+from advcore.experiments.parts.feedback import Feedback, Feeder, Pool
+from advcore.experiments.parts.run import Run
+from advcore.experiments.parts.tables import Outcome, Table
 from advcore.models import training
 
 SMALL = Feedback((0, 1, 2), size=120, share=0.1, every=3, warmup=2, batch=16)
@@ -97,7 +98,7 @@ def test_examples_deceive_the_layers_above_and_keep_their_labels(
     assert torch.equal(pool.labels, digits[1][pool.rows])
     assert len(pool.rows.unique()) > 80  # 120 of 800 drawn at random
     assert pool.values.shape == h.shape
-    assert pool.found == pool.attacks == 120
+    assert pool.successes == pool.attacks == 120
     assert pool.values.min() >= 0
     assert pool.values.max() <= 1
     wrong = logits(network, layer, pool.values).argmax(1) != pool.labels
@@ -203,10 +204,10 @@ def test_training_is_reproducible_and_the_pools_take_part() -> None:
     wanted = networks.recipe("tiny", "embedded", "fc100_100_10", 0, epochs=5, feedback=pool.pairs())
     weights, facts = [], []
     for recipe in (wanted, wanted, replace(wanted, feedback=replace(pool, weight=0).pairs())):
-        model, made = networks.train(recipe)
+        model, made = make.train(recipe)
         weights.append(torch.cat([w.flatten() for w in model.parameters()]))
         facts.append(made)
-    plain, _ = networks.train(replace(wanted, feedback=None))
+    plain, _ = make.train(replace(wanted, feedback=None))
     assert torch.equal(weights[0], weights[1])
     assert facts[0]["rms"] == facts[1]["rms"]
     assert not torch.equal(weights[0], weights[2])

@@ -15,9 +15,10 @@ pytest.importorskip("joblib")
 import torch
 
 from advcore import models
-from advcore.experiments import directions, units
-from advcore.experiments.run import Run
-from advcore.experiments.tables import Outcome, Table
+from advcore.experiments import units
+from advcore.experiments.parts import directions
+from advcore.experiments.parts.run import Run
+from advcore.experiments.parts.tables import Outcome, Table
 
 
 @pytest.fixture(scope="module")

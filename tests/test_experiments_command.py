@@ -25,10 +25,10 @@ from typer.testing import CliRunner, Result
 
 from advcore import experiments
 from advcore.cli import reproduce
-from advcore.experiments import report
-from advcore.experiments.digits import Digits
-from advcore.experiments.run import Run
-from advcore.experiments.tables import Figure, Outcome
+from advcore.experiments.parts import report
+from advcore.experiments.parts.digits import Digits
+from advcore.experiments.parts.run import Run
+from advcore.experiments.parts.tables import Figure, Outcome
 
 
 class Fake:

@@ -20,11 +20,12 @@ pytest.importorskip("typer")
 import torch
 from small_experiments import SMALL, counted, new_run, small_outcome, small_table
 
-from advcore.experiments import networks
-from advcore.experiments.digits import Digits, gaussian_noise
-from advcore.experiments.networks import Recipe
-from advcore.experiments.run import Run, digest
-from advcore.experiments.tables import Cell, Figure, Outcome
+from advcore.experiments.parts import make, networks
+from advcore.experiments.parts.digits import Digits, gaussian_noise
+from advcore.experiments.parts.files import digest
+from advcore.experiments.parts.networks import Recipe
+from advcore.experiments.parts.run import Run
+from advcore.experiments.parts.tables import Cell, Figure, Outcome
 
 # --- tables
 
@@ -204,7 +205,7 @@ def test_networks_trained_side_by_side_are_those_of_one_process(tmp_path: Path) 
 def test_networks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = [replace(SMALL, seed=seed) for seed in range(3)]
     calls: list[int] = []
-    real = networks.train
+    real = make.train
 
     def train(wanted: Recipe) -> Any:
         calls.append(wanted.seed)
@@ -212,7 +213,7 @@ def test_networks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             raise KeyboardInterrupt
         return real(wanted)
 
-    monkeypatch.setattr(networks, "train", train)
+    monkeypatch.setattr(make, "train", train)
     with pytest.raises(KeyboardInterrupt):
         new_run(tmp_path, workers=1).trained(recipes)
     run = new_run(tmp_path, workers=1)

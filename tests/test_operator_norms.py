@@ -17,7 +17,7 @@ import torch
 from small_experiments import matrix_of
 from torch import Tensor, nn
 
-from advcore.experiments.lipschitz import (
+from advcore.experiments.parts.lipschitz import (
     Layer,
     bounds,
     describe,
@@ -29,7 +29,7 @@ from advcore.experiments.lipschitz import (
     response,
     without_bias,
 )
-from advcore.experiments.spectral import (
+from advcore.experiments.parts.spectral import (
     circular_norm,
     jacobian_norm,
     largest_singular_value,

@@ -21,12 +21,12 @@ import torch
 from torch import nn
 
 from advcore.experiments import table5
-from advcore.experiments.lipschitz import (
+from advcore.experiments.parts.lipschitz import (
     fourier_bound,
     layers_of,
     lipschitz,
 )
-from advcore.experiments.spectral import (
+from advcore.experiments.parts.spectral import (
     operator_norm,
 )
 from advcore.models import pretrained

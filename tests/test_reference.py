@@ -300,8 +300,8 @@ def test_bracket_gives_up_when_every_c_ends_alike(success: bool) -> None:
         bracket.update(bracket.propose(), success)
         solves += 1
         assert solves < 60
-    assert bracket.low_seen == success
-    assert bracket.high_seen != success
+    assert bracket.low_confirmed == success
+    assert bracket.high_confirmed != success
 
 
 @pytest.mark.parametrize(

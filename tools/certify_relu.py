@@ -2,21 +2,23 @@
 
     python tools/certify_relu.py tests/data/certified_relu.safetensors
 
-Trains networks on digits averaged over 4x4 pixels, then solves targeted problems on the package's
-digits by branch and bound. Needs torch, piqp, clarabel and, for the networks trained on all of
-MNIST, data.mnist. Problems that the file holds already are kept: it can be stopped and run again.
+The program trains networks on digits averaged over 4x4 pixels. Then it solves targeted problems on
+the package's digits by branch and bound. It needs torch, piqp and clarabel, and data.mnist for the
+networks trained on all of MNIST. Problems that the file holds already are not solved again, so the
+program can be stopped and started again.
 
-The problem: min ||x - x0|| subject to z_t(x) - z_j(x) >= CONFIDENCE for all j != t and 0 <= x <= 1,
-with the logits z of the stored float32 weights in exact arithmetic. CONFIDENCE is the default that
-the engine asks for, on its float32 logits; their rounding of 1e-6 is worth 1e-6 of a distortion.
+The problem is min ||x - x0|| subject to z_t(x) - z_j(x) >= CONFIDENCE for all j != t and
+0 <= x <= 1. The logits z are those of the stored float32 weights in exact arithmetic. CONFIDENCE is
+the engine's default, which holds for its float32 logits. Their rounding of 1e-6 changes a
+distortion by 1e-6.
 
-Method: each unit is on, off, or relaxed to the triangle over its bounds; a node of the search is a
-convex quadratic program. Its value is not taken from a solver: the multipliers that the solver
-returns (PIQP; Clarabel where PIQP does not converge) are put into the Lagrangian, whose minimum
-over the box is computed in float64. That is a lower bound for whatever multipliers, so a wrong
-solution or a wrong claim of infeasibility makes the search longer, never the certificate wrong: a
-node without a point is closed only by multipliers that prove its bound. Upper bounds are points
-whose margin a float64 forward confirms.
+Each unit is on, off, or relaxed to the triangle over its bounds, so that a node of the search is a
+convex quadratic program. Its value is not taken from a solver. The multipliers that the solver
+returns (PIQP, or Clarabel where PIQP does not converge) are put into the Lagrangian, whose minimum
+over the box is computed in float64. That is a lower bound for any multipliers. So a wrong solution
+or a wrong claim of infeasibility makes the search longer, but never the certificate wrong. A node
+without a point is closed only by multipliers that prove its bound. Upper bounds are points whose
+margin a float64 forward confirms.
 """
 
 from __future__ import annotations
@@ -41,42 +43,49 @@ from advcore.models import training
 from advcore.network import safetensors as tensorfile
 
 Array = NDArray[np.float64]
-Phases = tuple[NDArray[np.int8], NDArray[np.int8]]  # ON, OFF or OPEN of the units of both layers
+Phases = tuple[NDArray[np.int8], NDArray[np.int8]]
+"""The phases ON, OFF or OPEN of the units of both layers."""
 
 VERSION = "1"
 SEED = 0
 CONFIDENCE = 1e-4
 GAP = 5e-6
-"""Relative, of the distortion, at which a search ends."""
+"""Relative gap between the bounds of the distortion at which a search ends."""
 SMALLEST = 0.02
-"""Distortions below are left out: the rounding of float32 logits is more than the gap there."""
+"""Smallest distortion that is certified. Below it float32 logits round by more than the gap."""
 HELD_OUT = 200
-"""The first digits of the package, which are attacked; the other 800 train a network."""
+"""Number of the package's first digits, which are attacked. The other 800 train a network."""
 ON, OFF, OPEN = 1, -1, 0
 GRID = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0])
-"""Multipliers of the ball, as shares of the one without a box, that its bounds are tried with."""
+"""Multipliers of the ball that `Problem.largest` tries, as shares of the one without a box."""
 
 
 def pooled(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N, 784) digits averaged over 4x4 pixels, (N, 49)."""
+    """Average digits (N, 784) over 4x4 pixels to (N, 49)."""
     blocks = images.astype(np.float64).reshape(-1, 7, 4, 7, 4)
     return np.asarray(blocks.mean(axis=(2, 4)).reshape(-1, 49), np.float32)
 
 
 @dataclass
 class Task:
-    """A network to train and how many problems to try on it."""
+    """A network to train, and the problems to try on it.
+
+    problems : number of problems.
+    full : whether it is trained on all of MNIST with less decay, which gives larger weights and
+        more local minima.
+    """
 
     sizes: tuple[int, ...]
     problems: int
     full: bool = False
-    """Trained on all of MNIST, with less decay: larger weights, and more basins."""
 
     @property
     def name(self) -> str:
+        """The name of the network in the file."""
         return "-".join(map(str, self.sizes)) + (" mnist" if self.full else "")
 
     def train(self) -> Network:
+        """Train the network and print its error."""
         torch.manual_seed(SEED)
         modules: list[torch.nn.Module] = []
         for i in range(len(self.sizes) - 1):
@@ -120,7 +129,13 @@ TASKS = (
 
 @dataclass
 class Node:
-    """Phases of the units, and the proven bound on ||r||^2 / 2."""
+    """One node of the search.
+
+    phases : phases of the units.
+    bound : proven lower bound of ||r||^2 / 2.
+    x : point of the relaxation.
+    scores : score of each unit for branching, -1 for units that are not relaxed.
+    """
 
     phases: Phases
     bound: float
@@ -130,18 +145,22 @@ class Node:
 
 @dataclass
 class Program:
-    """min ||x - x0||^2 / 2 subject to G v <= g, v = (x, h) in [low, high]."""
+    """The program min ||x - x0||^2 / 2 subject to G v <= g, with v = (x, h) in [low, high].
+
+    units : the units that have a variable h, numbered over both layers.
+    upper : rows of G that hold the upper sides of their triangles.
+    """
 
     G: Array
     g: Array
     low: Array
     high: Array
-    units: NDArray[np.intp]  # of all units of both layers, those that have a variable
-    upper: NDArray[np.intp]  # rows of G that hold the upper sides of their triangles
+    units: NDArray[np.intp]
+    upper: NDArray[np.intp]
 
 
 class Problem:
-    """One image and target: bounds of the units, relaxations, exact forward."""
+    """The problem of one image and target, with bounds of the units, relaxations and margin."""
 
     def __init__(self, network: Network, x0: Array, target: int) -> None:
         self.W = [layer.weight.astype(np.float64) for layer in network.layers]
@@ -150,22 +169,23 @@ class Problem:
         self.D = self.W[2][target] - self.W[2][others]
         self.d = self.b[2][target] - self.b[2][others] - CONFIDENCE
         self.x0, self.n = x0, len(x0)
-        self.radius, self.first = -1.0, (x0, x0)  # bounds of the first layer at that radius
+        self.radius, self.first_bounds = -1.0, (x0, x0)  # first layer's bounds at that radius
 
     def margin(self, x: Array) -> float:
-        """Exact margin less CONFIDENCE."""
+        """Return the exact margin minus CONFIDENCE."""
         h = np.maximum(self.W[0] @ x + self.b[0], 0)
         return float((self.D @ np.maximum(self.W[1] @ h + self.b[1], 0) + self.d).min())
 
     def phases_at(self, x: Array) -> Phases:
+        """Return the phases of the units at `x`."""
         z1 = self.W[0] @ x + self.b[0]
         z2 = self.W[1] @ np.maximum(z1, 0) + self.b[1]
         return np.where(z1 > 0, ON, OFF).astype(np.int8), np.where(z2 > 0, ON, OFF).astype(np.int8)
 
     def largest(self, A: Array, c: Array, radius: float) -> Array:
-        """Upper bounds of ``A @ x + c`` over the box and the ball of `radius` around x0.
+        """Return upper bounds of ``A @ x + c`` over the box and the ball of `radius` around x0.
 
-        max a'x <= mu R^2 / 2 + max over the box of a'x - mu ||x - x0||^2 / 2 for every mu >= 0.
+        For every mu >= 0, max a'x <= mu R^2 / 2 + max over the box of a'x - mu ||x - x0||^2 / 2.
         """
         low, high = np.maximum(-self.x0, -radius), np.minimum(1 - self.x0, radius)
         mu = GRID[:, None] * np.linalg.norm(A, axis=1) / radius
@@ -173,16 +193,20 @@ class Problem:
             r = np.where(mu[..., None] > 0, A / mu[..., None], np.where(A > 0, high, low))
         r = np.clip(np.nan_to_num(r), low, high)
         value = (A * r).sum(axis=2) + mu / 2 * (radius**2 - (r * r).sum(axis=2))
-        best: Array = value.min(axis=0) + A @ self.x0 + c
-        return best + 1e-12 * (1 + np.abs(best))
+        bound: Array = value.min(axis=0) + A @ self.x0 + c
+        return bound + 1e-12 * (1 + np.abs(bound))
 
     def unit_bounds(self, phases: Phases, radius: float) -> tuple[Array, Array, Array, Array]:
-        """Bounds of the inputs of both layers' ReLUs where the phases hold and ||r|| <= radius."""
+        """Return the bounds l1, u1, l2, u2 of the inputs of both layers' ReLUs.
+
+        They hold where the units have these phases and ||r|| <= radius.
+        """
         W1, W2 = self.W[0], self.W[1]
         if radius != self.radius:
             self.radius = radius
-            self.first = -self.largest(-W1, -self.b[0], radius), self.largest(W1, self.b[0], radius)
-        l1, u1 = self.first
+            low, high = -self.largest(-W1, -self.b[0], radius), self.largest(W1, self.b[0], radius)
+            self.first_bounds = low, high
+        l1, u1 = self.first_bounds
         on, off = phases[0] == ON, phases[0] == OFF
         l1, u1 = np.where(on, np.maximum(l1, 0), l1), np.where(off, np.minimum(u1, 0), u1)
         always, never = l1 >= 0, u1 <= 0
@@ -190,49 +214,51 @@ class Problem:
         lh, uh = np.maximum(l1, 0), np.maximum(u1, 0)
         l2 = plus @ lh + minus @ uh + self.b[1]
         u2 = plus @ uh + minus @ lh + self.b[1]
-        # relu(z) <= slope z + lift, and >= flat z, on [l1, u1]; then bounds over box and ball.
+        # On [l1, u1], flat z <= relu(z) <= slope z + lift; these give bounds over box and ball.
         relaxed = ~always & ~never
         slope = np.where(always, 1.0, 0.0)
         slope[relaxed] = u1[relaxed] / (u1[relaxed] - l1[relaxed])
         lift = np.where(relaxed, -slope * l1, 0.0)
         flat = np.where(relaxed, (u1 > -l1).astype(float), slope)
-        above, below = plus * slope + minus * flat, plus * flat + minus * slope
-        top = above @ self.b[0] + plus @ lift + self.b[1]
-        bottom = below @ self.b[0] + minus @ lift + self.b[1]
-        u2 = np.minimum(u2, self.largest(above @ W1, top, radius))
-        l2 = np.maximum(l2, -self.largest(-below @ W1, -bottom, radius))
+        upper_matrix, lower_matrix = plus * slope + minus * flat, plus * flat + minus * slope
+        top = upper_matrix @ self.b[0] + plus @ lift + self.b[1]
+        bottom = lower_matrix @ self.b[0] + minus @ lift + self.b[1]
+        u2 = np.minimum(u2, self.largest(upper_matrix @ W1, top, radius))
+        l2 = np.maximum(l2, -self.largest(-lower_matrix @ W1, -bottom, radius))
         return l1, u1, l2, u2
 
     def program(self, phases: Phases, radius: float) -> Program | None:
-        """The relaxation; None where the bounds contradict the phases."""
+        """Return the relaxation, or None where the bounds contradict the phases."""
         l1, u1, l2, u2 = self.unit_bounds(phases, radius)
         fixed = []
-        for given, low, high in zip(phases, (l1, l2), (u1, u2), strict=True):
-            if ((given == ON) & (high < 0)).any() or ((given == OFF) & (low > 0)).any():
+        for layer_phases, low, high in zip(phases, (l1, l2), (u1, u2), strict=True):
+            if ((layer_phases == ON) & (high < 0)).any() or (
+                (layer_phases == OFF) & (low > 0)
+            ).any():
                 return None
             stable = np.where(low >= 0, ON, np.where(high <= 0, OFF, OPEN))
-            fixed.append(np.where(given == OPEN, stable, given))
+            fixed.append(np.where(layer_phases == OPEN, stable, layer_phases))
         open1, open2 = np.flatnonzero(fixed[0] == OPEN), np.flatnonzero(fixed[1] == OPEN)
         n, size = self.n, self.n + len(open1) + len(open2)
         rows, limits, upper = [], [], np.empty(0, int)
 
-        # Inputs Z v + zc and outputs E v + ec of a layer's ReLUs are affine in v.
+        # The inputs Z v + zc and the outputs E v + ec of a layer's ReLUs are affine in v.
         Z, zc = np.zeros((len(l1), size)), self.b[0]
         Z[:, :n] = self.W[0]
-        first, count = n, 0
+        offset, count = n, 0
         for layer, (opened, low, high) in enumerate(((open1, l1, u1), (open2, l2, u2))):
             on = fixed[layer] == ON
             E, ec = np.where(on[:, None], Z, 0.0), np.where(on, zc, 0.0)
-            E[opened, first + np.arange(len(opened))] = 1.0
+            E[opened, offset + np.arange(len(opened))] = 1.0
             a = high[opened] / (high[opened] - low[opened])
-            own, aZ = E[opened], a[:, None] * Z[opened]
+            outputs, aZ = E[opened], a[:, None] * Z[opened]
             forced = np.flatnonzero(phases[layer] != OPEN)
             sign = -phases[layer][forced].astype(float)
-            rows += [Z[opened] - own, own - aZ, sign[:, None] * Z[forced]]
+            rows += [Z[opened] - outputs, outputs - aZ, sign[:, None] * Z[forced]]
             limits += [-zc[opened], a * (zc[opened] - low[opened]), -sign * zc[forced]]
             upper = np.append(upper, count + len(opened) + np.arange(len(opened)))
             count += 2 * len(opened) + len(forced)
-            first += len(opened)
+            offset += len(opened)
             if layer == 0:
                 Z, zc = self.W[1] @ E, self.W[1] @ ec + self.b[1]
         rows.append(-self.D @ E)
@@ -243,18 +269,21 @@ class Problem:
         return Program(np.concatenate(rows), np.concatenate(limits), low, high, units, upper)
 
     def bound(self, program: Program, multipliers: Array) -> float:
-        """Minimum of the Lagrangian over the box: for multipliers >= 0 a bound of the program's."""
+        """Return the minimum of the Lagrangian over the box.
+
+        For multipliers >= 0 it is a lower bound of the program's minimum.
+        """
         q = program.G.T @ multipliers
         x = np.clip(self.x0 - q[: self.n], program.low[: self.n], program.high[: self.n])
         rest = np.minimum(q[self.n :] * program.high[self.n :], 0).sum()
         value = ((x - self.x0) ** 2).sum() / 2 + q[: self.n] @ x + rest - multipliers @ program.g
-        # The terms' rounding, generously.
+        # 1e-14 times the size of the terms is more than their rounding.
         size = np.abs(multipliers) @ (np.abs(program.g) + np.abs(program.G).sum(axis=1))
         return float(value - 1e-14 * size)
 
 
 def by_piqp(x0: Array, program: Program) -> tuple[Array, Array]:
-    """Point and multipliers of a program; neither is trusted."""
+    """Return point and multipliers of a program, neither of which is trusted."""
     size, n = len(program.low), len(x0)
     solver = piqp.DenseSolver()
     solver.settings.eps_abs = solver.settings.eps_rel = 1e-9
@@ -269,7 +298,10 @@ def by_piqp(x0: Array, program: Program) -> tuple[Array, Array]:
 
 
 def by_clarabel(x0: Array, program: Program) -> tuple[Array, Array]:
-    """The same; of an infeasible program the multipliers are a ray that proves it."""
+    """Return the same as `by_piqp`.
+
+    If a program is infeasible, its multipliers are a ray that proves it.
+    """
     size, n, count = len(program.low), len(x0), len(program.g)
     P = sparse.diags(np.append(np.ones(n), np.zeros(size - n)), format="csc")
     G = sparse.csc_matrix(np.concatenate([program.G, np.eye(size), -np.eye(size)]))
@@ -278,32 +310,36 @@ def by_clarabel(x0: Array, program: Program) -> tuple[Array, Array]:
     settings.verbose = False
     c = np.append(-x0, np.zeros(size - n))
     cones = [clarabel.NonnegativeConeT(len(g))]
-    done = clarabel.DefaultSolver(P, c, G, g, cones, settings).solve()
-    return np.array(done.x), np.array(done.z)[:count]
+    solution = clarabel.DefaultSolver(P, c, G, g, cones, settings).solve()
+    return np.array(solution.x), np.array(solution.z)[:count]
 
 
 class Search:
-    """Best-first branch and bound; ``upper`` and ``lower`` bound ||r||^2 / 2."""
+    """Best-first branch and bound, with the bounds ``upper`` and ``lower`` of ||r||^2 / 2."""
 
     def __init__(self, problem: Problem, start: Array) -> None:
         self.problem = problem
         self.x = start
         self.upper = float(((start - problem.x0) ** 2).sum() / 2)
         self.lower = 0.0
-        self.nodes = self.second = 0
-        self.tried: set[bytes] = set()
+        self.nodes = self.second_solves = 0
+        self.regions: set[bytes] = set()
 
     @property
     def enough(self) -> float:
-        """Bound at which a node holds nothing better than `x` by more than GAP."""
+        """The bound above which a node has no point that is better than `x` by more than GAP."""
         return self.upper * (1 - GAP) ** 2
 
     def relax(self, phases: Phases, parent: float) -> tuple[Node | None, Program | None]:
-        """A node with its proven bound; None: nothing in it is better than `x`."""
+        """Return a node with its proven bound, or None if no point in it is better than `x`."""
         program = self.problem.program(phases, float(np.sqrt(2 * self.upper)))
         if program is None:
             return None, None
-        best, point, weight = parent, np.full(len(program.low), np.nan), np.zeros(len(program.g))
+        best_bound, point, weight = (
+            parent,
+            np.full(len(program.low), np.nan),
+            np.zeros(len(program.g)),
+        )
         for solve in (by_piqp, by_clarabel):
             v, multipliers = solve(self.problem.x0, program)
             if not (np.isfinite(v).all() and np.isfinite(multipliers).all()):
@@ -312,69 +348,69 @@ class Search:
             bound = self.problem.bound(program, multipliers)
             value = ((v[: self.problem.n] - self.problem.x0) ** 2).sum() / 2
             solved = bound >= value - 0.05 * GAP * self.upper
-            if not solved:  # perhaps a ray: it proves more the longer it is
+            if not solved:  # these may be a ray, which proves more the longer it is
                 for scale in 10.0 ** np.arange(1, 7):
                     bound = max(bound, self.problem.bound(program, scale * multipliers))
-            point, weight, best = v, multipliers, max(best, bound)
-            if solved or best >= self.enough:
+            point, weight, best_bound = v, multipliers, max(best_bound, bound)
+            if solved or best_bound >= self.enough:
                 break
-            self.second += 1
-        if best >= self.enough:
+            self.second_solves += 1
+        if best_bound >= self.enough:
             return None, program
         n, count = self.problem.n, len(program.units)
         scores = np.full(sum(len(p) for p in phases), -1.0)
         if np.isfinite(point).all() and count:
             upper = program.upper
-            # How far each unit is from its ReLU, times the price of its triangle.
+            # The score is the distance of a unit from its ReLU, times its triangle's multiplier.
             slack = point[n:] - np.maximum(self.inputs(program, point), 0)
             scores[program.units] = np.maximum(slack, 0) * (weight[upper] + 1e-3 * weight.max())
         elif count:
             scores[program.units] = 0
-        return Node(phases, best, point[:n], scores), program
+        return Node(phases, best_bound, point[:n], scores), program
 
     def inputs(self, program: Program, v: Array) -> Array:
-        """Inputs of the relaxed units' ReLUs, from the lower sides of their triangles."""
-        found = []
+        """Return the inputs of the relaxed units' ReLUs, from their triangles' lower sides."""
+        residuals = []
         for rows in np.split(program.upper, [int((program.units < len(self.problem.b[0])).sum())]):
             lower = rows - len(rows)
-            found.append((program.G @ v - program.g)[lower])
-        residual = np.concatenate(found)  # Z v - h + zc
+            residuals.append((program.G @ v - program.g)[lower])
+        residual = np.concatenate(residuals)  # Z v - h + zc
         return np.asarray(residual + v[self.problem.n :])
 
     def improve(self, x: Array, phases: Phases) -> None:
-        """A better point from the linear region of `x`, but for the phases given."""
-        own = self.problem.phases_at(np.clip(x, 0, 1))
+        """Look for a better point with these phases, and with those at `x` for open units."""
+        own_phases = self.problem.phases_at(np.clip(x, 0, 1))
         phases = (
-            np.where(phases[0] == OPEN, own[0], phases[0]),
-            np.where(phases[1] == OPEN, own[1], phases[1]),
+            np.where(phases[0] == OPEN, own_phases[0], phases[0]),
+            np.where(phases[1] == OPEN, own_phases[1], phases[1]),
         )
         key = phases[0].tobytes() + phases[1].tobytes()
-        if key in self.tried:
+        if key in self.regions:
             return
-        self.tried.add(key)
+        self.regions.add(key)
         program = self.problem.program(phases, float(np.sqrt(2 * self.upper)))
         if program is None:
             return
         x0 = self.problem.x0
-        for reserve in (1e-9, 1e-8, 1e-7):  # of the margin, for what the solver's tolerance lacks
+        for reserve in (1e-9, 1e-8, 1e-7):  # margin in reserve for the solver's tolerance
             program.g[-len(self.problem.d) :] -= reserve
             v, _ = by_piqp(x0, program)
-            found = np.clip(v[: self.problem.n], 0, 1)
-            if np.isfinite(found).all() and self.problem.margin(found) >= 0:
-                value = float(((found - x0) ** 2).sum() / 2)
+            point = np.clip(v[: self.problem.n], 0, 1)
+            if np.isfinite(point).all() and self.problem.margin(point) >= 0:
+                value = float(((point - x0) ** 2).sum() / 2)
                 if value < self.upper:
-                    self.upper, self.x = value, found
+                    self.upper, self.x = value, point
                 return
 
     def run(self, max_nodes: int, seconds: float) -> bool:
-        """Whether the gap was closed."""
+        """Run the search, and return whether the gap was closed."""
         end = time.perf_counter() + seconds
         sizes = [len(b) for b in self.problem.b[:2]]
         empty = (np.full(sizes[0], OPEN, np.int8), np.full(sizes[1], OPEN, np.int8))
         self.improve(self.x, empty)
         root, _ = self.relax(empty, 0.0)
         heap: list[tuple[float, int, Node]] = []
-        closed = self.upper  # the least bound at which a node was closed
+        closed = self.upper  # the smallest bound of a closed node
         if root is not None:
             heap.append((root.bound, 0, root))
         serial = 1
@@ -387,7 +423,7 @@ class Search:
             leaf = node.scores[unit] < 0
             if np.isfinite(node.x).all():
                 self.improve(node.x, node.phases if leaf else empty)
-            if leaf:  # its bound is its minimum, or what is known of it
+            if leaf:  # the bound is its minimum, or below it
                 closed = min(closed, node.bound)
                 continue
             for phase in (ON, OFF):
@@ -406,36 +442,37 @@ class Search:
 
 
 def outward(value: float, direction: float) -> np.float32:
-    """float32 not on the wrong side of a float64."""
-    near = np.float32(value)
-    wrong = near > value if direction < 0 else near < value
-    return np.float32(np.nextafter(near, np.float32(direction))) if wrong else near
+    """Round to float32 in the given direction."""
+    rounded = np.float32(value)
+    inward = rounded > value if direction < 0 else rounded < value
+    return np.float32(np.nextafter(rounded, np.float32(direction))) if inward else rounded
 
 
 def certify(task: Task, network: Network, row: int, image: Array, target: int, limits: Any) -> Any:
-    """(lower, upper) of one problem; None where it was not solved."""
+    """Return (lower, upper) of one problem, or None where it was not solved."""
     begin = time.perf_counter()
-    given = image.astype(np.float32)[None]
-    attack = advcore.minimize_distortion(network, given, [target], effort="thorough")
+    images = image.astype(np.float32)[None]
+    attack = advcore.minimize_distortion(network, images, [target], effort="thorough")
     problem = Problem(network, image, target)
     start = attack.adversarial[0].astype(np.float64)
     if not attack.success[0] or attack.distortion[0] < SMALLEST:
         print(f"{task.name} {row}: distortion {attack.distortion[0]:.6f}, left out", flush=True)
         return None
     search = Search(problem, start)
-    done = search.run(limits.nodes, limits.seconds)
+    closed = search.run(limits.nodes, limits.seconds)
     upper, lower = np.sqrt(2 * search.upper), np.sqrt(2 * search.lower)
     print(
         f"{task.name} {row}: attack {attack.distortion[0]:.6f} upper {upper:.6f} lower "
-        f"{lower:.6f} {'' if done else 'OPEN '}nodes {search.nodes} second solver "
-        f"{search.second} {time.perf_counter() - begin:.1f} s",
+        f"{lower:.6f} {'' if closed else 'OPEN '}nodes {search.nodes} second solver "
+        f"{search.second_solves} {time.perf_counter() - begin:.1f} s",
         flush=True,
     )
     # The attack's float32 forward may have accepted a point that the exact one does not.
-    return (lower, upper) if done and problem.margin(search.x) >= 0 else None
+    return (lower, upper) if closed and problem.margin(search.x) >= 0 else None
 
 
 def main() -> None:
+    """Certify all tasks, and write the file after every problem."""
     parser = argparse.ArgumentParser(description="Certified distortions of small ReLU networks.")
     parser.add_argument("path", type=Path)
     parser.add_argument("--nodes", type=int, default=20_000, help="limit of each problem")
@@ -445,43 +482,43 @@ def main() -> None:
     digits, labels = data.embedded_digits()
     images = pooled(digits)
     targets = data.random_targets(labels, classes=10, seed=SEED)
-    stored, notes = tensorfile.read_tensors(limits.path) if limits.path.exists() else ({}, {})
+    tensors, notes = tensorfile.read_tensors(limits.path) if limits.path.exists() else ({}, {})
     notes |= {"program": f"tools/certify_relu.py, version {VERSION}, seed {SEED}"}
     notes |= {"confidence": str(CONFIDENCE), "gap": str(GAP)}
     for task in TASKS:
         name = task.name
-        if f"{name}.weight0" in stored:
+        if f"{name}.weight0" in tensors:
             kinds = ("relu", "relu", "identity")
             network = Network(
                 [
-                    advcore.Layer(stored[f"{name}.weight{i}"], stored[f"{name}.bias{i}"], kind)
+                    advcore.Layer(tensors[f"{name}.weight{i}"], tensors[f"{name}.bias{i}"], kind)
                     for i, kind in enumerate(kinds)
                 ]
             )
         else:
             network = task.train()
         for i, layer in enumerate(network.layers):
-            stored[f"{name}.weight{i}"], stored[f"{name}.bias{i}"] = layer.weight, layer.bias
-        known = stored.get(f"{name}.row", np.empty(0, np.float32)).astype(int)
+            tensors[f"{name}.weight{i}"], tensors[f"{name}.bias{i}"] = layer.weight, layer.bias
+        rows = tensors.get(f"{name}.row", np.empty(0, np.float32)).astype(int)
         for row in range(task.problems):
             target = int(targets[row])
-            if row in known or network.forward(images[row : row + 1]).argmax() == target:
+            if row in rows or network.forward(images[row : row + 1]).argmax() == target:
                 continue
-            found = certify(task, network, row, images[row].astype(np.float64), target, limits)
-            if found is None:
+            bounds = certify(task, network, row, images[row].astype(np.float64), target, limits)
+            if bounds is None:
                 continue
-            fresh = {
+            entry = {
                 "row": np.float32(row),
                 "target": np.float32(target),
                 "image": images[row],
-                "lower": outward(float(found[0]), -np.inf),
-                "upper": outward(float(found[1]), np.inf),
+                "lower": outward(float(bounds[0]), -np.inf),
+                "upper": outward(float(bounds[1]), np.inf),
             }
-            for key, value in fresh.items():
-                old = stored.get(f"{name}.{key}", np.empty((0, *np.shape(value)), np.float32))
-                stored[f"{name}.{key}"] = np.concatenate([old, np.asarray(value)[None]])
+            for key, value in entry.items():
+                previous = tensors.get(f"{name}.{key}", np.empty((0, *np.shape(value)), np.float32))
+                tensors[f"{name}.{key}"] = np.concatenate([previous, np.asarray(value)[None]])
             limits.path.parent.mkdir(parents=True, exist_ok=True)
-            tensorfile.write_tensors(limits.path, stored, notes)
+            tensorfile.write_tensors(limits.path, tensors, notes)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Write advcore/_core.pyi, the types of the compiled module, from the installed module itself.
 
-Needs pybind11-stubgen. ``--check`` compares the file in the repository with what this would write.
+The program needs pybind11-stubgen. With ``--check`` it writes nothing and fails if the file in the
+repository differs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ STUB = Path(__file__).parent.parent / "advcore" / "_core.pyi"
 
 
 def generate() -> str:
-    """Text of the stub."""
+    """Return the text of the stub."""
     from advcore import _core
 
     with tempfile.TemporaryDirectory() as folder:
@@ -27,7 +28,7 @@ def generate() -> str:
         name, owner = match.groups()
         return f"    {name} = {getattr(_core, owner)[name].value}"
 
-    # Enum members with their values; what IntEnum itself has is left out.
+    # Enum members get their values, and the methods of IntEnum itself are left out.
     text = re.sub(r"^    (\w+): typing\.ClassVar\[(\w+)\]$", value, text, flags=re.MULTILINE)
     text = re.sub(r"    @classmethod\n    def __new__\(cls, value\):\n        \.\.\.\n", "", text)
     return re.sub(r"    def __format__\(self, format_spec\):\n        \.\.\.\n", "", text)

@@ -1,7 +1,7 @@
-"""Trains the network of the package and writes it beside the digits it is shown on.
+"""Train the network of the package and write it to the folder of the package's digits.
 
-Run in the repository, with ADVCORE_DATA set or pooch installed: ``python tools/train_embedded.py``.
-About a minute on one core; the result is the same for the same torch version and CPU.
+Run ``python tools/train_embedded.py`` in the repository, with ADVCORE_DATA set or pooch installed.
+It takes about a minute on one core. The result is the same for the same torch version and CPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEARNING_RATE = 1e-2
 
 
 def write_digits(count: int = 1000) -> None:
-    """The first test digits as (count, 28, 28) uint8 and their labels as uint8."""
+    """Write the first test digits as (count, 28, 28) uint8 and their labels as uint8."""
     images, labels = data.mnist("test")
     pixels = np.rint(images[:count] * 255).astype(np.uint8).reshape(-1, 28, 28)
     np.savez_compressed(
@@ -35,7 +35,7 @@ def write_digits(count: int = 1000) -> None:
 
 
 def write_network() -> None:
-    """Trains, prints and stores the network with its error rates and settings as metadata."""
+    """Train and store the network, and print its metadata: error rates and settings."""
     torch.set_num_threads(1)
     images, labels = data.mnist("train")
     model = models.fc100_100_10(seed=SEED)

@@ -19,7 +19,7 @@ from .. import experiments
 from .app import RAISED, app, one_line_errors
 
 if TYPE_CHECKING:
-    from ..experiments.tables import Cell, Outcome, Table
+    from ..experiments.parts.tables import Cell, Outcome, Table
 
 FULL_SEEDS, QUICK_SEEDS = 5, 1
 _NAMES = f"all, or any of {', '.join(experiments.EXPERIMENTS)}"

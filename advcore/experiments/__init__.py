@@ -1,7 +1,8 @@
 """The experiments of Szegedy et al. 2013, "Intriguing properties of neural networks", run again.
 
-`reproduce` runs them; each is one file with its settings at every scale, `run(run) -> Outcome`, and
-the published numbers. Needs the extra "experiments".
+`reproduce` runs them. Each experiment is one file. It holds the settings at every scale, the
+published numbers and `run(run) -> Outcome`. The folder `parts` holds what several of them share.
+The experiments need the extra "experiments".
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING
 from advcore._extras import require
 
 if TYPE_CHECKING:
-    from .run import Run, Scale
-    from .tables import Outcome
+    from .parts.run import Run, Scale
+    from .parts.tables import Outcome
 
 EXPERIMENTS = (
     "table1",
@@ -36,7 +37,10 @@ NEEDED = ("torch", "joblib", "matplotlib", "jinja2", "markdown_it")
 
 
 class ExperimentsFailed(RuntimeError):
-    """Some experiments raised, the others ran; `failed` has the errors by experiment."""
+    """Raised when some experiments failed and the others ran.
+
+    `failed` holds the errors by experiment.
+    """
 
     def __init__(self, failed: dict[str, Exception], total: int, out: Path) -> None:
         names = ", ".join(
@@ -57,32 +61,42 @@ def reproduce(
     progress: bool = False,
     finished: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
-    """Runs experiments and writes each one's tables and figures below `out` as it finishes.
+    """Run experiments and write each one's tables and figures below `out` as it finishes.
 
-    What a broken-off run had finished is not computed again. ``report.html`` shows all experiments
-    that `out` holds, of earlier calls too; ``runs.json`` has a line for every call.
+    Results of an interrupted run are not computed again. ``report.html`` shows all experiments in
+    `out`, those of earlier calls too. ``runs.json`` has an entry for every call.
 
-    Parameters are those of `run.Run`, and
-    names : one, or several, of `EXPERIMENTS`; "all".
-    finished : called with every outcome.
+    Parameters
+    ----------
+    names : one or several of `EXPERIMENTS`, or "all".
+    out, scale, seeds, dataset, progress : see `parts.run.Run`.
+    finished : a function that is called with every outcome.
+
+    Returns
+    -------
+    The outcomes, in the order in which the experiments ran.
 
     Raises
     ------
-    ExperimentsFailed : when all others are done; the traceback is in ``error.txt``.
+    ValueError : an experiment, the scale, the data set or the number of seeds is unknown.
+    ImportError : a package of the extra "experiments" is missing.
+    OSError : the digits are missing.
+    ExperimentsFailed : an experiment raised. The others have run; the traceback is in
+        ``error.txt``.
     """
     for module in NEEDED:
         require(module, "experiments", "advcore reproduce")
-    from . import report
-    from .origin import origin
-    from .run import Run
+    from .parts import report
+    from .parts.origin import origin
+    from .parts.run import Run
 
-    asked = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-    for name in asked:
+    name_list = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    for name in name_list:
         if name not in (*EXPERIMENTS, "all"):
             raise ValueError(
                 f"unknown experiment {name!r}; there are all, {', '.join(EXPERIMENTS)}"
             )
-    wanted = list(EXPERIMENTS) if "all" in asked else asked
+    selection = list(EXPERIMENTS) if "all" in name_list else name_list
     run = Run(Path(out), scale=scale, seeds=seeds, dataset=dataset, progress=progress)
     _load_digits(run)
     run.out.mkdir(parents=True, exist_ok=True)
@@ -90,9 +104,9 @@ def reproduce(
     failed: dict[str, Exception] = {}
     begin = time.perf_counter()
     try:
-        for place, name in enumerate(wanted, 1):
+        for place, name in enumerate(selection, 1):
             if progress:
-                print(f"[{place}/{len(wanted)}] {name}", file=sys.stderr, flush=True)
+                print(f"[{place}/{len(selection)}] {name}", file=sys.stderr, flush=True)
             try:
                 outcome = _run_one(run, name)
             except Exception as error:
@@ -102,20 +116,20 @@ def reproduce(
             if finished is not None:
                 finished(outcome)
     finally:
-        made = origin(run, asked, time.perf_counter() - begin)
-        done = [outcome.name for outcome in outcomes]
-        report.add_invocation(run.out, {**made, "finished": done, "failed": list(failed)})
-        report.write(run.out)
+        entry = origin(run, name_list, time.perf_counter() - begin)
+        entry |= {"finished": [outcome.name for outcome in outcomes], "failed": list(failed)}
+        report.add_invocation(run.out, entry)
+        report.write(run.out, EXPERIMENTS)
     if failed:
-        raise ExperimentsFailed(failed, len(wanted), run.out)
+        raise ExperimentsFailed(failed, len(selection), run.out)
     return outcomes
 
 
 def _run_one(run: Run, name: str) -> Outcome:
-    """Runs and writes one experiment, or leaves its traceback in ``error.txt``."""
-    from . import report
-    from .origin import origin
-    from .tables import write_text
+    """Run and write one experiment, or leave its traceback in ``error.txt``."""
+    from .parts import report
+    from .parts.files import write_text
+    from .parts.origin import origin
 
     begin = time.perf_counter()
     run.spent.clear()
@@ -131,12 +145,12 @@ def _run_one(run: Run, name: str) -> Outcome:
         write_text(trace, traceback.format_exc())
         raise
     trace.unlink(missing_ok=True)
-    report.write(run.out)
+    report.write(run.out, EXPERIMENTS)
     return outcome
 
 
 def _load_digits(run: Run) -> None:
-    """Reads the data before anything else, to say at once what is missing."""
+    """Read the data before anything else, so that missing files are reported at once."""
     try:
         run.digits  # noqa: B018
     except (OSError, ImportError) as error:

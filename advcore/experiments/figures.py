@@ -1,7 +1,7 @@
 """The paper's figures 5-7: adversarial examples as pictures, noise of the same size beside them.
 
-Figures 5 and 6 of the paper show AlexNet and QuocNet; here their form is used for the networks of
-MNIST. Figure 7 sets adversarial examples (accuracy 0%) against Gaussian noise (accuracy 51%).
+Figures 5 and 6 of the paper show AlexNet and QuocNet. Here the networks of MNIST are shown in the
+same form. Figure 7 compares adversarial examples (accuracy 0%) with Gaussian noise (accuracy 51%).
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 
 from advcore import report
 
-from .attacks import AdversarialSet, adversarial_set, error_percent
-from .digits import gaussian_noise
-from .networks import CONVOLUTIONAL, PAPER
-from .pictures import noise_grid, predictions, slug
-from .tables import Figure, Outcome, Table
+from .parts.attacks import AdversarialSet, adversarial_set, error_percent
+from .parts.digits import gaussian_noise
+from .parts.networks import CONVOLUTIONAL, PAPER
+from .parts.pictures import noise_grid, predictions, slug
+from .parts.tables import Figure, Outcome, Table
 
 if TYPE_CHECKING:
-    from .run import Run, Trained
+    from .parts.run import Run, Trained
 
 NETWORKS = {
     name: {**PAPER, **CONVOLUTIONAL}[name]
     for name in ("FC10(1e-4)", "FC100-100-10", "FC200-200-10", "AE400-10", "SmallCNN")
 }
-# Figure 7 a and b: adversarial examples of a linear classifier and of the network with 200 and 200
-# units; c: noise of stddev 1, of which the paper does not say which network classified it.
+# Figure 7 a and b show adversarial examples of a linear classifier and of the network with 200 and
+# 200 units. Figure 7 c shows noise of stddev 1; the paper does not say which network classified it.
 PUBLISHED = {name: {"adversarial": 0.0, "noise 1": 51.0} for name in ("FC10(1e-4)", "FC200-200-10")}
 EXAMPLES = ("FC10(1e-4)", "FC100-100-10", "AE400-10", "SmallCNN")
 NOISY = ("FC10(1e-4)", "FC200-200-10", "SmallCNN")
@@ -39,9 +39,13 @@ EQUAL = "noise of equal rms"
 
 @dataclass(frozen=True)
 class Settings:
-    """images : test images attacked and distorted; convolutional : those of SmallCNN.
+    """Settings of the experiment at one scale.
 
-    stddevs : of the noise in the curve.  draws : noise samples of every image.
+    images : number of test images that are attacked and distorted.
+    convolutional : the same number for SmallCNN.
+    stddevs : standard deviations of the noise in the curve.
+    draws : number of noise samples for every image.
+    columns : number of images in a figure.
     """
 
     images: int
@@ -51,6 +55,7 @@ class Settings:
     columns: int = 10
 
     def count(self, name: str) -> int:
+        """Return the number of images for the network `name`."""
         return self.convolutional if name in CONVOLUTIONAL else self.images
 
 
@@ -63,6 +68,7 @@ SETTINGS = {
 
 
 def run(run: Run) -> Outcome:
+    """Attack the networks, measure their accuracy under noise, and draw both."""
     settings = SETTINGS[run.scale]
     outcome = Outcome(
         "figures",
@@ -79,7 +85,7 @@ def run(run: Run) -> Outcome:
             adversarial_set(run, network, split="test", count=settings.count(name))
             for network in networks
         ]
-        made = [
+        accuracies = [
             run.step(
                 "noise",
                 {"network": network.key, "count": settings.count(name), **asdict(settings)},
@@ -89,7 +95,7 @@ def run(run: Run) -> Outcome:
             )
             for network, attacked in zip(networks, sets, strict=True)
         ]
-        curves[name] = {key: np.stack([one[key] for one in made]) for key in made[0]}
+        curves[name] = {key: np.stack([one[key] for one in accuracies]) for key in accuracies[0]}
         curves[name]["rms"] = np.array([attacked.mean_rms for attacked in sets])
         for clip, table in tables.items():
             _fill(table, name, curves[name], clip=clip)
@@ -107,7 +113,7 @@ def run(run: Run) -> Outcome:
 
 
 def equal_noise(attacked: AdversarialSet, seed: int) -> NDArray[np.float32]:
-    """Gaussian noise, each image's of exactly the rms of its own adversarial distortion."""
+    """Add Gaussian noise to each image, scaled to the rms of its own adversarial distortion."""
     noise = np.random.default_rng(seed).standard_normal(attacked.images.shape)
     noise /= np.sqrt(np.square(noise).mean(axis=1, keepdims=True))
     noise *= np.where(attacked.success, attacked.rms, 0.0)[:, None]
@@ -117,27 +123,28 @@ def equal_noise(attacked: AdversarialSet, seed: int) -> NDArray[np.float32]:
 def _accuracies(
     network: Trained, attacked: AdversarialSet, settings: Settings
 ) -> dict[str, NDArray[Any]]:
-    """Accuracies in percent; "free" noise leaves [0, 1], "clipped" noise does not.
+    """Return accuracies in percent by name, each a scalar or one value a standard deviation.
 
-    The adversarial images and the noise of equal rms are those of the attack's successes.
+    "free" noise may leave [0, 1], "clipped" noise may not. Adversarial images and noise of equal
+    rms are evaluated where the attack succeeded.
     """
-    labels = attacked.labels
-    found, draws = attacked.success, range(settings.draws)
+    labels, success = attacked.labels, attacked.success
+    draws = range(settings.draws)
 
     def accuracy(images: NDArray[np.float32], rows: Any = slice(None)) -> float:
         return 100 - error_percent(network, images[rows], labels[rows])
 
-    made: dict[str, Any] = {
+    accuracies: dict[str, Any] = {
         "clean": accuracy(attacked.images),
-        "adversarial": accuracy(attacked.adversarial, found),
-        "success": 100 * found.mean(),
+        "adversarial": accuracy(attacked.adversarial, success),
+        "success": 100 * success.mean(),
     }
     equal = [equal_noise(attacked, seed) for seed in draws]
     for kind, clip in (("free", False), ("clipped", True)):
-        own = [np.clip(images, 0, 1) if clip else images for images in equal]
-        made[f"{kind}_equal"] = np.mean([accuracy(images, found) for images in own])
-        for which, stddevs in (("table", TABLE_STDDEVS), ("curve", settings.stddevs)):
-            made[f"{kind}_{which}"] = [
+        noisy = [np.clip(images, 0, 1) if clip else images for images in equal]
+        accuracies[f"{kind}_equal"] = np.mean([accuracy(images, success) for images in noisy])
+        for grid, stddevs in (("table", TABLE_STDDEVS), ("curve", settings.stddevs)):
+            accuracies[f"{kind}_{grid}"] = [
                 np.mean(
                     [
                         accuracy(gaussian_noise(attacked.images, stddev, seed, clip=clip))
@@ -146,7 +153,7 @@ def _accuracies(
                 )
                 for stddev in stddevs
             ]
-    return {key: np.asarray(value, np.float64) for key, value in made.items()}
+    return {key: np.asarray(value, np.float64) for key, value in accuracies.items()}
 
 
 def _table(clip: bool) -> Table:
@@ -173,15 +180,17 @@ def _fill(table: Table, name: str, values: Mapping[str, NDArray[Any]], *, clip: 
         table.add(name, column, list(numbers), PUBLISHED.get(name, {}).get(column))
 
 
-def _chosen(network: Trained, attacked: AdversarialSet, settings: Settings) -> NDArray[np.int64]:
-    """The first images that the network has right and the attack does not fail on."""
-    right = predictions(network, attacked.images) == attacked.labels
-    return np.flatnonzero(right & attacked.success)[: settings.columns]
+def _example_rows(
+    network: Trained, attacked: AdversarialSet, settings: Settings
+) -> NDArray[np.int64]:
+    """Return the first images that are classified correctly and attacked with success."""
+    correct = predictions(network, attacked.images) == attacked.labels
+    return np.flatnonzero(correct & attacked.success)[: settings.columns]
 
 
 def _examples(name: str, network: Trained, attacked: AdversarialSet, settings: Settings) -> Figure:
-    """The form of the paper's figures 5 and 6, for the network of the first seed."""
-    rows = _chosen(network, attacked, settings)
+    """Draw the paper's figures 5 and 6 for the network of the first seed."""
+    rows = _example_rows(network, attacked, settings)
     drawing = report.adversarial_figure(
         attacked.images[rows],
         attacked.adversarial[rows],
@@ -207,23 +216,23 @@ def _noisy(
     values: Mapping[str, NDArray[Any]],
     settings: Settings,
 ) -> Figure:
-    """The paper's figure 7, for the network of the first seed."""
-    rows = _chosen(network, attacked, settings)
-    shown = [
+    """Draw the paper's figure 7 for the network of the first seed."""
+    rows = _example_rows(network, attacked, settings)
+    rows_shown = [
         ("original", attacked.images, values["clean"][0]),
         ("adversarial", attacked.adversarial, values["adversarial"][0]),
         ("noise of\nequal rms", equal_noise(attacked, 0), values["free_equal"][0]),
     ]
     for stddev, accuracy in zip(TABLE_STDDEVS, values["free_table"][0], strict=True):
-        noisy = gaussian_noise(attacked.images, stddev, 0)
-        shown.append((f"noise {stddev:g}", noisy, accuracy))
+        images_with_noise = gaussian_noise(attacked.images, stddev, 0)
+        rows_shown.append((f"noise {stddev:g}", images_with_noise, accuracy))
     return Figure(
         f"noise_{slug(name)}",
         f"{name}: adversarial examples and noise",
         noise_grid(
             network,
             attacked.labels[rows],
-            [(label, images[rows], accuracy) for label, images, accuracy in shown],
+            [(label, images[rows], accuracy) for label, images, accuracy in rows_shown],
         ),
         "Above each picture the class that the network gives it, red where that is wrong; on the "
         f"left the accuracy on all {len(attacked.images)} images. Noise is not clipped before it "
@@ -263,13 +272,13 @@ def _curve_figure(curves: Mapping[str, Mapping[str, NDArray[Any]]], settings: Se
 
 
 def _finding(curves: Mapping[str, Mapping[str, NDArray[Any]]]) -> str:
-    right = max(float(values["adversarial"].mean()) for values in curves.values())
+    accuracy = max(float(values["adversarial"].mean()) for values in curves.values())
     change = min(
         float(values["free_equal"].mean() - values["clean"].mean()) for values in curves.values()
     )
     return (
-        f"Networks see at most {right:.1f}% of the adversarial examples right; noise of the same "
-        f"size takes at most {max(-change, 0):.1f} points off their accuracy."
+        f"Networks see at most {accuracy:.1f}% of the adversarial examples right; noise of the "
+        f"same size takes at most {max(-change, 0):.1f} points off their accuracy."
     )
 
 
@@ -285,16 +294,16 @@ def _remarks(curves: Mapping[str, Mapping[str, NDArray[Any]]]) -> list[str]:
             f"{change:+.1f} points; at stddev 1 it is {strong:.1f}%, clipped to [0, 1] "
             f"{clipped:.1f}%."
         )
-    for name, told in PUBLISHED.items():
+    for name, published in PUBLISHED.items():
         gaps = {
-            kind: abs(curves[name][f"{kind}_table"][:, -1].mean() - told["noise 1"])
+            kind: abs(curves[name][f"{kind}_table"][:, -1].mean() - published["noise 1"])
             for kind in ("free", "clipped")
         }
         better = "not clipped" if gaps["free"] < gaps["clipped"] else "clipped"
         parts.append(
-            f"- {name}: the paper's {told['noise 1']:g}% at stddev 1 is nearer to noise that is "
-            f"{better} (off by {gaps['free']:.1f} points not clipped, {gaps['clipped']:.1f} "
-            "clipped)."
+            f"- {name}: the paper's {published['noise 1']:g}% at stddev 1 is nearer to noise "
+            f"that is {better} (off by {gaps['free']:.1f} points not clipped, "
+            f"{gaps['clipped']:.1f} clipped)."
         )
     ratios = [round(1 / float(values["rms"].mean())) for values in curves.values()]
     parts.append(

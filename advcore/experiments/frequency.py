@@ -1,9 +1,10 @@
 """How often do adversarial negatives appear? The question that the paper leaves open.
 
-For correctly classified test images and random unit vectors u: the share of points x + d u that are
-misclassified, and of rays x + t u, t <= d, that leave the class somewhere, against d, and against
-d / d_min with d_min(x) the smallest distortion that the untargeted attack finds. "free": points and
-attack may leave [0, 1]; "clipped": points are clipped to [0, 1] and the attack stays inside.
+The experiment takes correctly classified test images x and random unit vectors u. It measures the
+share of points x + d u that are misclassified, and of rays x + t u, t <= d, that leave the class
+somewhere. Both are shown against d and against d / d_min; d_min(x) is the smallest distortion that
+the untargeted attack finds. "free" points and attacks may leave [0, 1]. "clipped" points are
+clipped to [0, 1] and the attack stays inside.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from numpy.typing import NDArray
 
 from advcore.models import PIXELS
 
-from .networks import CONVOLUTIONAL, PAPER
-from .radial import cap_share, crossing, measured, share_interval
-from .tables import Figure, Outcome, Table
+from .parts.networks import CONVOLUTIONAL, PAPER
+from .parts.radial import cap_share, crossing, direction_shares, share_interval
+from .parts.tables import Figure, Outcome, Table
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .parts.run import Run
 
 NETWORKS = {
     name: {**PAPER, **CONVOLUTIONAL}[name] for name in ("FC10(1e-4)", "FC100-100-10", "SmallCNN")
@@ -47,15 +48,17 @@ MEANING = (
     "classified, with d the length before; d_min is then that of the attack inside [0, 1], else "
     "of the attack without bounds."
 )
-Found = dict[str, list[dict[str, NDArray[Any]]]]
-"""What `measured` gives, for every network and seed."""
+Measurements = dict[str, list[dict[str, NDArray[Any]]]]
+"""The results of `direction_shares` by network, one entry a seed."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """images, directions : of each network, and of SmallCNN (convolutional).
+    """Settings of the experiment at one scale.
 
-    steps : radii in a factor of two.
+    images, directions : number of images of each network, and of directions of each image.
+    convolutional : the same two numbers for SmallCNN.
+    steps : number of radii in a factor of two.
     """
 
     images: int
@@ -64,16 +67,17 @@ class Settings:
     steps: int = 2
 
     def size(self, name: str) -> tuple[int, int]:
+        """Return the numbers of images and of directions for the network `name`."""
         return self.convolutional if name in CONVOLUTIONAL else (self.images, self.directions)
 
     @property
     def radii(self) -> NDArray[np.float64]:
-        """d from 1/4 to 256."""
+        """The distances d, from 1/4 to 256."""
         return np.asarray(2.0 ** (np.arange(-2 * self.steps, 8 * self.steps + 1) / self.steps))
 
     @property
     def ratios(self) -> NDArray[np.float64]:
-        """d / d_min from 2 to 256."""
+        """The ratios d / d_min, from 2 to 256."""
         return np.asarray(2.0 ** (np.arange(self.steps, 8 * self.steps + 1) / self.steps))
 
 
@@ -85,6 +89,7 @@ SETTINGS = {
 
 
 def run(run: Run) -> Outcome:
+    """Measure the shares of failures for every network, and tabulate and draw them."""
     settings = SETTINGS[run.scale]
     outcome = Outcome(
         "frequency",
@@ -95,13 +100,14 @@ def run(run: Run) -> Outcome:
         | {"radii": list(settings.radii), "radii over d_min": list(settings.ratios)}
         | {"split": "test", "attack": "untargeted, default effort"},
     )
-    found: Found = {}
+    measurements: Measurements = {}
     for name, (model, decay) in NETWORKS.items():
         networks = run.trained([run.recipe(model, seed, decay=decay) for seed in run.seeds])
         count, directions = settings.size(name)
-        found[name] = [
-            measured(
-                *(run, network),
+        measurements[name] = [
+            direction_shares(
+                run,
+                network,
                 count=count,
                 directions=directions,
                 radii=settings.radii,
@@ -110,22 +116,26 @@ def run(run: Run) -> Outcome:
             for network in networks
         ]
     outcome.tables = [
-        _share_table(found, "radius", settings.radii, SHOWN_RADII),
-        _share_table(found, "ratio", settings.ratios, SHOWN_RATIOS),
-        _quantile_table(found, settings),
-        _small_table(found, settings),
+        _share_table(measurements, "radius", settings.radii, SHOWN_RADII),
+        _share_table(measurements, "ratio", settings.ratios, SHOWN_RATIOS),
+        _quantile_table(measurements, settings),
+        _small_table(measurements, settings),
     ]
-    outcome.figures = [_figure(found, settings, which) for which in ("radius", "ratio")]
-    outcome.remarks = _remarks(found, settings)
-    outcome.finding = _finding(found, settings)
+    outcome.figures = [_figure(measurements, settings, grid) for grid in ("radius", "ratio")]
+    outcome.remarks = _remarks(measurements, settings)
+    outcome.finding = _finding(measurements, settings)
     return outcome
 
 
-def _rows(found: Found, grid: str) -> Iterator[tuple[str, str, list[NDArray[Any]]]]:
-    """Row of a table, kind and the shares (images, radii) of every seed."""
-    for name, made in found.items():
+def _rows(measurements: Measurements, grid: str) -> Iterator[tuple[str, str, list[NDArray[Any]]]]:
+    """Yield the name of a table's row, its kind and the shares (images, radii) of every seed."""
+    for name, results in measurements.items():
         for label, key in READINGS.items():
-            yield f"{name}, {label}", key.split()[0], [one[f"{key} {grid}"] for one in made]
+            yield (
+                f"{name}, {label}",
+                key.split()[0],
+                [result[f"{key} {grid}"] for result in results],
+            )
 
 
 def _place(grid: NDArray[np.float64], value: float) -> int:
@@ -133,27 +143,27 @@ def _place(grid: NDArray[np.float64], value: float) -> int:
 
 
 def _share_table(
-    found: Found, which: str, grid: NDArray[np.float64], shown: Sequence[float]
+    measurements: Measurements, grid_name: str, grid: NDArray[np.float64], columns: Sequence[float]
 ) -> Table:
-    ratio = which == "ratio"
+    ratio = grid_name == "ratio"
     table = Table(
-        f"frequency_{which}",
+        f"frequency_{grid_name}",
         f"Share of random directions that fail, percent, by {'d / d_min' if ratio else 'd'}",
         MEANING + ("" if ratio else " d = 28 is noise of standard deviation 1."),
         corner="d / d_min" if ratio else "d",
         formats={"": ".3g"},
     )
-    for row, _, made in _rows(found, which):
-        for value in shown:
+    for row, _, shares in _rows(measurements, grid_name):
+        for value in columns:
             place = _place(grid, value)
-            table.add(row, f"{value:g}", [100 * float(one[:, place].mean()) for one in made])
+            table.add(row, f"{value:g}", [100 * float(one[:, place].mean()) for one in shares])
     if ratio:
-        for value in shown:
+        for value in columns:
             table.add(ONE, f"{value:g}", 100 * cap_share(value, PIXELS))
     return table
 
 
-def _quantile_table(found: Found, settings: Settings) -> Table:
+def _quantile_table(measurements: Measurements, settings: Settings) -> Table:
     table = Table(
         "frequency_quantile",
         "First distance at which a share of the random directions fails, over d_min",
@@ -164,21 +174,21 @@ def _quantile_table(found: Found, settings: Settings) -> Table:
         corner="share",
         formats={"": ".1f", "d_min": ".2f"},
     )
-    seeds = range(len(next(iter(found.values()))))
-    for row, kind, made in _rows(found, "ratio"):
+    seeds = range(len(next(iter(measurements.values()))))
+    for row, kind, shares in _rows(measurements, "ratio"):
         name = row.split(", ")[0]
-        lengths = [float(np.median(found[name][seed][f"{kind} d_min"])) for seed in seeds]
+        lengths = [float(np.median(measurements[name][seed][f"{kind} d_min"])) for seed in seeds]
         table.add(row, "d_min", lengths)
         for level in QUANTILES:
-            at = [float(np.median(crossing(one, settings.ratios, level))) for one in made]
-            if all(map(math.isfinite, at)):
-                table.add(row, f"{100 * level:g}%", at)
+            ratios = [float(np.median(crossing(one, settings.ratios, level))) for one in shares]
+            if all(map(math.isfinite, ratios)):
+                table.add(row, f"{100 * level:g}%", ratios)
     z = -NormalDist().inv_cdf(QUANTILES[0])
     table.add(ONE, f"{100 * QUANTILES[0]:g}%", math.sqrt(PIXELS) / z)
     return table
 
 
-def _small_table(found: Found, settings: Settings) -> Table:
+def _small_table(measurements: Measurements, settings: Settings) -> Table:
     table = Table(
         "frequency_small",
         "Small shares of random points, not clipped, percent",
@@ -188,15 +198,15 @@ def _small_table(found: Found, settings: Settings) -> Table:
         corner="distance",
         formats={"": ".2g", "points": ".0f", "failed": ".0f"},
     )
-    for name, made in found.items():
+    for name, results in measurements.items():
         directions = settings.size(name)[1]
-        shares = np.concatenate([one["free points ratio"] for one in made])
+        shares = np.concatenate([one["free points ratio"] for one in results])
         for value in SHOWN_RATIOS[:4]:
-            own = shares[:, _place(settings.ratios, value)]
-            row, (low, high) = f"{name}, {value:g} d_min", share_interval(own, directions)
-            table.add(row, "points", float(own.size * directions))
-            table.add(row, "failed", float(own.sum() * directions))
-            table.add(row, "share", 100 * float(own.mean()))
+            column = shares[:, _place(settings.ratios, value)]
+            row, (low, high) = f"{name}, {value:g} d_min", share_interval(column, directions)
+            table.add(row, "points", float(column.size * directions))
+            table.add(row, "failed", float(column.sum() * directions))
+            table.add(row, "share", 100 * float(column.mean()))
             table.add(row, "from", 100 * low)
             table.add(row, "to", 100 * high)
             table.add(row, ONE, 100 * cap_share(value, PIXELS))
@@ -211,31 +221,31 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def _figure(found: Found, settings: Settings, which: str) -> Figure:
+def _figure(measurements: Measurements, settings: Settings, grid_name: str) -> Figure:
     from matplotlib.figure import Figure as Canvas
 
-    ratio = which == "ratio"
-    fine = np.geomspace(settings.ratios[0], settings.ratios[-1], 100)
-    closed = [cap_share(value, PIXELS) for value in fine]
-    figure = Canvas(figsize=(4.1 * len(found), 4.4), layout="constrained")
-    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for axis, (name, made) in zip(axes, found.items(), strict=True):
+    ratio = grid_name == "ratio"
+    curve_ratios = np.geomspace(settings.ratios[0], settings.ratios[-1], 100)
+    closed_form = [cap_share(value, PIXELS) for value in curve_ratios]
+    figure = Canvas(figsize=(4.1 * len(measurements), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(measurements), sharey=True, squeeze=False)[0]
+    for axis, (name, results) in zip(axes, measurements.items(), strict=True):
         directions = settings.size(name)[1]
         grid = settings.ratios if ratio else settings.radii
         for label, style in STYLES.items():
-            shares = np.concatenate([one[f"{READINGS[label]} {which}"] for one in made])
+            shares = np.concatenate([one[f"{READINGS[label]} {grid_name}"] for one in results])
             mean = shares.mean(axis=0)
-            seen = mean > 0
-            axis.plot(grid[seen], mean[seen], label=label, **style)
+            positive = mean > 0
+            axis.plot(grid[positive], mean[positive], label=label, **style)
             if label == "points":
                 limits = np.array([share_interval(column, directions) for column in shares.T])
-                axis.fill_between(grid[seen], *limits[seen].T, color="C0", alpha=0.2, lw=0)
-        lengths = np.sort(np.concatenate([one["free d_min"] for one in made]))
+                axis.fill_between(grid[positive], *limits[positive].T, color="C0", alpha=0.2, lw=0)
+        lengths = np.sort(np.concatenate([one["free d_min"] for one in results]))
         if ratio:
-            axis.plot(fine, closed, color="0.4", ls="--", lw=1.2, label=ONE)
+            axis.plot(curve_ratios, closed_form, color="0.4", ls="--", lw=1.2, label=ONE)
         else:
-            worst = np.arange(1, len(lengths) + 1) / len(lengths)
-            axis.step(lengths, worst, "k", where="post", label="worst direction (attack)")
+            ranks = np.arange(1, len(lengths) + 1) / len(lengths)
+            axis.step(lengths, ranks, "k", where="post", label="worst direction (attack)")
             upper = axis.secondary_xaxis(
                 "top", functions=(lambda d: d / math.sqrt(PIXELS), lambda s: s * math.sqrt(PIXELS))
             )
@@ -247,7 +257,7 @@ def _figure(found: Found, settings: Settings, which: str) -> Figure:
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, frameon=False, loc="outside lower center", ncols=5)
     return Figure(
-        f"frequency_{which}",
+        f"frequency_{grid_name}",
         "Share of failures against the distance"
         + (" over the minimum distortion" if ratio else ""),
         figure,
@@ -256,14 +266,14 @@ def _figure(found: Found, settings: Settings, which: str) -> Figure:
     )
 
 
-def _finding(found: Found, settings: Settings) -> str:
+def _finding(measurements: Measurements, settings: Settings) -> str:
     ratio = SHOWN_RATIOS[2]
     shares = [
         100
         * np.mean(
-            [one["free points ratio"][:, _place(settings.ratios, ratio)].mean() for one in made]
+            [one["free points ratio"][:, _place(settings.ratios, ratio)].mean() for one in results]
         )
-        for made in found.values()
+        for results in measurements.values()
     ]
     return (
         f"At {ratio:g} times the smallest distortion, {min(shares):.2g}% to {max(shares):.2g}% of "
@@ -271,25 +281,28 @@ def _finding(found: Found, settings: Settings) -> str:
     )
 
 
-def _remarks(found: Found, settings: Settings) -> list[str]:
+def _remarks(measurements: Measurements, settings: Settings) -> list[str]:
     value = SHOWN_RATIOS[2]
     one = 100 * cap_share(value, PIXELS)
     lines = []
-    for name, made in found.items():
-        pooled = {key: np.concatenate([one[key] for one in made]) for key in made[0]}
-        at = pooled["free points ratio"]
-        tenth, half = (np.median(crossing(at, settings.ratios, level)) for level in QUANTILES)
+    for name, results in measurements.items():
+        arrays = {key: np.concatenate([one[key] for one in results]) for key in results[0]}
+        point_shares = arrays["free points ratio"]
+        tenth, half = (
+            np.median(crossing(point_shares, settings.ratios, level)) for level in QUANTILES
+        )
         shares = {
-            label: 100 * pooled[f"{key} ratio"][:, _place(settings.ratios, value)].mean()
+            label: 100 * arrays[f"{key} ratio"][:, _place(settings.ratios, value)].mean()
             for label, key in READINGS.items()
         }
         lines.append(
-            f"- {name}: median d_min {np.median(pooled['free d_min']):.2f} without bounds, "
-            f"{np.median(pooled['clipped d_min']):.2f} inside [0, 1]. At {value:g} d_min "
+            f"- {name}: median d_min {np.median(arrays['free d_min']):.2f} without bounds, "
+            f"{np.median(arrays['clipped d_min']):.2f} inside [0, 1]. At {value:g} d_min "
             f"{shares['points']:.2g}% of random points fail, {shares['rays']:.2g}% of rays; nine "
             f"hyperplanes cut off {shares['nine hyperplanes']:.2g}%, one {one:.2g}%. In the "
-            f"median image a tenth of the directions fails at {_told(tenth)}, half at "
-            f"{_told(half)}. Clipped, {shares['points, clipped']:.2g}% fail at {value:g} d_min."
+            f"median image a tenth of the directions fails at {_ratio_text(tenth)}, half at "
+            f"{_ratio_text(half)}. Clipped, {shares['points, clipped']:.2g}% fail at {value:g} "
+            "d_min."
         )
     return [
         "\n".join(lines),
@@ -303,5 +316,5 @@ def _remarks(found: Found, settings: Settings) -> list[str]:
     ]
 
 
-def _told(ratio: float) -> str:
+def _ratio_text(ratio: float) -> str:
     return f"{ratio:.0f} d_min" if math.isfinite(ratio) else "no distance looked at"

@@ -1,7 +1,8 @@
 """Which layer should adversarial examples come from? The comparison that the paper leaves open.
 
-Pools at the images, at the output of either hidden layer, at all three or at none (`feedback`);
-otherwise the same networks, from the same initial weights for one seed.
+Pools are at the images, at the output of either hidden layer, at all three or at none
+(`parts.feedback`). Apart from that the networks are the same. Those of one seed start from the same
+initial weights.
 """
 
 from __future__ import annotations
@@ -14,14 +15,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .directions import interval
-from .feedback import Feedback
-from .tables import Figure, Outcome, Table
-from .training import DISTORTION, ERROR, TRAIN_ERROR, cost_table, distortions, scatter
-from .tuning import DECAY, POOLS, SECOND, SETTINGS, trained, tuning_table
+from .parts.directions import interval
+from .parts.feedback import Feedback
+from .parts.feedback_report import (
+    DISTORTION,
+    ERROR,
+    TRAIN_ERROR,
+    cost_table,
+    distortions,
+    scatter,
+    tuning_table,
+)
+from .parts.tables import Figure, Outcome, Table
+from .parts.tuning import DECAY, POOLS, SECOND, SETTINGS, trained
 
 if TYPE_CHECKING:
-    from .run import Run, Trained
+    from .parts.run import Run, Trained
 
 ROWS = (DECAY, *POOLS)
 NONE = "no pool"
@@ -30,6 +39,7 @@ PLACES = ("images", "hidden 1", "hidden 2")
 
 
 def run(run: Run) -> Outcome:
+    """Train the networks with and without pools, and compare errors and distortions."""
     settings = SETTINGS[run.scale]
     networks, choices = trained(run, settings, ROWS)
     outcome = Outcome(
@@ -51,13 +61,13 @@ def run(run: Run) -> Outcome:
         corner="network",
         formats={"": ".2f", DISTORTION: ".4f"},
     )
-    for row, made in networks.items():
-        main.add(NAMES[row], ERROR, [one.test_error for one in made])
-        main.add(NAMES[row], TRAIN_ERROR, [one.train_error for one in made])
-        main.add(NAMES[row], DISTORTION, distortions(run, settings, made))
+    for row, trained_networks in networks.items():
+        main.add(NAMES[row], ERROR, [one.test_error for one in trained_networks])
+        main.add(NAMES[row], TRAIN_ERROR, [one.train_error for one in trained_networks])
+        main.add(NAMES[row], DISTORTION, distortions(run, settings, trained_networks))
     pairs = difference_table(main)
-    pooled = {row: networks[row] for row in POOLS}
-    outcome.tables = [main, pairs, _growth_table(networks), cost_table("layers", pooled)]
+    pool_networks = {row: networks[row] for row in POOLS}
+    outcome.tables = [main, pairs, _growth_table(networks), cost_table("layers", pool_networks)]
     if any(choice.tried for choice in choices.values()):
         outcome.tables.append(tuning_table("layers", settings, choices))
     outcome.figures = [_figure(main), _growth_figure(networks)]
@@ -68,7 +78,10 @@ def run(run: Run) -> Outcome:
 
 
 def difference_table(main: Table) -> Table:
-    """Each row less the one without a pool, seed by seed, with Student's interval of the mean."""
+    """Subtract the row without a pool from each row, seed by seed.
+
+    The table also has Student's interval of the mean differences.
+    """
     table = Table(
         "layers_differences",
         "Paired differences to the network without a pool",
@@ -100,7 +113,7 @@ def _values(table: Table, row: str, column: str) -> NDArray[np.float64]:
 
 
 def _growth_table(networks: Mapping[str, Sequence[Trained]]) -> Table:
-    """Distortion at a pool's own layer, of its first and of its last examples."""
+    """Tabulate the distortion of a pool's first and last examples at the pool's layer."""
     table = Table(
         "layers_growth",
         "Distortion of the pools' examples at their own layer",
@@ -176,8 +189,8 @@ def _remarks(main: Table, pairs: Table) -> list[str]:
         text = f"- {row}: test error {_values(pairs, row, ERROR).mean():+.2f} points"
         low, high = (_values(pairs, row, f"{ERROR}: {end}")[0] for end in ("from", "to"))
         if count > 1:
-            told = "0 is outside" if low > 0 or high < 0 else "0 is inside"
-            text += f" (95% interval {low:+.2f} to {high:+.2f}: {told})"
+            verdict = "0 is outside" if low > 0 or high < 0 else "0 is inside"
+            text += f" (95% interval {low:+.2f} to {high:+.2f}: {verdict})"
         gain = 100 * (
             _values(main, row, DISTORTION).mean() / _values(main, NONE, DISTORTION).mean() - 1
         )
@@ -191,10 +204,10 @@ def _remarks(main: Table, pairs: Table) -> list[str]:
 
 def _finding(main: Table) -> str:
     mean = {row: _values(main, row, ERROR).mean() for row in NAMES.values()}
-    best = min(mean, key=lambda row: mean[row])
+    lowest = min(mean, key=lambda row: mean[row])
     hardest = max(NAMES.values(), key=lambda row: _values(main, row, DISTORTION).mean())
     return (
         "Test error: "
         + ", ".join(f"{row} {value:.2f}%" for row, value in mean.items())
-        + f". The fewest errors: {best}; the hardest to attack: {hardest}."
+        + f". The fewest errors: {lowest}; the hardest to attack: {hardest}."
     )

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .attacks import CLASSES, AdversarialSet, adversarial_set, mean
-from .networks import CONVOLUTIONAL, PAPER
-from .run import Run, Trained
-from .tables import Outcome, Table
-from .transfer import trained_rows
+from .parts.attacks import AdversarialSet, adversarial_set, mean_penalty
+from .parts.digits import CLASSES, mean
+from .parts.networks import CONVOLUTIONAL, PAPER
+from .parts.run import Run, Trained
+from .parts.tables import Outcome, Table
+from .parts.transfer import trained_rows
 
-# Training error %, test error %, average minimum distortion.
+# Each row has the training error and the test error in percent, and the average minimum distortion.
 PUBLISHED = {
     "FC10(1e-4)": (6.7, 7.4, 0.062),
     "FC10(1e-2)": (10.0, 9.4, 0.1),
@@ -26,15 +27,19 @@ PUBLISHED = {
 }
 PENALTY = "distortion, paper's penalty"
 MARGIN = "distortion, default loss"
-UNDIVIDED_RATE = 0.02  # comes to rest at lambda = 10 by SGD and by Adam
+UNDIVIDED_RATE = 0.02  # at this learning rate SGD and Adam converge with lambda = 10
 _EXCESS = "excess of the paper's %"
 PENALTY_OPTIONS = {"loss": "cross_entropy", "c_search": "bisection"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """images : attacked with the default loss.  penalty_images : the first of these, attacked by
-    the paper's procedure too, a whole solve for every c.  The convolutional network has fewer.
+    """Settings of the experiment at one scale.
+
+    images : number of images that are attacked with the default loss.
+    penalty_images : number of these, from the first on, that the paper's procedure attacks too. It
+        needs a whole solve for every c.
+    convolutional_images, convolutional_penalty_images : the same for the convolutional network.
     """
 
     images: int
@@ -43,7 +48,7 @@ class Settings:
     convolutional_penalty_images: int
 
     def counts(self, name: str) -> tuple[int, int]:
-        """Images for the default loss and for the paper's procedure."""
+        """Return the numbers of images for the default loss and for the paper's procedure."""
         if name in CONVOLUTIONAL:
             return self.convolutional_images, self.convolutional_penalty_images
         return self.images, self.penalty_images
@@ -57,7 +62,7 @@ SETTINGS = {
 
 
 def run(run: Run) -> Outcome:
-    """Trains every model for every seed and attacks it with the paper's loss and with ours."""
+    """Train every model for every seed and attack it with the paper's loss and the default loss."""
     settings = SETTINGS[run.scale]
     outcome = Outcome(
         "table1",
@@ -110,9 +115,9 @@ def run(run: Run) -> Outcome:
     )
     for name, trained in networks.items():
         _model(run, main, cost, name, trained, settings)
-        every = [every_target(run, one, settings.counts(name)[1]) for one in trained]
+        distortions = [every_target(run, one, settings.counts(name)[1]) for one in trained]
         for column, choose in (("best", np.min), ("average", np.mean), ("worst", np.max)):
-            targets.add(name, column, [mean(choose(d, axis=1)) for d in every])
+            targets.add(name, column, [mean(choose(d, axis=1)) for d in distortions])
     _readings(run, readings, networks["FC100-100-10"], settings.penalty_images)
     undivided = {name: _MODELS[name][1][0] * CLASSES for name in _MODELS if "FC10(" in name}
     heavier = trained_rows(
@@ -125,7 +130,9 @@ def run(run: Run) -> Outcome:
     for name, trained in heavier.items():
         penalty = _penalty_sets(run, trained, settings.penalty_images)
         _add_errors(decay, name, trained)
-        decay.add(name, PENALTY, [mean_penalty(made) for made in penalty], PUBLISHED[name][2])
+        decay.add(
+            name, PENALTY, [mean_penalty(examples) for examples in penalty], PUBLISHED[name][2]
+        )
     outcome.tables = [main, cost, targets, readings, decay]
     outcome.remarks = _remarks(main, cost)
     outcome.headline = ("table1", "FC100-100-10", PENALTY)
@@ -139,53 +146,55 @@ _MODELS = {**PAPER, **CONVOLUTIONAL}
 def _model(
     run: Run, main: Table, cost: Table, name: str, trained: Sequence[Trained], settings: Settings
 ) -> None:
-    """One row of the main table and of the costs."""
-    told = PUBLISHED.get(name, (None, None, None))
-    many, few = settings.counts(name)
-    margin = [adversarial_set(run, one, split="train", count=many) for one in trained]
-    penalty = _penalty_sets(run, trained, few)
+    """Fill one row of the main table and of the table of costs."""
+    published = PUBLISHED.get(name, (None, None, None))
+    count, penalty_count = settings.counts(name)
+    margin = [adversarial_set(run, one, split="train", count=count) for one in trained]
+    penalty = _penalty_sets(run, trained, penalty_count)
     _add_errors(main, name, trained)
-    main.add(name, PENALTY, [mean_penalty(made) for made in penalty], told[2])
-    main.add(name, MARGIN, [made.mean_rms for made in margin])
-    both = [(ours.first(few), theirs) for ours, theirs in zip(margin, penalty, strict=True)]
-    cost.add(name, "success, paper's %", [100 * float(made.success.mean()) for made in penalty])
-    cost.add(name, "success, default %", [100 * float(made.success.mean()) for made in margin])
-    cost.add(name, _EXCESS, [_excess(ours, theirs) for ours, theirs in both])
-    cost.add(name, "evaluations, paper's", [float(made.evaluations.mean()) for made in penalty])
-    cost.add(name, "evaluations, default", [float(made.evaluations.mean()) for made in margin])
+    main.add(name, PENALTY, [mean_penalty(examples) for examples in penalty], published[2])
+    main.add(name, MARGIN, [examples.mean_rms for examples in margin])
+    pairs = [
+        (ours.first(penalty_count), theirs) for ours, theirs in zip(margin, penalty, strict=True)
+    ]
+    cost.add(
+        name, "success, paper's %", [100 * float(examples.success.mean()) for examples in penalty]
+    )
+    cost.add(
+        name, "success, default %", [100 * float(examples.success.mean()) for examples in margin]
+    )
+    cost.add(name, _EXCESS, [_excess(ours, theirs) for ours, theirs in pairs])
+    cost.add(
+        name, "evaluations, paper's", [float(examples.evaluations.mean()) for examples in penalty]
+    )
+    cost.add(
+        name, "evaluations, default", [float(examples.evaluations.mean()) for examples in margin]
+    )
 
 
 def _penalty_sets(
     run: Run, trained: Sequence[Trained], count: int, **options: Any
 ) -> list[AdversarialSet]:
-    """Training images attacked by the paper's procedure."""
+    """Attack training images by the paper's procedure."""
     options = {**PENALTY_OPTIONS, **options}
     return [adversarial_set(run, one, split="train", count=count, **options) for one in trained]
 
 
 def _add_errors(table: Table, name: str, trained: Sequence[Trained]) -> None:
-    told = PUBLISHED.get(name, (None, None, None))
-    table.add(name, "training error", [one.train_error for one in trained], told[0])
-    table.add(name, "test error", [one.test_error for one in trained], told[1])
-
-
-def mean_penalty(made: AdversarialSet) -> float:
-    """Mean distortion of the penalty's minimisers, where the run found one; an image that was
-    adversarial already counts as 0.
-    """
-    penalty = np.where(made.rms == 0, 0, made.penalty_rms)
-    return mean(penalty[made.success & np.isfinite(penalty)])
+    published = PUBLISHED.get(name, (None, None, None))
+    table.add(name, "training error", [one.train_error for one in trained], published[0])
+    table.add(name, "test error", [one.test_error for one in trained], published[1])
 
 
 def _excess(ours: AdversarialSet, theirs: AdversarialSet) -> float:
-    """Percent by which the paper's mean distortion is larger, on the images that both reached."""
+    """Return by how many percent the paper's mean distortion is larger where both succeeded."""
     penalty = np.where(theirs.rms == 0, 0, theirs.penalty_rms)
-    both = ours.success & theirs.success & np.isfinite(penalty)
-    return 100 * (mean(penalty[both]) / mean(ours.rms[both]) - 1)
+    common = ours.success & theirs.success & np.isfinite(penalty)
+    return 100 * (mean(penalty[common]) / mean(ours.rms[common]) - 1)
 
 
 def _readings(run: Run, table: Table, trained: Sequence[Trained], count: int) -> None:
-    """Mean distortion by loss, penalty, images and targets."""
+    """Tabulate the mean distortion by loss, penalty, images and targets."""
     column = "distortion"
 
     def average(split: str = "train", **options: Any) -> list[float]:
@@ -195,10 +204,12 @@ def _readings(run: Run, table: Table, trained: Sequence[Trained], count: int) ->
         ]
 
     penalty = _penalty_sets(run, trained, count)
-    table.add("paper's penalty, c |r|^2", column, [mean_penalty(made) for made in penalty])
+    table.add("paper's penalty, c |r|^2", column, [mean_penalty(examples) for examples in penalty])
     unsquared = _penalty_sets(run, trained, count, penalty="l2_unsquared")
-    table.add("paper's penalty, c |r|", column, [mean_penalty(made) for made in unsquared])
-    table.add("smallest point on the way there", column, [made.mean_rms for made in penalty])
+    table.add("paper's penalty, c |r|", column, [mean_penalty(examples) for examples in unsquared])
+    table.add(
+        "smallest point on the way there", column, [examples.mean_rms for examples in penalty]
+    )
     table.add("default loss", column, average())
     table.add("default loss, effort thorough", column, average(effort="thorough"))
     table.add("default loss, test images", column, average("test"))
@@ -206,16 +217,16 @@ def _readings(run: Run, table: Table, trained: Sequence[Trained], count: int) ->
 
 
 def every_target(run: Run, network: Trained, count: int) -> NDArray[np.float64]:
-    """(M, 9) distortions of the training images that were reached for all nine wrong classes."""
+    """Return (M, 9) distortions of the training images that reached all nine wrong classes."""
     _, labels = run.digits.sample("train", count)
     distortion = np.full((len(labels), CLASSES), np.nan)
     for target in range(CLASSES):
-        made = adversarial_set(run, network, split="train", count=count, targets=target)
-        distortion[labels != target, target] = np.where(made.success, made.rms, np.nan)
-    wrong: NDArray[np.float64] = distortion[np.arange(CLASSES) != labels[:, None]].reshape(
+        examples = adversarial_set(run, network, split="train", count=count, targets=target)
+        distortion[labels != target, target] = np.where(examples.success, examples.rms, np.nan)
+    wrong_classes: NDArray[np.float64] = distortion[np.arange(CLASSES) != labels[:, None]].reshape(
         -1, CLASSES - 1
     )
-    return wrong[np.isfinite(wrong).all(axis=1)]
+    return wrong_classes[np.isfinite(wrong_classes).all(axis=1)]
 
 
 def _finding(main: Table, cost: Table) -> str:
@@ -231,12 +242,12 @@ def _finding(main: Table, cost: Table) -> str:
 
 
 def _remarks(main: Table, cost: Table) -> list[str]:
-    """What the numbers say beside the paper's."""
+    """Compare the numbers with the paper's."""
     ours = {row: cell.mean for row in PAPER if (cell := main.cell(row, PENALTY)) is not None}
     ratio = {row: ours[row] / PUBLISHED[row][2] for row in ours}
     excess = {row: cell.mean for row in PAPER if (cell := cost.cell(row, _EXCESS)) is not None}
     by_size = sorted(ours, key=lambda row: ours[row])
-    told = sorted(ours, key=lambda row: PUBLISHED[row][2])
+    published_order = sorted(ours, key=lambda row: PUBLISHED[row][2])
     return [
         "Measured over published distortion: "
         + ", ".join(f"{row} {value:.2f}" for row, value in ratio.items())
@@ -245,8 +256,8 @@ def _remarks(main: Table, cost: Table) -> list[str]:
         + ", ".join(by_size)
         + (
             "; the paper has the same order."
-            if by_size == told
-            else f"; the paper: {', '.join(told)}."
+            if by_size == published_order
+            else f"; the paper: {', '.join(published_order)}."
         ),
         "The paper's procedure stops at the minimiser of a penalty, which is not the nearest "
         f"adversarial point: its distortion is {min(excess.values()):.1f}% to "

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .attacks import AdversarialSet, adversarial_set
-from .networks import CONVOLUTIONAL, PAPER
-from .run import Run, Trained
-from .tables import Outcome, Table
-from .transfer import (
+from .parts.attacks import AdversarialSet, adversarial_set
+from .parts.networks import CONVOLUTIONAL, PAPER
+from .parts.run import Run, Trained
+from .parts.tables import Outcome, Table
+from .parts.transfer import (
     Published,
     cross_errors,
     mean_off_diagonal,
@@ -20,7 +20,8 @@ from .transfer import (
 )
 
 NOISE = (0.0, 0.1, 0.3)
-# Rows: whose examples; columns in the same order: who sees them. Percent.
+# Rows are the networks that the examples were made for. Columns, in the same order, are the
+# networks that classify them. Values are error rates in percent.
 PUBLISHED = published_rows(
     {
         "FC10(1e-4)": (100, 11.7, 22.7, 2, 3.9, 2.7),
@@ -39,7 +40,7 @@ PENALTY = {"loss": "cross_entropy"}
 
 @dataclass(frozen=True)
 class Settings:
-    """Images attacked for every network; fewer on the convolutional one."""
+    """Numbers of images attacked for every network, and for the convolutional one."""
 
     images: int
     convolutional_images: int
@@ -49,7 +50,7 @@ SETTINGS = {"full": Settings(2000, 200), "quick": Settings(200, 20), "tiny": Set
 
 
 def run(run: Run) -> Outcome:
-    """Cross error rates of the six models and of a convolutional one, three readings."""
+    """Measure the cross error rates of the six models and of a convolutional one."""
     settings = SETTINGS[run.scale]
     outcome = Outcome(
         "table2",
@@ -72,8 +73,8 @@ def run(run: Run) -> Outcome:
         "than their label; cross-entropy, random targets. Noise rows: the same images with "
         "Gaussian noise, which leaves [0, 1] unless it says clipped.",
     )
-    found = _sets(run, networks, settings, split="train", **PENALTY)
-    cross_errors(penalty, networks, found, PUBLISHED)
+    sets = _sets(run, networks, settings, split="train", **PENALTY)
+    cross_errors(penalty, networks, sets, PUBLISHED)
     _noise(run, penalty, networks, settings, "train", PUBLISHED)
     margin = _matrix(
         "table2_margin",
@@ -89,21 +90,21 @@ def run(run: Run) -> Outcome:
     )
     cross_errors(test, networks, _sets(run, networks, settings, split="test", **PENALTY), {})
     _noise(run, test, networks, settings, "test", {})
-    stretched = _matrix(
+    scaled = _matrix(
         "table2_scaled",
         "Brought to the same size",
         "The first table's examples with every distortion scaled to sqrt(mean r^2) = 0.1, not "
         "clipped: compare with noise of that standard deviation.",
     )
-    cross_errors(stretched, networks, found, {}, scale_to=0.1)
-    outcome.tables = [penalty, margin, test, stretched]
-    outcome.remarks = _remarks(penalty, margin, stretched)
+    cross_errors(scaled, networks, sets, {}, scale_to=0.1)
+    outcome.tables = [penalty, margin, test, scaled]
+    outcome.remarks = _remarks(penalty, margin, scaled)
     outcome.headline = ("table2", "FC100-100-10", "FC200-200-10")
     rows = list(PAPER)
     outcome.finding = (
         "Examples made for one network deceive another one in "
         f"{mean_off_diagonal(penalty, rows, rows):.1f}% of the cases, and in "
-        f"{mean_off_diagonal(stretched, rows, rows):.1f}% when brought to 0.1."
+        f"{mean_off_diagonal(scaled, rows, rows):.1f}% when brought to 0.1."
     )
     return outcome
 
@@ -141,13 +142,14 @@ def _noise(
     noise_errors(table, networks, images, labels, NOISE[-1], {}, clip=True)
 
 
-def _remarks(penalty: Table, margin: Table, stretched: Table) -> list[str]:
+def _remarks(penalty: Table, margin: Table, scaled: Table) -> list[str]:
     rows = list(PAPER)
-    told = [PUBLISHED[row, column] for row in rows for column in rows if row != column]
+    published = [PUBLISHED[row, column] for row in rows for column in rows if row != column]
     return [
         "Mean error of a network on another one's examples, over the paper's six models: "
         f"{mean_off_diagonal(penalty, rows, rows):.1f}% with the paper's loss (published: "
-        f"{sum(told) / len(told):.1f}%), {mean_off_diagonal(margin, rows, rows):.1f}% with the "
-        f"default loss, {mean_off_diagonal(stretched, rows, rows):.1f}% when every distortion is "
+        f"{sum(published) / len(published):.1f}%), "
+        f"{mean_off_diagonal(margin, rows, rows):.1f}% with the default loss, "
+        f"{mean_off_diagonal(scaled, rows, rows):.1f}% when every distortion is "
         "brought to 0.1.",
     ]

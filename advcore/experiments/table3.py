@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .halves import COUNTS, MODELS, PENALTY, test_sets, trained_on_halves
-from .run import Run
-from .table1 import mean_penalty
-from .tables import Outcome, Table
+from .parts.attacks import mean_penalty
+from .parts.halves import COUNTS, MODELS, PENALTY, test_sets, trained_on_halves
+from .parts.run import Run
+from .parts.tables import Outcome, Table
 
-# Test error %, average minimum distortion.
+# Each row has the test error in percent and the average minimum distortion.
 PUBLISHED = {
     "FC100-100-10": (2.4, 0.062),
     "FC123-456-10": (2.5, 0.059),
@@ -16,14 +16,14 @@ PUBLISHED = {
 
 
 def run(run: Run) -> Outcome:
-    """Errors and distortions of the networks of table 4."""
-    many, few = COUNTS[run.scale]
+    """Measure errors and distortions of the networks of table 4."""
+    images, convolutional_images = COUNTS[run.scale]
     outcome = Outcome(
         "table3",
         "Table 3: models trained on disjoint halves",
         "The training set is split into halves P1 and P2. Are networks that have seen one half "
         "alone as good, and as easy to deceive?",
-        settings={"images": many, "convolutional_images": few},
+        settings={"images": images, "convolutional_images": convolutional_images},
     )
     table = Table(
         "table3",
@@ -39,14 +39,19 @@ def run(run: Run) -> Outcome:
         },
     )
     for name, networks in trained_on_halves(run).items():
-        told = PUBLISHED.get(name, (None, None))
+        published = PUBLISHED.get(name, (None, None))
         table.add(name, "trained on half", [MODELS[name][1]] * len(networks))
         table.add(name, "training error", [one.train_error for one in networks])
-        table.add(name, "test error", [one.test_error for one in networks], told[0])
+        table.add(name, "test error", [one.test_error for one in networks], published[0])
         penalty = test_sets(run, name, networks, **PENALTY)
-        table.add(name, "distortion, paper's loss", [mean_penalty(m) for m in penalty], told[1])
+        table.add(
+            name,
+            "distortion, paper's loss",
+            [mean_penalty(examples) for examples in penalty],
+            published[1],
+        )
         margin = test_sets(run, name, networks)
-        table.add(name, "distortion, default loss", [made.mean_rms for made in margin])
+        table.add(name, "distortion, default loss", [examples.mean_rms for examples in margin])
     outcome.tables = [table]
     outcome.headline = ("table3", "FC100-100-10", "distortion, paper's loss")
     outcome.finding = _finding(table)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .halves import COUNTS, PAPER, PENALTY, test_sets, trained_on_halves
-from .run import Run
-from .tables import Outcome, Table
-from .transfer import cross_errors, mean_off_diagonal, noise_errors, published_rows
+from .parts.halves import COUNTS, PAPER, PENALTY, test_sets, trained_on_halves
+from .parts.run import Run
+from .parts.tables import Outcome, Table
+from .parts.transfer import cross_errors, mean_off_diagonal, noise_errors, published_rows
 
-# Rows: whose examples; columns: FC100-100-10, FC123-456-10, FC100-100-10'. Percent.
+# Rows are the networks that the examples were made for. Columns are the networks that classify
+# them: FC100-100-10, FC123-456-10, FC100-100-10'. Values are error rates in percent.
 PUBLISHED = published_rows(
     {
         "FC100-100-10": (100, 26.2, 5.9),
@@ -25,17 +26,17 @@ SCALED = "scaled to 0.1: "
 
 
 def run(run: Run) -> Outcome:
-    """Cross error rates, as found and with every distortion brought to 0.1."""
-    many, few = COUNTS[run.scale]
+    """Measure cross error rates of the examples themselves and with distortions scaled to 0.1."""
+    count, convolutional_count = COUNTS[run.scale]
     outcome = Outcome(
         "table4",
         "Table 4: other training images, the same examples",
         "Adversarial examples of test images are made for one network (row) and shown to another "
         "(column), which may have been trained on the other half of the training set.",
-        settings={"images": many, "convolutional_images": few},
+        settings={"images": count, "convolutional_images": convolutional_count},
     )
     networks = trained_on_halves(run)
-    images, labels = run.digits.sample("test", many)
+    images, labels = run.digits.sample("test", count)
     caption = (
         "Percent of the adversarial examples that the column's network takes for another class "
         "than their label. Models with a prime were trained on P2."
@@ -46,16 +47,16 @@ def run(run: Run) -> Outcome:
         ("table4_margin", "The default loss", {}, {}),
     ):
         table = Table(name, title, caption, corner="examples of")
-        found = {row: test_sets(run, row, trained, **options) for row, trained in networks.items()}
-        cross_errors(table, networks, found, published)
+        sets = {row: test_sets(run, row, trained, **options) for row, trained in networks.items()}
+        cross_errors(table, networks, sets, published)
         if published:
             noise_errors(table, networks, images, labels, 0.0, published)
             noise_errors(table, networks, images, labels, 0.06, published)
-        cross_errors(table, networks, found, published, prefix=SCALED, scale_to=0.1)
+        cross_errors(table, networks, sets, published, prefix=SCALED, scale_to=0.1)
         if published:
             noise_errors(table, networks, images, labels, 0.1, published)
             clipped = "scaled to 0.1, clipped: "
-            cross_errors(table, networks, found, {}, prefix=clipped, scale_to=0.1, clip=True)
+            cross_errors(table, networks, sets, {}, prefix=clipped, scale_to=0.1, clip=True)
         tables.append(table)
     outcome.tables = tables
     outcome.remarks = [_remark(tables[0])]
@@ -66,8 +67,10 @@ def run(run: Run) -> Outcome:
 
 def _remark(table: Table) -> str:
     rows = list(PAPER)
-    told = [PUBLISHED[row, column] for row in rows for column in rows if row != column]
-    large = [PUBLISHED[SCALED + row, column] for row in rows for column in rows if row != column]
+    published = [PUBLISHED[row, column] for row in rows for column in rows if row != column]
+    published_scaled = [
+        PUBLISHED[SCALED + row, column] for row in rows for column in rows if row != column
+    ]
     measured = [
         cell.mean
         for row in rows
@@ -76,6 +79,7 @@ def _remark(table: Table) -> str:
     ]
     return (
         f"Mean error on another network's examples: {mean_off_diagonal(table, rows, rows):.1f}% "
-        f"(published {sum(told) / len(told):.1f}%); with distortions scaled to 0.1, "
-        f"{sum(measured) / len(measured):.1f}% (published {sum(large) / len(large):.1f}%)."
+        f"(published {sum(published) / len(published):.1f}%); with distortions scaled to 0.1, "
+        f"{sum(measured) / len(measured):.1f}% (published "
+        f"{sum(published_scaled) / len(published_scaled):.1f}%)."
     )

@@ -14,16 +14,16 @@ import advcore
 from advcore import data
 from advcore.models import pretrained
 
-from .attacks import adversarial_set
-from .lipschitz import Bounds, Response, bounds, layers_of, response
-from .networks import CONVOLUTIONAL, PAPER
-from .table5_report import Measured, drawing, finding, layer_table, network_table, remarks
-from .tables import Figure, Outcome
+from .parts.attacks import adversarial_set
+from .parts.lipschitz import Bounds, Response, bounds, layers_of, response
+from .parts.networks import CONVOLUTIONAL, PAPER
+from .parts.table5_report import Measured, drawing, finding, layer_table, network_table, remarks
+from .parts.tables import Figure, Outcome
 
 if TYPE_CHECKING:
-    from .run import Run
+    from .parts.run import Run
 
-# The paper's "upper bound" of the layers of Krizhevsky's AlexNet of 2012.
+# The paper gives these values as "upper bound" of the layers of Krizhevsky's AlexNet of 2012.
 PUBLISHED = {
     "conv1": 2.75,
     "conv2": 10.0,
@@ -37,11 +37,12 @@ PUBLISHED = {
 MNIST = {name: PAPER[name] for name in ("FC100-100-10", "FC200-200-10")} | CONVOLUTIONAL
 ALEXNET, SQUEEZENET = "AlexNet", "SqueezeNet 1.0"
 Builder = Callable[[], nn.Sequential]
-# Builder, side of the images, what stands for the weights in the cache.
+# Each entry has the builder, the side of the images, and the key of the weights in the cache.
 IMAGENET: dict[str, tuple[Builder, int, str]] = {
     ALEXNET: (pretrained.alexnet, pretrained.ALEXNET_SIDE, pretrained.ALEXNET_URL),
     SQUEEZENET: (
-        *(pretrained.squeezenet1_0, pretrained.SQUEEZENET_SIDE),
+        pretrained.squeezenet1_0,
+        pretrained.SQUEEZENET_SIDE,
         pretrained.SQUEEZENET_SHA256,
     ),
 }
@@ -49,10 +50,13 @@ IMAGENET: dict[str, tuple[Builder, int, str]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """images, convolutional : MNIST test images attacked; as many as in `figures`, so that one
-        attack serves both.
-    jacobians : of them, the first, whose Jacobian is measured.
-    imagenet : networks.  pictures : of ImageNet, attacked.
+    """Settings of the experiment at one scale.
+
+    images, convolutional : numbers of MNIST test images that are attacked, for the fully connected
+        and the convolutional networks. They are those of `figures`, so that one attack serves both.
+    jacobians : number of these images, from the first on, whose Jacobian is measured.
+    imagenet : names of the ImageNet networks.
+    pictures : number of ImageNet pictures that are attacked.
     tolerance : residual at which power iterations stop.
     """
 
@@ -72,7 +76,7 @@ SETTINGS = {
 
 
 def run(run: Run) -> Outcome:
-    """Bounds of layers and networks, and the growth that adversarial examples really have."""
+    """Compute bounds of layers and networks, and measure how far adversarial examples move."""
     settings = SETTINGS[run.scale]
     outcome = Outcome(
         "table5",
@@ -82,51 +86,61 @@ def run(run: Run) -> Outcome:
         "one allows them. How large is it, and how close to what happens?",
         settings=asdict(settings) | {"split": "test", "targets": "random wrong class"},
     )
-    found: dict[str, list[Measured]] = {}
+    measurements: dict[str, list[Measured]] = {}
     for name, (model, decay) in MNIST.items():
         count = settings.convolutional if name in CONVOLUTIONAL else settings.images
         networks = run.trained([run.recipe(model, seed, decay=decay) for seed in run.seeds])
         sets = [adversarial_set(run, network, split="test", count=count) for network in networks]
-        found[name] = []
-        for network, made in zip(networks, sets, strict=True):
-            examples: tuple[NDArray[Any], ...] = (made.images, made.adversarial, made.targets)
+        measurements[name] = []
+        for network, attacked in zip(networks, sets, strict=True):
+            examples: tuple[NDArray[Any], ...] = (
+                attacked.images,
+                attacked.adversarial,
+                attacked.targets,
+            )
             chain: Any = network.model
-            found[name].append(
+            measurements[name].append(
                 _measure(
-                    *(run, settings, network.key, chain, made.images.shape[1:]),
-                    tuple(array[made.success & (made.rms > 0)] for array in examples),
+                    run,
+                    settings,
+                    network.key,
+                    chain,
+                    attacked.images.shape[1:],
+                    tuple(array[attacked.success & (attacked.rms > 0)] for array in examples),
                 )
             )
-    missing: dict[str, str] = {}
+    absent: dict[str, str] = {}
     for name, (build, side, key) in IMAGENET.items():
         if name not in settings.imagenet:
-            missing[name] = f"is not part of the scale {run.scale!r}"
+            absent[name] = f"is not part of the scale {run.scale!r}"
             continue
         try:
             chain = build()
         except pretrained.Unavailable as error:
-            missing[name] = f"is left out: its weights are not to be had here ({error})"
+            absent[name] = f"is left out: its weights are not to be had here ({error})"
             continue
         examples = _attacked_pictures(run, settings, key, chain, side)
-        found[name] = [_measure(run, settings, key, chain, (3, side, side), examples)]
-    found = {name: found[name] for name in (*IMAGENET, *MNIST) if name in found}
+        measurements[name] = [_measure(run, settings, key, chain, (3, side, side), examples)]
+    measurements = {
+        name: measurements[name] for name in (*IMAGENET, *MNIST) if name in measurements
+    }
     outcome.tables += [
         layer_table(name, measured, PUBLISHED if name == ALEXNET else {})
-        for name, measured in found.items()
+        for name, measured in measurements.items()
     ]
-    outcome.tables.append(network_table(found))
+    outcome.tables.append(network_table(measurements))
     outcome.figures.append(
         Figure(
             "table5_growth",
             "What the constants allow and what happens",
-            drawing(found),
+            drawing(measurements),
             "How far two inputs have moved apart at the output of each layer, over their distance "
             "at the input (layers with the constant 1 left out): the product of the constants, and "
             "the largest ratio at adversarial examples and at Gaussian noise of the same norms.",
         )
     )
-    outcome.remarks += remarks(found, missing, PUBLISHED)
-    outcome.finding = finding(found)
+    outcome.remarks += remarks(measurements, absent, PUBLISHED)
+    outcome.finding = finding(measurements)
     outcome.headline = ("table5_networks", next(iter(MNIST)), "bound")
     return outcome
 
@@ -139,33 +153,43 @@ def _measure(
     shape: Sequence[int],
     examples: tuple[NDArray[Any], ...],
 ) -> Measured:
-    """examples : N images, adversarial images other than these, and targets; may be none."""
+    """Measure one network.
+
+    examples : N images, their adversarial images, which differ from them, and their targets; N may
+        be 0.
+    """
     layers = layers_of(network, shape)
     tolerance = settings.tolerance
     depends = {"network": key, "tolerance": tolerance}
-    made = run.step("bounds", depends, lambda: asdict(bounds(layers, tolerance=tolerance)))
-    measured = Measured(layers, Bounds(**made), None)
+    arrays = run.step("bounds", depends, lambda: asdict(bounds(layers, tolerance=tolerance)))
+    measured = Measured(layers, Bounds(**arrays), None)
     images, adversarial, targets = examples
     if not len(images):
         return measured
-    made = run.step(
+    arrays = run.step(
         "response",
         {"network": key, **asdict(settings)},
         lambda: asdict(
             response(
-                *(network, images, adversarial, targets),
+                network,
+                images,
+                adversarial,
+                targets,
                 bound=measured.bound,
                 jacobians=settings.jacobians,
             )
         ),
     )
-    return Measured(layers, measured.bounds, Response(**made))
+    return Measured(layers, measured.bounds, Response(**arrays))
 
 
 def _attacked_pictures(
     run: Run, settings: Settings, key: str, network: nn.Sequential, side: int
 ) -> tuple[NDArray[Any], ...]:
-    """Pictures of ImageNet, their adversarial versions and targets; none where there are none."""
+    """Return pictures of ImageNet, their adversarial images and their targets.
+
+    The arrays are empty where no pictures are at hand.
+    """
     try:
         images, labels = pretrained.imagenet_samples(side)
     except pretrained.Unavailable:
@@ -179,6 +203,6 @@ def _attacked_pictures(
         result = advcore.minimize_distortion(network, images, targets, effort="fast")
         return {"adversarial": result.adversarial, "rms": result.rms_distortion}
 
-    made = run.step("attack-pictures", {"network": key, "images": len(images)}, make)
-    kept = np.isfinite(made["rms"]) & (made["rms"] > 0)
-    return images[kept], made["adversarial"][kept], targets[kept]
+    attacked = run.step("attack-pictures", {"network": key, "images": len(images)}, make)
+    rows = np.isfinite(attacked["rms"]) & (attacked["rms"] > 0)
+    return images[rows], attacked["adversarial"][rows], targets[rows]

@@ -1,21 +1,27 @@
 """Feeding adversarial examples back into training, section 4.2 of the paper.
 
-A network with 100 and 100 hidden sigmoids: by weight decay alone, with dropout, with a pool of
-adversarial examples of the images, and with a pool for every layer (`feedback`).
+A network with 100 and 100 hidden sigmoids is trained by weight decay alone, with dropout, with a
+pool of adversarial examples of the images, and with a pool for every layer (`parts.feedback`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from .attacks import adversarial_set
-from .feedback import Feedback
-from .tables import Figure, Outcome, Table
-from .tuning import (
+from .parts.feedback import Feedback
+from .parts.feedback_report import (
+    DISTORTION,
+    ERROR,
+    TRAIN_ERROR,
+    cost_table,
+    distortions,
+    scatter,
+    tuning_table,
+)
+from .parts.tables import Figure, Outcome, Table
+from .parts.tuning import (
     ALL,
     DECAY,
     DROPOUT,
@@ -25,26 +31,18 @@ from .tuning import (
     Choice,
     Settings,
     trained,
-    tuning_table,
 )
 
 if TYPE_CHECKING:
-    from .run import Run, Trained
+    from .parts.run import Run
 
-# Test error in percent; the last is "below 1.2%".
+# The values are test errors in percent. The paper says "below 1.2%" for the last.
 PUBLISHED = {DECAY: 1.6, DROPOUT: 1.3, ALL: 1.2}
 ROWS = (PAPER_DECAY, DECAY, DROPOUT, INPUT, ALL)
-ERROR, TRAIN_ERROR, DISTORTION = "test error", "training error", "distortion"
-
-
-def distortions(run: Run, settings: Settings, networks: Sequence[Trained]) -> list[float]:
-    """Mean distortion of test images toward random targets, a value a network."""
-    return [
-        adversarial_set(run, one, split="test", count=settings.images).mean_rms for one in networks
-    ]
 
 
 def run(run: Run) -> Outcome:
+    """Train the networks with each method, and compare errors and distortions."""
     settings = SETTINGS[run.scale]
     networks, choices = trained(run, settings, ROWS)
     outcome = Outcome(
@@ -66,10 +64,10 @@ def run(run: Run) -> Outcome:
         corner="network",
         formats={"": ".2f", DISTORTION: ".4f"},
     )
-    for row, made in networks.items():
-        main.add(row, ERROR, [one.test_error for one in made], PUBLISHED.get(row))
-        main.add(row, TRAIN_ERROR, [one.train_error for one in made])
-        main.add(row, DISTORTION, distortions(run, settings, made))
+    for row, trained_networks in networks.items():
+        main.add(row, ERROR, [one.test_error for one in trained_networks], PUBLISHED.get(row))
+        main.add(row, TRAIN_ERROR, [one.train_error for one in trained_networks])
+        main.add(row, DISTORTION, distortions(run, settings, trained_networks))
     outcome.tables = [main, cost_table("training", {row: networks[row] for row in (INPUT, ALL)})]
     if any(choice.tried for choice in choices.values()):
         outcome.tables.append(tuning_table("training", settings, choices))
@@ -78,48 +76,6 @@ def run(run: Run) -> Outcome:
     outcome.remarks = _remarks(main, outcome.tables[1], settings, choices)
     outcome.finding = _finding(main)
     return outcome
-
-
-def cost_table(name: str, networks: Mapping[str, Sequence[Trained]]) -> Table:
-    """What the attacks took; sums over the pools of a network."""
-    table = Table(
-        f"{name}_cost",
-        "What the attacks cost",
-        "One network, trained on one thread. Share: time in the attacks over that of the training. "
-        "Evaluations: forward and backward passes of one example.",
-        corner="network",
-        formats={"": ".1f", "attacks": ".0f", "success %": ".2f"},
-    )
-    for row, made in networks.items():
-        facts = [one.facts for one in made]
-        count = [sum(fact["attacks"]) for fact in facts]
-        table.add(row, "seconds", [fact["training_seconds"] for fact in facts])
-        table.add(row, "share of attacks %", [attack_share(fact) for fact in facts])
-        table.add(row, "attacks", count)
-        for column, key in (("evaluations", "evaluations"), ("success %", "success")):
-            sums = [np.dot(fact[key], fact["attacks"]) for fact in facts]
-            table.add(row, column, [s / n for s, n in zip(sums, count, strict=True)])
-    return table
-
-
-def attack_share(facts: Mapping[str, Any]) -> float:
-    """Percent of the training time that the attacks took."""
-    return 100 * float(sum(facts["attack_seconds"])) / float(facts["training_seconds"])
-
-
-def scatter(axis: Any, table: Table, column: str, rows: Sequence[str]) -> None:
-    """A point a seed beside each other, and a bar at their mean, for every row."""
-    for place, row in enumerate(rows):
-        cell = table.cell(row, column)
-        if cell is None or not cell.known:
-            continue
-        offsets = np.linspace(-0.16, 0.16, len(cell.known)) if len(cell.known) > 1 else [0.0]
-        axis.plot(place + np.asarray(offsets), cell.known, "o", color=f"C{place}", ms=5, alpha=0.8)
-        axis.hlines(cell.mean, place - 0.3, place + 0.3, color=f"C{place}", lw=2)
-    axis.set_xticks(range(len(rows)), [row.replace(" of ", "\nof ", 1) for row in rows])
-    axis.tick_params(axis="x", labelsize="small", labelrotation=20)
-    axis.set_xlim(-0.6, len(rows) - 0.4)
-    axis.grid(axis="y", alpha=0.3)
 
 
 def _figure(main: Table) -> Figure:

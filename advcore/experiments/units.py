@@ -1,10 +1,10 @@
 """Single units against random directions of activation space: the paper's section 3, figures 1-4.
 
 The paper shows held-out images that maximise <phi(x), e_i>, a single unit, and <phi(x), v>, a
-random combination of units, and finds both sets equally meaningful by eye. Here the eye gets the
-same pictures, and label purity, the share of the most frequent label among the first k images,
-gives them a number. Centred activations are no reading of their own: <phi(x) - m, v> differs from
-<phi(x), v> by a constant, the ranking of the images is the same.
+random combination of units. It finds both sets equally meaningful by eye. Here the same pictures
+are drawn, and label purity is measured: the share of the most frequent label among the first k
+images. Centred activations are not measured separately. <phi(x) - m, v> differs from <phi(x), v> by
+a constant, so that the ranking of the images is the same.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from advcore import report
 
-from . import networks
-from .directions import (
+from .parts import networks
+from .parts.directions import (
     activations,
     chance_purity,
     difference_interval,
@@ -30,18 +30,18 @@ from .directions import (
     superiority,
     top_images,
 )
-from .pictures import slug, strip
-from .tables import Figure, Outcome, Table
+from .parts.pictures import slug, strip
+from .parts.tables import Figure, Outcome, Table
 
 if TYPE_CHECKING:
     import torch
 
-    from .run import Run
+    from .parts.run import Run
 
 
 @dataclass(frozen=True)
 class Space:
-    """Activations after the first `depth` modules of a network; no network: the pixels."""
+    """The activations after the first `depth` modules of a network; without one, the pixels."""
 
     model: str | None
     depth: int = 0
@@ -67,9 +67,13 @@ READINGS = (UNITS, RANDOM, STANDARDISED, POSITIVE)
 
 @dataclass(frozen=True)
 class Settings:
-    """images : held-out images; convolutional : those of SmallCNN.  directions : random ones.
+    """Settings of the experiment at one scale.
 
-    top : numbers k of images for purity, the first two in the tables.
+    images : number of held-out images.
+    convolutional : the same number for SmallCNN.
+    directions : number of random directions.
+    top : numbers k of images for purity. The first two are in the tables.
+    drawn : numbers of directions and of images in a picture.
     """
 
     images: int
@@ -87,6 +91,7 @@ SETTINGS = {
 
 
 def run(run: Run) -> Outcome:
+    """Measure the purity of units and of random directions in every space."""
     settings = SETTINGS[run.scale]
     outcome = Outcome(
         "units",
@@ -95,27 +100,27 @@ def run(run: Run) -> Outcome:
         "combination of units?",
         settings=asdict(settings) | {"split": "test", "direction": "uniform on the unit sphere"},
     )
-    found = {name: _space(run, name, space, settings) for name, space in SPACES.items()}
-    outcome.tables += [_purity_table(found, settings, place) for place in (0, 1)]
-    effect = _effect_table(found, settings)
+    measurements = {name: _space(run, name, space, settings) for name, space in SPACES.items()}
+    outcome.tables += [_purity_table(measurements, settings, place) for place in (0, 1)]
+    effect = _effect_table(measurements, settings)
     outcome.tables.append(effect)
     for name in DRAWN:
-        outcome.figures.append(_pictures(run, name, found[name][0], settings))
-    outcome.figures.append(_curves(found, settings))
-    outcome.remarks += _remarks(found, effect)
+        outcome.figures.append(_pictures(run, name, measurements[name][0], settings))
+    outcome.figures.append(_curves(measurements, settings))
+    outcome.remarks += _remarks(measurements, effect)
     outcome.headline = (outcome.tables[0].name, SHOWN, UNITS)
     outcome.finding = _finding(outcome.tables[0])
     return outcome
 
 
 def _space(run: Run, name: str, space: Space, settings: Settings) -> list[dict[str, NDArray[Any]]]:
-    """What was measured in a space, for every seed; once for the pixels."""
+    """Measure one space for every seed, the pixels only once."""
     count = settings.convolutional if space.model == "small_cnn" else settings.images
     images, labels = run.digits.sample("test", count)
     shape = asdict(settings) | {"space": name, "count": count}
     if space.model is None:
         return [run.step("units", shape, lambda: _measure(images, labels, settings, 0))]
-    made = []
+    results = []
     for seed in run.seeds:
         recipe = run.recipe(space.model, seed)
         if space.trained:
@@ -128,43 +133,43 @@ def _space(run: Run, name: str, space: Space, settings: Settings) -> list[dict[s
             phi = activations(model, space.depth, images)
             return _measure(phi, labels, settings, seed)
 
-        made.append(run.step("units", {**shape, "network": key}, make))
-    return made
+        results.append(run.step("units", {**shape, "network": key}, make))
+    return results
 
 
 def _measure(
     phi: NDArray[np.floating[Any]], labels: NDArray[np.int64], settings: Settings, seed: int
 ) -> dict[str, NDArray[Any]]:
-    """Purity of every direction (k, M) for each reading, and the images to be drawn."""
+    """Return the purity of every direction (k, M) for each reading, and the images to draw."""
     units = phi.shape[1]
-    live = live_units(phi, max(settings.top[:2]))
-    basis = np.eye(units)[live]
+    live_rows = live_units(phi, max(settings.top[:2]))
+    basis = np.eye(units)[live_rows]
     v = sphere(settings.directions, units, seed)
     scale = np.zeros(units)
-    scale[live] = 1 / phi[:, live].std(axis=0)
+    scale[live_rows] = 1 / phi[:, live_rows].std(axis=0)
     directions = {
         UNITS: basis,
         RANDOM: v,
         STANDARDISED: v * scale,
         POSITIVE: np.abs(v),
     }
-    made: dict[str, NDArray[Any]] = {"live": live, "width": np.asarray(units)}
+    results: dict[str, NDArray[Any]] = {"live": live_rows, "width": np.asarray(units)}
     for reading, rows in directions.items():
         tops = top_images(phi, rows.astype(phi.dtype), max(settings.top))
-        made[reading] = np.stack([purity(labels[tops[:, :k]]) for k in settings.top])
+        results[reading] = np.stack([purity(labels[tops[:, :k]]) for k in settings.top])
         if reading in (UNITS, RANDOM):
-            drawn = settings.drawn
-            chosen = np.random.default_rng(seed).permutation(len(rows))[: drawn["directions"]]
-            made[f"{reading}, drawn"] = live[chosen] if reading == UNITS else chosen + 1
-            made[f"{reading}, images"] = tops[chosen, : drawn["images"]]
-    made[CHANCE] = np.array([[chance_purity(labels, k)] for k in settings.top])
-    return made
+            sizes = settings.drawn
+            picks = np.random.default_rng(seed).permutation(len(rows))[: sizes["directions"]]
+            results[f"{reading}, drawn"] = live_rows[picks] if reading == UNITS else picks + 1
+            results[f"{reading}, images"] = tops[picks, : sizes["images"]]
+    results[CHANCE] = np.array([[chance_purity(labels, k)] for k in settings.top])
+    return results
 
 
-Found = Mapping[str, Sequence[Mapping[str, NDArray[Any]]]]
+Measurements = Mapping[str, Sequence[Mapping[str, NDArray[Any]]]]
 
 
-def _purity_table(found: Found, settings: Settings, place: int) -> Table:
+def _purity_table(measurements: Measurements, settings: Settings, place: int) -> Table:
     k = settings.top[place]
     table = Table(
         f"units_purity_{k}",
@@ -176,14 +181,14 @@ def _purity_table(found: Found, settings: Settings, place: int) -> Table:
         corner="activations",
         formats={"": ".1f", "left out": ".0f"},
     )
-    for name, made in found.items():
+    for name, results in measurements.items():
         for reading in (*READINGS, CHANCE):
-            table.add(name, reading, [100 * float(one[reading][place].mean()) for one in made])
-        table.add(name, "left out", [float(one["width"] - len(one["live"])) for one in made])
+            table.add(name, reading, [100 * float(one[reading][place].mean()) for one in results])
+        table.add(name, "left out", [float(one["width"] - len(one["live"])) for one in results])
     return table
 
 
-def _effect_table(found: Found, settings: Settings) -> Table:
+def _effect_table(measurements: Measurements, settings: Settings) -> Table:
     k = settings.top[0]
     table = Table(
         "units_effect",
@@ -194,23 +199,25 @@ def _effect_table(found: Found, settings: Settings) -> Table:
         "half; 50% is no difference. Standardised: the random directions of standardised units.",
         corner="activations",
     )
-    for name, made in found.items():
+    for name, results in measurements.items():
         for reading, label in ((RANDOM, ""), (STANDARDISED, ", standardised")):
-            gaps = np.array([one[UNITS][0].mean() - one[reading][0].mean() for one in made])
+            gaps = np.array([one[UNITS][0].mean() - one[reading][0].mean() for one in results])
             if len(gaps) > 1:
                 low, high = interval(gaps)
             else:
-                low, high = difference_interval(made[0][UNITS][0], made[0][reading][0])
+                low, high = difference_interval(results[0][UNITS][0], results[0][reading][0])
             table.add(name, f"difference{label}", list(100 * gaps))
             table.add(name, f"from{label}", 100 * low)
             table.add(name, f"to{label}", 100 * high)
-            chances = [100 * superiority(one[UNITS][0], one[reading][0]) for one in made]
+            chances = [100 * superiority(one[UNITS][0], one[reading][0]) for one in results]
             table.add(name, f"superiority{label}", chances)
     return table
 
 
-def _pictures(run: Run, name: str, made: Mapping[str, NDArray[Any]], settings: Settings) -> Figure:
-    """The paper's pictures, for the network of the first seed."""
+def _pictures(
+    run: Run, name: str, result: Mapping[str, NDArray[Any]], settings: Settings
+) -> Figure:
+    """Draw the paper's pictures for the network of the first seed."""
     from matplotlib.figure import Figure as Canvas
 
     count = settings.convolutional if SPACES[name].model == "small_cnn" else settings.images
@@ -222,10 +229,12 @@ def _pictures(run: Run, name: str, made: Mapping[str, NDArray[Any]], settings: S
     sides: Any = figure.subfigures(1, 2, wspace=0.03)
     for side, reading in zip(sides, (UNITS, RANDOM), strict=True):
         rows = []
-        for which, tops in zip(made[f"{reading}, drawn"], made[f"{reading}, images"], strict=True):
-            alike = purity(labels[tops][None])[0] * len(tops)
-            who = f"unit {which}" if reading == UNITS else f"v {which}"
-            rows.append((f"{who}\n{alike:.0f} of {len(tops)}", strip(images[tops])))
+        for number, tops in zip(
+            result[f"{reading}, drawn"], result[f"{reading}, images"], strict=True
+        ):
+            count_alike = purity(labels[tops][None])[0] * len(tops)
+            who = f"unit {number}" if reading == UNITS else f"v {number}"
+            rows.append((f"{who}\n{count_alike:.0f} of {len(tops)}", strip(images[tops])))
         axes = report.picture_rows(side, [(label, one[None], "gray") for label, one in rows])
         for axis in axes[:, 0]:
             axis.spines[:].set_visible(False)
@@ -240,7 +249,7 @@ def _pictures(run: Run, name: str, made: Mapping[str, NDArray[Any]], settings: S
     )
 
 
-def _curves(found: Found, settings: Settings) -> Figure:
+def _curves(measurements: Measurements, settings: Settings) -> Figure:
     from matplotlib.figure import Figure as Canvas
 
     order = np.argsort(settings.top)
@@ -249,9 +258,9 @@ def _curves(found: Found, settings: Settings) -> Figure:
     styles[POSITIVE], styles[CHANCE] = ("C2", "--"), ("0.5", ":")
     figure = Canvas(figsize=(11, 5.4), layout="constrained")
     axes = figure.subplots(2, 4, sharex=True, sharey=True).ravel()
-    for axis, (name, made) in zip(axes, found.items(), strict=False):
+    for axis, (name, results) in zip(axes, measurements.items(), strict=False):
         for reading, (colour, line) in styles.items():
-            y = 100 * np.stack([one[reading].mean(axis=1)[order] for one in made])
+            y = 100 * np.stack([one[reading].mean(axis=1)[order] for one in results])
             axis.plot(x, y.mean(0), line, color=colour, label=reading)
             if len(y) > 1:
                 spread = y.std(0, ddof=1)
@@ -262,9 +271,11 @@ def _curves(found: Found, settings: Settings) -> Figure:
         axis.minorticks_off()
         axis.set_title(name.replace(", ", ",\n", 1), fontsize="medium")
         axis.grid(alpha=0.3)
-    for axis in axes[len(found) :]:
+    for axis in axes[len(measurements) :]:
         axis.axis("off")
-    axes[len(found)].legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="center")
+    axes[len(measurements)].legend(
+        *axes[0].get_legend_handles_labels(), frameon=False, loc="center"
+    )
     figure.supxlabel("first k images", fontsize="medium")
     figure.supylabel("label purity (%)", fontsize="medium")
     return Figure(
@@ -285,7 +296,7 @@ def _finding(table: Table) -> str:
     )
 
 
-def _remarks(found: Found, effect: Table) -> list[str]:
+def _remarks(measurements: Measurements, effect: Table) -> list[str]:
     lines = []
     for name in effect.rows:
         cells = {cell.column: cell.mean for cell in effect.cells if cell.row == name}
@@ -298,11 +309,11 @@ def _remarks(found: Found, effect: Table) -> list[str]:
         )
     learnt = []
     for name in ("FC100-100-10, hidden 2", "SmallCNN, hidden 2"):
-        before, after = (
-            100 * np.mean([one[RANDOM][0].mean() for one in found[key]])
+        untrained, trained = (
+            100 * np.mean([one[RANDOM][0].mean() for one in measurements[key]])
             for key in (f"{name}, untrained", name)
         )
-        learnt.append(f"from {before:.0f}% to {after:.0f}% in {name}")
+        learnt.append(f"from {untrained:.0f}% to {trained:.0f}% in {name}")
     return [
         "Purity of units minus that of random directions:\n\n" + "\n".join(lines),
         f"Training raises the purity of random directions {' and '.join(learnt)}. What the "

@@ -1,14 +1,15 @@
-"""A locally connected network in the manner of QuocNet, and its training. Imports torch.
+"""A locally connected network in the manner of QuocNet, and its training.
 
 Le, Ranzato, Monga, Devin, Chen, Corrado, Dean and Ng, "Building high-level features using large
-scale unsupervised learning", ICML 2012. A stage has three parts: linear filters over local
-receptive fields, each place with weights of its own; L2 pooling, the root of a sum of squares over
-neighbours; local contrast normalisation. The filters are learned without labels by reconstruction
-TICA; a classifier on top comes after.
+scale unsupervised learning", ICML 2012. A stage has three parts. The first is linear filters over
+local receptive fields, with separate weights at each place. The second is L2 pooling, the root of a
+sum of squares over neighbours. The third is local contrast normalisation. The filters are learned
+without labels by reconstruction TICA. Then a classifier is trained on top.
 
-In the paper three such stages see 200x200x3 pictures: receptive fields of 18x18 with 8 maps, L2
-pooling of 5x5, normalisation over 5x5, a billion weights in all. `quocnet` has that with
-``side=200, channels=3, stages=3, field=18, maps=8``; its defaults are for 28x28 digits.
+In the paper the pictures are 200x200x3 and there are three stages, with receptive fields of 18x18,
+8 maps, L2 pooling of 5x5 and normalisation over 5x5. They have a billion weights in all. `quocnet`
+gives that network with ``side=200, channels=3, stages=3, field=18, maps=8``. Its defaults are for
+28x28 digits. Importing this file imports torch.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ from . import training
 from .seeding import seeded
 
 EPS = 1e-3
-"""Inside the roots, so that they are smooth at zero."""
+"""Constant that is added inside the roots, so that they are smooth at zero."""
 
 
 class LocallyConnected(nn.Module):
-    """Filters over the receptive fields of (B, C, H, W), each place with weights of its own.
+    """Filters over the receptive fields of (B, C, H, W), with separate weights at each place.
 
     weight : (places, maps, C * field**2)
+
+    Raises
+    ------
+    ValueError : the field does not fit into the images.
     """
 
     def __init__(self, shape: tuple[int, int, int], maps: int, field: int, stride: int = 1) -> None:
@@ -48,11 +53,11 @@ class LocallyConnected(nn.Module):
         self.weight = nn.Parameter(torch.randn(rows * columns, maps, inputs) / math.sqrt(inputs))
 
     def fields(self, x: Tensor) -> Tensor:
-        """(places, C * field**2, B)."""
+        """Return the receptive fields (places, C * field**2, B)."""
         return F.unfold(x, self.field, stride=self.stride).permute(2, 1, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, maps, rows, columns)."""
+        """Return (B, maps, rows, columns)."""
         out = (self.weight @ self.fields(x)).permute(2, 1, 0)
         return torch.unflatten(out, 2, self.shape[1:])
 
@@ -61,14 +66,14 @@ class LocallyConnected(nn.Module):
 
 
 class L2Pool(nn.Module):
-    """``sqrt(EPS + sum of h^2)`` over windows of ``size`` in each map."""
+    """The pooling ``sqrt(EPS + sum of h^2)`` over windows of ``size`` in each map."""
 
     def __init__(self, size: int, stride: int = 1) -> None:
         super().__init__()
         self.size, self.stride = size, stride
 
     def forward(self, h: Tensor) -> Tensor:
-        """(B, maps, H, W) to smaller maps."""
+        """Pool (B, maps, H, W) to smaller maps."""
         total = F.avg_pool2d(h.square(), self.size, self.stride) * self.size**2
         return (total + EPS).sqrt()
 
@@ -77,10 +82,10 @@ class L2Pool(nn.Module):
 
 
 class LocalContrast(nn.Module):
-    """Subtracts the mean over all maps of a Gaussian window, then divides by the deviation there.
+    """The normalisation by mean and deviation over all maps of a Gaussian window.
 
-    The divisor is at least ``least``: ``sqrt(variance + least^2)``, a smooth form of the maximum
-    that the paper takes (Jarrett et al. 2009).
+    The mean is subtracted first. The divisor is ``sqrt(variance + least^2)``, which is at least
+    ``least``. This is a smooth form of the paper's maximum (Jarrett et al. 2009).
     """
 
     window: Tensor
@@ -94,14 +99,14 @@ class LocalContrast(nn.Module):
         self.register_buffer("window", (window / window.sum())[None, None])
 
     def mean(self, h: Tensor) -> Tensor:
-        """(B, 1, H, W): windows that reach over the edge count what is inside."""
+        """Return the means (B, 1, H, W). Windows at the edge use the part inside the maps."""
         size = self.window.shape[-1]
         margins = [(size - 1) // 2, size // 2] * 2
         inside = F.conv2d(F.pad(torch.ones_like(h[:1, :1]), margins), self.window)
         return F.conv2d(F.pad(h.mean(1, keepdim=True), margins), self.window) / inside
 
     def forward(self, h: Tensor) -> Tensor:
-        """(B, maps, H, W), the same shape."""
+        """Normalise (B, maps, H, W), and return the same shape."""
         h = h - self.mean(h)
         return h / (self.mean(h.square()) + self.least**2).sqrt()
 
@@ -120,16 +125,21 @@ def quocnet(
     stride: int = 2,
     seed: int = 0,
 ) -> nn.Sequential:
-    """The network, untrained: (B, channels, side, side) images in [0, 1] to (B, classes) logits.
+    """Build the untrained network.
 
-    Flat images do as well. The modules are ``stage1``, ..., each with ``filters``, ``pool`` and
-    ``contrast``, and ``classifier``.
+    It maps (B, channels, side, side) or flat images in [0, 1] to (B, classes) logits. The modules
+    are ``stage1``, ..., each with ``filters``, ``pool`` and ``contrast``, and ``classifier``.
 
     Parameters
     ----------
     width : factor of the number of maps
-    stages : triples of filters, pooling and normalisation
-    field, pool, contrast : sides of the windows;  stride : of the pooling
+    stages : number of stages
+    field, pool, contrast : sides of the windows of filters, pooling and normalisation
+    stride : stride of the pooling
+
+    Raises
+    ------
+    ValueError : a stage's windows do not fit into its input.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         flat=nn.Flatten(), picture=nn.Unflatten(1, (channels, side, side))
@@ -167,22 +177,25 @@ def train(
     seed: int = 0,
     callback: Callable[[str, float], object] | None = None,
 ) -> None:
-    """Trains `quocnet`: the filters of one stage after the other without the labels, then the
-    classifier on what they give; leaves the network in eval mode.
+    """Train a network of `quocnet` in place, and leave it in eval mode.
+
+    The filters are trained without the labels, one stage after the other. Then the classifier is
+    trained on the output of the last stage.
 
     Parameters
     ----------
-    images : (N, ...) float32 in [0, 1].  labels : (N,) integers.
+    images : (N, ...) float32 in [0, 1].
+    labels : (N,) integers.
     sparsity : lambda of `reconstruction_tica`.
-    callback : called with the part that was trained and its last objective.
+    callback : function that is called after each part with its name and its last objective.
     """
     x = torch.as_tensor(images, dtype=torch.float32)
     network.eval()
-    before = [network.get_submodule("flat"), network.get_submodule("picture")]
+    previous_parts = [network.get_submodule("flat"), network.get_submodule("picture")]
     for name, part in network.named_children():
         if not name.startswith("stage"):
             continue
-        x = features(before, x, batch_size)
+        x = features(previous_parts, x, batch_size)
         history = reconstruction_tica(
             part.get_submodule("filters"),  # type: ignore[arg-type]
             part.get_submodule("pool"),  # type: ignore[arg-type]
@@ -195,8 +208,8 @@ def train(
         )
         if callback is not None:
             callback(name, history[-1])
-        before = [part]
-    x = features([*before, nn.Flatten()], x, batch_size)
+        previous_parts = [part]
+    x = features([*previous_parts, nn.Flatten()], x, batch_size)
     objective = training.train(
         network.get_submodule("classifier"),
         x,
@@ -223,11 +236,11 @@ def reconstruction_tica(
     learning_rate: float = 3e-3,
     seed: int = 0,
 ) -> list[float]:
-    """Trains the filters W of a stage in place, by Adam; returns the objective of each epoch.
+    """Train the filters W of a stage in place by Adam, and return the objective of each epoch.
 
-    It is the mean over images and places of ``|W' W x - x|^2 + lambda * sum_j pool_j(W x)``, with
-    the receptive field x and W' the transpose, as in Le, Karpenko, Ngiam and Ng 2011; the paper
-    has a matrix of its own for the way back.
+    The objective is the mean over images and places of
+    ``|W' W x - x|^2 + lambda * sum_j pool_j(W x)`` with the receptive field x and the transpose W',
+    as in Le, Karpenko, Ngiam and Ng 2011. The paper has a separate matrix in place of W'.
     """
     descent = torch.optim.Adam([filters.weight], learning_rate)
     steps = epochs * math.ceil(len(x) / batch_size)
@@ -255,7 +268,7 @@ def reconstruction_tica(
 
 
 def features(parts: Sequence[nn.Module], x: Tensor, batch_size: int) -> Tensor:
-    """What the modules, one after the other, give for the images."""
+    """Apply the modules one after the other to the images, in batches."""
     out = []
     with torch.no_grad():
         for batch in x.split(batch_size):

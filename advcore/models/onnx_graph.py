@@ -1,10 +1,10 @@
 """ONNX files as torch modules (``pip install "advcore[onnx]"``).
 
-A chain of convolutions and fully connected layers comes back as a `torch.nn.Sequential` that
-`Network.from_torch` recognises, so that it runs in the engine; every other graph as an `OnnxGraph`,
-which evaluates the operators of `advcore.onnx_operators` one after the other. A graph with other
-operators goes to the package onnx2pytorch, where that is installed. Importing this file imports
-torch.
+A chain of convolutions and fully connected layers becomes a `torch.nn.Sequential` that
+`Network.from_torch` recognises, so that it runs in the engine. Every other graph becomes an
+`OnnxGraph`, which evaluates the operators of `advcore.onnx_operators` one after the other. A graph
+with other operators is converted by the package onnx2pytorch, where that is installed. Importing
+this file imports torch.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from ..network import Normalize
 from .onnx_operators import OPERATORS, Node, UnsupportedNode
 
 TRIAL = 3
-"""Images of the trial of a graph."""
+"""Number of images on which a graph is tried."""
 
 
 class OnnxGraph(nn.Module):
-    """The nodes of a graph, evaluated in order; float constants are buffers, integers are not.
+    """The nodes of a graph, which are evaluated in order.
 
-    Images come as (B, ...) with as many values as ``input_shape``.
+    Float constants are buffers, integers are not. Images are (B, ...) with as many values as
+    ``input_shape``.
     """
 
     def __init__(
@@ -43,42 +44,47 @@ class OnnxGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.entry, self.exit, self.input_shape = entry, exit_, input_shape
-        self.plain: dict[str, Tensor] = {}
+        self.direct_constants: dict[str, Tensor] = {}
         self.buffer_of: dict[str, str] = {}
         nodes = _folded(nodes, constants)
         used = {name for node in nodes for name in node.inputs} | {exit_}
         for name in sorted(used & constants.keys()):
             self.keep(name, constants[name])
         self.nodes = nodes
-        last = {name: place for place, node in enumerate(nodes) for name in node.inputs}
-        self.done = [[n for n, p in last.items() if p == place] for place in range(len(nodes))]
+        last_use = {name: place for place, node in enumerate(nodes) for name in node.inputs}
+        self.dead_names = [
+            [n for n, p in last_use.items() if p == place] for place in range(len(nodes))
+        ]
 
     def keep(self, name: str, value: Tensor) -> None:
-        """A constant; numbers and integers need not be where the images are."""
+        """Store a constant, as a buffer if it has to be on the device of the images.
+
+        Scalars and integers need not be there.
+        """
         if value.is_floating_point() and value.dim():
             self.buffer_of[name] = f"constant{len(self.buffer_of)}"
             self.register_buffer(self.buffer_of[name], value)
         else:
-            self.plain[name] = value
+            self.direct_constants[name] = value
 
     def constants(self) -> dict[str, Tensor]:
-        """By the names in the file."""
-        return self.plain | {n: self.get_buffer(b) for n, b in self.buffer_of.items()}
+        """Return the constants by their names in the file."""
+        return self.direct_constants | {n: self.get_buffer(b) for n, b in self.buffer_of.items()}
 
     def forward(self, x: Tensor, shapes: dict[str, tuple[int, ...]] | None = None) -> Tensor:
-        """Logits; the shape of every value goes into ``shapes``."""
+        """Compute the logits, and write the shape of every value into ``shapes``."""
         if x.shape[1:] != self.input_shape:
             x = x.reshape(len(x), *self.input_shape)
         values: dict[str, Any] = {**self.constants(), "": None, self.entry: x}
         if shapes is not None:
             shapes[self.entry] = tuple(x.shape)
-        for node, done in zip(self.nodes, self.done, strict=True):
+        for node, dead_names in zip(self.nodes, self.dead_names, strict=True):
             out = OPERATORS[node.kind](node, [values[name] for name in node.inputs])
             for name, value in zip(node.outputs, [out] if torch.is_tensor(out) else out):  # noqa: B905
                 values[name] = value
                 if shapes is not None:
                     shapes[name] = tuple(value.shape)
-            for name in done:
+            for name in dead_names:
                 if name not in ("", self.exit):
                     del values[name]
         logits: Tensor = values[self.exit]
@@ -89,19 +95,19 @@ class OnnxGraph(nn.Module):
 
 
 def load(path: Path) -> nn.Module:
-    """The module of an ONNX file with one input and one output, in eval mode.
+    """Load an ONNX file with one input and one output as a module in eval mode.
 
-    Its ``input_shape`` is that of an image.
+    The module's ``input_shape`` is that of an image.
 
     Raises
     ------
     ImportError : onnx is not installed.
-    ValueError : what the file holds cannot be evaluated; the text says what.
+    ValueError : the file is no ONNX file, or cannot be evaluated. The message says why.
     """
     onnx = require("onnx", "onnx", f"reading {path.name}")
     try:
         proto = onnx.load(str(path))
-    except Exception as error:  # protobuf's own kind for other files; OSError
+    except Exception as error:  # protobuf raises its own kind for other files, or OSError
         raise ValueError(f"{path} is not an ONNX file ({error})") from None
     if not proto.graph.node:
         raise ValueError(f"{path} is not an ONNX file (its graph is empty)")
@@ -113,20 +119,20 @@ def load(path: Path) -> nn.Module:
 
 def _module(onnx: Any, proto: Any) -> nn.Module:
     graph = proto.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    entries = [value for value in graph.input if value.name not in stored]
-    for word, found in (("input", entries), ("output", list(graph.output))):
-        if len(found) != 1:
-            names = ", ".join(value.name for value in found)
-            raise ValueError(f"expected one {word}, it has {len(found)} ({names})")
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    entries = [value for value in graph.input if value.name not in initializers]
+    for word, values in (("input", entries), ("output", list(graph.output))):
+        if len(values) != 1:
+            names = ", ".join(value.name for value in values)
+            raise ValueError(f"expected one {word}, it has {len(values)} ({names})")
     entry, exit_ = entries[0].name, graph.output[0].name
     batch, shape = _input_shape(onnx, entries[0])
     versions = {item.domain: item.version for item in proto.opset_import}
     version = versions.get("", versions.get("ai.onnx", 1))
-    missing = sorted({_kind(node) for node in graph.node} - {*OPERATORS, "Constant"})
-    if missing or graph.sparse_initializer:
-        return _converted(proto, missing or ["sparse weights"], shape)
-    constants = {name: _tensor(onnx, tensor, name) for name, tensor in stored.items()}
+    unknown = sorted({_kind(node) for node in graph.node} - {*OPERATORS, "Constant"})
+    if unknown or graph.sparse_initializer:
+        return _converted(proto, unknown or ["sparse weights"], shape)
+    constants = {name: _tensor(onnx, tensor, name) for name, tensor in initializers.items()}
     nodes = []
     for place, item in enumerate(graph.node):
         attributes = {a.name: _attribute(onnx, a) for a in item.attribute}
@@ -155,7 +161,7 @@ def _kind(node: Any) -> str:
 
 
 def _input_shape(onnx: Any, value: Any) -> tuple[int | None, tuple[int, ...]]:
-    """The batch, if the file has a number for it, and the shape of an image."""
+    """Return the batch, if the file has a number for it, and the shape of an image."""
     kind = value.type.tensor_type
     if kind.elem_type != onnx.TensorProto.FLOAT:
         name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
@@ -163,8 +169,8 @@ def _input_shape(onnx: Any, value: Any) -> tuple[int | None, tuple[int, ...]]:
     if not kind.HasField("shape"):
         raise ValueError(f"its input {value.name!r} has no shape")
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
-    shown = [d.dim_param or "?" if s is None else str(s) for d, s in zip(kind.shape.dim, sizes)]  # noqa: B905
-    text = f"its input {value.name!r} has shape ({', '.join(shown)})"
+    labels = [d.dim_param or "?" if s is None else str(s) for d, s in zip(kind.shape.dim, sizes)]  # noqa: B905
+    text = f"its input {value.name!r} has shape ({', '.join(labels)})"
     if len(sizes) < 2:
         raise ValueError(f"{text}: expected a batch and at least one more dimension")
     shape = tuple(size for size in sizes[1:] if size)
@@ -201,7 +207,7 @@ def _constant(attributes: dict[str, Any], name: str) -> Tensor:
 
 
 def _folded(nodes: Sequence[Node], constants: dict[str, Tensor]) -> list[Node]:
-    """The nodes that depend on the images; the values of the others go into ``constants``."""
+    """Return the nodes that depend on the images, and add the others' values to ``constants``."""
     rest = []
     for node in nodes:
         if any(name and name not in constants for name in node.inputs):
@@ -222,7 +228,7 @@ def _call(node: Node, values: Sequence[Any]) -> Any:
 
 
 def _try(network: nn.Module, *more: dict[str, tuple[int, ...]]) -> None:
-    """ValueError unless the network takes images in batches to logits."""
+    """Raise ValueError unless the network maps batches of images to logits."""
     shape: Any = vars(network)["input_shape"]
     try:
         with torch.no_grad():
@@ -234,8 +240,8 @@ def _try(network: nn.Module, *more: dict[str, tuple[int, ...]]) -> None:
             f"it fails for {TRIAL} images at once ({error}); export it with a dynamic batch"
         ) from error
     if not torch.is_tensor(logits) or logits.dim() != 2 or len(logits) != TRIAL:
-        found = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-        raise ValueError(f"its output for {TRIAL} images must be ({TRIAL}, classes), got {found}")
+        actual = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+        raise ValueError(f"its output for {TRIAL} images must be ({TRIAL}, classes), got {actual}")
 
 
 class _Converted(nn.Module):
@@ -250,11 +256,11 @@ class _Converted(nn.Module):
         return logits.flatten(1) if logits.dim() > 2 else logits
 
 
-def _converted(proto: Any, missing: Sequence[str], shape: tuple[int, ...]) -> nn.Module:
-    names = ", ".join(missing)
+def _converted(proto: Any, operators: Sequence[str], shape: tuple[int, ...]) -> nn.Module:
+    names = ", ".join(operators)
     try:
         package = importlib.import_module("onnx2pytorch")
-    except (ImportError, RuntimeError) as error:  # the latter: a torchvision of another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not fit torch
         raise ValueError(
             f"no form here for the operators {names}; the package onnx2pytorch, which would be "
             f"asked, cannot be imported ({error})"
@@ -268,22 +274,24 @@ def _converted(proto: Any, missing: Sequence[str], shape: tuple[int, ...]) -> nn
 
 
 def sequential(graph: OnnxGraph, shapes: dict[str, tuple[int, ...]]) -> nn.Sequential | None:
-    """The graph as layers, if it is a chain of convolutions and fully connected ones.
+    """Convert the graph to layers if it is a chain of convolutions and fully connected ones.
 
-    ``shapes`` of all values for ``TRIAL`` images. Between the layers values are flat.
+    Between the layers values are flat. The result is None for other graphs.
+
+    shapes : shapes of all values for ``TRIAL`` images.
     """
     constants = graph.constants()
     layers: list[nn.Module] = [nn.Flatten()]
     value = graph.entry
     for node in graph.nodes:
         places = [i for i, name in enumerate(node.inputs) if name and name not in constants]
-        kept = shapes[node.outputs[0]][:1] == (TRIAL,)
-        if len(places) != 1 or node.inputs[places[0]] != value or not kept:
+        batched = shapes[node.outputs[0]][:1] == (TRIAL,)
+        if len(places) != 1 or node.inputs[places[0]] != value or not batched:
             return None
-        given = [constants.get(name) for name in node.inputs]
-        layer = _spatial(node, places[0], given, shapes[value])
+        operands = [constants.get(name) for name in node.inputs]
+        layer = _spatial(node, places[0], operands, shapes[value])
         if layer is None:
-            layer = _layer(node, places[0], given, shapes[value], layers)
+            layer = _layer(node, places[0], operands, shapes[value], layers)
         if layer is None:
             return None
         layers += layer
@@ -301,9 +309,9 @@ def sequential(graph: OnnxGraph, shapes: dict[str, tuple[int, ...]]) -> nn.Seque
 
 
 def _spatial(
-    node: Node, place: int, given: list[Tensor | None], shape: tuple[int, ...]
+    node: Node, place: int, operands: list[Tensor | None], shape: tuple[int, ...]
 ) -> list[nn.Module] | None:
-    """A convolution, pooling or batch norm, from flat values to flat ones. None: no such layer."""
+    """Return a convolution, pooling or batch norm from flat values to flat ones, or None."""
     kinds = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
     if node.kind not in kinds or place != 0 or len(shape) != 4 or len(node.outputs) > 1:
         return None
@@ -315,7 +323,7 @@ def _spatial(
         return None
     layer: nn.Module
     if node.kind == "Conv":
-        weight, bias = given[1], given[2] if len(given) > 2 else None
+        weight, bias = operands[1], operands[2] if len(operands) > 2 else None
         if weight is None or weight.dim() != 4 or node.get("group", 1) != 1:
             return None
         size = (weight.shape[2], weight.shape[3])
@@ -327,7 +335,7 @@ def _spatial(
     elif node.kind == "GlobalAveragePool":
         layer = nn.AdaptiveAvgPool2d(1)
     elif node.kind == "BatchNormalization":
-        scale, shift, mean, variance = given[1:5]
+        scale, shift, mean, variance = operands[1:5]
         if scale is None or shift is None or mean is None or variance is None:
             return None
         layer = nn.BatchNorm2d(shape[1], eps=node.get("epsilon", 1e-5))
@@ -348,15 +356,16 @@ _ACTIVATIONS = {"Relu": nn.ReLU, "Sigmoid": nn.Sigmoid, "Tanh": nn.Tanh, "Softpl
 def _layer(
     node: Node,
     place: int,
-    given: list[Tensor | None],
+    operands: list[Tensor | None],
     shape: tuple[int, ...],
-    before: list[nn.Module],
+    layers: list[nn.Module],
 ) -> list[nn.Module] | None:
-    """Layers for a node whose input ``place`` has ``shape`` and whose others are constant.
+    """Return layers for a node whose input ``place`` has ``shape`` and whose others are constant.
 
-    The bias of a product is put into its Linear, the last of ``before``. None: no such layers.
+    The bias of a product is put into its Linear, the last of ``layers``. The result is None where
+    there are no such layers.
     """
-    kind, last = node.kind, before[-1]
+    kind, last_layer = node.kind, layers[-1]
     if kind in _SAME:
         return []
     if kind in _ACTIVATIONS:
@@ -368,17 +377,25 @@ def _layer(
     if kind == "Transpose":
         order = [i for i in node.get("perm", range(len(shape))[::-1]) if shape[i] > 1]
         return [] if order == sorted(order) else None
-    other = given[1 - place] if len(given) > 1 else None
-    if kind in ("MatMul", "Gemm") and other is not None:
-        return _product(node, place, other, given[2] if len(given) > 2 else None, shape)
-    if kind not in ("Add", "Sub", "Mul", "Div") or other is None or not other.is_floating_point():
+    operand = operands[1 - place] if len(operands) > 1 else None
+    if kind in ("MatMul", "Gemm") and operand is not None:
+        return _product(node, place, operand, operands[2] if len(operands) > 2 else None, shape)
+    if (
+        kind not in ("Add", "Sub", "Mul", "Div")
+        or operand is None
+        or not operand.is_floating_point()
+    ):
         return None
-    whole = other[0] if other.dim() == len(shape) and len(other) == 1 else other
+    whole = operand[0] if operand.dim() == len(shape) and len(operand) == 1 else operand
     if whole.dim() >= len(shape):
         return None
     c = whole.broadcast_to(shape[1:]).flatten()
-    if kind == "Add" and isinstance(last, nn.Linear) and last._parameters["bias"] is None:
-        last.bias = _fixed(c)
+    if (
+        kind == "Add"
+        and isinstance(last_layer, nn.Linear)
+        and last_layer._parameters["bias"] is None
+    ):
+        last_layer.bias = _fixed(c)
         return []
     if place == 1 and kind in ("Sub", "Div"):
         return None
@@ -392,7 +409,7 @@ def _layer(
 def _product(
     node: Node, place: int, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]
 ) -> list[nn.Module] | None:
-    """A Linear for ``x @ weight``, or ``weight @ x`` with columns x."""
+    """Return a Linear for ``x @ weight``, or for ``weight @ x`` with columns x, or None."""
     if weight.dim() != 2 or (node.kind == "Gemm" and (place != 0 or node.get("transA", 0))):
         return None
     if node.kind == "Gemm":

@@ -1,8 +1,8 @@
 """Operators of ONNX as functions of torch tensors, for `advcore.onnx_graph`.
 
-Each entry of `OPERATORS` takes the node and its inputs, None where an optional one is left out.
-What was an attribute in one version of the operator and is an input in another (axes, pads, limits)
-is found in either. Sizes are int64 tensors on the CPU. Importing this file imports torch.
+Each entry of `OPERATORS` takes the node and its inputs, with None for an optional one that is left
+out. Axes, pads and limits are attributes in one version of an operator and inputs in another; both
+are read. Sizes are int64 tensors on the CPU. Importing this file imports torch.
 """
 
 from __future__ import annotations
@@ -20,32 +20,37 @@ Values = Sequence[Any]
 
 
 class UnsupportedNode(ValueError):
-    """A node whose attributes ask for something that has no form here."""
+    """Raised for a node whose attributes are not supported."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node of the graph."""
+    """One node of the graph.
+
+    version : version of the operator set.
+    fixed_batch : the batch if the file has a number for it, else None.
+    """
 
     kind: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
-    version: int  # of the operator set
-    fixed_batch: int | None  # where the file has a number for the batch
+    version: int
+    fixed_batch: int | None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An attribute."""
+        """Return an attribute."""
         return self.attributes.get(name, default)
 
     def option(self, values: Values, place: int, name: str, default: Any = None) -> Any:
-        """An input as Python numbers, or the attribute that it once was."""
+        """Return an input as Python numbers, or the attribute of the same name."""
         if len(values) > place and values[place] is not None:
             return values[place].tolist()
         return self.attributes.get(name, default)
 
     def fail(self, why: str) -> UnsupportedNode:
+        """Return the error that names this node."""
         return UnsupportedNode(f"operator {self.kind} (node {self.name!r}): {why}")
 
 
@@ -54,7 +59,7 @@ OPERATORS: dict[str, Operator] = {}
 
 
 def _operator(function: Operator) -> Operator:
-    """Registers ``_batch_normalization`` as BatchNormalization."""
+    """Register a function, for example ``_batch_normalization`` as BatchNormalization."""
     OPERATORS[function.__name__.title().replace("_", "")] = function
     return function
 
@@ -161,7 +166,7 @@ def _softmax(function: Callable[..., Tensor]) -> Operator:
         x = values[0]
         if node.version >= 13:
             return function(x, dim=node.get("axis", -1))
-        axis = node.get("axis", 1) % x.dim()  # once: over all dimensions from the axis on
+        axis = node.get("axis", 1) % x.dim()  # before version 13: all dimensions from the axis on
         return function(x.flatten(axis), dim=-1).reshape(x.shape)
 
     return apply
@@ -209,7 +214,9 @@ def _conv_transpose(node: Node, values: Values) -> Tensor:
         raise node.fail(f"pads {pads} differ from side to side")
     call = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
     return call(
-        *(x, weight, values[2] if len(values) > 2 else None),
+        x,
+        weight,
+        values[2] if len(values) > 2 else None,
         stride=node.get("strides", [1] * dims),
         padding=pads[:dims],
         output_padding=node.get("output_padding", [0] * dims),
@@ -221,7 +228,7 @@ def _conv_transpose(node: Node, values: Values) -> Tensor:
 def _margins(
     node: Node, x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> list[int]:
-    """Padding in the order of ONNX: before each dimension, then after each."""
+    """Return the padding in the order of ONNX, before each dimension and then after each."""
     dims = len(kernel)
     auto = node.get("auto_pad", "NOTSET")
     if auto in ("NOTSET", "VALID"):
@@ -230,8 +237,8 @@ def _margins(
         max((math.ceil(n / s) - 1) * s + (k - 1) * d + 1 - n, 0)
         for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
     ]
-    less, more = [t // 2 for t in total], [t - t // 2 for t in total]
-    return less + more if auto == "SAME_UPPER" else more + less
+    smaller, larger = [t // 2 for t in total], [t - t // 2 for t in total]
+    return smaller + larger if auto == "SAME_UPPER" else larger + smaller
 
 
 def _pad_by(x: Tensor, pads: Sequence[int], mode: str, value: float) -> Tensor:
@@ -302,8 +309,8 @@ def _layer_normalization(node: Node, values: Values) -> Tensor:
 def _lrn(node: Node, values: Values) -> Tensor:
     x, size = values[0], node.get("size")
     alpha, beta, bias = node.get("alpha", 1e-4), node.get("beta", 0.75), node.get("bias", 1.0)
-    before = (size - 1) // 2
-    margins = [0, 0] * (x.dim() - 2) + [before, size - 1 - before]
+    left = (size - 1) // 2
+    margins = [0, 0] * (x.dim() - 2) + [left, size - 1 - left]
     total = F.pad(x.square(), margins).unfold(1, size, 1).sum(-1)
     out: Tensor = x / (bias + alpha / size * total) ** beta
     return out
@@ -355,7 +362,7 @@ def _reshape(node: Node, values: Values) -> Any:
     shape = node.option(values, 1, "shape")
     if not node.get("allowzero", 0):
         shape = [values[0].shape[i] if n == 0 else n for i, n in enumerate(shape)]
-    if shape and shape[0] == node.fixed_batch:  # exported with a batch of that many
+    if shape and shape[0] == node.fixed_batch:  # the batch at export
         shape[0] = values[0].shape[0]
     return values[0].reshape(tuple(shape))
 
@@ -403,13 +410,13 @@ def _slice(node: Node, values: Values) -> Any:
     axes = node.option(values, 3, "axes", list(range(len(starts))))
     steps = node.option(values, 4, "steps", [1] * len(starts))
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        taken = range(x.shape[axis])[start:end:step]
+        indices = range(x.shape[axis])[start:end:step]
         if step > 0:
             place = [slice(None)] * x.dim()
-            place[axis] = slice(taken.start, taken.stop, step)
+            place[axis] = slice(indices.start, indices.stop, step)
             x = x[tuple(place)]
         else:
-            x = x.index_select(axis, torch.tensor(list(taken), device=x.device))
+            x = x.index_select(axis, torch.tensor(list(indices), device=x.device))
     return x
 
 
@@ -418,8 +425,8 @@ def _gather(node: Node, values: Values) -> Any:
     x, index, axis = values[0], values[1].to(values[0].device), node.get("axis", 0)
     axis %= x.dim()
     index = torch.where(index < 0, index + x.shape[axis], index)
-    taken = x.index_select(axis, index.reshape(-1))
-    return taken.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
+    entries = x.index_select(axis, index.reshape(-1))
+    return entries.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 @_operator

@@ -1,8 +1,8 @@
 """Networks with published weights, trained on ImageNet: AlexNet and SqueezeNet 1.0.
 
-Both take (B, 3, H, W) float32 RGB images in [0, 1], the scaling to what they were trained on being
-their first layers, and give (B, 1000) logits; both are chains of `torch.nn.Sequential`. Importing
-this file imports torch.
+Both map (B, 3, H, W) float32 RGB images in [0, 1] to (B, 1000) logits. Their first layers scale the
+images to the values of their training. Both are chains of `torch.nn.Sequential`. Importing this
+file imports torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ALEXNET_SIDE = 224
 SQUEEZENET_SHA256 = "dcb1522e27feaccfc8808c04ad934a9c5d5402d99096fb081c219cfcef032918"
 SQUEEZENET_SIDE = 227
 SHORT_SIDE = 256
-_TIMEOUT = 5.0  # seconds that a silent server is waited for
+_TIMEOUT = 5.0  # seconds to wait for a silent server
 _FIRES = {  # channels of squeeze, expand 1x1 and expand 3x3
     "fire2": (96, 16, 64, 64),
     "fire3": (128, 16, 64, 64),
@@ -47,11 +47,11 @@ _FIRES = {  # channels of squeeze, expand 1x1 and expand 3x3
 
 
 class Unavailable(OSError):
-    """Weights or pictures that are not on disk and cannot be downloaded either."""
+    """Raised for weights or pictures that are not on disk and cannot be downloaded."""
 
 
 class Expand(nn.Module):
-    """1x1 and 3x3 convolutions of the same input, their outputs side by side."""
+    """The 1x1 and 3x3 convolutions of one input, with their outputs concatenated."""
 
     def __init__(self, channels: int, ones: int, threes: int) -> None:
         super().__init__()
@@ -63,33 +63,45 @@ class Expand(nn.Module):
 
 
 def alexnet(*, pretrained: bool = True, seed: int = 0) -> nn.Sequential:
-    """torchvision's AlexNet, that of "One weird trick" (Krizhevsky 2014), for 224x224 images.
+    """Build torchvision's AlexNet, of "One weird trick" (Krizhevsky 2014), for 224x224 images.
 
     Its state dict has torchvision's keys. The weights come from
-    ``$ADVCORE_DATA/models/alexnet-owt-7be5be79.pth`` if that is there, else from torch's cache or
-    pytorch.org (233 MB). Not `pretrained`: torch's initial weights.
+    ``$ADVCORE_DATA/models/alexnet-owt-7be5be79.pth`` if that file exists, else from torch's cache
+    or pytorch.org (233 MB). Without `pretrained` it has torch's initial weights.
 
     Raises
     ------
-    Unavailable : no file, and no download within a few seconds.
-    ValueError : a file that is not the published one.
+    Unavailable : there is no file, and no server answers within a few seconds.
+    ValueError : the file is not the published one.
     """
     with seeded(seed):
         network = nn.Sequential(
             OrderedDict(
                 normalize=_constant(Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
                 features=nn.Sequential(
-                    *(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-                    *(nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-                    *(nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
-                    *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
-                    *(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
+                    nn.Conv2d(3, 64, 11, stride=4, padding=2),
+                    nn.ReLU(),
+                    nn.MaxPool2d(3, 2),
+                    nn.Conv2d(64, 192, 5, padding=2),
+                    nn.ReLU(),
+                    nn.MaxPool2d(3, 2),
+                    nn.Conv2d(192, 384, 3, padding=1),
+                    nn.ReLU(),
+                    nn.Conv2d(384, 256, 3, padding=1),
+                    nn.ReLU(),
+                    nn.Conv2d(256, 256, 3, padding=1),
+                    nn.ReLU(),
+                    nn.MaxPool2d(3, 2),
                 ),
                 avgpool=nn.AdaptiveAvgPool2d((6, 6)),
                 flatten=nn.Flatten(),
                 classifier=nn.Sequential(
-                    *(nn.Dropout(), nn.Linear(9216, 4096), nn.ReLU()),
-                    *(nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU()),
+                    nn.Dropout(),
+                    nn.Linear(9216, 4096),
+                    nn.ReLU(),
+                    nn.Dropout(),
+                    nn.Linear(4096, 4096),
+                    nn.ReLU(),
                     nn.Linear(4096, 1000),
                 ),
             )
@@ -101,15 +113,16 @@ def alexnet(*, pretrained: bool = True, seed: int = 0) -> nn.Sequential:
 
 
 def squeezenet1_0(*, pretrained: bool = True, seed: int = 0) -> nn.Sequential:
-    """SqueezeNet 1.0 (Iandola et al. 2016) for 227x227 images.
+    """Build SqueezeNet 1.0 (Iandola et al. 2016) for 227x227 images.
 
-    The weights, those of the authors' Deep-Compression file, are read from
-    ``$ADVCORE_DATA/imagenet/squeezenet_v1_0.npz``. Not `pretrained`: torch's initial weights.
+    The weights are those of the authors' Deep-Compression file, and are read from
+    ``$ADVCORE_DATA/imagenet/squeezenet_v1_0.npz``. Without `pretrained` it has torch's initial
+    weights.
 
     Raises
     ------
-    Unavailable : ADVCORE_DATA is not set, or the file is not there.
-    ValueError : a file that is not the published one.
+    Unavailable : ADVCORE_DATA is not set, or the file does not exist.
+    ValueError : the file is not the published one.
     """
     mean, scale = (104 / 255, 117 / 255, 123 / 255), 1 / 255
     layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -136,14 +149,14 @@ def squeezenet1_0(*, pretrained: bool = True, seed: int = 0) -> nn.Sequential:
         path = _data("imagenet/squeezenet_v1_0.npz")
         content = path.read_bytes()
         _check(path, content, SQUEEZENET_SHA256)
-        with np.load(io.BytesIO(content)) as stored:
-            # fire2_expand1x1.weight is fire2.expand.expand1x1.weight here
+        with np.load(io.BytesIO(content)) as arrays:
+            # The file's fire2_expand1x1.weight becomes fire2.expand.expand1x1.weight.
             network.load_state_dict(
                 {
                     re.sub(r"_(?=squeeze)", ".", re.sub(r"_(?=expand)", ".expand.", key)): (
-                        torch.from_numpy(stored[key])
+                        torch.from_numpy(arrays[key])
                     )
-                    for key in stored.files
+                    for key in arrays.files
                 }
             )
     vars(network)["input_shape"] = (3, SQUEEZENET_SIDE, SQUEEZENET_SIDE)
@@ -151,12 +164,12 @@ def squeezenet1_0(*, pretrained: bool = True, seed: int = 0) -> nn.Sequential:
 
 
 def imagenet_samples(side: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The pictures of ``$ADVCORE_DATA/imagenet/samples``, named ``imagenet_NUMBER_CLASS.jpg``.
+    """Read the pictures ``imagenet_NUMBER_CLASS.jpg`` of ``$ADVCORE_DATA/imagenet/samples``.
 
     Returns
     -------
-    (N, 3, side, side) float32 RGB in [0, 1], the middle of the picture when its short side is 256,
-    and (N,) int64 classes.
+    The images (N, 3, side, side), float32 RGB in [0, 1], and the classes (N,) int64. An image is
+    the middle of a picture whose short side is scaled to 256.
 
     Raises
     ------
@@ -170,7 +183,7 @@ def imagenet_samples(side: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]
         raise Unavailable("no pictures in $ADVCORE_DATA/imagenet/samples")
     images = []
     for path in paths:
-        pixels = np.array(imread(path))  # (H, W, 3) uint8, (H, W) where it is grey
+        pixels = np.array(imread(path))  # (H, W, 3) uint8, or (H, W) if it is grey
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         picture = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
@@ -189,7 +202,7 @@ def _pool() -> nn.MaxPool2d:
 
 
 def _constant(layer: Normalize) -> Normalize:
-    """The same without entries in the state dict, which then has the published keys alone."""
+    """Take the layer's buffers out of the state dict, which then has the published keys alone."""
     for name, buffer in list(layer.named_buffers()):
         layer.register_buffer(name, buffer, persistent=False)
     return layer
@@ -206,10 +219,10 @@ def _data(name: str) -> Path:
 
 
 def _check(path: Path, content: bytes, digest: str) -> None:
-    """ValueError unless the SHA-256 of the content begins with `digest`."""
-    found = hashlib.sha256(content).hexdigest()
-    if not found.startswith(digest):
-        raise ValueError(f"{path} is not the published file: SHA-256 {found}, not {digest}")
+    """Raise ValueError unless the SHA-256 of the content begins with `digest`."""
+    actual = hashlib.sha256(content).hexdigest()
+    if not actual.startswith(digest):
+        raise ValueError(f"{path} is not the published file: SHA-256 {actual}, not {digest}")
 
 
 def _alexnet_weights() -> dict[str, Any]:
@@ -220,7 +233,9 @@ def _alexnet_weights() -> dict[str, Any]:
         try:
             with _patience():
                 weights: dict[str, Any] = torch.hub.load_state_dict_from_url(
-                    *(ALEXNET_URL, None, "cpu"),
+                    ALEXNET_URL,
+                    None,
+                    "cpu",
                     progress=False,
                     check_hash=True,
                     weights_only=True,
@@ -231,16 +246,16 @@ def _alexnet_weights() -> dict[str, Any]:
         return weights
     content = path.read_bytes()
     _check(path, content, path.stem.rpartition("-")[2])
-    stored: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    return stored
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
 
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """New sockets give up after `_TIMEOUT` inside; torch.hub itself would wait for ever."""
-    before = socket.getdefaulttimeout()
+    """Set the timeout of new sockets to `_TIMEOUT`, as torch.hub has none of its own."""
+    default = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(default)

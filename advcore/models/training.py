@@ -1,4 +1,4 @@
-"""Training of the package's small networks: plain torch, seeded, the paper's weight decay."""
+"""Training of the package's small networks in torch, with seeds and the paper's weight decay."""
 
 from __future__ import annotations
 
@@ -28,24 +28,28 @@ def train(
     callback: Callable[[int, float], None] | None = None,
     extra_loss: Callable[[], torch.Tensor] | None = None,
 ) -> list[float]:
-    """Trains `model` in place and leaves it in eval mode; the learning rate falls by a cosine to 0.
+    """Train `model` in place and leave it in eval mode.
 
-    Minimises mean cross-entropy + sum over the Linear layers of `lambda * sum w^2 / k`, with k the
-    layer's units (outputs) and w its weights without the bias: the penalty of Szegedy et al.
+    The objective is the mean cross-entropy plus the sum over the Linear layers of
+    `lambda * sum w^2 / k`. Here k is the number of the layer's units (outputs) and w are its
+    weights without the bias. That is the penalty of Szegedy et al. The learning rate falls by a
+    cosine to 0.
 
     Parameters
     ----------
-    images : (N, ...) float32, on the CPU.  labels : (N,) integers.
+    images : (N, ...) float32, on the CPU.
+    labels : (N,) integers.
     weight_decay : lambda of every Linear layer, or one value per Linear layer in module order.
     optimizer : "adam", or "sgd" with Nesterov momentum 0.9.
-    seed : order of the batches, and torch's global generator (dropout). The same seed, model, data
-        and thread count give the same weights.
-    extra_loss : called at every step, its value is added to the objective.
-    callback : called after each epoch with (epochs done, mean objective of that epoch).
+    seed : seed of the order of the batches and of torch's global generator (dropout). The same
+        seed, model, data and thread count give the same weights.
+    extra_loss : function that is called at every step. Its value is added to the objective.
+    callback : function that is called after each epoch with the number of finished epochs and the
+        mean objective of that epoch.
 
     Returns
     -------
-    Mean objective of each epoch.
+    The mean objective of each epoch.
     """
     require("torch", "torch", "advcore.training")
     import torch
@@ -106,16 +110,16 @@ def train_autoencoder(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> list[float]:
-    """Trains `encoder` in place as the first layer of a sparse autoencoder with sigmoid units.
+    """Train `encoder` in place as the first layer of a sparse autoencoder with sigmoid units.
 
-    Minimises, by Adam, half the squared error of the reconstruction (sum over the pixels, mean
-    over the images) + sparsity * sum over the units of KL(activity, mean activity in the batch)
-    + weight_decay / 2 * sum w^2: the form of Ng's lecture notes, which were the custom in 2013. The
+    Adam minimises half the squared error of the reconstruction (sum over the pixels, mean over the
+    images) + sparsity * sum over the units of KL(activity, mean activity in the batch)
+    + weight_decay / 2 * sum w^2. This is the form of Ng's lecture notes, as was usual in 2013. The
     decoder, a Linear layer with sigmoids, is dropped.
 
     Returns
     -------
-    Mean objective of each epoch.
+    The mean objective of each epoch.
     """
     require("torch", "torch", "advcore.training")
     import torch
@@ -159,23 +163,23 @@ def error_rate(
     *,
     batch_size: int = 10_000,
 ) -> float:
-    """Share of the images whose largest logit is not the label, in [0, 1]."""
+    """Return the share of the images whose largest logit is not the label, in [0, 1]."""
     require("torch", "torch", "advcore.training")
     import torch
 
     x = torch.as_tensor(images, dtype=torch.float32)
     y = torch.as_tensor(labels, dtype=torch.int64)
-    wrong = 0
+    errors = 0
     with torch.inference_mode():
         for part, truth in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            wrong += int((model(part).argmax(1) != truth).sum())
-    return wrong / len(x)
+            errors += int((model(part).argmax(1) != truth).sum())
+    return errors / len(x)
 
 
 def _penalties(
     model: torch.nn.Module, weight_decay: float | Sequence[float]
 ) -> list[tuple[float, torch.Tensor]]:
-    """(lambda / k, weight) of every Linear layer with lambda > 0."""
+    """Return (lambda / k, weight) of every Linear layer with lambda > 0."""
     require("torch", "torch", "advcore.training")
     import torch
 

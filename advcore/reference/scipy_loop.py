@@ -1,10 +1,11 @@
-"""The paper's way, slow and obvious: per image, SciPy's L-BFGS-B for each c, and bisection on c.
+"""The paper's procedure, slow and obvious, one image at a time and with SciPy's L-BFGS-B.
 
-Szegedy et al., "Intriguing properties of neural networks" (2013), section 4.1: minimise
-``c |r| + loss(x + r, target)`` over the box by box-constrained L-BFGS, and search c by line search
-such that the minimiser still has the target. Here c multiplies the distortion, so a larger c
-gives a smaller r and the largest c that still succeeds is sought. It shares no code with the
-engine: it is the oracle of the tests and the rival of the benchmark. Needs SciPy.
+Szegedy et al., "Intriguing properties of neural networks" (2013), section 4.1, minimise
+``c |r| + loss(x + r, target)`` over the box by box-constrained L-BFGS. They search c by line search
+such that the minimiser still has the target. Here the line search is bisection. c multiplies the
+distortion, so a larger c gives a smaller r, and the largest c that still succeeds is searched for.
+This module shares no code with the engine. The tests compare the engine with it, and it is a rival
+in the benchmarks. It needs SciPy.
 """
 
 from __future__ import annotations
@@ -33,16 +34,23 @@ from .oracles import (
 __all__ = ["NumpyNetwork", "NumpyObject", "ReferenceOracle", "TorchModel", "minimize_distortion"]
 
 GROWTH = math.log(1e3)
-"""How far an end of the bracket moves that turns out to be on the wrong side."""
+"""Distance in log c by which an end of the bracket moves when it proves to be on the wrong side."""
 
 MAX_GROWTHS = 4
+"""Number of such moves after which the search ends."""
+
 TEMPERATURE = 0.02
 """Temperature of loss="margin", as a share of the clean image's margin."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Settings of one run; the names are those of `minimize_distortion`."""
+    """Settings of one run, with the names of `minimize_distortion`.
+
+    Raises
+    ------
+    ValueError : a setting is not in its range.
+    """
 
     norm: str
     loss: str
@@ -58,53 +66,72 @@ class Options:
     gtol: float
     seed: int
 
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("norm", ("l2", "l2_unsquared")),
+            ("loss", ("cross_entropy", "margin")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if not 0 < self.c_low < self.c_high < math.inf:
+            raise ValueError(
+                f"c_low < c_high must be positive and finite, got {self.c_low}, {self.c_high}"
+            )
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if not 0 <= self.confidence < math.inf:
+            raise ValueError(f"confidence must be finite and not negative, got {self.confidence}")
+
 
 class Bracket:
     """Bisection on log c for the largest c that succeeds.
 
-    The ends are taken on trust. One that no solve has confirmed is solved itself once the bracket
-    has shrunk to a factor of 2 beside it; if it is on the wrong side the bracket moves on by a
-    factor of 1e3, at most 4 times. Ends after ``steps`` halvings of the bracket given.
+    The ends are not confirmed at first. Once the bracket has shrunk to a factor of 2 beside an
+    unconfirmed end, that end itself is solved. If it is on the wrong side, the bracket moves on by
+    a factor of 1e3, at most 4 times. The search ends after ``steps`` halvings of the first bracket.
     """
 
     def __init__(self, c_low: float, c_high: float, steps: int) -> None:
         self.low, self.high = math.log(c_low), math.log(c_high)
         self.resolution = (self.high - self.low) / 2**steps
-        self.low_seen = self.high_seen = False
+        self.low_confirmed = self.high_confirmed = False
         self.growths = 0
 
     @property
     def done(self) -> bool:
         """Whether c is known to the resolution, or the bracket has grown too often."""
         narrow = self.high - self.low <= 1.001 * self.resolution
-        return self.growths > MAX_GROWTHS or (narrow and self.low_seen and self.high_seen)
+        return self.growths > MAX_GROWTHS or (narrow and self.low_confirmed and self.high_confirmed)
 
     def propose(self) -> float:
-        """The next c to solve for."""
+        """Return the next c to solve for."""
         if self.high - self.low <= max(math.log(2.0), 1.001 * self.resolution):
-            if not self.low_seen:
+            if not self.low_confirmed:
                 return math.exp(self.low)
-            if not self.high_seen:
+            if not self.high_confirmed:
                 return math.exp(self.high)
         return math.exp(0.5 * (self.low + self.high))
 
     def update(self, c: float, success: bool) -> None:
-        """Take the outcome at ``c``, the last proposal."""
-        at = math.log(c)
+        """Narrow or move the bracket by the outcome at ``c``, the last proposal."""
+        log_c = math.log(c)
         if success:
-            if at >= self.high - 1e-12:
-                self.high = at + GROWTH
+            if log_c >= self.high - 1e-12:
+                self.high = log_c + GROWTH
                 self.growths += 1
-            self.low, self.low_seen = at, True
+            self.low, self.low_confirmed = log_c, True
         else:
-            if at <= self.low + 1e-12:
-                self.low = at - GROWTH
+            if log_c <= self.low + 1e-12:
+                self.low = log_c - GROWTH
                 self.growths += 1
-            self.high, self.high_seen = at, True
+            self.high, self.high_confirmed = log_c, True
 
 
 class Problem:
-    """One image: objective, best point seen, counters. ``target`` is -1 for any but ``label``."""
+    """The problem of one image, with its objective, best point and counters.
+
+    target : the class to reach, or -1 for any but ``label``.
+    """
 
     def __init__(
         self,
@@ -132,41 +159,47 @@ class Problem:
         self.limited = False
 
     def margin(self, z: NDArray[Any]) -> float:
-        """Target's logit minus the best other; untargeted best other minus the label's."""
+        """Return the target's logit minus the largest other one.
+
+        Untargeted it is the largest other logit minus the label's.
+        """
         others = np.delete(z, self.index)
         return self.sign * (float(z[self.index]) - float(others.max()))
 
     def size(self, z: NDArray[Any]) -> float:
-        """The largest |logit|, but for those of masked classes (csrc/head.h, kMasked)."""
+        """Return the largest |logit| among the classes that the model does not mask.
+
+        The rule is that of csrc/head.h, kMasked.
+        """
         two = max(abs(float(z[self.index])), abs(float(np.delete(z, self.index).max())))
         sizes = np.abs(z)
         return float(sizes[sizes <= 100 * max(two, self.clean_margin)].max())
 
     def probe(self, x: Vector) -> tuple[float, NDArray[Any]]:
-        """Margin and logits by a forward alone."""
+        """Return margin and logits of a forward evaluation."""
         self.forwards += 1
         z = _logits(self.oracle, x)
         return self.margin(z), z
 
     def objective(self, x: Vector, c: float) -> tuple[float, Vector]:
-        """``c * penalty + loss`` and its gradient; keeps the smallest adversarial point.
+        """Return ``c * penalty + loss`` and its gradient, and keep the smallest adversarial point.
 
         The loss is ``T * softplus(-(m_T - confidence) / T)`` with the log-odds
-        ``m_T = z_t - T * log sum_{j != t} exp(z_j / T)``, negated for an untargeted image; with
+        ``m_T = z_t - T * log sum_{j != t} exp(z_j / T)``, negated for an untargeted image. With
         T = 1 that is the cross-entropy ``-log p_t``, and ``-log(1 - p_label)`` untargeted.
         """
         self.evaluations += 1
         z = _logits(self.oracle, x)
         temperature, t = self.temperature, self.index
-        own = float(z[t])
+        logit = float(z[t])
         others = z.copy()
         others[t] = -np.inf
         top = float(others.max())
         weights = np.exp((others - top) / temperature)
         total = float(weights.sum())
         log_sum = top + temperature * math.log(total) if total > 0 else math.nan
-        margin = self.sign * (own - top)
-        odds = (self.sign * (own - log_sum) - self.options.confidence) / temperature
+        margin = self.sign * (logit - top)
+        odds = (self.sign * (logit - log_sum) - self.options.confidence) / temperature
         loss = temperature * (max(-odds, 0.0) + math.log1p(math.exp(-abs(odds))))
         falling = math.exp(-max(odds, 0.0)) / (1.0 + math.exp(-abs(odds)))  # sigmoid(-odds)
         seed = weights * (self.sign * falling / total) if total > 0 else weights
@@ -183,10 +216,10 @@ class Problem:
         return c * norm + loss, (c / norm if norm > 0 else 0.0) * r + gradient
 
     def solve(self, c: float, start: Vector) -> Vector:
-        """Minimiser of the objective for one c."""
+        """Minimise the objective for one c."""
         optimize = require("scipy.optimize", "reference", "advcore.reference")
         o = self.options
-        found = optimize.minimize(
+        optimum = optimize.minimize(
             self.objective,
             start,
             args=(c,),
@@ -202,13 +235,16 @@ class Problem:
                 "gtol": o.gtol,
             },
         )
-        self.iterations += int(found.get("nit", 0))  # absent where every variable is fixed
-        self.limited = int(found.get("status", 0)) == 1
-        x: Vector = np.clip(found.x, self.lo, self.hi)
+        self.iterations += int(optimum.get("nit", 0))  # absent where every variable is fixed
+        self.limited = int(optimum.get("status", 0)) == 1
+        x: Vector = np.clip(optimum.x, self.lo, self.hi)
         return x
 
     def start(self) -> Vector:
-        """Where a cold solve starts: x0, which is a kink of the unsquared norm and is left."""
+        """Return the start of a cold solve.
+
+        It is x0. The unsquared norm has a kink there, so for that norm a little noise is added.
+        """
         if self.options.norm == "l2":
             return self.x0.copy()
         key = zlib.crc32(self.x0.astype(np.float32).tobytes())
@@ -218,7 +254,7 @@ class Problem:
         return started
 
     def search(self) -> None:
-        """Bisection on c; leaves ``best``, ``c``, ``penalty_point`` and ``limited``."""
+        """Search c by bisection, and set ``best``, ``c``, ``penalty_point`` and ``limited``."""
         bracket = Bracket(self.options.c_low, self.options.c_high, self.options.steps)
         x, limited = self.start(), False
         while not bracket.done:
@@ -237,10 +273,10 @@ class Problem:
         self.limited = limited
 
     def deliver(self, x: Vector) -> tuple[Vector, float, NDArray[Any]] | None:
-        """``x`` rounded to float32 inside the bounds, pushed outward until it has the margin.
+        """Round ``x`` to float32 inside the bounds, and push it outward until it has the margin.
 
         The margin must exceed the confidence by float32's rounding of the logits, so that a
-        float32 forward confirms it.
+        float32 forward confirms it. Returns the point, its margin and its logits, or None.
         """
         r = x - self.x0
         for attempt in range(21):
@@ -275,81 +311,67 @@ def minimize_distortion(
     gtol: float = 1e-05,
     seed: int = 0,
 ) -> Result:
-    """Minimum-distortion adversarial examples, one image after the other, through SciPy.
+    """Find minimum-distortion adversarial examples one image after the other, through SciPy.
 
     Parameters
     ----------
     model : Network, torch module or callable, NumPy model, `NumpyNetwork` or `TorchModel`
-        A `Network` runs in NumPy float64; the others as they are, in batches of one.
+        A `Network` runs in NumPy float64. The others run as they are, in batches of one.
     images : (N, ...) float32 or float64 array or tensor inside ``bounds``
     targets : (N,) int, optional
-        Class each image shall be taken for. None: any class but ``labels``. With targets the
-        labels are not used.
+        Class that each image shall be classified as. None means any class but ``labels``. With
+        targets the labels are not used.
     labels : (N,) int, optional
-        True classes; None: the model's own prediction.
+        True classes. None means the model's own prediction.
     norm : {"l2", "l2_unsquared"}
         Penalty ``c * ||r||^2`` or the paper's ``c * ||r||``.
     loss : {"cross_entropy", "margin"}
-        The paper's, or the smoothed log-odds with a temperature of 2% of the clean margin.
+        The paper's loss, or the smoothed log-odds with a temperature of 2% of the clean margin.
     bounds : pair of float or arrays that broadcast to the images
     c_low, c_high, steps
-        Bracket of c and the number of times it is halved; it grows where needed.
+        Bracket of c and the number of halvings. The bracket grows where needed.
     warm_start : bool
-        Each solve starts from the minimiser of the one before it, else from the clean image.
+        Whether each solve starts from the minimiser of the one before, or from the clean image.
     history, max_iterations, max_line_search, ftol, gtol
-        L-BFGS-B's ``maxcor``, ``maxiter`` and ``maxfun``, ``maxls``, ``ftol``, ``gtol``; all
-        but none at SciPy's defaults.
+        L-BFGS-B's ``maxcor``, ``maxiter`` and ``maxfun``, ``maxls``, ``ftol``, ``gtol``, with
+        SciPy's defaults.
     confidence : float
-        Margin required, in logits.
+        Required margin, in logits.
     seed : int
-        For the start beside the clean image that the unsquared norm needs.
+        Seed of the start beside the clean image that the unsquared norm needs.
 
     Returns
     -------
     Result
-        `adversarial` is the smallest adversarial point seen, at any iterate of any solve;
+        `adversarial` is the smallest adversarial point among all iterates of all solves.
         `penalty_distortion` belongs to the minimiser at the final `c`. Images are float32.
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what was expected and what came.
+        The message names the argument, the expected value and the actual one.
     """
-    for name, value, known in (
-        ("norm", norm, ("l2", "l2_unsquared")),
-        ("loss", loss, ("cross_entropy", "margin")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {known}, got {value!r}")
-    if not 0 < c_low < c_high < math.inf:
-        raise ValueError(f"c_low < c_high must be positive and finite, got {c_low}, {c_high}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if not 0 <= confidence < math.inf:
-        raise ValueError(f"confidence must be finite and not negative, got {confidence}")
     options = Options(
         norm, loss, c_low, c_high, steps, warm_start, history, confidence,
         max_iterations, max_line_search, ftol, gtol, seed,
     )  # fmt: skip
     begin = time.perf_counter()
-    given = to_numpy(images)
-    if given.dtype not in (np.float32, np.float64) or given.ndim < 2:
-        raise TypeError(f"images must be (N, ...) float, got {given.dtype} {given.shape}")
-    count, shape = len(given), given.shape[1:]
-    x0 = given.astype(np.float32).astype(np.float64).reshape(count, math.prod(shape))
-    lo, hi = _box(bounds, given.shape, x0.shape)
+    clean = _float_images(images)
+    count, shape = len(clean), clean.shape[1:]
+    x0 = clean.astype(np.float32).astype(np.float64).reshape(count, math.prod(shape))
+    lo, hi = _box(bounds, clean.shape, x0.shape)
     if not (np.isfinite(x0).all() and (x0 >= lo).all() and (x0 <= hi).all()):
         raise ValueError("images must be finite and inside the bounds")
     oracle = as_reference_oracle(model, shape)
-    wanted = _classes("targets", targets, count, oracle.classes)
-    truth = _classes("labels", labels, count, oracle.classes)
+    target_classes = _classes("targets", targets, count, oracle.classes)
+    true_labels = _classes("labels", labels, count, oracle.classes)
 
-    result = _empty(oracle, given, norm, loss)
+    result = _empty(oracle, clean, norm, loss)
     adversarial = x0.copy()
     for i in range(count):
         z = _logits(oracle, x0[i])
-        label = int(truth[i]) if labels is not None else int(np.argmax(z))
-        target = int(wanted[i]) if targets is not None else -1
+        label = int(true_labels[i]) if labels is not None else int(np.argmax(z))
+        target = int(target_classes[i]) if targets is not None else -1
         problem = Problem(oracle, x0[i], (lo[i], hi[i]), target, label, options)
         adversarial[i] = _attack(problem, z, result, i)
         result.target[i] = target
@@ -359,24 +381,31 @@ def minimize_distortion(
     r = adversarial - x0
     result.distortion[:] = np.where(result.success, np.sqrt((r * r).sum(axis=1)), np.inf)
     result.rms_distortion[:] = result.distortion / math.sqrt(x0.shape[1])
-    delivered = adversarial.astype(np.float32).reshape(given.shape)
+    float_images = adversarial.astype(np.float32).reshape(clean.shape)
     if hasattr(images, "detach"):
         import torch
 
-        result.adversarial = torch.from_numpy(delivered)
+        result.adversarial = torch.from_numpy(float_images)
     else:
-        result.adversarial = delivered
+        result.adversarial = float_images
     result.seconds = time.perf_counter() - begin
     return result
 
 
+def _float_images(images: Any) -> NDArray[Any]:
+    array = to_numpy(images)
+    if array.dtype not in (np.float32, np.float64) or array.ndim < 2:
+        raise TypeError(f"images must be (N, ...) float, got {array.dtype} {array.shape}")
+    return array
+
+
 def _logits(oracle: ReferenceOracle, x: Vector) -> Vector:
-    """(K,) logits; what masks a class by -infinity is the padding's -1e30 (csrc/head.h)."""
+    """Return logits (K,), with -1e30 in place of a mask of -infinity, as in csrc/head.h."""
     return np.maximum(np.array(oracle.forward(x), dtype=np.float64), -1e30)
 
 
 def _attack(problem: Problem, z: NDArray[Any], result: Result, i: int) -> Vector:
-    """Run one image, fill its row of ``result``, return the image to deliver."""
+    """Run one image, fill its row of ``result``, and return the adversarial image."""
     result.prediction[i] = int(np.argmax(z))
     if not np.isfinite(z).all():
         result.status[i] = status_code("non_finite")
@@ -434,12 +463,14 @@ def _empty(oracle: ReferenceOracle, images: NDArray[Any], norm: str, loss: str) 
 
 
 def _box(
-    bounds: tuple[ArrayLike, ArrayLike], given: tuple[int, ...], flat: tuple[int, ...]
+    bounds: tuple[ArrayLike, ArrayLike], image_shape: tuple[int, ...], flat_shape: tuple[int, ...]
 ) -> tuple[Vector, Vector]:
-    """Bounds per value, (N, n) float64 holding float32 values, rounded inward."""
+    """Return the bounds of each value, (N, n) float64, rounded inward to float32 values."""
     ends = []
     for value, outward in zip(bounds, (-np.inf, np.inf), strict=True):
-        exact = np.broadcast_to(np.asarray(to_numpy(value), np.float64), given).reshape(flat)
+        exact = np.broadcast_to(np.asarray(to_numpy(value), np.float64), image_shape).reshape(
+            flat_shape
+        )
         rounded = exact.astype(np.float32)
         beyond = rounded < exact if outward < 0 else rounded > exact
         rounded = np.where(beyond, np.nextafter(rounded, np.float32(-outward)), rounded)
@@ -450,10 +481,10 @@ def _box(
     return lo, hi
 
 
-def _classes(name: str, given: ArrayLike | None, count: int, classes: int) -> NDArray[np.int64]:
-    if given is None:
+def _classes(name: str, values: ArrayLike | None, count: int, classes: int) -> NDArray[np.int64]:
+    if values is None:
         return np.full(count, -1, np.int64)
-    array = to_numpy(given)
+    array = to_numpy(values)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} must be integers, got {array.dtype}")
     if array.shape != (count,):

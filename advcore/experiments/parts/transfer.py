@@ -26,19 +26,25 @@ def cross_errors(
     scale_to: float | None = None,
     clip: bool = False,
 ) -> None:
-    """A row for each network whose adversarial examples are used, a column for each that sees them.
+    """Add a row for each network that was attacked, with the errors of all networks in columns.
 
-    `networks` and `sets` hold one entry a seed. Cells are percent of the adversarial examples found
-    whose class, as the column's network sees it, is not their label.
+    A cell is the percentage of the adversarial examples that the column's network does not classify
+    as their label. Failed attacks are left out.
 
-    scale_to : root mean square that every distortion is brought to, the direction kept.
+    networks, sets : the networks and their adversarial sets by row, one entry a seed.
+    published : the paper's percentages by row and column.
+    prefix : text before the name in the row.
+    scale_to : root mean square to which every distortion is scaled.
+    clip : whether scaled examples are cut to [0, 1].
     """
-    for source, found in sets.items():
+    for source, source_sets in sets.items():
         row = prefix + source
         for target, seen_by in networks.items():
             errors = [
-                error_percent(network, _inputs(made, scale_to, clip), made.labels[made.success])
-                for network, made in zip(seen_by, found, strict=True)
+                error_percent(
+                    network, _inputs(examples, scale_to, clip), examples.labels[examples.success]
+                )
+                for network, examples in zip(seen_by, source_sets, strict=True)
             ]
             table.add(row, target, errors, published.get((row, target)))
 
@@ -53,7 +59,7 @@ def noise_errors(
     *,
     clip: bool = False,
 ) -> None:
-    """The control: a row of the errors on the same images with Gaussian noise (0: as they are)."""
+    """Add a row of the errors on the images with Gaussian noise, or without if `stddev` is 0."""
     row = f"noise {stddev:g}" if stddev else "no noise"
     row += ", clipped" if clip else ""
     noisy = gaussian_noise(images, stddev, seed=1, clip=clip)
@@ -65,7 +71,7 @@ def noise_errors(
 def published_rows(
     rows: Mapping[str, Sequence[float]], columns: Sequence[str]
 ) -> dict[tuple[str, str], float]:
-    """The paper's matrix as {(row, column): percent}."""
+    """Convert the paper's matrix to {(row, column): percent}."""
     return {
         (row, column): value
         for row, values in rows.items()
@@ -74,20 +80,20 @@ def published_rows(
 
 
 def mean_off_diagonal(table: Table, rows: Sequence[str], columns: Sequence[str]) -> float:
-    """Mean cross error rate between different networks."""
+    """Return the mean cross error rate between different networks."""
     cells = [table.cell(row, column) for row in rows for column in columns if row != column]
     return float(np.mean([cell.mean for cell in cells if cell is not None]))
 
 
-def _inputs(made: AdversarialSet, scale_to: float | None, clip: bool) -> NDArray[Any]:
-    images = made.adversarial if scale_to is None else made.scaled(scale_to, clip=clip)
-    return images[made.success]
+def _inputs(examples: AdversarialSet, scale_to: float | None, clip: bool) -> NDArray[Any]:
+    images = examples.adversarial if scale_to is None else examples.scaled(scale_to, clip=clip)
+    return images[examples.success]
 
 
 def trained_rows(
     run: Run, recipes: Mapping[str, tuple[str, dict[str, Any]]]
 ) -> dict[str, list[Trained]]:
-    """Networks by row of a table, one a seed, all trained side by side."""
+    """Train the networks of each row of a table, one a seed, all together."""
     return run.trained_rows(
         {
             name: [run.recipe(model, seed, **changes) for seed in run.seeds]

@@ -1,4 +1,4 @@
-"""Where results come from: the command, the machine, the versions, the time."""
+"""The origin of results: the command, the machine, the versions, the time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def origin(run: Run, names: Sequence[str], wall_seconds: float) -> dict[str, Any]:
-    """What to write beside a result; `wall_seconds` is how long the user has waited for it."""
+    """Return the facts to store beside a result.
+
+    wall_seconds : time that the user has waited for the result.
+    """
     return {
         "command": command(run, names),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -38,7 +41,10 @@ def origin(run: Run, names: Sequence[str], wall_seconds: float) -> dict[str, Any
 
 
 def command(run: Run, names: Sequence[str]) -> str:
-    """What to type for the same; the Python call at the scale that the command does not have."""
+    """Return the command that gives the same results.
+
+    At the scale "tiny", which the command does not offer, it is the call in Python.
+    """
     if run.scale == "tiny":
         options = f"scale='tiny', seeds={len(run.seeds)}, dataset={run.dataset!r}"
         return f"advcore.experiments.reproduce({list(names)}, {str(run.out)!r}, {options})"
@@ -49,7 +55,7 @@ def command(run: Run, names: Sequence[str]) -> str:
 
 
 def processor() -> str:
-    """Name of the processor, as Linux tells it."""
+    """Return the name of the processor from ``/proc/cpuinfo``, else that of the architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def slug(name: str) -> str:
-    """A name for files: "fc10_1e_4" of "FC10(1e-4)"."""
+    """Turn a name into one for files, for example "FC10(1e-4)" into "fc10_1e_4"."""
     return re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def predictions(network: Trained, images: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N,) class of the largest logit."""
+    """Return (N,) classes of the largest logit."""
     import torch
 
     with torch.inference_mode():
@@ -32,7 +32,7 @@ def predictions(network: Trained, images: NDArray[np.float32]) -> NDArray[np.int
 
 
 def strip(images: NDArray[np.float32], gap: int = 2) -> NDArray[np.float64]:
-    """The images side by side in one picture, white between them."""
+    """Put the images side by side in one picture, with white between them."""
     padded = np.pad(report.displayable(images), ((0, 0), (0, 0), (0, gap)), constant_values=1.0)
     return np.concatenate(list(padded), axis=1)[:, :-gap]
 
@@ -42,8 +42,9 @@ def noise_grid(
     labels: NDArray[np.int64],
     rows: Sequence[tuple[str, NDArray[np.float32], float]],
 ) -> Drawing:
-    """Rows of pictures, each a name, images and the accuracy in percent on all of its kind; above
-    a picture the class that the network gives it, red where that is not its label.
+    """Draw rows of pictures, each from a name, its images and an accuracy in percent.
+
+    The predicted class stands above a picture, in red where it is not the label.
     """
     from matplotlib.figure import Figure as Canvas
 
@@ -55,6 +56,8 @@ def noise_grid(
         line[0].set_ylabel(
             f"{name}\n{accuracy:.0f}% right", rotation=0, ha="right", va="center", labelpad=8
         )
-        for axis, given, label in zip(line, predictions(network, images), labels, strict=True):
-            axis.set_title(str(given), color="black" if given == label else "tab:red", pad=3)
+        for axis, prediction, label in zip(line, predictions(network, images), labels, strict=True):
+            axis.set_title(
+                str(prediction), color="black" if prediction == label else "tab:red", pad=3
+            )
     return figure

@@ -1,4 +1,4 @@
-"""Directions of activation space, the images that follow them furthest, and how alike these are."""
+"""Directions of activation space, the images furthest along them, and how alike these are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def purity(labels: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """(M,) share of the most frequent of the labels (M, k) of each row."""
+    """Return (M,) shares of the most frequent label in each row of the labels (M, k)."""
     counts = [(labels == label).sum(axis=1) for label in np.unique(labels)]
     return np.asarray(np.max(counts, axis=0) / labels.shape[1], np.float64)
 
@@ -22,16 +22,16 @@ def purity(labels: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
 def chance_purity(
     labels: NDArray[np.integer[Any]], k: int, *, draws: int = 20_000, seed: int = 0
 ) -> float:
-    """Expected purity of k of the images drawn without replacement (simulated)."""
+    """Estimate the expected purity of k images drawn without replacement, by simulation."""
     counts = np.unique(labels, return_counts=True)[1]
-    drawn = np.random.default_rng(seed).multivariate_hypergeometric(counts, k, size=draws)
-    return float(drawn.max(axis=1).mean() / k)
+    samples = np.random.default_rng(seed).multivariate_hypergeometric(counts, k, size=draws)
+    return float(samples.max(axis=1).mean() / k)
 
 
 def top_images(
     activations: NDArray[np.floating[Any]], directions: NDArray[np.floating[Any]], k: int
 ) -> NDArray[np.int64]:
-    """(M, k) rows of `activations` (N, D) of largest product with `directions` (M, D), in order."""
+    """Return (M, k) rows of `activations` (N, D) of largest product with `directions` (M, D)."""
     import torch
 
     scores = torch.as_tensor(directions @ activations.T)
@@ -40,22 +40,23 @@ def top_images(
 
 
 def live_units(activations: NDArray[np.floating[Any]], k: int) -> NDArray[np.int64]:
-    """Units that at least k images excite above the unit's least activation: the others have no
-    k most exciting images.
+    """Return the units that at least k images excite above the unit's least activation.
+
+    For other units the k most exciting images are not defined.
     """
-    above = activations > activations.min(axis=0)
-    return np.flatnonzero(above.sum(axis=0) >= k)
+    excited = activations > activations.min(axis=0)
+    return np.flatnonzero(excited.sum(axis=0) >= k)
 
 
 def sphere(count: int, dimension: int, seed: int | tuple[int, ...]) -> NDArray[np.float64]:
-    """(count, dimension) directions, uniform on the unit sphere."""
+    """Draw directions (count, dimension), uniform on the unit sphere."""
     v = np.random.default_rng(seed).standard_normal((count, dimension))
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     return v
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95% confidence interval of the mean of independent values, by Student's t."""
+    """Return Student's 95% confidence interval of the mean of independent values."""
     t = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
     freedom = len(values) - 1
     factor = t[freedom - 1] if freedom <= len(t) else 1.96 + 2.5 / freedom
@@ -64,14 +65,14 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def superiority(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Probability that a value of `a` exceeds one of `b`, ties counted half."""
+    """Return the probability that a value of `a` exceeds one of `b`, with ties counted half."""
     b = np.sort(b)
-    below, not_above = np.searchsorted(b, a, "left"), np.searchsorted(b, a, "right")
-    return float((below + not_above).mean() / (2 * len(b)))
+    count_below, count_not_above = np.searchsorted(b, a, "left"), np.searchsorted(b, a, "right")
+    return float((count_below + count_not_above).mean() / (2 * len(b)))
 
 
 def difference_interval(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple[float, float]:
-    """Normal 95% interval of the difference of the means of two independent samples."""
+    """Return the normal 95% interval of the difference of two independent samples' means."""
     gap = a.mean() - b.mean()
     half = 1.96 * math.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
     return float(gap - half), float(gap + half)
@@ -80,8 +81,9 @@ def difference_interval(a: NDArray[np.float64], b: NDArray[np.float64]) -> tuple
 def activations(
     model: torch.nn.Module, depth: int, images: NDArray[np.float32]
 ) -> NDArray[np.floating[Any]]:
-    """(N, D) output of the first `depth` modules; in float64 after sigmoids, which reach 1 in
-    float32 and would leave images in no order.
+    """Return the output (N, D) of the first `depth` modules.
+
+    It is in float64 after sigmoids. In float32 these reach 1, and the order of images is lost.
     """
     import torch
 

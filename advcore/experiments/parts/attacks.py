@@ -1,4 +1,4 @@
-"""Adversarial sets of the trained networks, kept as steps of the run."""
+"""Adversarial sets of the trained networks, stored as steps of the run."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 import advcore
 from advcore import data
 
+from .digits import CLASSES, mean
+
 if TYPE_CHECKING:
     from .run import Run, Trained
-
-CLASSES = 10
 
 
 @dataclass(frozen=True)
 class AdversarialSet:
-    """Images (N, 784) in [0, 1], their labels, and what the attack made of them.
+    """Images, their labels, and the results of an attack on them.
 
-    rms : sqrt(mean r^2), the paper's distortion; infinite without success.
-    penalty_rms : that of the penalty's minimiser at the final c, NaN where there is none.
+    images, adversarial : (N, 784) in [0, 1].
+    labels, targets : (N,); a target of -1 stands for an untargeted attack.
+    rms : (N,) sqrt(mean r^2), the paper's distortion. It is infinite without success.
+    penalty_rms : (N,) the same for the penalty's minimiser at the final c, NaN where there is none.
     """
 
     images: NDArray[np.float32]
@@ -37,20 +39,20 @@ class AdversarialSet:
 
     @property
     def mean_rms(self) -> float:
-        """Mean distortion of the successes, as in the paper's "Av. min. distortion"."""
+        """The mean distortion of the successes, as in the paper's "Av. min. distortion"."""
         return mean(self.rms[self.success])
 
     def first(self, count: int) -> AdversarialSet:
-        """The first `count` images of the set."""
+        """Return the first `count` images of the set."""
         return AdversarialSet(*(getattr(self, item.name)[:count] for item in fields(self)))
 
     def scaled(self, rms: float, *, clip: bool = False) -> NDArray[np.float32]:
-        """x + rms * sqrt(n) * r / ||r||: every distortion brought to that root mean square."""
+        """Return x + rms * sqrt(n) * r / ||r||, so that each distortion has that rms."""
         r = self.adversarial - self.images
         norm = np.linalg.norm(r, axis=1, keepdims=True)
         length = np.float32(rms * np.sqrt(r.shape[1]))
-        moved: NDArray[Any] = self.images + length * r / np.maximum(norm, np.float32(1e-12))
-        return np.clip(moved, 0, 1) if clip else moved
+        scaled: NDArray[Any] = self.images + length * r / np.maximum(norm, np.float32(1e-12))
+        return np.clip(scaled, 0, 1) if clip else scaled
 
 
 def adversarial_set(
@@ -62,20 +64,25 @@ def adversarial_set(
     targets: str | int = "random",
     **options: Any,
 ) -> AdversarialSet:
-    """Attacks `count` images of "train" or "test".
+    """Attack `count` images of "train" or "test".
 
-    targets : "random", uniform over the wrong classes and the same for every network;
-        "untargeted"; or a class for all images, those with that label left out.
-    options : of `advcore.minimize_distortion`.
+    targets : "random" draws uniformly from the wrong classes, the same for every network.
+        "untargeted" names no class. An integer is the class for all images; images with that label
+        are left out.
+    options : options of `advcore.minimize_distortion`.
+
+    Raises
+    ------
+    ValueError : `targets` is none of these.
     """
     images, labels = run.digits.sample(split, count)
     if isinstance(targets, int):
         images, labels = images[labels != targets], labels[labels != targets]
-        wanted = np.full(len(labels), targets, np.int64)
+        target_classes = np.full(len(labels), targets, np.int64)
     elif targets == "random":
-        wanted = data.random_targets(labels, classes=CLASSES, seed=0)
+        target_classes = data.random_targets(labels, classes=CLASSES, seed=0)
     elif targets == "untargeted":
-        wanted = np.full(len(labels), -1, np.int64)
+        target_classes = np.full(len(labels), -1, np.int64)
     else:
         raise ValueError(f'targets must be "random", "untargeted" or a class, got {targets!r}')
 
@@ -83,7 +90,7 @@ def adversarial_set(
         result = advcore.minimize_distortion(
             network.model,
             images,
-            None if targets == "untargeted" else wanted,
+            None if targets == "untargeted" else target_classes,
             labels=labels if targets == "untargeted" else None,
             **options,
         )
@@ -105,11 +112,11 @@ def adversarial_set(
         "targets": targets,
         "options": options,
     }
-    return AdversarialSet(images, labels, wanted, **run.step("attack", depends, make))
+    return AdversarialSet(images, labels, target_classes, **run.step("attack", depends, make))
 
 
 def error_percent(network: Trained, images: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Share of the images whose predicted class is not the label, in percent; NaN of none."""
+    """Return the share of misclassified images in percent, or NaN without images."""
     from advcore.models import training
 
     if not len(images):
@@ -117,6 +124,10 @@ def error_percent(network: Trained, images: NDArray[Any], labels: NDArray[Any]) 
     return 100 * training.error_rate(network.model, images, labels)
 
 
-def mean(values: NDArray[np.floating[Any]]) -> float:
-    """Mean; NaN of nothing."""
-    return float(values.mean()) if len(values) else math.nan
+def mean_penalty(examples: AdversarialSet) -> float:
+    """Return the mean rms distortion of the penalty's minimisers, where the run found one.
+
+    An image that was adversarial already counts as 0.
+    """
+    penalty = np.where(examples.rms == 0, 0, examples.penalty_rms)
+    return mean(penalty[examples.success & np.isfinite(penalty)])

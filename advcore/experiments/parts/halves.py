@@ -5,7 +5,8 @@ from __future__ import annotations
 from .attacks import AdversarialSet, adversarial_set
 from .run import Run, Trained
 
-# Row of the paper's tables: builder, half. The third one's weights start elsewhere as well.
+# Each row of the paper's tables has a builder and a half. Rows of half 2 also have other initial
+# weights.
 MODELS = {
     "FC100-100-10": ("fc100_100_10", 1),
     "FC123-456-10": ("fc123_456_10", 1),
@@ -15,12 +16,15 @@ MODELS = {
 }
 PAPER = tuple(MODELS)[:3]
 PENALTY = {"loss": "cross_entropy"}
-# Images of the test set that are attacked; on the convolutional networks.
+# Numbers of test images that are attacked, for the fully connected and the convolutional networks.
 COUNTS = {"full": (2000, 200), "quick": (200, 20), "tiny": (30, 3)}
 
 
 def trained_on_halves(run: Run) -> dict[str, list[Trained]]:
-    """One network a seed for each row; a seed's split into halves is common to all rows."""
+    """Train one network a seed for each row.
+
+    All rows of one seed share the split into halves.
+    """
     return run.trained_rows(
         {
             name: [
@@ -33,7 +37,7 @@ def trained_on_halves(run: Run) -> dict[str, list[Trained]]:
 
 
 def test_sets(run: Run, name: str, networks: list[Trained], **options: str) -> list[AdversarialSet]:
-    """Adversarial examples of the test images, one set a seed."""
-    many, few = COUNTS[run.scale]
-    count = few if name.startswith("SmallCNN") else many
+    """Attack the test images, and return one set a seed."""
+    fully_connected, convolutional = COUNTS[run.scale]
+    count = convolutional if name.startswith("SmallCNN") else fully_connected
     return [adversarial_set(run, one, split="test", count=count, **options) for one in networks]

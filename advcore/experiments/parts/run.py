@@ -1,9 +1,7 @@
-"""A run of experiments: its folder, data, trained networks and the steps it has finished."""
+"""A run of experiments: its folder, data, trained networks and finished steps."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-import advcore
-
 from . import networks
 from .digits import Digits
+from .files import digest, replacing
+from .make import train_to_file
 from .networks import Recipe
 
 if TYPE_CHECKING:
@@ -32,7 +30,13 @@ SCALES: tuple[Scale, ...] = ("full", "quick", "tiny")
 
 @dataclass(frozen=True)
 class Trained:
-    """A network as it came out of `Run.trained`; error rates in percent."""
+    """A network that `Run.trained` returns.
+
+    key : name of its file, which stands for the network in `Run.step`.
+    train_error, test_error : error rates in percent.
+    seconds : time of its training.
+    facts : all facts that the training stored.
+    """
 
     recipe: Recipe
     key: str
@@ -44,16 +48,25 @@ class Trained:
 
 
 class Run:
-    """Keeps every trained network and finished step in ``out/cache`` under a hash of what it
-    depends on: a run that was broken off goes on where it stopped, and experiments share networks.
+    """One run of experiments at one scale.
+
+    The run stores every trained network and finished step in ``out/cache``, under a hash of all
+    that it depends on. So an interrupted run goes on where it stopped, and experiments share
+    networks.
 
     Parameters
     ----------
     out : folder of the results.
-    scale : "full", "quick" (smaller sets, fewer epochs) or "tiny" (of the tests).
-    seeds : number of independent repetitions; each experiment's tables give mean and deviation.
-    dataset : "mnist", or "embedded": the 1,000 digits of the package, split 800 to 200.
-    workers : networks trained at the same time, one thread each. None: one a CPU.
+    scale : "full", "quick" (smaller sets, fewer epochs) or "tiny" (for tests).
+    seeds : number of independent repetitions. The tables give mean and deviation over them.
+    dataset : "mnist", or "embedded" for the 1,000 digits of the package, split 800 to 200.
+    workers : number of networks that are trained at the same time, each on one thread. None means
+        one a CPU.
+    progress : whether progress bars are shown on stderr.
+
+    Raises
+    ------
+    ValueError : `scale` or `seeds` is not in its range.
     """
 
     def __init__(
@@ -77,35 +90,39 @@ class Run:
         self.workers = workers or len(os.sched_getaffinity(0))
         self.progress = progress
         self.spent: dict[str, float] = {}
-        """Seconds that the networks and steps asked for took when they were made, by their key."""
+        """Seconds of the training of each network in use, and of each step, by their keys."""
         self._loaded: dict[str, Trained] = {}
         self._shown: Progress | None = None
 
     @property
     def seconds(self) -> float:
-        """Computing time of all in `spent`: networks on one thread each, steps on all."""
+        """The sum of `spent`. Networks take one thread each, steps all threads."""
         return sum(self.spent.values())
 
     @cached_property
     def digits(self) -> Digits:
+        """The images and labels of `dataset`, loaded at the first use."""
         return Digits.load(self.dataset)
 
     def recipe(self, model: str, seed: int, **changes: Any) -> Recipe:
-        """`networks.recipe` at this run's scale and data."""
+        """Return `networks.recipe` at this run's scale and data."""
         return networks.recipe(self.scale, self.dataset, model, seed, **changes)
 
     def trained(self, recipes: Sequence[Recipe]) -> list[Trained]:
-        """The networks of these recipes, in order; missing ones are trained side by side."""
+        """Return the networks of these recipes, in order.
+
+        Networks without a file are trained first, several at the same time.
+        """
         folder = self.out / "cache" / "networks"
         folder.mkdir(parents=True, exist_ok=True)
         keys = [digest(networks.content(recipe)) for recipe in recipes]
-        missing = {
+        untrained = {
             key: recipe
             for key, recipe in zip(keys, recipes, strict=True)
             if not (folder / f"{key}.pt").exists()
         }
-        if missing:
-            self._train(missing, folder)
+        if untrained:
+            self._train(untrained, folder)
         for key, recipe in zip(keys, recipes, strict=True):
             if key not in self._loaded:
                 model, facts = networks.load(folder / f"{key}.pt", recipe)
@@ -118,9 +135,11 @@ class Run:
         return [self._loaded[key] for key in keys]
 
     def trained_rows(self, recipes: Mapping[str, Sequence[Recipe]]) -> dict[str, list[Trained]]:
-        """The networks of each row of a table, trained side by side over all rows."""
-        made = iter(self.trained([recipe for row in recipes.values() for recipe in row]))
-        return {name: [next(made) for _ in row] for name, row in recipes.items()}
+        """Return the networks of each row of a table, trained together over all rows."""
+        networks_in_order = iter(
+            self.trained([recipe for row in recipes.values() for recipe in row])
+        )
+        return {name: [next(networks_in_order) for _ in row] for name, row in recipes.items()}
 
     def step(
         self,
@@ -128,10 +147,15 @@ class Run:
         depends: Mapping[str, Any],
         make: Callable[[], Mapping[str, Any]],
     ) -> dict[str, NDArray[Any]]:
-        """The arrays that `make` returns, computed once for a name and what it `depends` on.
+        """Return the arrays that `make` returns, computed once for a name and for `depends`.
 
-        `depends` must hold all that the result depends on, as JSON; `Trained.key` stands for a
-        network. Raise a number in it where the code of a step changes its meaning.
+        `depends` must hold all that the result depends on, as JSON. `Trained.key` stands for a
+        network. If a change of the code changes the results of a step, add or raise a number in
+        `depends`.
+
+        Raises
+        ------
+        TypeError : a result is neither numbers nor text.
         """
         folder = self.out / "cache" / "steps"
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,54 +163,58 @@ class Run:
         if not path.exists():
             begin = time.perf_counter()
             with self.bar(name, None):
-                made = {key: np.asarray(value) for key, value in make().items()}
+                results = {key: np.asarray(value) for key, value in make().items()}
             seconds = time.perf_counter() - begin
-            for key, array in made.items():
-                if array.dtype.hasobject:  # would be pickled, and is not read again
+            for key, array in results.items():
+                if array.dtype.hasobject:  # it would be pickled and could not be read
                     raise TypeError(f"step {name!r}: {key!r} is not an array of numbers or text")
             with replacing(path) as file:
-                contents: dict[str, Any] = {**made, "_seconds": np.asarray(seconds)}
+                contents: dict[str, Any] = {**results, "_seconds": np.asarray(seconds)}
                 np.savez(file, **contents)
-        with np.load(path) as stored:
-            arrays = {key: stored[key] for key in stored.files}
+        with np.load(path) as archive:
+            arrays = {key: archive[key] for key in archive.files}
         self.spent[path.stem] = float(arrays.pop("_seconds"))
         return arrays
 
     @contextmanager
-    def bar(self, what: str, total: int | None) -> Iterator[Callable[[], None]]:
-        """A progress bar on stderr where `progress` was asked for; yields a function to advance.
+    def bar(self, name: str, total: int | None) -> Iterator[Callable[[], None]]:
+        """Show a progress bar on stderr if `progress` is set, and yield a function to advance it.
 
-        One inside another stands below it until it is done. total : None, not known.
+        A bar inside another one stands below it.
+
+        total : number of advances, or None if it is not known.
         """
         if not self.progress:
             yield lambda: None
             return
         outer = self._shown
-        with nullcontext(outer) if outer else _display() as shown:
-            self._shown = shown
-            task = shown.add_task(what, total=total)
+        with nullcontext(outer) if outer else _display() as display:
+            self._shown = display
+            task = display.add_task(name, total=total)
             try:
-                yield lambda: shown.advance(task)
+                yield lambda: display.advance(task)
             finally:
                 self._shown = outer
                 if outer:
-                    shown.remove_task(task)
+                    display.remove_task(task)
 
-    def _train(self, missing: Mapping[str, Recipe], folder: Path) -> None:
+    def _train(self, recipes: Mapping[str, Recipe], folder: Path) -> None:
         from joblib import Parallel, delayed
 
         jobs = (
-            delayed(networks.train_to_file)(recipe, folder / f"{key}.pt")
-            for key, recipe in missing.items()
+            delayed(train_to_file)(recipe, folder / f"{key}.pt") for key, recipe in recipes.items()
         )
-        with self.bar("training networks", len(missing)) as advance:
-            workers = min(self.workers, len(missing))  # a single one in this process
+        with self.bar("training networks", len(recipes)) as advance:
+            workers = min(self.workers, len(recipes))  # a single worker is this process
             for _ in Parallel(workers, return_as="generator_unordered")(jobs):
                 advance()
 
 
 def _display() -> Progress:
-    """Bars with counts and times, which leave no trace; nothing where stderr is no terminal."""
+    """Make bars with counts and times that vanish at the end.
+
+    Where stderr is not a terminal, they show nothing.
+    """
     from rich import progress
     from rich.console import Console
     from rich.text import Text
@@ -206,21 +234,3 @@ def _display() -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-def digest(content: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of the content and the package's version."""
-    text = json.dumps({**content, "advcore": advcore.__version__}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes the place of `path` only when it is complete."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

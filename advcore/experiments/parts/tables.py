@@ -1,4 +1,4 @@
-"""What an experiment gives: tables of numbers beside the published ones, figures, remarks."""
+"""The results of an experiment: tables of numbers beside the published ones, figures, remarks."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .run import replacing
+from .files import replacing, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 DPI = 150
-"""Of the figures as PNG."""
+"""Resolution of the figures as PNG, in dots an inch."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number: its value for every seed, and what the paper has in its place (None: nothing).
+    """One number of a table.
 
-    A value is None where there was nothing to measure.
+    values : its value for every seed, or None where there was nothing to measure.
+    published : the paper's value, or None where it has none.
     """
 
     row: str
@@ -40,18 +41,22 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Over the values that were measured; NaN where there is none."""
+        """The mean of the values that were measured, NaN where there is none."""
         return statistics.fmean(self.known) if self.known else math.nan
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation over the seeds; None for a single one."""
+        """The sample standard deviation over the seeds, None for a single one."""
         return statistics.stdev(self.known) if len(self.known) > 1 else None
 
 
 @dataclass
 class Table:
-    """Cells by row and column; ``formats`` gives a column's format ("" for all others)."""
+    """Cells by row and column.
+
+    corner : heading of the column with the rows' names.
+    formats : format of the numbers by column, with "" for all other columns.
+    """
 
     name: str
     title: str
@@ -63,24 +68,32 @@ class Table:
     def add(
         self, row: str, column: str, values: float | Iterable[float], published: float | None = None
     ) -> None:
-        """A cell from one value or from one value a seed.
+        """Add a cell from one value or from one value a seed.
 
-        NaN says that there was nothing to measure. Infinity is refused.
+        NaN means that there was nothing to measure.
+
+        Raises
+        ------
+        ValueError : a value is infinite, there is no value, or the cell exists already.
         """
-        given = tuple(map(float, values)) if isinstance(values, Iterable) else (float(values),)
-        if not given or any(map(math.isinf, given)):
-            raise ValueError(f"{self.name}, {row}, {column}: expected finite numbers, got {given}")
+        numbers = tuple(map(float, values)) if isinstance(values, Iterable) else (float(values),)
+        if not numbers or any(map(math.isinf, numbers)):
+            raise ValueError(
+                f"{self.name}, {row}, {column}: expected finite numbers, got {numbers}"
+            )
         if self.cell(row, column) is not None:
             raise ValueError(f"{self.name}, {row}, {column}: there is such a cell already")
-        many = tuple(None if math.isnan(value) else value for value in given)
-        self.cells.append(Cell(row, column, many, published))
+        cell_values = tuple(None if math.isnan(value) else value for value in numbers)
+        self.cells.append(Cell(row, column, cell_values, published))
 
     @property
     def rows(self) -> list[str]:
+        """The names of the rows, in the order of the cells."""
         return list(dict.fromkeys(cell.row for cell in self.cells))
 
     @property
     def columns(self) -> list[str]:
+        """The names of the columns, in the order of the cells."""
         return list(dict.fromkeys(cell.column for cell in self.cells))
 
     @property
@@ -89,30 +102,32 @@ class Table:
         return any(cell.published is not None for cell in self.cells)
 
     def cell(self, row: str, column: str) -> Cell | None:
+        """Return the cell of a row and a column, or None where there is none."""
         for cell in self.cells:
             if (cell.row, cell.column) == (row, column):
                 return cell
         return None
 
     def text(self, value: float, column: str) -> str:
+        """Format a value of a column."""
         return format(value, self.formats.get(column, self.formats.get("", ".1f")))
 
     def measured(self, cell: Cell) -> str:
-        """Mean, the deviation where there are several seeds, how many where some are missing."""
+        """Format the mean, the deviation over several seeds, and the count if some are missing."""
         if not cell.known:
             return "–"
         text = self.text(cell.mean, cell.column)
         if cell.deviation is not None:
             text += f" ± {self.text(cell.deviation, cell.column)}"
-        missing = len(cell.known) < len(cell.values)
-        return text + (f" ({len(cell.known)} of {len(cell.values)} seeds)" if missing else "")
+        incomplete = len(cell.known) < len(cell.values)
+        return text + (f" ({len(cell.known)} of {len(cell.values)} seeds)" if incomplete else "")
 
     def published(self, cell: Cell) -> str:
-        """The paper's number, in as many digits as it is quoted with."""
+        """Format the paper's number with the digits that it is quoted with."""
         return "" if cell.published is None else f"{cell.published:g}"
 
     def markdown(self) -> str:
-        """A pipe table; the published number stands in parentheses behind the measured one."""
+        """Return a pipe table with the published number in parentheses behind the measured one."""
         lines = [[self.corner, *self.columns], ["---", *["---:"] * len(self.columns)]]
         for row in self.rows:
             line = [row]
@@ -121,14 +136,14 @@ class Table:
                 if cell is None:
                     line.append("")
                     continue
-                told = self.published(cell)
-                line.append(self.measured(cell) + (f" ({told})" if told else ""))
+                published = self.published(cell)
+                line.append(self.measured(cell) + (f" ({published})" if published else ""))
             lines.append(line)
         escaped = ([text.replace("|", r"\|") for text in line] for line in lines)
         return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
     def csv(self) -> str:
-        """One line a cell: row, column, mean, standard_deviation, published, values."""
+        """Return one line a cell: row, column, mean, standard_deviation, published, values."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["row", "column", "mean", "standard_deviation", "published", "values"])
@@ -142,7 +157,10 @@ class Table:
 
 @dataclass
 class Figure:
-    """A drawing, written as ``name``.png and ``name``.svg; None where it was read back."""
+    """A drawing with its name, title and caption.
+
+    drawing : None where the figure was read from a file.
+    """
 
     name: str
     title: str
@@ -150,11 +168,17 @@ class Figure:
     caption: str = ""
 
     def write(self, folder: Path) -> None:
+        """Write ``name``.svg and ``name``.png.
+
+        Raises
+        ------
+        ValueError : there is no drawing.
+        """
         if self.drawing is None:
             raise ValueError(f"the figure {self.name!r} holds no drawing")
         import matplotlib as mpl
 
-        # no time stamp and fixed ids: the same numbers give the same file
+        # Without a time stamp and with fixed ids the same numbers give the same file.
         with (
             mpl.rc_context({"svg.hashsalt": self.name}),
             replacing(folder / f"{self.name}.svg") as file,
@@ -166,14 +190,15 @@ class Figure:
 
 @dataclass
 class Outcome:
-    """All of one experiment.
+    """All results of one experiment.
 
-    remarks : paragraphs of Markdown that say what was found.
-    finding : the same in one line of Markdown, for the summary; "": their first line.
+    remarks : paragraphs of Markdown on the results.
+    finding : the main result in one line of Markdown, for the summary. If it is empty, the first
+        line of the remarks stands there.
     headline : table, row and column of the one number that stands in the summary.
-    settings : what a reader needs to repeat it.
-    seconds : computing time of its networks and steps.
-    origin : `origin.origin`: command, date, machine and versions.
+    settings : settings that a reader needs to repeat the experiment.
+    seconds : computing time of the networks and steps.
+    origin : command, date, machine and versions (`origin.origin`).
     """
 
     name: str
@@ -190,11 +215,16 @@ class Outcome:
 
     @property
     def summary(self) -> str:
-        """One line of Markdown: the finding, else how the remarks begin."""
+        """The finding, else the first line of the remarks, as Markdown."""
         return self.finding or "\n".join(self.remarks).partition("\n")[0].removeprefix("- ")
 
     def headline_cell(self) -> tuple[Table, Cell] | None:
-        """The number of `headline` and its table."""
+        """Return the table and the cell of `headline`, or None where there is no headline.
+
+        Raises
+        ------
+        ValueError : there is no such cell.
+        """
         if self.headline is None:
             return None
         name, row, column = self.headline
@@ -204,11 +234,11 @@ class Outcome:
         raise ValueError(f"{self.name}: there is no cell {self.headline}")
 
     def write(self, folder: Path) -> None:
-        """A .csv for every table, a .png and .svg for every figure, `name`.md and `name`.json.
+        """Write .csv of every table, .png and .svg of every figure, `name`.md and `name`.json.
 
-        The .json holds everything but the drawings and is the last to be written.
+        The .json holds everything but the drawings. It is written last.
         """
-        self.headline_cell()  # raises where it names none
+        self.headline_cell()  # it raises where there is no such cell
         folder.mkdir(parents=True, exist_ok=True)
         for table in self.tables:
             write_text(folder / f"{table.name}.csv", table.csv())
@@ -225,7 +255,7 @@ class Outcome:
 
     @staticmethod
     def read(path: Path) -> Outcome:
-        """From the .json of `write`, without the drawings."""
+        """Read the .json of `write`, without the drawings."""
         content = json.loads(path.read_text(encoding="utf-8"))
         for table in content["tables"]:
             table["cells"] = [
@@ -238,7 +268,7 @@ class Outcome:
         return Outcome(**content)
 
     def markdown(self) -> str:
-        """The experiment as one Markdown page."""
+        """Return the experiment as one Markdown page."""
         parts = [f"# {self.title}", self.question]
         for table in self.tables:
             parts += [f"## {table.title}", table.markdown(), table.caption]
@@ -247,9 +277,3 @@ class Outcome:
         if self.remarks:
             parts += ["## Remarks", *self.remarks]
         return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """UTF-8, and all of it or nothing."""
-    with replacing(path) as file:
-        file.write(text.encode())

@@ -1,9 +1,10 @@
 """Training with pools of adversarial examples, Szegedy et al. 2013, section 4.2.
 
-A pool belongs to one layer: 0 is the image, k the output of the k-th hidden layer. Its examples are
-h + r with h that layer's output for a training image and r the smallest change that the layers
-above take for another class; they train the layers above with the image's label. At regular
-intervals a random part of every pool gives way to examples against the network of that moment.
+A pool belongs to one layer. Layer 0 is the image, layer k the output of the k-th hidden layer. The
+pool's examples are h + r. Here h is the layer's output for a training image, and r is the smallest
+change that makes the layers above give another class. The examples train the layers above with the
+image's label. At regular intervals a random part of every pool is replaced by examples against the
+network of that moment.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 import advcore
 from advcore import data
 
-from .attacks import CLASSES, mean
+from .digits import CLASSES, mean
 from .networks import fit
 
 if TYPE_CHECKING:
@@ -33,21 +34,28 @@ _CHOICES = {"targets": ("random", "untargeted"), "stored": ("example", "change")
 
 @dataclass(frozen=True)
 class Feedback:
-    """What `Recipe.feedback` holds, as pairs of name and value.
+    """Settings of training with pools; `Recipe.feedback` holds them as pairs of name and value.
 
-    layers : those with a pool.
-    size : examples in each pool.
+    layers : layers that have a pool.
+    size : number of examples in each pool.
     share : part of a pool that is replaced at a time, in (0, 1].
-    every : steps between two replacements.
-    warmup : steps before the pools are filled.
-    batch : examples of each pool in a step.
-    weight : factor of each pool's mean cross-entropy in the objective; that of the images is 1.
+    every : number of steps between two replacements.
+    warmup : number of steps before the pools are filled.
+    batch : number of examples of each pool in a step.
+    weight : factor of each pool's mean cross-entropy in the objective. The factor of the images'
+        is 1.
     targets : "untargeted", or "random" wrong classes.
-    stored : "example", h + r stays as it was found; "change", r is kept and added to the present
-        h of its image, cut off at 0 and 1, as the layers below move on.
-    reach : examples are h + reach * r, cut off at 0 and 1. At 1, the paper's reading, they lie on
-        the decision boundary of the network that they were made for; below, on the way there.
-    effort : of `advcore.minimize_distortion`.
+    stored : with "example", h + r does not change. With "change", r is stored and added to the
+        present h of its image, which changes as the layers below are trained. The sum is cut off
+        at 0 and 1.
+    reach : examples are h + reach * r, cut off at 0 and 1. With 1, as the paper has it, they lie on
+        the decision boundary of the network that they were made for. With less they lie between
+        the image and the boundary.
+    effort : option of `advcore.minimize_distortion`.
+
+    Raises
+    ------
+    ValueError : a setting is not in its range.
     """
 
     layers: tuple[int, ...]
@@ -70,12 +78,15 @@ class Feedback:
             raise ValueError(f"pools need layers, a share in (0, 1], size and every > 0: {self!r}")
 
     def pairs(self) -> tuple[tuple[str, Any], ...]:
-        """For `Recipe.feedback`."""
+        """Return the settings in the form of `Recipe.feedback`."""
         return tuple(asdict(self).items())
 
 
 def split(network: torch.nn.Sequential, layer: int) -> tuple[Any, Any]:
-    """The modules up to hidden layer `layer`'s output (0: none of them), and those above."""
+    """Split a network at the output of hidden layer `layer` into the modules below and above.
+
+    At layer 0, the image, no module is below.
+    """
     import torch
 
     linear = [place for place, part in enumerate(network) if isinstance(part, torch.nn.Linear)]
@@ -86,14 +97,15 @@ def split(network: torch.nn.Sequential, layer: int) -> tuple[Any, Any]:
 
 
 class Pool:
-    """The adversarial examples of one layer, and what making them took.
+    """The adversarial examples of one layer, and the cost of making them.
 
     Attributes
     ----------
-    rows : (size,) training image of each example.  labels : (size,) of these images.
-    values : (size, n) the example, or its difference from h (`Feedback.stored`).
+    rows : (size,) index of the training image of each example.
+    labels : (size,) labels of these images.
+    values : (size, n) the examples, or their differences from h (`Feedback.stored`).
     rms : mean sqrt(mean r^2) of the successes, one value a replacement.
-    seconds, attacks, found, evaluations : of all attacks so far; found: the successes.
+    seconds, attacks, successes, evaluations : sums over all attacks so far.
     """
 
     def __init__(
@@ -107,7 +119,7 @@ class Pool:
     ) -> None:
         import torch
 
-        self.below, self.above = split(network, layer)
+        self.layers_below, self.layers_above = split(network, layer)
         self.images, self.truth = images, labels
         self.settings = settings
         self.random = np.random.default_rng([seed, layer])
@@ -117,22 +129,22 @@ class Pool:
         self.labels = torch.zeros(settings.size, dtype=torch.int64)
         self.seconds = 0.0
         self.attacks = 0
-        self.found = 0
+        self.successes = 0
         self.evaluations = 0
         self.rms: list[float] = []
 
     def outputs(self, rows: torch.Tensor) -> torch.Tensor:
-        """h of these images, by the present network, without gradients."""
+        """Return h of these images for the present network, without gradients."""
         import torch
 
         with torch.no_grad():
-            h: torch.Tensor = self.below(self.images[rows].flatten(1))
+            h: torch.Tensor = self.layers_below(self.images[rows].flatten(1))
         return h
 
     def replace(self, count: int) -> NDArray[np.int64]:
-        """Puts new examples in `count` random places of the pool; returns the places.
+        """Put new examples in `count` random places of the pool, and return the places.
 
-        An image that the attack failed on goes in as it is.
+        Where an attack failed, the image itself is put there.
         """
         import torch
 
@@ -145,28 +157,28 @@ class Pool:
         result = self.attack(h.numpy(), truth.numpy())
         self.seconds += time.perf_counter() - begin
         self.attacks += count
-        self.found += int(result.success.sum())
+        self.successes += int(result.success.sum())
         self.evaluations += int(result.evaluations.sum())
         self.rms.append(mean(result.rms_distortion[result.success]))
         r = settings.reach * (torch.from_numpy(result.adversarial) - h)
-        moved = (h + r).clamp(0, 1)
-        self.values[places] = moved if settings.stored == "example" else moved - h
+        examples = (h + r).clamp(0, 1)
+        self.values[places] = examples if settings.stored == "example" else examples - h
         self.rows[places] = rows
         self.labels[places] = truth
         return places
 
     def attack(self, h: NDArray[np.float32], truth: NDArray[np.int64]) -> advcore.Result:
-        """Smallest changes of h, by the compiled engine on one thread."""
+        """Find the smallest changes of h, by the compiled engine on one thread."""
         targets = None
         if self.settings.targets == "random":
             targets = data.random_targets(
                 truth, classes=CLASSES, seed=int(self.random.integers(2**31))
             )
-        above = self.above.eval()
+        layers_above = self.layers_above.eval()
         try:
-            network = advcore.Network.from_torch(above, h.shape[1:])
+            network = advcore.Network.from_torch(layers_above, h.shape[1:])
         finally:
-            above.train()
+            layers_above.train()
         return advcore.minimize_distortion(
             network,
             h,
@@ -177,20 +189,21 @@ class Pool:
         )
 
     def loss(self) -> torch.Tensor:
-        """Mean cross-entropy of the layers above on random examples of the pool."""
+        """Return the mean cross-entropy of the layers above on random examples of the pool."""
         import torch
 
-        picked = torch.from_numpy(
-            self.random.integers(self.settings.size, size=self.settings.batch)
-        )
-        h = self.values[picked]
+        picks = torch.from_numpy(self.random.integers(self.settings.size, size=self.settings.batch))
+        h = self.values[picks]
         if self.settings.stored == "change":
-            h = (self.outputs(self.rows[picked]) + h).clamp(0, 1)
-        return torch.nn.functional.cross_entropy(self.above(h), self.labels[picked])
+            h = (self.outputs(self.rows[picks]) + h).clamp(0, 1)
+        return torch.nn.functional.cross_entropy(self.layers_above(h), self.labels[picks])
 
 
 class Feeder:
-    """The pools of a network in training; called once a step for their part of the objective."""
+    """The pools of a network in training, called once a step.
+
+    A call returns the pools' part of the objective.
+    """
 
     def __init__(self, pools: Sequence[Pool], settings: Feedback) -> None:
         self.pools = pools
@@ -218,12 +231,13 @@ def train(
     labels: NDArray[Any],
     recipe: Recipe,
 ) -> dict[str, Any]:
-    """Trains in place as `training.train` does, with the pools of `recipe.feedback`.
+    """Train in place as `training.train` does, with the pools of `recipe.feedback`.
 
     Returns
     -------
-    Per layer: attacks, success in percent, evaluations of one, and the distortions of the new
-    examples at each replacement; over all: the seconds of the attacks and of the training.
+    The facts by name. "attack_seconds", "attacks", "success" (percent), "evaluations" (of one
+    attack) and "rms" (of new examples, one value a replacement) have one entry a layer.
+    "training_seconds" is the time of the training with all attacks.
     """
     import torch
 
@@ -236,7 +250,7 @@ def train(
         "training_seconds": time.perf_counter() - begin,
         "attack_seconds": [pool.seconds for pool in pools],
         "attacks": [pool.attacks for pool in pools],
-        "success": [100 * pool.found / max(1, pool.attacks) for pool in pools],
+        "success": [100 * pool.successes / max(1, pool.attacks) for pool in pools],
         "evaluations": [pool.evaluations / max(1, pool.attacks) for pool in pools],
         "rms": [pool.rms for pool in pools],
     }

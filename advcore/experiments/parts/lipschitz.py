@@ -19,15 +19,15 @@ from advcore.network import Normalize
 
 from .spectral import Norm, circular_norm, jacobian_norm, largest_singular_value, operator_norm
 
-# Isometries, and maps that never move two points apart. Dropout: in eval mode.
+# These maps never move two points apart. Dropout is meant in eval mode.
 NONEXPANSIVE = (nn.Flatten, nn.Unflatten, nn.Dropout, nn.ReLU, ReverseChannels)
 _KINDS: dict[type, str] = {nn.Conv2d: "conv", nn.Linear: "fc", nn.MaxPool2d: "pool"}
-ENTRIES_AT_ONCE = 100_000  # of the images that go through a network together
+ENTRIES_AT_ONCE = 100_000  # number of pixels of the images that are evaluated together
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a network, and the shape (1, ...) of what enters it."""
+    """One layer of a network, and the shape (1, ...) of its input."""
 
     name: str
     module: nn.Module
@@ -35,11 +35,14 @@ class Layer:
 
 
 def layers_of(network: nn.Sequential, shape: Sequence[int]) -> list[Layer]:
-    """The layers of a chain of chains, in order; `shape` (...) is that of one image.
+    """Return the layers of nested `Sequential` modules, in order.
 
-    A layer has its name in the network, or where that is a mere number the kind and a count: conv1.
+    A layer is called by its name in the network. If that is a mere number, it is called by its kind
+    and a count, for example conv1.
+
+    shape : the shape (...) of one image.
     """
-    found: list[Layer] = []
+    layers: list[Layer] = []
     kinds: Counter[str] = Counter()
     hidden = torch.zeros(1, *shape, dtype=next(network.parameters()).dtype)
     for path, module in _leaves(network):
@@ -48,17 +51,22 @@ def layers_of(network: nn.Sequential, shape: Sequence[int]) -> list[Layer]:
             kind = _KINDS.get(type(module), type(module).__name__.lower())
             kinds[kind] += 1
             name = f"{kind}{kinds[kind]}"
-        found.append(Layer(name, module, tuple(hidden.shape)))
+        layers.append(Layer(name, module, tuple(hidden.shape)))
         hidden = module(hidden)
-    return found
+    return layers
 
 
 def lipschitz(layer: Layer, *, tolerance: float) -> Norm:
-    """Lipschitz constant of a layer on all of its input space, whatever its bias.
+    """Return the Lipschitz constant of a layer on all of its input space, whatever its bias.
 
-    Convolutions: the norm of the operator itself, with its stride and padding, at its input size.
-    Max-pooling moves two points apart where windows overlap: an entry may be the largest of
-    ceil(k / s) windows along each side, so that its constant is the root of their number, not 1.
+    For a convolution it is the norm of the operator itself, with its stride and padding, at its
+    input size. Max-pooling moves two points apart where windows overlap. An entry may be the
+    largest of ceil(k / s) windows along each side, so that the constant is the root of their
+    number, not 1.
+
+    Raises
+    ------
+    TypeError : the constant of this kind of layer is not known.
     """
     module = layer.module
     if isinstance(module, NONEXPANSIVE):
@@ -89,9 +97,10 @@ def lipschitz(layer: Layer, *, tolerance: float) -> Norm:
 
 
 def fourier_bound(layer: Layer) -> float | None:
-    """Upper bound of a convolution's norm; None for 1x1 convolutions (exact) and other layers.
+    """Return an upper bound of a convolution's norm, from the Fourier transform.
 
-    On a period that holds the padded input, the convolution is a part of the circular one.
+    On a period that holds the padded input, the convolution is a part of the circular one. The
+    result is None for 1x1 convolutions, whose norm is exact, and for other layers.
     """
     if not isinstance(layer.module, nn.Conv2d | Expand):
         return None
@@ -106,17 +115,20 @@ def fourier_bound(layer: Layer) -> float | None:
 
 
 def kernel_of(module: nn.Conv2d | Expand) -> tuple[Tensor, int, tuple[int, int]]:
-    """Weights (D, C, kh, kw), stride and padding; an `Expand` is one 3x3 convolution."""
+    """Return weights (D, C, kh, kw), stride and padding of a convolution.
+
+    An `Expand` counts as one 3x3 convolution.
+    """
     if isinstance(module, Expand):
-        around = nn.functional.pad(module.expand1x1.weight, (1, 1, 1, 1))
-        return torch.cat([around, module.expand3x3.weight]), 1, (1, 1)
+        padded = nn.functional.pad(module.expand1x1.weight, (1, 1, 1, 1))
+        return torch.cat([padded, module.expand3x3.weight]), 1, (1, 1)
     _plain(module)
     rows, columns = (int(pad) for pad in module.padding)
     return module.weight, module.stride[0], (rows, columns)
 
 
 def parts_bound(layer: Layer, *, tolerance: float) -> float | None:
-    """sqrt(a^2 + b^2) from the norms a and b of the two halves of an `Expand`; else None."""
+    """Return sqrt(a^2 + b^2) with the norms a and b of the two halves of an `Expand`, else None."""
     if not isinstance(layer.module, Expand):
         return None
     halves = (layer.module.expand1x1, layer.module.expand3x3)
@@ -126,16 +138,16 @@ def parts_bound(layer: Layer, *, tolerance: float) -> float | None:
 
 
 def without_bias(module: nn.Module) -> nn.Module:
-    """A float64 copy of an affine layer as the linear map that it adds its bias to."""
-    bare = copy.deepcopy(module).double()
-    for part in bare.modules():
+    """Copy an affine layer in float64 and without its bias, as a linear map."""
+    copied = copy.deepcopy(module).double()
+    for part in copied.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
             part.bias = None
-    return bare
+    return copied
 
 
 def describe(layer: Layer) -> str:
-    """Name and size as in the paper: conv1, 3×11×11×96, stride 4."""
+    """Return name and size as in the paper, for example "conv1, 3×11×11×96, stride 4"."""
     module = layer.module
     if isinstance(module, nn.Linear):
         return f"{layer.name}, {module.in_features}×{module.out_features}"
@@ -151,9 +163,11 @@ def describe(layer: Layer) -> str:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the layers (L,) of one network allow; NaN: not applicable.
+    """Bounds of the layers (L,) of one network, with NaN where one does not apply.
 
-    iterations : of the power iteration.  fourier, parts : `fourier_bound`, `parts_bound`.
+    constant : Lipschitz constants (`lipschitz`).
+    iterations : number of power iterations.
+    fourier, parts : results of `fourier_bound` and `parts_bound`.
     """
 
     constant: NDArray[np.float64]
@@ -163,12 +177,12 @@ class Bounds:
 
     @property
     def product(self) -> NDArray[np.float64]:
-        """(L,) products of the constants up to each layer."""
+        """The products (L,) of the constants up to each layer."""
         return np.cumprod(self.constant, dtype=np.float64)
 
 
 def bounds(layers: Sequence[Layer], *, tolerance: float) -> Bounds:
-    """The constants of all layers."""
+    """Compute the bounds of all layers."""
     norms = [lipschitz(layer, tolerance=tolerance) for layer in layers]
     return Bounds(
         np.array([norm.value for norm in norms]),
@@ -180,13 +194,15 @@ def bounds(layers: Sequence[Layer], *, tolerance: float) -> Bounds:
 
 @dataclass(frozen=True)
 class Response:
-    """What N adversarial examples do to one network.
+    """The response of one network to N adversarial examples.
+
+    A run's cache has the arrays under the names of these fields.
 
     grown, noise : (L, N) ||h(x') - h(x)|| / ||x' - x|| of every layer's output h, at the
         adversarial examples and at Gaussian noise of the same norms.
     jacobian : norms of the Jacobian of the logits at the first of the clean images.
-    excluded : (N,) smallest norm of x' - x that the bound leaves open.
-    found : (N,) that of the adversarial examples.
+    excluded : (N,) norms of x' - x below which the bound excludes adversarial examples.
+    found : (N,) norms of x' - x of the adversarial examples.
     """
 
     grown: NDArray[np.float64]
@@ -205,32 +221,32 @@ def response(
     bound: float,
     jacobians: int,
 ) -> Response:
-    """Measures `network` at N images and their adversarial examples.
+    """Measure `network` at N images and their adversarial examples.
 
-    bound : Lipschitz constant L of the logits. Two of them approach each other by no more than
+    bound : Lipschitz constant L of the logits. Two logits approach each other by no more than
         sqrt(2) L ||r||, so that a lead m over the target lasts up to ||r|| = m / (sqrt(2) L).
-    jacobians : the first so many images have their Jacobian measured, to 1e-3.
+    jacobians : number of images, from the first on, whose Jacobian is measured, to 1e-3.
     """
     exact = copy.deepcopy(network).double()
     layers = layers_of(exact, images.shape[1:])
     rows = np.arange(len(images))
     r = adversarial.astype(np.float64) - images
-    found = np.linalg.norm(r.reshape(len(r), -1), axis=1)
-    other = np.random.default_rng(0).standard_normal(r.shape)
-    scale = found / np.linalg.norm(other.reshape(len(r), -1), axis=1)
-    other *= scale.reshape(-1, *[1] * (r.ndim - 1))
-    grown, noise, leads = [], [], []
+    lengths = np.linalg.norm(r.reshape(len(r), -1), axis=1)
+    noise = np.random.default_rng(0).standard_normal(r.shape)
+    scale = lengths / np.linalg.norm(noise.reshape(len(r), -1), axis=1)
+    noise *= scale.reshape(-1, *[1] * (r.ndim - 1))
+    growths, noise_growths, leads = [], [], []
     with torch.inference_mode():
         for part in np.array_split(rows, math.ceil(images.size / ENTRIES_AT_ONCE)):
             clean = torch.from_numpy(images[part]).double()
-            grown.append(growth(layers, clean, clean + torch.from_numpy(r[part])))
-            noise.append(growth(layers, clean, clean + torch.from_numpy(other[part])))
+            growths.append(growth(layers, clean, clean + torch.from_numpy(r[part])))
+            noise_growths.append(growth(layers, clean, clean + torch.from_numpy(noise[part])))
             logits = exact(clean)
-            wanted = torch.from_numpy(targets[part])[:, None]
-            leads.append(logits.amax(1) - logits.gather(1, wanted)[:, 0])
+            target_index = torch.from_numpy(targets[part])[:, None]
+            leads.append(logits.amax(1) - logits.gather(1, target_index)[:, 0])
     return Response(
-        torch.cat(grown, 1).numpy(),
-        torch.cat(noise, 1).numpy(),
+        torch.cat(growths, 1).numpy(),
+        torch.cat(noise_growths, 1).numpy(),
         np.array(
             [
                 jacobian_norm(network, torch.from_numpy(images[row : row + 1]), tolerance=1e-3)
@@ -238,17 +254,17 @@ def response(
             ]
         ),
         torch.cat(leads).numpy() / (math.sqrt(2) * bound),
-        found,
+        lengths,
     )
 
 
-def growth(layers: Sequence[Layer], images: Tensor, moved: Tensor) -> Tensor:
-    """(L, B) ||h(x') - h(x)|| / ||x' - x|| for the outputs h of every layer."""
-    start = (moved - images).flatten(1).norm(dim=1)
+def growth(layers: Sequence[Layer], images: Tensor, moved_images: Tensor) -> Tensor:
+    """Return (L, B) ||h(x') - h(x)|| / ||x' - x|| for the outputs h of every layer."""
+    start = (moved_images - images).flatten(1).norm(dim=1)
     ratios = []
     for layer in layers:
-        images, moved = layer.module(images), layer.module(moved)
-        ratios.append((moved - images).flatten(1).norm(dim=1) / start)
+        images, moved_images = layer.module(images), layer.module(moved_images)
+        ratios.append((moved_images - images).flatten(1).norm(dim=1) / start)
     return torch.stack(ratios)
 
 

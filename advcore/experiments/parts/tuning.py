@@ -1,19 +1,18 @@
 """The networks of `training` and `layers`: settings of each row, and the choice among them.
 
-Where there are several settings for a row, the one with the fewest errors on held-out training
-images is taken; the test set has no part in it.
+Where a row has several settings, the one with the fewest errors on held-out training images is
+chosen. The test set has no part in the choice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .feedback import Feedback
-from .tables import Table
 
 if TYPE_CHECKING:
     from .run import Run, Trained
@@ -30,12 +29,16 @@ Changes = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """epochs : of all networks, but of those with dropout, which see one batch a step, not two.
+    """Settings of both experiments at one scale.
 
-    decays : lambda of every layer.  dropouts : (rate of the pixels, of hidden units), lambda.
-    pools : reach and weight.  pool : the other fields of `Feedback`.
-    validation : last images of the training set, left out to choose among several settings.
-    images : of the test set, attacked with random targets.
+    epochs : number of epochs of the networks without dropout.
+    dropout_epochs : the same with dropout. Those networks have one batch a step, not two.
+    decays : lambdas to try. One lambda holds for all layers.
+    dropouts : triples to try: rate of the pixels, rate of the hidden units, lambda.
+    pools : pairs to try: reach and weight.
+    pool : the other fields of `Feedback`.
+    validation : number of the last training images, which are left out to choose the settings.
+    images : number of test images that are attacked with random targets.
     """
 
     epochs: int
@@ -79,8 +82,11 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The best of the `tried` settings: changes of the recipe, and the error of each in percent of
-    the held-out images; none where there was one setting.
+    """The best of several settings.
+
+    changes : fields of the recipe that differ from the default.
+    tried : error of each setting in percent of the held-out images. It is empty where there was one
+        setting only.
     """
 
     changes: Changes
@@ -88,7 +94,7 @@ class Choice:
 
 
 def choose(run: Run, settings: Settings, row: str) -> Choice:
-    """The setting of a row with the fewest errors on the held-out training images, at one seed."""
+    """Choose the setting of a row with the fewest errors on held-out images, at one seed."""
     options = candidates(settings, row, _best_decay(run, settings) if row in POOLS else ())
     if len(options) == 1:
         return Choice(next(iter(options.values())), {})
@@ -99,8 +105,8 @@ def choose(run: Run, settings: Settings, row: str) -> Choice:
         ]
     )
     errors = [float(one.facts["validation_error"]) for one in trained]
-    best = list(options)[int(np.argmin(errors))]
-    return Choice(options[best], dict(zip(options, errors, strict=True)))
+    winner = list(options)[int(np.argmin(errors))]
+    return Choice(options[winner], dict(zip(options, errors, strict=True)))
 
 
 def _best_decay(run: Run, settings: Settings) -> tuple[float, ...]:
@@ -109,9 +115,9 @@ def _best_decay(run: Run, settings: Settings) -> tuple[float, ...]:
 
 
 def candidates(settings: Settings, row: str, decay: tuple[float, ...]) -> dict[str, Changes]:
-    """What a row may be trained with, in words and as changes of the recipe.
+    """Return the settings of a row, in words and as changes of the recipe.
 
-    decay : of the networks with pools.
+    decay : weight decay of the networks with pools.
     """
     epochs = {"epochs": settings.epochs}
     if row == PAPER_DECAY:
@@ -127,37 +133,21 @@ def candidates(settings: Settings, row: str, decay: tuple[float, ...]) -> dict[s
             }
             for pixels, units, value in settings.dropouts
         }
-    made = {}
+    settings_by_text = {}
     for reach, weight in settings.pools:
         pool = Feedback(POOLS[row], reach=reach, weight=weight, **dict(settings.pool))
         text = f"reach {reach:g}, weight {weight:g}"
-        made[text] = {**epochs, "decay": decay, "feedback": pool.pairs()}
-    return made
+        settings_by_text[text] = {**epochs, "decay": decay, "feedback": pool.pairs()}
+    return settings_by_text
 
 
 def trained(
     run: Run, settings: Settings, rows: Sequence[str]
 ) -> tuple[dict[str, list[Trained]], dict[str, Choice]]:
-    """The networks of these rows, one a seed, with the settings chosen for each."""
+    """Train the networks of these rows, one a seed, and return them with the choices."""
     choices = {row: choose(run, settings, row) for row in rows}
     recipes = {
         row: [run.recipe(MODEL, seed, **choice.changes) for seed in run.seeds]
         for row, choice in choices.items()
     }
     return run.trained_rows(recipes), choices
-
-
-def tuning_table(name: str, settings: Settings, choices: Mapping[str, Choice]) -> Table:
-    table = Table(
-        f"{name}_tuning",
-        "Settings that were tried",
-        f"Errors in percent of the last {settings.validation:,} training images, which these "
-        "networks, one seed each, were not trained on. The best one was then trained on all "
-        "images. Networks with pools have the weight decay that was best alone.",
-        corner="setting",
-        formats={"": ".2f"},
-    )
-    for row, choice in choices.items():
-        for text, error in choice.tried.items():
-            table.add(f"{row}: {text}", "error on held-out images", error)
-    return table

@@ -1,26 +1,27 @@
-"""The page of a reproduction: every experiment that a folder holds, in one self-contained file."""
+"""The page of a reproduction, one self-contained file with every experiment of a folder."""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import EXPERIMENTS
-from .tables import DPI, Outcome, write_text
+from .files import write_text
+from .tables import DPI, Outcome
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 INVOCATIONS = "runs.json"
 LARGEST_SVG = 300_000
-"""Bytes; a larger drawing goes into the page as PNG."""
+"""Size in bytes above which a drawing goes into the page as PNG."""
 
 
-def write(out: Path) -> None:
-    """Writes ``report.html`` from the results and failures below `out`."""
+def write(out: Path, names: Sequence[str]) -> None:
+    """Write ``report.html`` from the results and failures of these experiments below `out`."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -31,11 +32,11 @@ def write(out: Path) -> None:
         resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
     )
     outcomes = [
-        Outcome.read(path) for name in EXPERIMENTS if (path := out / name / f"{name}.json").exists()
+        Outcome.read(path) for name in names if (path := out / name / f"{name}.json").exists()
     ]
     page = template.render(
         outcomes=outcomes,
-        failures=failures(out),
+        failures=failures(out, names),
         runs=invocations(out),
         image=lambda outcome, figure: image(out / outcome.name, figure.name),
     )
@@ -43,20 +44,20 @@ def write(out: Path) -> None:
 
 
 def add_invocation(out: Path, entry: dict[str, Any]) -> None:
-    """Appends what is known of one call of `reproduce`."""
+    """Append the facts of one call of `reproduce` to ``runs.json``."""
     write_text(out / INVOCATIONS, json.dumps([*invocations(out), entry], indent=1) + "\n")
 
 
 def invocations(out: Path) -> list[dict[str, Any]]:
-    """All calls that have written to `out`, the oldest first."""
+    """Return the facts of all calls that have written to `out`, the oldest first."""
     path = out / INVOCATIONS
-    found: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
-    return found
+    entries: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else []
+    return entries
 
 
-def failures(out: Path) -> dict[str, str]:
-    """Last line of the traceback by experiment, for those whose last run raised."""
-    traces = {name: out / name / "error.txt" for name in EXPERIMENTS}
+def failures(out: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the last line of the traceback of each experiment whose last run raised."""
+    traces = {name: out / name / "error.txt" for name in names}
     return {
         name: path.read_text("utf-8").strip().splitlines()[-1]
         for name, path in traces.items()
@@ -65,12 +66,12 @@ def failures(out: Path) -> dict[str, str]:
 
 
 def image(folder: Path, name: str) -> dict[str, Any]:
-    """`src` and `width` of a figure: SVG, or PNG if it is made of pictures or large."""
+    """Return `src` and `width` of a figure, as PNG if it has pictures or is large, else as SVG."""
     picture, drawing = (folder / f"{name}.png").read_bytes(), (folder / f"{name}.svg").read_bytes()
     kind, content = "svg+xml", drawing
     if b"<image" in drawing or len(drawing) > LARGEST_SVG:
         kind, content = "png", picture
-    width = int.from_bytes(picture[16:20], "big")  # of the header; CSS has 96 pixels to the inch
+    width = int.from_bytes(picture[16:20], "big")  # from the header; CSS has 96 pixels to the inch
     return {
         "src": f"data:image/{kind};base64,{base64.b64encode(content).decode()}",
         "width": round(width * 96 / DPI),
@@ -78,7 +79,7 @@ def image(folder: Path, name: str) -> dict[str, Any]:
 
 
 def markdown(text: str) -> Markup:
-    """Paragraphs of Markdown as HTML; HTML in them is shown as it stands."""
+    """Convert paragraphs of Markdown to HTML, and show HTML in them as text."""
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
@@ -86,7 +87,7 @@ def markdown(text: str) -> Markup:
 
 
 def inline(text: str) -> Markup:
-    """One line of Markdown as HTML."""
+    """Convert one line of Markdown to HTML."""
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
@@ -94,7 +95,7 @@ def inline(text: str) -> Markup:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 8.1 s, 3 min 20 s, 2 h 05 min."""
+    """Format seconds, for example as "8.1 s", "3 min 20 s" or "2 h 05 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

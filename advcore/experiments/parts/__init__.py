@@ -1,0 +1,1 @@
+"""The code that several experiments share, and the code that keeps and shows their results."""
