@@ -40,7 +40,7 @@ format: $(VENV)/installed-dev
 # The rivals take part where adv-lib is installed; see CONTRIBUTING.md.
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/bench_speed.py $(BENCH)
-	$(BIN)/python benchmarks/speed_page.py
+	$(BIN)/python benchmarks/make_pages.py speed
 
 # The types of the compiled module, written from the module itself.
 stub: $(VENV)/installed-dev

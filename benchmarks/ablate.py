@@ -1,33 +1,27 @@
 """What each part of the search is worth: the default effort with one part changed at a time.
 
     ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/ablate.py [--networks embedded,...]
-        [--images 200] [--page]
+        [--images 200]
 
 For each network and variant: the mean distortion over that of the default, the share of the images
 more than 1% above the default's, success, evaluations and forwards. Random targets (seed 0).
-Figures go to ``benchmarks/results/ablation.json``; the table of ``docs/decisions.md`` is made of
-them (``--page``: nothing else). Variants of the engine itself (history in bf16, pairs of the total
+Figures go to ``benchmarks/results/ablation.json``; `make_pages.py ablation` makes the table of
+``docs/decisions.md`` from them. Variants of the engine itself (history in bf16, pairs of the total
 function, small systems in float32) need a changed build and are described there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import machine
-import networks
 import numpy as np
-from pages import between, table
+from harness import machine, networks
 
 import advcore
 from advcore.effort import Effort, Schedule
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "decisions.md"
-FIGURES = machine.RESULTS / "ablation.json"
 NETWORKS = "embedded,fc100_100_10,fc200_200_10,tanh,relu,abc_mnist_6_100_nat"
 
 
@@ -78,28 +72,11 @@ VARIANTS = (
 )
 
 
-def page(stored: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """docs/decisions.md with the table of these figures."""
-    rows = []
-    for variant in VARIANTS:
-        cells = []
-        for rows_of in stored.values():
-            row = rows_of[variant]
-            missed = f" ({row['success']:.1%} found)" if row["success"] < 1 else ""
-            cells.append(f"{row['mean_over_default']:.4f}, {row['evaluations']:.0f}{missed}")
-        rows.append((variant, *cells))
-    return between("ablation", PAGE.read_text(), table(("variant", *stored), rows))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--page", action="store_true")
     parser.add_argument("--networks", default=NETWORKS)
     parser.add_argument("--images", type=int, default=200)
     arguments = parser.parse_args()
-    if arguments.page:
-        PAGE.write_text(page(json.loads(FIGURES.read_text())["networks"]))
-        return
     figures: dict[str, dict[str, Any]] = {}
     for name in arguments.networks.split(","):
         case = networks.case(name, targeted=True, images=arguments.images)
@@ -128,7 +105,6 @@ def main() -> None:
                 flush=True,
             )
     print(machine.save("ablation", {"images": arguments.images, "networks": figures}))
-    PAGE.write_text(page(figures))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Convolutional networks: the engine beside torch, and beside other attacks.
 
     ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/bench_convolutions.py
-        [--networks rays_smallcnn_bn,...] [--images N] [--page]
+        [--networks rays_smallcnn_bn,...] [--images N]
 
 For each network that `Network.from_torch` lowers: seconds of a forward and an input gradient of a
 batch of 64 images on one thread, exact and smoothed, of the engine and of the torch oracle in turn
@@ -15,27 +15,21 @@ each timed in turn on 2 threads with all images in one batch, every success conf
 of the network.
 
 Figures go to ``benchmarks/results/bench_convolutions.json``, where those of networks not named
-stay; from that file, ``--page`` (alone) makes the tables of docs/models.md.
+stay; `make_pages.py convolutions` makes the tables of docs/models.md from that file.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import envelope
-import machine
-import networks
 import numpy as np
-import rivals
 import torch
+from harness import envelope, machine, networks, rivals
 from numpy.typing import NDArray
-from pages import between, table
 from torch import nn
 
 import advcore
@@ -45,8 +39,6 @@ from advcore.oracles import TorchOracle
 NATIVE = (*networks.CONVOLUTIONAL, "abc_cifar_cnn_a_mix")
 BESIDE_RIVALS = (*networks.CIFAR, "smallcnn_fmn_regular")
 ROUNDS = 9
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
-FIGURES = machine.RESULTS / "bench_convolutions.json"
 Floats = NDArray[np.float32]
 
 
@@ -193,70 +185,12 @@ def beside_rivals(case: networks.Case, threads: int) -> dict[str, Any]:
     return {"images": len(x), "threads": threads, "attacks": out}
 
 
-NAMES = {
-    "rays_smallcnn_bn": "MNIST, max-pooling, RayS",
-    "smallcnn_fmn_regular": "MNIST, max-pooling, FMN",
-    "colt_mnist_linf0.1": "MNIST, COLT",
-    "wk_convex_linf0.1": "MNIST, Wong and Kolter",
-    "abc_cifar_cnn_a_mix": "CIFAR-10, convolutional",
-    "vnncomp_resnet2b": "CIFAR-10, residual (through torch)",
-}
-
-
-def engine_table(figures: dict[str, Any]) -> str:
-    """Engine and torch, evaluation by evaluation and whole runs."""
-    rows = []
-    for name, of in figures.items():
-        if "exact" not in of:
-            continue
-        cells = [NAMES.get(name, name), f"{of['convolution_weights']:,}"]
-        for kind in ("exact", "smoothed"):
-            part = of[kind]
-            cells.append(
-                f"{part['engine_ms']:.3f}, {part['torch_ms']:.3f}, **{part['ratio']:.1f}**"
-            )
-        run = of.get("run")
-        cells.append("" if run is None else f"**{run['ratio']:.1f}**")
-        rows.append(tuple(cells))
-    head = ("network", "weights of the convolutions", "exact: ms of the engine, of torch, ratio",
-            "smoothed", "whole run, ratio")  # fmt: skip
-    return table(head, rows)
-
-
-def rivals_table(figures: dict[str, Any]) -> str:
-    """Milliseconds an image and distortion over that of the default effort."""
-    measured = {name: of["rivals"] for name, of in figures.items() if "rivals" in of}
-    rows = []
-    for attack in next(iter(measured.values()))["attacks"]:
-        cells = [attack]
-        for of in measured.values():
-            one, ours = of["attacks"][attack], of["attacks"]["advcore default"]
-            cells.append(
-                f"{1e3 * one['seconds'] / of['images']:.1f} ms, "
-                f"{one['seconds'] / ours['seconds']:.1f}, {one['mean'] / ours['mean']:.3f}"
-                + ("" if one["success"] == 1 else f" ({one['success']:.0%} found)")
-            )
-        rows.append(tuple(cells))
-    return table(("", *(NAMES[name] for name in measured)), rows)
-
-
-def page() -> str:
-    """docs/models.md with the tables of the stored figures."""
-    stored = json.loads(FIGURES.read_text())["networks"]
-    text = between("convolutions", PAGE.read_text(), engine_table(stored))
-    return between("convolutional rivals", text, rivals_table(stored))
-
-
 def main() -> None:
     """Measures, prints and stores the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", default=",".join((*NATIVE, *RANDOM, *BESIDE_RIVALS)))
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
-    if options.page:
-        PAGE.write_text(page())
-        return
     torch.set_num_threads(1)
     commit = machine.describe()["commit"]
     figures: dict[str, Any] = {}
@@ -278,8 +212,9 @@ def main() -> None:
                 figures[name]["rivals"] = beside_rivals(case, threads=2)
         print(name, figures[name], flush=True)
         figures[name]["commit"] = commit
-    stored = json.loads(FIGURES.read_text())["networks"] if FIGURES.exists() else {}
-    print(machine.save("bench_convolutions", {"networks": stored | figures}))
+    name = "bench_convolutions"
+    stored = machine.load(name)["networks"] if machine.figures_file(name).exists() else {}
+    print(machine.save(name, {"networks": stored | figures}))
 
 
 if __name__ == "__main__":

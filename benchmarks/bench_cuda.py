@@ -224,7 +224,7 @@ def main() -> None:
         print(advcore.minimize_distortion(wide, large, **options))
         print(advcore.minimize_distortion(by_host(wide), large, **options))
         return
-    import machine
+    from harness import machine
 
     properties = torch.cuda.get_device_properties(0)
     figures: dict[str, Any] = {

@@ -2,15 +2,15 @@
 
     python benchmarks/bench_gpu.py [--device cuda] [--images 10000]
 
-The network is 784-100-100-10 with sigmoids, trained on MNIST (`networks.RECIPES`), attacked on the
-test set: every image with each of its 9 wrong classes, and with one of them. Where MNIST is not at
-hand: the package's network and its digits, with small noise added to make up the number.
+The network is 784-100-100-10 with sigmoids, trained on MNIST (`networks.RECIPES`). The images are
+MNIST's test set, every image with each of its 9 wrong classes, and with one of them. Where MNIST is
+not at hand, the package's network and its digits are used, with small noise to make up the number.
 
 The other attacks, adv-lib's at the settings swept for this network, run on the same device in
 float32, each in batches of the size that was fastest. Every distortion is checked in float32 by
 the network itself before a time counts. Figures go to benchmarks/results/bench_gpu.json after
-every part; gpu_page.py makes the tables in docs/benchmarks.md of them. With --device cpu the same
-parts run without a GPU, for a look at the script alone, and nothing is stored.
+every part; `make_pages.py gpu` makes the tables in docs/benchmarks.md from them. With --device cpu
+the same parts run without a GPU, to try the script itself, and nothing is stored.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import machine
-import networks
 import numpy as np
-import rivals
 import torch
+from harness import machine, networks, rivals
 
 import advcore
 from advcore import data

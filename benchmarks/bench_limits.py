@@ -17,10 +17,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import machine
-import networks
 import numpy as np
 import torch
+from harness import machine, networks
 
 import advcore
 from advcore import data

@@ -3,41 +3,38 @@
     ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/bench_optimality.py
         [--networks embedded,relu,...] [--untargeted] [--images N] [--refresh | --ours] [--plot]
 
-For each network (`networks.py`) and attack: success; mean and median ||r||_2; the gap to the
-*envelope*, the best of all rivals for each image; evaluations (pairs of a forward and a backward)
-and further forwards an image. The rivals run at the settings that `sweep_rivals.py` chose for the
-network on other images; where these are not the defaults, the run at the defaults is part of the
-envelope too. Every success, ours and theirs, is one that an independent float32 forward of the
-network confirms. Rivals' runs are cached by weights, images and settings (`envelope.py`), so that
-after a change of the engine only the engine runs; ``--refresh`` runs them again. ``--ours`` needs
-no run of theirs: the mean over the images is compared with the envelope's that is stored, and
-figures that compare image by image fall away.
+For each network (`harness/networks.py`) and attack it measures success, mean and median ||r||_2,
+the gap to the *envelope*, and evaluations (pairs of a forward and a backward) and further forwards
+an image. The envelope is the smallest distortion of all rivals for each image. The rivals run at
+the settings that `sweep_rivals.py` chose for the network on other images; where these are not the
+defaults, the run at the defaults is part of the envelope too. Every success, ours and theirs, is
+confirmed by an independent float32 forward of the network. The rivals' runs are cached by weights,
+images and settings (`harness/envelope.py`), so that after a change of the engine only the engine
+runs; ``--refresh`` runs them again. ``--ours`` needs no run of theirs. It compares the mean over
+the images with that of the stored envelope, and leaves out the figures that compare image by image.
 
-Images: the first correctly classified test images, 200 on dense networks, 100 on
-convolutional ones, and those of 20 ImageNet pictures that SqueezeNet classifies correctly; random
-targets (seed 0), or untargeted. C&W runs 9 searches of 1,000 steps, on convolutional networks of
-200, where 1,000 would take an hour each.
+The images are the first correctly classified test images, 200 on dense networks and 100 on
+convolutional ones, and those of 20 ImageNet pictures that SqueezeNet classifies correctly. Targets
+are random (seed 0) where the run is not untargeted. C&W runs 9 searches of 1,000 steps; on
+convolutional networks 200, where 1,000 would take an hour for each.
 
 Figures go to ``benchmarks/results/bench_optimality_targeted.json`` or ``..._untargeted.json``;
-networks not named keep what is there. ``--plot`` draws what is stored there, into ``docs/images``:
-the performance profiles, the share of the images within a factor of the best of all attacks, and
-what an effort buys.
+networks not named keep what is there. ``--plot`` draws the stored figures into ``docs/images``:
+performance profiles (the share of the images within a factor of the best of all attacks), and
+distortion against evaluations for each effort.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from typing import Any
 
-import envelope
-import machine
-import networks
 import numpy as np
-import profiles
 import torch
-from envelope import Floats, load_envelope
+from harness import envelope, machine, networks
+from harness.envelope import Floats, load_envelope
+from pages import profiles
 
 import advcore
 from advcore.effort import EFFORTS
@@ -170,8 +167,8 @@ def _total(rows: dict[str, Row]) -> tuple[float, float]:
 
 
 def _stored(kind: str) -> dict[str, Any]:
-    path = machine.RESULTS / f"bench_optimality_{kind}.json"
-    return json.loads(path.read_text())["networks"] if path.exists() else {}
+    name = f"bench_optimality_{kind}"
+    return machine.load(name)["networks"] if machine.figures_file(name).exists() else {}
 
 
 def _save(kind: str, network: str, values: dict[str, Any]) -> str:

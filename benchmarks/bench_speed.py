@@ -4,19 +4,22 @@
         [--threads T] [--images 1000] [--numpy-images 200] [--torch-images 32]
         [--sizes 1000,3000,10000,30000,100000]
 
-784-100-100-10 with sigmoids, correctly classified MNIST test digits, random targets. All have T
-threads (default: all CPUs of the process): advcore T, the rivals T of torch, the loops T processes.
-Results are checked before they count: inside [0, 1], adversarial by a float32 forward of the torch
-module, distortions computed anew. advcore is timed several times before and after every competitor;
-a ratio is that to the median of these runs, and its spread that of both.
+The network is 784-100-100-10 with sigmoids, the images are correctly classified MNIST test digits
+with random targets. All have T threads (default: all CPUs of the process): advcore T, the rivals T
+of torch, the loops T processes. Results are checked before they count: inside [0, 1], adversarial
+by a float32 forward of the torch module, distortions computed anew. advcore is timed several times
+before and after every competitor. A ratio is the competitor's median over the median of these runs,
+and its spread that of both.
 
 The rivals (adv-lib; left out where it is not installed) run at the settings that `sweep_rivals.py`
 chose on held-out images, in batches of the size that is fastest in a short run. The loops, which
-are slow, take the first images only. Then: throughput and memory by number of images, latency of
-one image, threads, and rates beside the machine's peak of multiply-adds (`speed_engine.py`).
+are slow, take the first images only. `harness/speed_engine.py` then measures throughput and memory
+by number of images, latency of one image, threads, and rates beside the machine's peak of
+multiply-adds.
 
-Figures go to ``benchmarks/results/bench_speed.json``; `speed_page.py` makes ``docs/benchmarks.md``
-of them. Seven minutes on two cores, of which C&W takes two; the first run trains two networks.
+Figures go to ``benchmarks/results/bench_speed.json``; `make_pages.py speed` makes
+``docs/benchmarks.md`` from them. A run takes seven minutes on two cores, two of them for C&W; the
+first run trains two networks.
 """
 
 from __future__ import annotations
@@ -32,15 +35,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import machine
-import networks
 import numpy as np
-import rivals
-import speed_engine
-import speed_loops
 import torch
+from harness import machine, networks, rivals, speed_engine, speed_loops
+from harness.speed_engine import attack, spread, verified
 from numpy.typing import NDArray
-from speed_engine import attack, spread, verified
 
 from advcore.solve.native import default_threads
 

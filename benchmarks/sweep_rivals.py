@@ -18,11 +18,9 @@ import argparse
 import json
 from typing import Any
 
-import envelope
-import networks
 import numpy as np
-import rivals
 import torch
+from harness import envelope, networks, rivals
 
 
 def sweep(

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,18 @@ import advcore
 from advcore import data
 
 torch = pytest.importorskip("torch")
-ablate = importlib.import_module("ablate")
 bench = importlib.import_module("bench_optimality")
-bench_convolutions = importlib.import_module("bench_convolutions")
-envelope = importlib.import_module("envelope")
+envelope = importlib.import_module("harness.envelope")
 bench_speed = importlib.import_module("bench_speed")
-networks = importlib.import_module("networks")
-optimality_page = importlib.import_module("optimality_page")
-profiles = importlib.import_module("profiles")
-rivals = importlib.import_module("rivals")
-speed_engine = importlib.import_module("speed_engine")
-speed_page = importlib.import_module("speed_page")
-gpu_page = importlib.import_module("gpu_page")
+compare_builds = importlib.import_module("compare_builds")
+machine = importlib.import_module("harness.machine")
+networks = importlib.import_module("harness.networks")
+make_pages = importlib.import_module("make_pages")
+profiles = importlib.import_module("pages.profiles")
+rivals = importlib.import_module("harness.rivals")
+speed_engine = importlib.import_module("harness.speed_engine")
+speed_page = importlib.import_module("pages.speed")
+gpu_page = importlib.import_module("pages.gpu")
 sweep_rivals = importlib.import_module("sweep_rivals")
 
 RESULTS = Path(bench_speed.__file__).parent / "results"
@@ -178,7 +179,7 @@ def test_throughput_is_that_of_checked_results_in_fresh_processes(digits):
 @pytest.mark.slow
 def test_loops_of_the_speed_benchmark_return_what_the_reference_returns(digits):
     pytest.importorskip("scipy")
-    loops = importlib.import_module("speed_loops")
+    loops = importlib.import_module("harness.speed_loops")
     few = bench_speed.first(digits, 3)
     for oracle in ("numpy", "torch"):
         solved = loops.run(loops.Loop(oracle, {"steps": 3, "ftol": 1e-4}), few, processes=2)
@@ -220,25 +221,24 @@ def test_propagation_beside_the_peak(digits, release: Build):
         assert share > 0
 
 
-def test_page_is_what_the_stored_figures_say():
-    stored = json.loads((RESULTS / "bench_speed.json").read_text())
-    assert speed_page.PAGE.read_text() == speed_page.page(stored)
-    readme = speed_page.README.read_text()
-    assert speed_page.with_block(readme, stored) == readme
-
-
-def test_tables_of_optimality_are_what_the_stored_figures_say():
-    for path, text in optimality_page.pages().items():
+@pytest.mark.parametrize("name", make_pages.PAGES)
+def test_pages_are_what_the_stored_figures_say(name):
+    if missing := make_pages.missing_figures(name):
+        pytest.skip(f"not stored: {', '.join(missing)}")
+    for path, text in make_pages.PAGES[name].files().items():
         assert path.read_text() == text, path.name
 
 
-def test_tables_of_convolutions_are_what_the_stored_figures_say():
-    assert bench_convolutions.PAGE.read_text() == bench_convolutions.page()
-
-
-def test_table_of_the_ablation_is_what_the_stored_figures_say():
-    stored = json.loads(ablate.FIGURES.read_text())["networks"]
-    assert ablate.PAGE.read_text() == ablate.page(stored)
+def test_a_page_without_figures_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit):
+        make_pages.main(["optimality"])
+    assert "bench_optimality_targeted, bench_optimality_untargeted" in capsys.readouterr().err
+    make_pages.main([])  # nothing is stored, so nothing is written
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit):
+        make_pages.main(["kernels"])
+    assert "unknown page 'kernels'" in capsys.readouterr().err
 
 
 def test_page_names_targets_met_missed_and_not_measured():
@@ -318,6 +318,17 @@ def test_the_page_without_a_gpu_claims_nothing() -> None:
     assert not any(character.isdigit() for character in text)
 
 
+def test_the_section_on_gpus_is_made_without_the_rest_of_the_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = gpu_page.PAGE.read_text()
+    figures = {"bench_gpu": gpu_figures()}
+    monkeypatch.setattr(gpu_page, "load", lambda name="bench_gpu": figures.get(name))
+    (text,) = gpu_page.files().values()
+    before = page.partition("## On a GPU")[0]
+    assert text == f"{before}{gpu_page.section(gpu_figures())}\n"
+
+
 def test_a_part_that_failed_leaves_the_others() -> None:
     stored = gpu_figures()
     for name in ("every_target", "one_target", "agreement", "precision"):
@@ -337,3 +348,35 @@ def test_the_table_of_the_kernels() -> None:
     line = "| 784-10 | propagate | 17 | 50 | 50 | 64x128x32, 4 warps, 2 stages |"
     assert line in text.splitlines()
     assert "784-20" not in text
+
+
+def test_differences_between_two_results_are_counted_bit_by_bit() -> None:
+    first = {
+        "engine path": np.array("native"),
+        "adversarial": np.zeros((3, 2), np.float32),
+        "success": np.array([True, True, False]),
+        "c": np.array([1.0, np.nan, 2.0]),
+    }
+    assert compare_builds.differences(first, {name: a.copy() for name, a in first.items()}) == []
+    second = {
+        "engine path": np.array("torch"),
+        "adversarial": np.array([[0, 0], [0, -0.0], [0.5, 0]], np.float32),
+        "success": np.array([True, True, False]),
+        "c": first["c"].astype(np.float32),
+        "rescues": np.zeros(3, np.int32),
+    }
+    assert compare_builds.differences(first, second) == [
+        "rescues in one only",
+        "engine path: native and torch",
+        "adversarial: 2 of 3 images, by up to 0.5",
+        "c: float64 (3,) and float32 (3,)",
+    ]
+
+
+@pytest.mark.slow
+def test_a_build_gives_the_same_as_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    cases = "dense fast,torch one linear"
+    status = compare_builds.main([sys.executable, sys.executable, "--runs", "1", "--cases", cases])
+    out = capfd.readouterr().out
+    assert status == 0, out
+    assert "2 of 2 cases identical" in out

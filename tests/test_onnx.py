@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 import onnx
 import torch
-from networks import _stored as stored
+from harness.networks import _stored as stored
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import envelope
-import networks
 import numpy as np
 import torch
 
 import advcore
 from advcore.data import random_targets
-from advcore.solve.native import NATIVE_SLOTS, run_native
+from advcore.solve.native import NATIVE_SLOTS, NativeBackend
 
-ROOT = Path(__file__).resolve().parents[1]
+from . import envelope, networks
+
+ROOT = Path(__file__).resolve().parents[2]
 LATENCY_CALLS = 200
 
 
@@ -226,13 +226,14 @@ def solve_rates(
     """Useful Gflop/s of the compiled solve and of the whole call, one thread; flops an image."""
     inside: list[float] = []
 
-    def timed(*arguments: Any, **options: Any) -> Any:
-        seconds, found = _cpu_seconds(lambda: run_native(*arguments, **options))
+    def timed(*arguments: Any) -> Any:
+        seconds, outcome = _cpu_seconds(lambda: run(*arguments))
         inside.append(seconds)
-        return found
+        return outcome
 
     outside = []
-    with mock.patch("advcore.api.run_native", timed):
+    run = NativeBackend.run
+    with mock.patch.object(NativeBackend, "run", timed):
         for _ in range(repeats + 1):
             seconds, result = _cpu_seconds(lambda: attack(case, 1))
             outside.append(seconds)

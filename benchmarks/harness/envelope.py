@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
-import rivals
 import torch
 from numpy.typing import NDArray
+
+from . import networks, rivals
 
 Floats = NDArray[np.float64]
 

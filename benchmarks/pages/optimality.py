@@ -1,24 +1,20 @@
-"""Makes the tables of optimality, in README.md and docs/optimality.md.
+"""Tables of README.md and docs/optimality.md, made from the figures of bench_optimality.py.
 
-    python benchmarks/optimality_page.py
-
-Reads what bench_optimality.py stored, benchmarks/results/bench_optimality_*.json, and nothing
-else; rewrites what is between the marks <!-- optimality: ... --> and <!-- /optimality -->, and
-between those of effort.
+They stand between the marks <!-- optimality: ... --> and <!-- /optimality -->, and between those of
+effort.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import machine
-from pages import between, table
+from harness import machine
 
-ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
-OPTIMALITY = ROOT / "docs" / "optimality.md"
+from .markdown import DOCS, README, between, table
+
+FIGURES = ("bench_optimality_targeted", "bench_optimality_untargeted")
+OPTIMALITY = DOCS / "optimality.md"
 EFFORTS = ("fast", "default", "thorough")
 DENSE = {
     "embedded": "the package's",
@@ -52,8 +48,7 @@ Attacks = dict[str, dict[str, dict[str, Any]]]
 
 def stored(kind: str) -> Attacks:
     """The figures of "targeted" or "untargeted" runs."""
-    path = machine.RESULTS / f"bench_optimality_{kind}.json"
-    networks = json.loads(path.read_text())["networks"]
+    networks = machine.load(f"bench_optimality_{kind}")["networks"]
     return {name: figures["attacks"] for name, figures in networks.items()}
 
 
@@ -129,17 +124,11 @@ def effort_table(targeted: Attacks) -> str:
     return table(("network", *head), rows)
 
 
-def pages() -> dict[Path, str]:
-    """Both files with their tables made anew."""
+def files() -> dict[Path, str]:
+    """Both files with their tables."""
     targeted, untargeted = stored("targeted"), stored("untargeted")
     text = between("optimality", OPTIMALITY.read_text(), whole_table(targeted, untargeted))
     return {
         README: between("optimality", README.read_text(), short_table(targeted)),
         OPTIMALITY: between("effort", text, effort_table(targeted)),
     }
-
-
-if __name__ == "__main__":
-    for path, text in pages().items():
-        path.write_text(text)
-        print(path)

@@ -1,24 +1,21 @@
-"""Makes docs/benchmarks.md, and the table of speed in README.md, of the figures of bench_speed.py.
+"""docs/benchmarks.md and the table of speed in README.md, made from the figures of bench_speed.py.
 
-    python benchmarks/speed_page.py
-
-Reads benchmarks/results/bench_speed.json and, where it is there, bench_gpu.json.
+The last section of the page is that of `gpu`, which has figures of its own.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gpu_page
-import machine
-from pages import between, table
+from harness import machine
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
-README = ROOT / "README.md"
+from . import gpu
+from .markdown import README, between, table
+
+FIGURES = ("bench_speed",)
+PAGE = gpu.PAGE
 Figures = dict[str, Any]
 Target = tuple[str, str, bool | None]
 """What is wanted, what was measured, whether that is enough (None: not measured)."""
@@ -27,19 +24,17 @@ NUMPY, TORCH = "SciPy loop, NumPy", "SciPy loop, torch, cold starts"
 STOPPING, WARM = "SciPy loop, NumPy, SciPy's stopping rule", "SciPy loop, torch, warm starts"
 
 
-def main() -> None:
-    """Writes both files."""
-    stored = json.loads((machine.RESULTS / "bench_speed.json").read_text())
-    PAGE.write_text(page(stored))
-    README.write_text(with_block(README.read_text(), stored))
-    print(f"{PAGE}, {README}")
+def files() -> dict[Path, str]:
+    """The page and the README with its table."""
+    stored = machine.load("bench_speed")
+    return {PAGE: page(stored), README: with_block(README.read_text(), stored)}
 
 
 def page(stored: Figures) -> str:
     """The Markdown of docs/benchmarks.md."""
     parts = [_head(stored), _targets(stored), _competitors(stored), _throughput(stored)]
     parts += [_latency(stored), _threads(stored), _rates(stored)]
-    parts.append(gpu_page.section(gpu_page.load(), gpu_page.load("bench_kernels")))
+    parts.append(gpu.section(gpu.load(), gpu.load("bench_kernels")))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -175,7 +170,7 @@ def _head(stored: Figures) -> str:
     rival = f", {stored['rivals']}" if stored["rivals"] else ""
     return f"""# Benchmarks
 
-Made by `python benchmarks/speed_page.py` of `benchmarks/results/bench_speed.json`, which
+Made by `python benchmarks/make_pages.py` of `benchmarks/results/bench_speed.json`, which
 `benchmarks/bench_speed.py` wrote: all figures are from one run of {minutes:.0f} minutes.
 
     {stored["command"]}
@@ -367,7 +362,3 @@ whole run, with the targets of the project that were met and missed:
 
 {table(head, lines)}
 {note}"""
-
-
-if __name__ == "__main__":
-    main()

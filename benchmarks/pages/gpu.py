@@ -1,16 +1,17 @@
-"""The part of docs/benchmarks.md about GPUs, of the figures of bench_gpu.py.
-
-speed_page.py puts it into the page.
-"""
+"""The section on GPUs of docs/benchmarks.md, made from the figures of bench_gpu.py."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-import machine
-from pages import table
+from harness import machine
 
+from .markdown import DOCS, table
+
+FIGURES = ("bench_gpu",)
+PAGE = DOCS / "benchmarks.md"
 Figures = dict[str, Any]
 RIVALS = ("PDGD-500", "DDN-1000", "ALMA-1000")
 WHOLE, WARM, TIMES, SHARE = 0.3, 0.05, 100.0, 0.5
@@ -129,3 +130,11 @@ def _parts(stored: Figures) -> list[str]:
         text = ", ".join(f"{int(count):,}: {run['seconds']:.3f} s" for count, run in runs)
         out.append(f"By images at work: {text}.")
     return out
+
+
+def files() -> dict[Path, str]:
+    """docs/benchmarks.md with its last section, the one on GPUs, made anew."""
+    before, heading, _ = PAGE.read_text().partition("## On a GPU\n")
+    if not heading:
+        raise ValueError(f"{PAGE} has no section on GPUs")
+    return {PAGE: f"{before}{section(load(), load('bench_kernels'))}\n"}

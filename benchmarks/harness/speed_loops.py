@@ -16,7 +16,6 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-import networks
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,6 +23,8 @@ from numpy.typing import NDArray
 import advcore
 from advcore import reference
 from advcore.reference.oracles import NumpyNetwork, ReferenceOracle, TorchModel
+
+from . import networks
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and where its figures go."""
+"""The description of the machine, and the files of figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(os.environ.get("ADVCORE_RESULTS") or Path(__file__).parent / "results")
+RESULTS = Path(os.environ.get("ADVCORE_RESULTS") or Path(__file__).parents[1] / "results")
 
 
 def describe() -> dict[str, Any]:
@@ -52,10 +52,21 @@ def describe() -> dict[str, Any]:
     }
 
 
+def figures_file(name: str) -> Path:
+    """``results/<name>.json``, which need not exist."""
+    return RESULTS / f"{name}.json"
+
+
+def load(name: str) -> dict[str, Any]:
+    """The figures of ``results/<name>.json``, with the machine that they were measured on."""
+    figures: dict[str, Any] = json.loads(figures_file(name).read_text())
+    return figures
+
+
 def save(name: str, figures: dict[str, Any]) -> Path:
     """Write ``results/<name>.json`` with the machine's description."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = figures_file(name)
     part = path.with_suffix(".part")  # a program that is killed leaves the old file or the new one
     part.write_text(json.dumps({"machine": describe(), **figures}, indent=1) + "\n")
     return part.replace(path)

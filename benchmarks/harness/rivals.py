@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 VERSION = "adv-lib 0.2.8"
-SETTINGS = Path(__file__).parent / "results" / "rival_settings.json"
+SETTINGS = Path(__file__).parents[1] / "results" / "rival_settings.json"
 Settings = dict[str, Any]
 Attack = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, bool, Settings], torch.Tensor]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 EXCESS = np.geomspace(1e-4, 0.1, 46)  # factors 1.0001 to 1.1, 15 a decade
 LINES = {  # colour, style
     "advcore fast": ("#fdae61", "-"),

@@ -1,0 +1,1 @@
+"""Networks, rival attacks, timing and storage that the benchmark programs share."""
