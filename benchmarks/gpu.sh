@@ -96,13 +96,13 @@ if "$python" -c 'import pytest' 2>/dev/null; then
   pytest=("${untuned[@]}" ADVCORE_NUM_THREADS=1 OMP_NUM_THREADS=1 "$python" -P -m pytest -v --maxfail=20 --tb=short
     -o filterwarnings=default -o faulthandler_timeout=60 -p no:cacheprovider)
   "$python" -c 'import xdist' 2>/dev/null && pytest+=(-n "$(nproc)")
-  step "tests of native networks" 100 "${pytest[@]}" tests/test_cuda_native.py \
-    tests/test_cuda_queue.py
+  step "tests of native networks" 100 "${pytest[@]}" tests/cuda/test_native.py \
+    tests/cuda/test_queue.py
 fi
 step "native networks" 180 "$python" -P benchmarks/bench_gpu.py
 if "$python" -c 'import pytest' 2>/dev/null; then
-  step "tests of torch modules" 60 "${pytest[@]}" tests/test_cuda.py tests/test_cuda_rounds.py
-  step "tests of the kernels" 110 "${pytest[@]}" tests/test_kernels_gpu.py
+  step "tests of torch modules" 60 "${pytest[@]}" tests/cuda/test_torch.py tests/cuda/test_rounds.py
+  step "tests of the kernels" 110 "${pytest[@]}" tests/cuda/test_kernels_gpu.py
 else
   skip "tests (no pytest)"
 fi

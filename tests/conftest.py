@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from native_build import Build, build
+from support.backends import BACKENDS, Backend
+from support.native_build import Build, build
+from support.networks import make_network
 
-from advcore import Layer, Network
+from advcore import Network
 
 Make = Callable[..., Network]
 
@@ -20,27 +21,32 @@ if not os.environ.get("ADVCORE_DATA"):  # empty is unset, as for the package
     os.environ.pop("ADVCORE_DATA", None)
 
 
-def make_network(
-    sizes: tuple[int, ...] = (20, 16, 5),
-    activation: str = "sigmoid",
-    seed: int = 0,
-    gain: float = 3.0,
-) -> Network:
-    """A random network whose classes all occur among random images; nearly linear at gain 1."""
-    rng = np.random.default_rng(seed)
-    layers = []
-    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-        last = i + 2 == len(sizes)
-        weight = gain * rng.standard_normal((outputs, inputs)) / np.sqrt(inputs)
-        bias = -weight.sum(axis=1) / 2 + 0.3 * rng.standard_normal(outputs)
-        layers.append(
-            Layer(
-                weight.astype(np.float32),
-                bias.astype(np.float32),
-                "identity" if last else activation,
-            )
-        )
-    return Network(layers)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One run for each back end of this machine that has what the test's mark ``backends`` names.
+
+    Those that this machine lacks are skipped visibly in test_backends.py, once each.
+    """
+    if "backend" not in metafunc.fixturenames:
+        return
+    mark = metafunc.definition.get_closest_marker("backends")
+    flags = mark.args if mark else ()
+    chosen = [b for b in BACKENDS if not b.missing() and all(getattr(b, name) for name in flags)]
+    metafunc.parametrize("backend", chosen, ids=[b.name for b in chosen], indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, every_backend: None) -> Backend:
+    """A back end of `support.backends`."""
+    chosen: Backend = request.param
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def every_backend() -> Iterator[None]:
+    """Ends the processes of the back ends after the last test."""
+    yield
+    for each in BACKENDS:
+        each.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from marks import needs_data
+from support.marks import needs_data
 
 from advcore import data
 from advcore._extras import require

@@ -1,6 +1,6 @@
-"""Certified smallest distortions of small ReLU networks, for tests/test_certified.py.
+"""Certified smallest distortions of small ReLU networks, for tests/solve/test_certified.py.
 
-    python tools/certify_relu.py tests/data/certified_relu.safetensors
+    python tools/certify_relu.py tests/support/certified_relu.safetensors
 
 The program trains networks on digits averaged over 4x4 pixels. Then it solves targeted problems on
 the package's digits by branch and bound. It needs torch, piqp and clarabel, and data.mnist for the

@@ -1,0 +1,69 @@
+"""Registers, stack and spills of the CUDA kernels as ptxas reports them, against a table."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.native_build import ROOT
+
+TABLE = Path(__file__).parent / "cuda_resources.json"
+ARCHITECTURE = "sm_90"
+
+pytestmark = pytest.mark.slow
+
+
+def resources(report: str) -> dict[str, dict[str, int]]:
+    """Of each kernel; and of the functions they call, which save the registers of their callers in
+    what ptxas counts as spills, the largest.
+    """
+    found: dict[str, dict[str, int]] = {}
+    entry, spills = "", [0]
+    for line in re.split(r"(?=ptxas info\s+: )", report):
+        if match := re.search(r"Compiling entry function '(\w+)'", line):
+            entry = match[1]
+            name = re.search(r"[a-z]+_kernel(?=E)", entry)
+            kernel = found.setdefault(name[0] if name else entry, {})
+        elif match := re.search(r"Used (\d+) registers(?:.*?(\d+) bytes cumulative stack)?", line):
+            kernel |= {"registers": int(match[1]), "stack": int(match[2] or 0)}
+        elif match := re.search(r"properties for (\w+)\s.*?(\d+) bytes spill stores", line, re.S):
+            if match[1] == entry:
+                kernel["spills"] = int(match[2])
+            else:
+                spills.append(int(match[2]))
+    found["called functions"] = {"spills": max(spills)}
+    return found
+
+
+def test_kernels_use_what_the_table_says(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release ([\d.]+)", version)
+    assert release is not None
+    table = json.loads(TABLE.read_text())
+    if release[1] not in table:
+        pytest.skip(f"no figures for nvcc {release[1]} in {TABLE.name}")
+    measured: dict[str, dict[str, int]] = {}
+    for source in ("kernels", "queue"):
+        command = [
+            *(nvcc, "-std=c++20", "--expt-relaxed-constexpr", f"-arch={ARCHITECTURE}"),
+            *("-Xptxas=-v", f"-I{ROOT / 'csrc'}", "-cubin", "-o", str(tmp_path / "kernels.cubin")),
+            str(ROOT / f"csrc/cuda/{source}.cu"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in done.stderr, done.stderr
+        found = resources(done.stdout + done.stderr)
+        called = measured.get("called functions", {"spills": 0}), found["called functions"]
+        measured |= found | {"called functions": {"spills": max(c["spills"] for c in called)}}
+    expected = table[release[1]][ARCHITECTURE]
+    assert measured.keys() == expected.keys()
+    for name, figures in expected.items():
+        more = {key: measured[name][key] for key in figures if measured[name][key] > figures[key]}
+        assert not more, f"{name} uses more than {figures}: {measured}"
