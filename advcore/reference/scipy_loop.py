@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._extras import require
+from ..options import PENALTIES, penalty_from_norm
 from ..result import Result, status_code
 from ..validate import to_numpy
 from .oracles import (
@@ -52,7 +53,7 @@ class Options:
     ValueError : a setting is not in its range.
     """
 
-    norm: str
+    penalty: str
     loss: str
     c_low: float
     c_high: float
@@ -68,7 +69,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("norm", ("l2", "l2_unsquared")),
+            ("penalty", PENALTIES),
             ("loss", ("cross_entropy", "margin")),
         ):
             if getattr(self, name) not in choices:
@@ -210,7 +211,7 @@ class Problem:
         self.best_margin = max(self.best_margin, margin)
         if margin >= self.options.confidence and square < self.best_square:
             self.best, self.best_square = x.copy(), square
-        if self.options.norm == "l2":
+        if self.options.penalty == "l2":
             return c * square + loss, 2 * c * r + gradient
         norm = math.sqrt(square)
         return c * norm + loss, (c / norm if norm > 0 else 0.0) * r + gradient
@@ -243,9 +244,9 @@ class Problem:
     def start(self) -> Vector:
         """Return the start of a cold solve.
 
-        It is x0. The unsquared norm has a kink there, so for that norm a little noise is added.
+        It is x0. The unsquared penalty has a kink there, so with it a little noise is added.
         """
-        if self.options.norm == "l2":
+        if self.options.penalty == "l2":
             return self.x0.copy()
         key = zlib.crc32(self.x0.astype(np.float32).tobytes())
         noise = np.random.default_rng([self.options.seed, key]).standard_normal(self.x0.size)
@@ -296,7 +297,7 @@ def minimize_distortion(
     targets: ArrayLike | None = None,
     *,
     labels: ArrayLike | None = None,
-    norm: str = "l2",
+    penalty: str = "l2",
     loss: str = "cross_entropy",
     bounds: tuple[ArrayLike, ArrayLike] = (0.0, 1.0),
     c_low: float = 1e-4,
@@ -310,6 +311,7 @@ def minimize_distortion(
     ftol: float = 2.220446049250313e-09,
     gtol: float = 1e-05,
     seed: int = 0,
+    norm: str | None = None,
 ) -> Result:
     """Find minimum-distortion adversarial examples one image after the other, through SciPy.
 
@@ -323,7 +325,7 @@ def minimize_distortion(
         targets the labels are not used.
     labels : (N,) int, optional
         True classes. None means the model's own prediction.
-    norm : {"l2", "l2_unsquared"}
+    penalty : {"l2", "l2_unsquared"}
         Penalty ``c * ||r||^2`` or the paper's ``c * ||r||``.
     loss : {"cross_entropy", "margin"}
         The paper's loss, or the smoothed log-odds with a temperature of 2% of the clean margin.
@@ -338,7 +340,9 @@ def minimize_distortion(
     confidence : float
         Required margin, in logits.
     seed : int
-        Seed of the start beside the clean image that the unsquared norm needs.
+        Seed of the start beside the clean image that the unsquared penalty needs.
+    norm : str, optional
+        Former name of ``penalty``; a FutureWarning says so.
 
     Returns
     -------
@@ -351,8 +355,9 @@ def minimize_distortion(
     TypeError, ValueError
         The message names the argument, the expected value and the actual one.
     """
+    penalty = penalty_from_norm(penalty, norm, stacklevel=2)
     options = Options(
-        norm, loss, c_low, c_high, steps, warm_start, history, confidence,
+        penalty, loss, c_low, c_high, steps, warm_start, history, confidence,
         max_iterations, max_line_search, ftol, gtol, seed,
     )  # fmt: skip
     begin = time.perf_counter()
@@ -366,7 +371,7 @@ def minimize_distortion(
     target_classes = _classes("targets", targets, count, oracle.classes)
     true_labels = _classes("labels", labels, count, oracle.classes)
 
-    result = _empty(oracle, clean, norm, loss)
+    result = _empty(oracle, clean, penalty, loss)
     adversarial = x0.copy()
     for i in range(count):
         z = _logits(oracle, x0[i])
@@ -438,7 +443,7 @@ def _attack(problem: Problem, z: NDArray[Any], result: Result, i: int) -> Vector
     return problem.x0
 
 
-def _empty(oracle: ReferenceOracle, images: NDArray[Any], norm: str, loss: str) -> Result:
+def _empty(oracle: ReferenceOracle, images: NDArray[Any], penalty: str, loss: str) -> Result:
     count = len(images)
     return Result(
         engine={"path": oracle.kind, "device": "cpu", "reason": "reference: SciPy, bisection on c"},
@@ -456,7 +461,7 @@ def _empty(oracle: ReferenceOracle, images: NDArray[Any], norm: str, loss: str) 
         iterations=np.zeros(count, np.int32),
         rescues=np.zeros(count, np.int32),
         seconds=0.0,
-        penalty=norm,
+        penalty=penalty,
         loss=loss,
         penalty_distortion=np.full(count, np.nan, np.float32),
     )

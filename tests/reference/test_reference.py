@@ -50,18 +50,18 @@ def exact_two_classes(network: Network, x: Any, lo: float, hi: float) -> Any:
     return np.array(norms)
 
 
-@pytest.mark.parametrize("norm", ["l2", "l2_unsquared"])
+@pytest.mark.parametrize("penalty", ["l2", "l2_unsquared"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
 @pytest.mark.parametrize("warm_start", [True, False])
 @pytest.mark.parametrize("targeted", [True, False])
 def test_two_classes_without_active_bounds(
-    norm: str, loss: str, warm_start: bool, targeted: bool
+    penalty: str, loss: str, warm_start: bool, targeted: bool
 ) -> None:
     network, x = affine(), some_images()
     z = logits(network, x)
     result = minimize_distortion(
         network, x, z.argmin(1) if targeted else None,
-        norm=norm, loss=loss, warm_start=warm_start, bounds=FREE,
+        penalty=penalty, loss=loss, warm_start=warm_start, bounds=FREE,
     )  # fmt: skip
     layer = network.layers[0]
     exact = np.abs(z[:, 1] - z[:, 0]) / np.linalg.norm(layer.weight[1] - layer.weight[0])
@@ -92,7 +92,7 @@ def test_c_of_the_two_norms_is_related_by_twice_the_distortion() -> None:
     """Stationary points agree for c_unsquared = 2 c ||r||."""
     network, x = affine(), some_images()
     squared = minimize_distortion(network, x, bounds=FREE)
-    unsquared = minimize_distortion(network, x, bounds=FREE, norm="l2_unsquared")
+    unsquared = minimize_distortion(network, x, bounds=FREE, penalty="l2_unsquared")
     np.testing.assert_allclose(unsquared.c, 2 * squared.c * squared.distortion, rtol=2e-2)
 
 
@@ -247,12 +247,12 @@ def test_numpy_network_agrees_with_torch_in_float64(activation: str) -> None:
         np.testing.assert_allclose(single.backward(seed), gradient[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["l2", "l2_unsquared"])
+@pytest.mark.parametrize("penalty", ["l2", "l2_unsquared"])
 @pytest.mark.parametrize("target", [2, -1])
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
-def test_gradient_of_the_objective(norm: str, target: int, temperature: float) -> None:
+def test_gradient_of_the_objective(penalty: str, target: int, temperature: float) -> None:
     network, x = affine(4), some_images(2).astype(np.float64)
-    options = Options(norm, "margin", 1e-4, 1e2, 20, True, 10, 0.3, 100, 20, 1e-9, 1e-9, 0)
+    options = Options(penalty, "margin", 1e-4, 1e2, 20, True, 10, 0.3, 100, 20, 1e-9, 1e-9, 0)
     box = (np.zeros(12), np.ones(12))
     problem = Problem(NumpyNetwork(network), x[0], box, target, 1, options)
     problem.temperature = temperature
@@ -307,7 +307,7 @@ def test_bracket_gives_up_when_every_c_ends_alike(success: bool) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"norm": "linf"}, ValueError, "norm must be one of .* got 'linf'"),
+        ({"penalty": "linf"}, ValueError, "penalty must be one of .* got 'linf'"),
         ({"loss": "hinge"}, ValueError, "loss must be one of .* got 'hinge'"),
         ({"c_low": 1.0, "c_high": 1.0}, ValueError, "c_low < c_high"),
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
@@ -326,3 +326,12 @@ def test_misuse_is_named(changes: dict[str, Any], error: Any, text: str) -> None
     arguments: dict[str, Any] = {"model": affine(), "images": some_images(), **changes}
     with pytest.raises(error, match=text):
         minimize_distortion(arguments.pop("model"), arguments.pop("images"), **arguments)
+
+
+def test_norm_is_the_former_name_of_penalty() -> None:
+    layer = Layer(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+    x = np.array([[0.75, 0.25]], np.float32)
+    with pytest.warns(FutureWarning, match="norm is called penalty now") as caught:
+        result = minimize_distortion(Network([layer]), x, norm="l2_unsquared")
+    assert result.penalty == "l2_unsquared"
+    assert [warning.filename for warning in caught] == [__file__]
