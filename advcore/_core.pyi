@@ -260,9 +260,6 @@ class CudaQueue:
     def finished(self) -> int:
         ...
     @property
-    def looping(self) -> bool:
-        ...
-    @property
     def results(self) -> dict[str, numpy.ndarray]:
         ...
     @property

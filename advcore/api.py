@@ -120,7 +120,7 @@ def minimize_distortion(
     device : optional
         Device of torch on which the model is evaluated. None: the module's own, else the CPU. On a
         GPU the solver runs there too if advcore was built with CUDA, and a native network runs
-        with the solver in one launch. The result's ``engine`` says what ran.
+        with it, without Python. The result's ``engine`` says what ran.
     threads : int, optional
         Threads of the CPU. None: ADVCORE_NUM_THREADS, else all CPUs; where a model runs through
         torch, as many as torch has.

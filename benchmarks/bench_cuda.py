@@ -220,7 +220,7 @@ def main() -> None:
         options["device"] = "cuda"
         print(advcore.minimize_distortion(by_host(model), flat, labels=labels[:8], **options))
         wide = nn.Sequential(nn.Linear(20000, 16), nn.Tanh(), nn.Linear(16, 5)).eval().to("cuda")
-        large = np.random.default_rng(0).random((2, 20000), dtype=np.float32)  # a cluster an image
+        large = np.random.default_rng(0).random((2, 20000), dtype=np.float32)
         print(advcore.minimize_distortion(wide, large, **options))
         print(advcore.minimize_distortion(by_host(wide), large, **options))
         return

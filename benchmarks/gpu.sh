@@ -8,8 +8,8 @@
 # needs, where Python has none (pip install --no-deps --target folder adv-lib==0.2.8 tqdm). No
 # network, nothing is installed. Each step is tried whatever became of the others, but for those
 # without which nothing runs. Logs and figures: benchmarks/results/ (gpu.log, bench_gpu.json,
-# bench_kernels.json, bench_cuda.json, bench_cuda.md). Ends with 0 if every step passed, 1 if one
-# failed, 3 where there is no GPU.
+# bench_cuda.json, bench_cuda.md). Ends with 0 if every step passed, 1 if one failed, 3 where there
+# is no GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -83,17 +83,11 @@ from advcore import _core
 print(_core.cuda_status())
 assert _core.cuda_status()[1] > 0' || finish
 
-# But in the benchmark the kernels take the configurations of the table: a network is tuned in 10 s,
-# and the tests have dozens.
-untuned=(env ADVCORE_AUTOTUNE=0)
 small=("$python" -P benchmarks/bench_cuda.py --small)
-step "eight images" 60 "${untuned[@]}" "${small[@]}" || {
-  export ADVCORE_CUDA_LOOP=host  # whatever became of the loop on the device: the rest without it
-  step "eight images, rounds by the host" 60 "${untuned[@]}" "${small[@]}"
-}
+step "eight images" 60 "${small[@]}"
 if "$python" -c 'import pytest' 2>/dev/null; then
   # One thread each: the references of the tests run on the CPU, in as many processes as it has.
-  pytest=("${untuned[@]}" ADVCORE_NUM_THREADS=1 OMP_NUM_THREADS=1 "$python" -P -m pytest -v --maxfail=20 --tb=short
+  pytest=(env ADVCORE_NUM_THREADS=1 OMP_NUM_THREADS=1 "$python" -P -m pytest -v --maxfail=20 --tb=short
     -o filterwarnings=default -o faulthandler_timeout=60 -p no:cacheprovider)
   "$python" -c 'import xdist' 2>/dev/null && pytest+=(-n "$(nproc)")
   step "tests of native networks" 100 "${pytest[@]}" tests/cuda/test_native.py \
@@ -106,7 +100,6 @@ if "$python" -c 'import pytest' 2>/dev/null; then
 else
   skip "tests (no pytest)"
 fi
-step "kernels" 75 "$python" -P benchmarks/bench_kernels.py
 step "torch modules" 60 "$python" -P benchmarks/bench_cuda.py
 checked() {  # tool, what to look at
   local tool=$1 left=$((total - SECONDS))
@@ -117,8 +110,8 @@ checked() {  # tool, what to look at
     'import torch; torch.ones(1).cuda()' >/dev/null 2>&1; then
     skip "$tool (compute-sanitizer does not work on this machine)"
   else
-    step "$tool" 90 "${untuned[@]}" ADVCORE_CUDA_LOOP=host CUDA_LAUNCH_BLOCKING=1 compute-sanitizer \
-      --tool "$tool" "$@" --error-exitcode 9 "${small[@]}"
+    step "$tool" 90 env CUDA_LAUNCH_BLOCKING=1 compute-sanitizer --tool "$tool" "$@" \
+      --error-exitcode 9 "${small[@]}"
   fi
 }
 if command -v compute-sanitizer >/dev/null; then

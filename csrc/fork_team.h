@@ -10,9 +10,8 @@
 //   result(k, op)          to the leader: what fold made of the k-th
 //
 // A function object travels as bytes: it captures by value, never by reference, neither the
-// leader's stack nor the problem (in a cluster that is another block's memory, and in a loop that
-// stores the compiler reads its pointers again every time). That of `solve` may refer to problem
-// and machine.
+// leader's stack nor the problem (in a loop that stores the compiler reads its pointers again every
+// time). That of `solve` may refer to problem and machine.
 #pragma once
 
 namespace ADVCORE_NS {

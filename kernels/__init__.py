@@ -21,7 +21,7 @@ KERNELS = {
     "linear_forward": "linear",
     "linear_backward": "linear",
     "head": "head",
-    "propagate": "network",
+    "propagate": "fused",
 }
 """Name of each kernel and its module, where ``<name>_reference`` is its twin."""
 

@@ -1,15 +1,14 @@
-"""Tile sizes of the kernels: a table that needs no GPU, and what tuning has found.
+"""Tile sizes of the kernels: a table by precision, shapes and slots, not yet tried on a GPU.
 
-A configuration belongs to the shapes of a network, a precision and a device, never to the rows of
-a batch, and no product is split along its sum: a row's result depends on nothing but the row.
+No product is split along its sum, so a row's result does not depend on the other rows. Runs with
+fewer and with more slots than `MANY_SLOTS` may round differently.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from .geometry import Geometry, tile
-from .precision import SPLIT
 
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 """Bytes that a program may have, by compute capability; 101376 for those not listed."""
@@ -38,10 +37,6 @@ class Config:
         if self.BN > 128:
             raise ValueError(f"BN must be at most 128, got {self.BN}")
 
-    def shared(self, parts: int) -> int:
-        """Bytes of the buffered tiles of a loop, about."""
-        return 4 * self.stages * self.BK * (self.BM + parts * self.BN)
-
     def tiles(self, geometry: Geometry) -> dict[str, tuple[int, ...]]:
         """Widths of the tiles of each layer: forward, backward, and the terms of both."""
         return {
@@ -51,44 +46,37 @@ class Config:
             "BACK_BKS": tuple(tile(columns, self.BK) for columns in geometry.padded_outs),
         }
 
-    def to_json(self) -> dict[str, int | bool]:
-        return asdict(self)
-
 
 def shared_memory(arch: int) -> int:
     """Bytes of shared memory that a program may have on an architecture (90: sm_90)."""
     return SHARED_MEMORY.get(arch, 101376)
 
 
-def candidates(geometry: Geometry, precision: str, arch: int) -> list[Config]:
-    """What tuning tries, at most 8; the first is the default."""
-    if precision == "ieee":  # multiplications of single threads: small tiles, little code
-        found = [
-            Config(True, 32, 64, 16, 4, 2),
-            Config(True, 64, 64, 16, 8, 2),
-            Config(True, 32, 128, 16, 8, 2),
-            Config(False, 64, 64, 16, 8, 2),
-            Config(False, 64, 128, 16, 8, 2),
-        ]
-    else:  # 64 rows and 4 warps: wgmma on sm_90; fewer rows: mma.sync, but twice the programs
-        found = [
-            Config(True, 64, 128, 32, 4, 2),
-            Config(True, 64, 128, 32, 8, 3),
-            Config(True, 32, 128, 32, 4, 3),
-            Config(True, 32, 64, 32, 4, 3),
-            Config(True, 128, 128, 32, 8, 2),
-            Config(False, 64, 128, 32, 4, 3),
-            Config(False, 64, 64, 32, 4, 3),
-            Config(False, 128, 128, 32, 8, 3),
-        ]
-    if geometry.padded_outs[-1] > 8192:  # a row of logits beyond the registers of few warps
-        found = [config for config in found if not config.fused]
-    if max(geometry.outs) > 512:  # enough columns for programs of their own
-        found.sort(key=lambda config: config.fused)
-    parts = 2 if precision in SPLIT else 1
-    return [config for config in found if config.shared(parts) <= shared_memory(arch)]
+TABLE = {  # 64 rows and 4 warps: wgmma on sm_90; 32 rows: mma.sync, but twice the programs
+    "tf32x3": (
+        Config(fused=True, BM=32, BN=128, BK=32, warps=4, stages=2),
+        Config(fused=True, BM=64, BN=128, BK=32, warps=4, stages=2),
+        Config(fused=False, BM=64, BN=128, BK=32, warps=4, stages=2),
+    ),
+    "ieee": (  # multiplications of single threads: small tiles, little code
+        Config(fused=True, BM=32, BN=64, BK=16, warps=4, stages=2),
+        Config(fused=True, BM=64, BN=64, BK=16, warps=8, stages=2),
+        Config(fused=False, BM=64, BN=64, BK=16, warps=8, stages=2),
+    ),
+}
+"""By precision: fused for fewer slots than `MANY_SLOTS`, fused for more, a kernel a layer."""
+
+MANY_SLOTS = 8000
+"""With 64 rows a program fewer slots leave multiprocessors of an H200 without one."""
+WIDE_LAYER = 512
+"""Units of the widest layer, above which every layer has columns enough for programs of its own."""
+MANY_CLASSES = 8192
+"""Padded classes, above which a row of logits does not fit into the registers of a program."""
 
 
-def default_config(geometry: Geometry, precision: str, arch: int) -> Config:
-    """A configuration for a GPU that is not here."""
-    return candidates(geometry, precision, arch)[0]
+def config_for(geometry: Geometry, precision: str, slots: int) -> Config:
+    """The tile sizes of a network's rounds over so many slots."""
+    few, many, layered = TABLE[precision]
+    if max(geometry.outs) > WIDE_LAYER or geometry.padded_outs[-1] > MANY_CLASSES:
+        return layered
+    return few if slots < MANY_SLOTS else many

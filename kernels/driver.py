@@ -1,4 +1,4 @@
-"""Launches machine code through the CUDA driver, on torch's streams: tuning and tests on a GPU.
+"""Launches machine code through the CUDA driver, on torch's streams: `Plan.run` in tests on a GPU.
 
 Triton's own launcher would want a C compiler on that machine; and here the packed arguments that
 the engine's queue gets are the ones that are tried.

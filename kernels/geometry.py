@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advcore.network import ACTIVATIONS
 
-from .precision import SPLIT, split
+from .precision import PRECISIONS, SPLIT, split
 
 if TYPE_CHECKING:
     from advcore.network import Network
@@ -56,6 +56,8 @@ class Geometry:
     @staticmethod
     def of(network: Network, precision: str) -> Geometry:
         """The geometry of a network in a precision."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
         layers = network.layers
         geometry = Geometry(
             (network.inputs, *(layer.outputs for layer in layers)),

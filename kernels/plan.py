@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from .ahead import Compiled, Launch, launch
-from .configs import Config, default_config
+from .configs import Config, config_for
 from .driver import Loaded
 from .geometry import Geometry
-from .precision import PRECISIONS
 from .steps import ALIGNED, PARAMETERS, Step, moments, round_steps
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class Plan:
     arch : int or str
         Compute capability: 90 or "cuda:90" is sm_90.
     config : Config, optional
-        Tile sizes; the default of `configs.default_config`.
+        Tile sizes; by default those of `configs.config_for` for a small run.
     """
 
     def __init__(
@@ -54,13 +53,11 @@ class Plan:
         arch: int | str = 90,
         config: Config | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
         self.network = network
         self.precision = precision
         self.arch = int(str(arch).removeprefix("cuda:"))
         self.geometry = Geometry.of(network, precision)
-        self.config = config or default_config(self.geometry, precision, self.arch)
+        self.config = config or config_for(self.geometry, precision, slots=1)
         self._kernels: dict[int, list[Loaded]] = {}
 
     @property
@@ -157,9 +154,15 @@ class Plan:
         return {**given, "confidence": confidence}
 
 
-def plan_for(network: Network, device: torch.device | str, precision: str = PRECISION) -> Plan:
-    """The plan for a GPU that is here, tuned at first use: `tune.config_for`."""
-    from .tune import architecture, config_for
-
-    config = config_for(network, device, precision)
+def plan_for(
+    network: Network, device: torch.device | str, slots: int, precision: str = PRECISION
+) -> Plan:
+    """The plan of a run with so many slots on a GPU that is here."""
+    config = config_for(Geometry.of(network, precision), precision, slots)
     return Plan(network, precision, architecture(device), config)
+
+
+def architecture(device: torch.device | str) -> int:
+    """Compute capability of a GPU: 90 is sm_90."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor

@@ -2,15 +2,11 @@
 
 ieee
     Plain float32 multiplications and additions, no tensor cores.
-tf32
-    Operands of 11 significant bits; the hardware ignores the others.
 tf32x3
     Each operand is the sum of two of 11 bits, and all but the product of the two small parts is
     added up: 22 bits. The weights are split once, on the host.
-bf16x3
-    The same with parts of 8 bits in bfloat16: 16 bits, at twice the rate.
 
-Sums are float32 in all of them. The references emulate the operands, not how tensor cores round
+Sums are float32 in both. The references emulate the operands, not how tensor cores round
 their sums; so errors on a GPU are measured on a GPU.
 """
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, untyped-decorator"
@@ -22,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PRECISIONS = ("ieee", "tf32", "tf32x3", "bf16x3")
+PRECISIONS = ("ieee", "tf32x3")
 SPLIT = ("tf32x3",)
 """Those whose weights are stored in two parts."""
 
@@ -44,15 +40,8 @@ def multiply(acc, a, b, LOW: tl.constexpr, PRECISION: tl.constexpr):
         acc = tl.dot(a - a_high, high, acc, input_precision="tf32")
         acc = tl.dot(a_high, low, acc, input_precision="tf32")
         acc = tl.dot(a_high, high, acc, input_precision="tf32")
-    elif PRECISION == "bf16x3":
-        a_high = a.to(tl.bfloat16)
-        b_high = high.to(tl.bfloat16)
-        b_low = (high - b_high.to(tl.float32)).to(tl.bfloat16)
-        acc = tl.dot((a - a_high.to(tl.float32)).to(tl.bfloat16), b_high, acc)
-        acc = tl.dot(a_high, b_low, acc)
-        acc = tl.dot(a_high, b_high, acc)
     else:
-        acc = tl.dot(a, high, acc, input_precision=PRECISION)
+        acc = tl.dot(a, high, acc, input_precision="ieee")
     return acc
 
 
@@ -71,16 +60,8 @@ def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
     """a (M, K) @ b (K, N) as the kernels form it; float64 operands are multiplied as they are."""
     if a.dtype == torch.float64 or precision == "ieee":
         return a @ b
-    a, b = a.contiguous(), b.contiguous()
-    if precision == "tf32":
-        return truncated(a) @ truncated(b)
-    if precision == "tf32x3":
-        (a_high, a_low), (b_high, b_low) = split(a), split(b)
-        small = truncated(a_low) @ b_high + a_high @ truncated(b_low)
-    elif precision == "bf16x3":
-        a_high, b_high = (t.bfloat16().float() for t in (a, b))
-        a_low, b_low = ((a - a_high).bfloat16().float(), (b - b_high).bfloat16().float())
-        small = a_low @ b_high + a_high @ b_low
-    else:
+    if precision != "tf32x3":
         raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    (a_high, a_low), (b_high, b_low) = split(a), split(b)
+    small = truncated(a_low) @ b_high + a_high @ truncated(b_low)
     return small + a_high @ b_high

@@ -8,10 +8,10 @@ from typing import Any
 
 from .ahead import Compiled, compile_ahead
 from .configs import Config
+from .fused import propagate
 from .geometry import Geometry
 from .head import head
 from .linear import linear_backward, linear_forward
-from .network import propagate
 
 PARAMETERS = {
     "problems": "*i8",  # (slots) struct Problem of csrc/problem.h, four times

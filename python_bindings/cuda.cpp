@@ -118,7 +118,6 @@ void bind_cuda(py::module_& m) {
       .def("wait", &PyCudaQueue::wait, py::arg("seconds"))
       .def("stop", [](PyCudaQueue& q) { q.queue->stop(); })
       .def_property_readonly("fillings", [](const PyCudaQueue& q) { return q.queue->fillings(); })
-      .def_property_readonly("looping", [](const PyCudaQueue& q) { return q.queue->looping(); })
       .def_property_readonly("rounds", [](const PyCudaQueue& q) { return q.queue->rounds(); })
       .def_property_readonly("seconds", [](const PyCudaQueue& q) { return q.queue->seconds(); })
       .def_property_readonly("finished", [](const PyCudaQueue& q) { return q.queue->finished(); })

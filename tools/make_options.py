@@ -56,14 +56,8 @@ ENVIRONMENT = {
     "`imagenet` with samples and class names, and `models`. Some tests and benchmarks need it",
     "ADVCORE_ISA": "widest instruction set that the engine may use on the CPU: `base`, `v3` "
     "(AVX2) or `v4` (AVX-512). Unset: the widest that the processor has",
-    "ADVCORE_PRECISION": "precision of the products of a native network on a GPU, by a name of "
-    "`advcore.kernels`. Results are verified in float32 in any case",
-    "ADVCORE_AUTOTUNE": "`0`: kernels for the GPU are not timed on their first use; the default "
-    "configuration is taken",
-    "ADVCORE_CACHE": "folder where the configurations of the GPU's kernels are kept. Unset: "
-    "`~/.cache/advcore`",
-    "ADVCORE_CUDA_LOOP": "`host`: the CPU starts each round of a run on the GPU, as it does where "
-    "the driver cannot loop by itself. For tests",
+    "ADVCORE_PRECISION": "precision of the products of a native network on a GPU: `tf32x3` or "
+    "`ieee`. Unset: `tf32x3`. Results are verified in float32 in any case",
     "ADVCORE_RESULTS": "folder where the benchmarks write their figures. Unset: "
     "`benchmarks/results`",
     "CUDA_LAUNCH_BLOCKING": "CUDA's own. `1`: launches wait for their end, so all images of a run "

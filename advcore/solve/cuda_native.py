@@ -1,8 +1,8 @@
-"""A native network on a GPU: the whole run is one launch, without Python in its rounds.
+"""A native network on a GPU: a whole run without Python in its rounds.
 
 The kernels of a round are Triton's, compiled ahead of the run; `_core.CudaQueue` puts them, the
-solver and the change of images into a graph that loops on the device. Importing this file imports
-torch.
+solver and the change of images into a graph of rounds, which it launches until the run is over.
+Importing this file imports torch.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def float32_products() -> Iterator[None]:
 _MODULES: WeakKeyDictionary[Network, dict[str, Float32]] = WeakKeyDictionary()
 """The torch form of a network on a device, by the device's name."""
 _PLANS: WeakKeyDictionary[Network, dict[tuple[str, str], tuple[Plan, Tensor]]] = WeakKeyDictionary()
-"""Compiled kernels and weights of a network, by device and precision."""
+"""Compiled kernels and weights of a network, by the names of device and kernels."""
 
 
 def module_on(network: Network, device: torch.device) -> Float32:
@@ -147,9 +147,9 @@ class NativeCudaBackend:
         count = len(job.images)
         slots = max(1, min(self.batch_size or SLOTS, count))
         with torch.cuda.device(device), torch.inference_mode(False):
-            plan, weights = _plan(self.network, device)
             own_bounds = job.lo.ndim == 2
             slots, capacity, memory = arena(job.params, own_bounds, slots, device, max(count, 1))
+            plan, weights = _plan(self.network, device, slots)
             with named():
                 queue = _core.CudaQueue(
                     *(job.params, job.images, job.labels, job.lo, job.hi, job.starts),
@@ -193,21 +193,22 @@ def _run_to_end(queue: _core.CudaQueue, monitor: RunMonitor) -> BaseException | 
             queue.stop()
 
 
-def _plan(network: Network, device: torch.device) -> tuple[Plan, Tensor]:
+def _plan(network: Network, device: torch.device, slots: int) -> tuple[Plan, Tensor]:
     """Compiled kernels and weights of a network, kept for the next call.
 
-    ADVCORE_PRECISION names another precision of the products than the default.
+    ADVCORE_PRECISION chooses the precision of the products: "tf32x3" (default) or "ieee".
     """
     from ..kernels.plan import PRECISION, plan_for
 
     precision = os.environ.get("ADVCORE_PRECISION") or PRECISION
     plans = _PLANS.setdefault(network, {})
-    key = (str(device), precision)
-    if key not in plans:
-        try:
-            plan = plan_for(network, device, precision)
-            _ = plan.compiled
-        except Exception as error:  # of a compiler: of many types
-            raise DeviceError(f"no kernels for this network on {device}: {error}") from error
-        plans[key] = plan, plan.weights(device)
+    try:
+        plan = plan_for(network, device, slots, precision)
+        key = (str(device), plan.name)
+        if key in plans:
+            return plans[key]
+        _ = plan.compiled
+    except Exception as error:  # of a compiler: of many types
+        raise DeviceError(f"no kernels for this network on {device}: {error}") from error
+    plans[key] = plan, plan.weights(device)
     return plans[key]

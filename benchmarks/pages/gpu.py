@@ -18,14 +18,14 @@ WHOLE, WARM, TIMES, SHARE = 0.3, 0.05, 100.0, 0.5
 """Wanted: seconds for all targets, and for one; ratio to the best rival; share of the bound."""
 
 
-def load(name: str = "bench_gpu") -> Figures | None:
-    """What bench_gpu.py, or bench_kernels.py, stored, if it has run."""
-    path = machine.RESULTS / f"{name}.json"
+def load() -> Figures | None:
+    """The stored figures of bench_gpu.py, if it has run."""
+    path = machine.RESULTS / "bench_gpu.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def section(stored: Figures | None, kernels: Figures | None = None) -> str:
-    """Markdown: the table, what was wanted, what the other parts say, and the kernels."""
+def section(stored: Figures | None) -> str:
+    """Markdown: the table, the targets, and the figures of the other parts."""
     if stored is None:
         return (
             "## On a GPU\n\nNot measured yet: no GPU has been at hand. `benchmarks/gpu.sh` builds, "
@@ -36,21 +36,7 @@ def section(stored: Figures | None, kernels: Figures | None = None) -> str:
         f"{stored['copy_TB_s']:.2f} TB/s. {stored['network']}, {stored['images']}, "
         "each with all 9 wrong classes."
     )
-    parts = [head, _table(stored), _targets(stored), *_parts(stored)]
-    return "\n\n".join(parts + ([_kernels(kernels)] if kernels else []))
-
-
-def _kernels(stored: Figures) -> str:
-    """Microseconds of each kernel beside torch."""
-    head = ("network", "kernel", "us", "torch, float32", "torch, TF32", "configuration")
-    rows = []
-    for network, shape in stored.items():
-        if not isinstance(shape, dict) or "kernels" not in shape:
-            continue
-        for name, run in shape["kernels"].items():
-            exact, tf32 = (f"{shape['torch'][kind][name]:.0f}" for kind in ("float32", "tf32"))
-            rows.append((network, name, f"{run['microseconds']:.0f}", exact, tf32, run["config"]))
-    return table(head, rows)
+    return "\n\n".join([head, _table(stored), _targets(stored), *_parts(stored)])
 
 
 def _ok(part: Any) -> bool:
@@ -137,4 +123,4 @@ def files() -> dict[Path, str]:
     before, heading, _ = PAGE.read_text().partition("## On a GPU\n")
     if not heading:
         raise ValueError(f"{PAGE} has no section on GPUs")
-    return {PAGE: f"{before}{section(load(), load('bench_kernels'))}\n"}
+    return {PAGE: f"{before}{section(load())}\n"}

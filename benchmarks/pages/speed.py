@@ -34,7 +34,7 @@ def page(stored: Figures) -> str:
     """The Markdown of docs/benchmarks.md."""
     parts = [_head(stored), _targets(stored), _competitors(stored), _throughput(stored)]
     parts += [_latency(stored), _threads(stored), _rates(stored)]
-    parts.append(gpu.section(gpu.load(), gpu.load("bench_kernels")))
+    parts.append(gpu.section(gpu.load()))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -1,10 +1,5 @@
-// The fabric of ForkTeam on the GPU: a block of threads an image, or a cluster of blocks where the
-// image is large. The leader is thread 0 of the first block; the rest of its warp leaves at once,
-// as do the leaders' warps of the other blocks.
-//
-// The scalars of the image and the small systems are in the shared memory of the first block; the
-// others take over the call at every fork. A generic address of shared memory names its block: what
-// the function of a sum or a loop captures by reference, all blocks read from the first one.
+// The fabric of ForkTeam on the GPU: a block of threads an image. The leader is thread 0; the rest
+// of its warp leaves at once. The scalars of the image and the small systems are in shared memory.
 #pragma once
 
 namespace ADVCORE_NS {
@@ -21,8 +16,8 @@ struct Shared {
   alignas(8) unsigned char machine[64];
   Call<Block> call;
   float partial[kMaxWarps][kMaxFold];
-  float folded[kMaxRanks][kMaxFold];  // in the first block: of every block
-  Work work;                          // ends with the matrix: as much of it as the history needs
+  float folded[kMaxFold];
+  Work work;  // ends with the matrix: as much of it as the history needs
 };
 
 struct Block {
@@ -32,49 +27,28 @@ struct Block {
   }
   __device__ static Call<Block>& call() { return shared().call; }
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  __device__ static int rank() { return special_register_rank(); }
-  __device__ static int ranks() { return special_register_ranks(); }
-#else
-  __device__ static int rank() { return 0; }
-  __device__ static int ranks() { return 1; }
-#endif
-  __device__ static int workers() { return blockDim.x - kWarp; }  // of this block
-  __device__ static int worker() { return threadIdx.x - kWarp; }
-  __device__ static int lane() { return rank() * workers() + worker(); }
-  __device__ static int lanes() { return ranks() * workers(); }
+  __device__ static int workers() { return blockDim.x - kWarp; }
+  __device__ static int lane() { return threadIdx.x - kWarp; }
+  __device__ static int lanes() { return workers(); }
 
-  // Not inlined: every verb of the leader has both.
-  __device__ __noinline__ static void join() { barrier(threadIdx.x >= kWarp); }
-  __device__ __noinline__ static void fork() {
-    barrier(threadIdx.x < kWarp);
-    if (rank() == 0) return;
-    int* const to = reinterpret_cast<int*>(&shared().call);
-    const int* const from = at_rank(to, 0);
-    constexpr int words = sizeof(Call<Block>) / sizeof(int);
-    for (int i = worker(); i < words; i += workers()) to[i] = from[i];
-    worker_barrier();
-  }
+  __device__ static void join() { barrier(); }
+  __device__ static void fork() { barrier(); }
 
   // Over the lanes of each warp, then over the warps. Kept until the next fold, after another fork.
   template <int K, class Op>
   __device__ __forceinline__ static void fold(float* acc, Op op) {
-    const int warp = worker() / kWarp;
+    const int warp = lane() / kWarp;
     fold_warp<K>(acc, shared().partial[warp], op);
     worker_barrier();
-    for (int k = worker(); k < K; k += workers()) {
+    for (int k = lane(); k < K; k += workers()) {
       float all = shared().partial[0][k];
       for (int w = 1; w < workers() / kWarp; ++w) all = op(all, shared().partial[w][k]);
-      float* const to = &shared().folded[rank()][k];
-      *(ranks() > 1 ? at_rank(to, 0) : to) = all;
+      shared().folded[k] = all;
     }
   }
   template <class Op>
-  __device__ static float result(int k, Op op) {
-    float all = shared().folded[0][k];
-#pragma unroll 1
-    for (int r = 1; r < ranks(); ++r) all = op(all, shared().folded[r][k]);
-    return all;
+  __device__ static float result(int k, Op) {
+    return shared().folded[k];
   }
 
  private:
@@ -107,49 +81,13 @@ struct Block {
   __device__ static void worker_barrier() {
     asm volatile("barrier.sync 1, %0;" ::"r"(workers()) : "memory");
   }
-  // Not the aligned forms: the leader is alone in its warp. `writes`: whether this thread has
-  // written what others read after the barrier; in a cluster that fence is dear.
-  __device__ static void barrier([[maybe_unused]] bool writes) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if (ranks() > 1) {
-      if (writes)
-        asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-      else
-        asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-      asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-      return;
-    }
-#endif
-    asm volatile("barrier.sync 0;" ::: "memory");
-  }
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  __device__ static int special_register_rank() {
-    int rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-  }
-  __device__ static int special_register_ranks() {
-    int ranks;
-    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(ranks));
-    return ranks;
-  }
-#endif
-  // The same place in the shared memory of another block of the cluster.
-  template <class T>
-  __device__ static T* at_rank(T* here, int rank) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    T* there;
-    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(here), "r"(rank));
-    return there;
-#else
-    return here;
-#endif
-  }
+  // Not the aligned form: the leader is alone in its warp.
+  __device__ static void barrier() { asm volatile("barrier.sync 0;" ::: "memory"); }
 };
 
 using Team = ForkTeam<Block>;
 
-__device__ inline int shift() { return Block::worker(); }
+__device__ inline int shift() { return Block::lane(); }
 
 }  // namespace
 }  // namespace ADVCORE_NS

@@ -17,8 +17,6 @@ CudaStatus cuda_status() {
 
 namespace cuda {
 
-constexpr int kRankLength = 8192;  // variables for which another block is worth it
-
 Device::Device(const Params& params, const Job& job, const CudaArena& at, int slots, int device,
                void* arena, void* of)
     : id(device), stream(static_cast<cudaStream_t>(of)), base(static_cast<char*>(arena)) {
@@ -33,8 +31,6 @@ Device::Device(const Params& params, const Job& job, const CudaArena& at, int sl
                              std::to_string(properties.minor) +
                              ", for which this build has no code (8.0 and later)");
   }
-  while (properties.major >= 9 && ranks < kMaxRanks && params.n >= 2 * ranks * kRankLength)
-    ranks *= 2;
 
   check(cudaMemsetAsync(base, 0, at.cleared, stream), "clearing the arena");
   list = reinterpret_cast<int*>(base + at.rows);

@@ -1,5 +1,5 @@
 // The slots of a run in the memory of a GPU and launches for them; shared by tile.cu, whose rounds
-// the host drives, and queue.cu, whose rounds the GPU drives itself.
+// the host evaluates, and queue.cu, whose rounds stay on the GPU.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,7 +17,7 @@ struct Run {
   Params params;
   Problem* problems;  // (slots)
   const int* rows;    // slots of this launch
-  const int* count;   // how many of them; null: a block, or cluster, each
+  const int* count;   // how many of them; null: a block each
   uint8_t* done;      // (slots)
   float* heads;       // (slots, 2, padded classes): logits, seeds
 };
@@ -79,23 +79,17 @@ struct Device {
   void wait(const char* what) { expect(cudaStreamSynchronize(stream), what); }
 
   template <class... Parameters, class... Arguments>
-  void launch(const char* name, void (*kernel)(Parameters...), int rows, int blocks, size_t shared,
+  void launch(const char* name, void (*kernel)(Parameters...), int blocks, size_t shared,
               const Arguments&... arguments) {
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(rows * blocks));
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = shared;
     config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = blocks > 1 ? 1 : 0;
     expect(cudaLaunchKernelEx(&config, kernel, arguments...), name);
   }
 
-  int id, ranks = 1;  // blocks of a cluster
+  int id;
   cudaStream_t stream;
   bool failed = false;
   char* base;  // of the arena

@@ -1,4 +1,4 @@
-// The kernels of a round: one block, or one cluster of blocks, for each row.
+// The kernels of a round: one block for each row.
 #pragma once
 
 #define ADVCORE_NS advcore::cuda
@@ -20,8 +20,6 @@ namespace {
 
 constexpr int kBlocks = 5;  // of a multiprocessor: 96 registers a thread
 
-__device__ inline int row_of_block() { return blockIdx.x / Block::ranks(); }
-
 // Of a launch for as many rows as there may be, those beyond the round's have nothing to do.
 __device__ inline bool beyond(const Run& run, int row) { return run.count && row >= *run.count; }
 
@@ -30,30 +28,28 @@ __device__ inline void copy_words(int first, int step, size_t bytes, const void*
     static_cast<int*>(to)[i] = static_cast<const int*>(from)[i];
 }
 
-// Runs lead(team, problem) in the leader of the block or cluster, on the problem in shared memory,
-// which comes from `stored` and goes back there; then after(problem), when every block is past what
-// it read at the beginning.
+// Runs lead(team, problem) in the leader of the block, on the problem in shared memory, which comes
+// from `stored` and goes back there; then after(problem).
 template <class Lead, class After>
 __device__ void conduct(Problem& stored, Lead lead, After after) {
   Shared& shared = Block::shared();
   copy_words(threadIdx.x, blockDim.x, sizeof(Problem), &stored, &shared.problem);
   __syncthreads();
   if (threadIdx.x < kWarp) {
-    if (threadIdx.x > 0 || Block::rank() > 0) return;
+    if (threadIdx.x > 0) return;
     const Team team{};
     lead(team, shared.problem);
     team.end();
     after(shared.problem);
   } else {
     serve_verbs(Block{});
-    if (Block::rank() == 0)
-      copy_words(Block::worker(), Block::workers(), sizeof(Problem), &shared.problem, &stored);
+    copy_words(Block::lane(), Block::lanes(), sizeof(Problem), &shared.problem, &stored);
   }
 }
 
 __global__ void __launch_bounds__(kMaxThreads, kBlocks)
     begin_kernel(const __grid_constant__ Run run, const Staged staged) {
-  const int row = row_of_block(), slot = run.rows[row];
+  const int row = blockIdx.x, slot = run.rows[row];
   const Params& params = run.params;
   conduct(
       run.problems[slot],
@@ -104,7 +100,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
 
 __global__ void __launch_bounds__(kMaxThreads, kBlocks)
     advance_kernel(const __grid_constant__ Run run, const float* gradients) {
-  const int row = row_of_block();
+  const int row = blockIdx.x;
   if (beyond(run, row)) return;
   const int slot = run.rows[row];
   if (run.done[slot]) return;

@@ -2,7 +2,7 @@
 
 #include <chrono>
 #include <cstddef>
-#include <cstdlib>
+#include <exception>
 #include <thread>
 #include <utility>
 
@@ -46,11 +46,9 @@ struct Crew {
   }
 };
 
-// A block for every kGroup slots; the last one to end closes the round. loop: whether it is one of
-// the graph's, whose condition is then set; else the host launches the rounds.
+// A block for every kGroup slots; the last one to end closes the round.
 __global__ void __launch_bounds__(kThreads)
-    turn_kernel(const __grid_constant__ Turn t, Progress* progress, bool loop,
-                unsigned long long condition) {
+    turn_kernel(const __grid_constant__ Turn t, Progress* progress) {
   __shared__ Board board;
   turn_group(Crew{}, t, static_cast<int>(blockIdx.x) * kGroup, board);
   if (threadIdx.x > 0) return;
@@ -69,7 +67,6 @@ __global__ void __launch_bounds__(kThreads)
   seen->evaluations = *const_cast<volatile int64_t*>(&counters.evaluations);
   seen->rounds = ++counters.rounds;
   seen->over = !on;
-  if (loop) cudaGraphSetConditional(condition, on);
 }
 
 }  // namespace
@@ -77,8 +74,9 @@ __global__ void __launch_bounds__(kThreads)
 
 namespace {
 
-constexpr size_t kPiece = size_t{16} << 20;  // bytes of images that are announced together
 constexpr auto kNap = std::chrono::microseconds(20);
+constexpr int kRounds = 8;    // of a launch
+constexpr int kInFlight = 2;  // launches
 
 // CUDA objects that end with their owner.
 template <class T, auto destroy>
@@ -94,16 +92,16 @@ struct Owned {
 
 }  // namespace
 
-struct CudaQueue::Loop : cuda::Device {
+struct CudaQueue::Device : cuda::Device {
   struct Kernel {
     ForeignKernel foreign;
     Owned<cudaLibrary_t, cudaLibraryUnload> library;
     cudaKernel_t entry = nullptr;
   };
 
-  Loop(const Params& params, const Job& job, const CudaArena& at, int slots, int device,
-       void* arena, void* of)
-      : Device(params, job, at, slots, device, arena, of), at(at), slot_count(slots) {
+  Device(const Params& params, const Job& job, const CudaArena& at, int slots, int device,
+         void* arena, void* of)
+      : cuda::Device(params, job, at, slots, device, arena, of), at(at), slot_count(slots) {
     run.count = &counters()->rows;
     const size_t n = static_cast<size_t>(params.n), starts = static_cast<size_t>(params.starts);
     const bool own = job.own_bounds;
@@ -122,12 +120,9 @@ struct CudaQueue::Loop : cuda::Device {
     progress.allocate(1, cudaHostAllocMapped);
     arrived.allocate(1);
     blank.allocate(1);
-    // Of a priority of its own, so that it shares no queue of the hardware with the rounds, which
-    // wait for what it brings.
-    int least = 0, greatest = 0;
-    expect(cudaDeviceGetStreamPriorityRange(&least, &greatest), "the priorities of streams");
-    expect(cudaStreamCreateWithPriority(&aside.value, cudaStreamNonBlocking, greatest), "a stream");
-    expect(cudaEventCreateWithFlags(&mark.value, cudaEventDisableTiming), "an event");
+    expect(cudaStreamCreateWithFlags(&aside.value, cudaStreamNonBlocking), "a stream");
+    for (auto& mark : marks)
+      expect(cudaEventCreateWithFlags(&mark.value, cudaEventDisableTiming), "an event");
     expect(cudaMemsetAsync(run.done, 1, static_cast<size_t>(slots), stream), "free slots");
   }
 
@@ -138,12 +133,13 @@ struct CudaQueue::Loop : cuda::Device {
   }
 
   void load(Kernel& kernel);
-  void turn(bool drain, const cudaGraphConditionalHandle* condition = nullptr);
-  void round(const cudaGraphConditionalHandle* condition);
+  void turn(bool drain);
+  void round();
   void build();
-  void upload(const Params& params, const Job& job, int64_t from, int64_t to);
+  bool upload(const Params& params, const Job& job);
   void begin(const Params& params, const Job& job);
-  bool idle();
+  void launch_rounds();
+  bool over();
   void collect(const Params& params, const Job& job, Feed& feed);
 
   const CudaArena at;
@@ -154,19 +150,21 @@ struct CudaQueue::Loop : cuda::Device {
   cuda::Pinned<int64_t> arrived;
   cuda::Pinned<cuda::Counters> blank;
   Owned<cudaStream_t, cudaStreamDestroy> aside;  // copies; and what the graph is captured from
-  Owned<cudaEvent_t, cudaEventDestroy> mark;     // after the last launch
   Owned<cudaGraph_t, cudaGraphDestroy> graph;
-  Owned<cudaGraphExec_t, cudaGraphExecDestroy> loop;
-  bool looping = false;
+  Owned<cudaGraphExec_t, cudaGraphExecDestroy> rounds;
+  Owned<cudaEvent_t, cudaEventDestroy> marks[kInFlight];  // after each of the last launches
+  int64_t launches = 0;
   int64_t capacity = 0, first = 0, last = 0;  // images of the job on the device
+  int64_t sent = 0;                           // up to here they have arrived
+  size_t piece_bytes = 0;
   int64_t rounds_before = 0;
   double seconds = 0;  // of the rounds
   int fillings = 0;
-  std::chrono::steady_clock::time_point launched;
+  std::chrono::steady_clock::time_point began;
   bool running = false, stopped = false;
 };
 
-void CudaQueue::Loop::load(Kernel& kernel) {
+void CudaQueue::Device::load(Kernel& kernel) {
   const ForeignKernel& f = kernel.foreign;
   expect(cudaLibraryLoadData(&kernel.library.value, f.code.data(), nullptr, nullptr, 0, nullptr,
                              nullptr, 0),
@@ -181,13 +179,13 @@ void CudaQueue::Loop::load(Kernel& kernel) {
          f.name.c_str());
 }
 
-void CudaQueue::Loop::turn(bool drain, const cudaGraphConditionalHandle* condition) {
+void CudaQueue::Device::turn(bool drain) {
   turning.drain = drain;
-  launch("turn", cuda::turn_kernel, (slot_count + cuda::kGroup - 1) / cuda::kGroup, 1, 0, turning,
-         progress.data, condition != nullptr, condition ? *condition : 0ull);
+  launch("turn", cuda::turn_kernel, (slot_count + cuda::kGroup - 1) / cuda::kGroup, 0, turning,
+         progress.data);
 }
 
-void CudaQueue::Loop::round(const cudaGraphConditionalHandle* condition) {
+void CudaQueue::Device::round() {
   for (const auto& kernel : kernels) {
     const ForeignKernel& f = kernel->foreign;
     std::vector<void*> arguments;
@@ -200,51 +198,38 @@ void CudaQueue::Loop::round(const cudaGraphConditionalHandle* condition) {
     config.stream = stream;
     expect(cudaLaunchKernelExC(&config, kernel->entry, arguments.data()), f.name.c_str());
   }
-  launch("advance", cuda::kernels().advance, slot_count, ranks, cuda::shared_bytes(run.params), run,
+  launch("advance", cuda::kernels().advance, slot_count, cuda::shared_bytes(run.params), run,
          static_cast<const float*>(nullptr));
-  turn(false, condition);
+  turn(false);
 }
 
-void CudaQueue::Loop::build() {
-  // The launches below go to the capture.
-  const struct Restored {
-    cudaStream_t& stream;
-    cudaStream_t const of;
-    ~Restored() { stream = of; }
-  } restored{stream, std::exchange(stream, aside.value)};
-  expect(cudaGraphCreate(&graph.value, 0), "a graph");
-  cudaGraphConditionalHandle condition = 0;
-  const char* const where = std::getenv("ADVCORE_CUDA_LOOP");  // "host": as with an old driver
-  looping = !(where && std::string(where) == "host") &&
-            cudaGraphConditionalHandleCreate(&condition, graph.value, 1,
-                                             cudaGraphCondAssignDefault) == cudaSuccess;
-  cudaGraph_t body = graph.value;
-  if (looping) {
-    cudaGraphNodeParams node{};
-    node.type = cudaGraphNodeTypeConditional;
-    node.conditional.handle = condition;
-    node.conditional.type = cudaGraphCondTypeWhile;
-    node.conditional.size = 1;
-    cudaGraphNode_t added;
-#if CUDART_VERSION >= 13000
-    expect(cudaGraphAddNode(&added, graph.value, nullptr, nullptr, 0, &node), "a WHILE node");
-#else
-    expect(cudaGraphAddNode(&added, graph.value, nullptr, 0, &node), "a WHILE node");
-#endif
-    body = node.conditional.phGraph_out[0];
+void CudaQueue::Device::build() {
+  // The launches below go to the capture, which ends here also where one of them fails: an open one
+  // would make the allocations of everybody else in this thread fail.
+  expect(cudaStreamBeginCapture(aside.value, cudaStreamCaptureModeThreadLocal), "capturing rounds");
+  const cudaStream_t before = std::exchange(stream, aside.value);
+  std::exception_ptr error;
+  try {
+    for (int i = 0; i < kRounds; ++i) round();
+  } catch (...) {
+    error = std::current_exception();
   }
-  cudaGetLastError();
-  expect(cudaStreamBeginCaptureToGraph(stream, body, nullptr, nullptr, 0,
-                                       cudaStreamCaptureModeThreadLocal),
-         "capturing a round");
-  for (int i = 0; i < (looping ? 1 : kUnrolled); ++i) round(looping ? &condition : nullptr);
-  expect(cudaStreamEndCapture(stream, &body), "capturing a round");
-  expect(cudaGraphInstantiate(&loop.value, graph.value, 0), "making the graph");
+  const cudaError_t ended = cudaStreamEndCapture(stream, &graph.value);
+  stream = before;
+  if (error) std::rethrow_exception(error);
+  expect(ended, "capturing rounds");
+  expect(cudaGraphInstantiate(&rounds.value, graph.value, 0), "making the graph");
 }
 
-// Images [from, to) of the job to their places, then the news of it; beside the rounds.
-void CudaQueue::Loop::upload(const Params& params, const Job& job, int64_t from, int64_t to) {
-  const size_t n = static_cast<size_t>(params.n), count = static_cast<size_t>(to - from);
+// The next images that the device has room for, then the news of them, beside the rounds; false:
+// all are there.
+bool CudaQueue::Device::upload(const Params& params, const Job& job) {
+  if (sent == last) return false;
+  const size_t n = static_cast<size_t>(params.n);
+  const int64_t rows = static_cast<int64_t>(piece_bytes / (n * sizeof(float)));
+  const int64_t from =
+      std::exchange(sent, std::min(sent + std::max<int64_t>(rows, slot_count), last));
+  const size_t count = static_cast<size_t>(sent - from);
   const auto copy = [&](size_t offset, const float* source, size_t length, const char* what) {
     if (source && length > 0)
       expect(cudaMemcpyAsync(part<float>(offset) + static_cast<size_t>(from - first) * length,
@@ -259,14 +244,15 @@ void CudaQueue::Loop::upload(const Params& params, const Job& job, int64_t from,
   }
   copy(at.starts, job.starts, n * static_cast<size_t>(params.starts), "starts to the device");
   expect(cudaStreamSynchronize(aside.value), "images to the device");  // `arrived` is free again
-  *arrived.data = to - first;
+  *arrived.data = sent - first;
   expect(cudaMemcpyAsync(&counters()->available, arrived.data, sizeof(int64_t),
                          cudaMemcpyHostToDevice, aside.value),
          "images to the device");
+  return true;
 }
 
 // The next images of the job, as many as have room.
-void CudaQueue::Loop::begin(const Params& params, const Job& job) {
+void CudaQueue::Device::begin(const Params& params, const Job& job) {
   last = std::min(first + capacity, job.count);
   const size_t count = static_cast<size_t>(last - first);
   *progress.data = {};
@@ -281,36 +267,36 @@ void CudaQueue::Loop::begin(const Params& params, const Job& job) {
                          cudaMemcpyHostToDevice, stream),
          "labels");
   wait("beginning images");  // the copies of the images are on another stream
-  // All at once where a launch returns only when it is over: the loop would wait for the rest.
-  const char* const blocking = std::getenv("CUDA_LAUNCH_BLOCKING");
-  const size_t row = sizeof(float) * static_cast<size_t>(params.n);
-  const int64_t piece = blocking && *blocking == '1'
-                            ? last - first
-                            : std::max<int64_t>(static_cast<int64_t>(kPiece / row), slot_count);
-  int64_t sent = std::min(first + piece, last);
-  upload(params, job, first, sent);
+  sent = first;
+  upload(params, job);
   expect(cudaStreamSynchronize(aside.value), "images to the device");
   turn(false);
-  if (!loop.value) build();
-  launched = std::chrono::steady_clock::now();
+  if (!rounds.value) build();
+  began = std::chrono::steady_clock::now();
   running = true;
-  expect(cudaGraphLaunch(loop.value, stream), "launching the rounds");
-  expect(cudaEventRecord(mark.value, stream), "the end of the rounds");
-  for (; sent < last; sent += piece) upload(params, job, sent, std::min(sent + piece, last));
+  for (int i = 0; i < kInFlight; ++i) launch_rounds();
 }
 
-// Whether the rounds are over; launches more of them where the host has to.
-bool CudaQueue::Loop::idle() {
-  const cudaError_t code = cudaEventQuery(mark.value);
+void CudaQueue::Device::launch_rounds() {
+  expect(cudaGraphLaunch(rounds.value, stream), "launching rounds");
+  expect(cudaEventRecord(marks[launches++ % kInFlight].value, stream), "the end of rounds");
+}
+
+// Whether no image is left to work on. Where a launch has ended the next one takes its place, so
+// that the device has always another; those behind the last useful one find nothing to do.
+bool CudaQueue::Device::over() {
+  const cudaError_t code = cudaEventQuery(marks[launches % kInFlight].value);  // the oldest one
   if (code == cudaErrorNotReady) return false;
   expect(code, "a round");
-  if (looping || static_cast<volatile cuda::Progress*>(progress.data)->over) return true;
-  expect(cudaGraphLaunch(loop.value, stream), "launching the rounds");
-  expect(cudaEventRecord(mark.value, stream), "the end of the rounds");
+  if (static_cast<volatile cuda::Progress*>(progress.data)->over) {
+    wait("the last rounds");
+    return true;
+  }
+  launch_rounds();
   return false;
 }
 
-void CudaQueue::Loop::collect(const Params& params, const Job& job, Feed& feed) {
+void CudaQueue::Device::collect(const Params& params, const Job& job, Feed& feed) {
   if (stopped) {
     turn(true);
     wait("the unfinished images");
@@ -338,74 +324,78 @@ void CudaQueue::Loop::collect(const Params& params, const Job& job, Feed& feed) 
 std::string cuda_queue_missing() { return ""; }
 
 CudaQueue::CudaQueue(const Params& params, const Job& job, Feed& feed, int slots, int64_t images,
-                     int device, void* arena, void* stream)
+                     int device, void* arena, void* stream, size_t piece_bytes)
     : params_(params),
       job_(job),
       feed_(feed),
-      loop_(std::make_unique<Loop>(params, job, cuda_arena(params, job.own_bounds, slots, images),
-                                   slots, device, arena, stream)) {
-  loop_->capacity = images;
+      device_(std::make_unique<Device>(params, job,
+                                       cuda_arena(params, job.own_bounds, slots, images), slots,
+                                       device, arena, stream)) {
+  device_->capacity = images;
+  device_->piece_bytes = piece_bytes;
 }
 
 CudaQueue::~CudaQueue() {
   // Nothing of this run may be at work when its memory goes; whatever failed before.
-  cudaSetDevice(loop_->id);
-  loop_->progress.data->stop = 1;
-  cudaStreamSynchronize(loop_->stream);
-  cudaStreamSynchronize(loop_->aside.value);
+  cudaSetDevice(device_->id);
+  device_->progress.data->stop = 1;
+  cudaStreamSynchronize(device_->stream);
+  cudaStreamSynchronize(device_->aside.value);
   cudaGetLastError();
 }
 
-SlotRows CudaQueue::slot_rows() const { return loop_->slots; }
-const int* CudaQueue::rows() const { return loop_->list; }
-const int* CudaQueue::count() const { return loop_->run.count; }
-bool CudaQueue::looping() const { return loop_->looping; }
+SlotRows CudaQueue::slot_rows() const { return device_->slots; }
+const int* CudaQueue::rows() const { return device_->list; }
+const int* CudaQueue::count() const { return device_->run.count; }
 
 void CudaQueue::add(ForeignKernel kernel) {
-  loop_->select();
-  loop_->kernels.push_back(std::make_unique<Loop::Kernel>());
-  loop_->kernels.back()->foreign = std::move(kernel);
-  loop_->load(*loop_->kernels.back());
+  device_->select();
+  device_->kernels.push_back(std::make_unique<Device::Kernel>());
+  device_->kernels.back()->foreign = std::move(kernel);
+  device_->load(*device_->kernels.back());
 }
 
 bool CudaQueue::wait(double seconds) try {
-  Loop& l = *loop_;
-  l.select();
+  Device& d = *device_;
+  d.select();
   const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   for (;;) {
-    if (!l.running) {
-      if (l.first == job_.count || l.stopped) {
-        keep_clean(params_, job_, l.first);
+    if (!d.running) {
+      if (d.first == job_.count || d.stopped) {
+        keep_clean(params_, job_, d.first);
         return true;
       }
-      l.begin(params_, job_);
+      d.begin(params_, job_);
     }
-    if (l.idle()) {
-      l.seconds +=
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - l.launched).count();
-      l.collect(params_, job_, feed_);
+    if (d.over()) {
+      d.seconds +=
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - d.began).count();
+      d.collect(params_, job_, feed_);
       continue;
     }
+    const bool sending = d.upload(params_, job_);
     if (std::chrono::steady_clock::now() >= end) return false;
-    std::this_thread::sleep_for(kNap);
+    if (!sending) std::this_thread::sleep_for(kNap);
   }
 } catch (...) {
-  keep_clean(params_, job_, loop_->first);
+  keep_clean(params_, job_, device_->first);
   throw;
 }
 
 void CudaQueue::stop() {
-  loop_->stopped = true;
-  static_cast<volatile cuda::Progress*>(loop_->progress.data)->stop = 1;
+  device_->stopped = true;
+  static_cast<volatile cuda::Progress*>(device_->progress.data)->stop = 1;
 }
 
-int64_t CudaQueue::finished() const { return feed_.finished + loop_->progress.data->finished; }
-int64_t CudaQueue::succeeded() const { return feed_.succeeded + loop_->progress.data->succeeded; }
+int64_t CudaQueue::finished() const { return feed_.finished + device_->progress.data->finished; }
+int64_t CudaQueue::succeeded() const { return feed_.succeeded + device_->progress.data->succeeded; }
 int64_t CudaQueue::evaluations() const {
-  return feed_.evaluations + loop_->progress.data->evaluations;
+  return feed_.evaluations + device_->progress.data->evaluations;
 }
-int CudaQueue::fillings() const { return loop_->fillings; }
-double CudaQueue::seconds() const { return loop_->seconds; }
-int64_t CudaQueue::rounds() const { return loop_->rounds_before + loop_->progress.data->rounds; }
+int CudaQueue::fillings() const { return device_->fillings; }
+double CudaQueue::seconds() const { return device_->seconds; }
+int64_t CudaQueue::rounds() const {
+  return device_->rounds_before + device_->progress.data->rounds;
+}
 
 }  // namespace advcore

@@ -1,8 +1,7 @@
-// A whole run on a GPU with one launch: a graph whose loop runs on the device until no image is
-// left (a conditional WHILE node). Its body is one round: the kernels of a native network, which
-// the caller brings as machine code (add), then `advance`, then `turn` (turn.h), which lets
-// finished images leave and waiting ones enter and ends the loop. A driver without conditional
-// nodes gets a graph of kUnrolled rounds, launched until the host sees that none is left.
+// A whole run on a GPU without Python: the host launches graphs of rounds until no image is left,
+// one graph ahead of the device. A round is the kernels of a native network, which the caller
+// brings as machine code (add), then `advance`, then `turn` (turn.h), which lets finished images
+// leave and waiting ones enter.
 #pragma once
 
 #include <array>
@@ -13,8 +12,6 @@
 #include "cuda/tile.h"
 
 namespace advcore {
-
-constexpr int kUnrolled = 8;
 
 // One launch of somebody else's kernel for the rows of a round.
 struct ForeignKernel {
@@ -32,9 +29,10 @@ std::string cuda_queue_missing();
 class CudaQueue {
  public:
   // arena: cuda_arena(..., images).bytes of memory of that device, aligned to 256 bytes; `images`
-  // of the job are on the device at a time. Arrays of the job are the host's.
+  // of the job are on the device at a time, which go there in pieces beside the rounds. Arrays of
+  // the job are the host's.
   CudaQueue(const Params& params, const Job& job, Feed& feed, int slots, int64_t images, int device,
-            void* arena, void* stream);
+            void* arena, void* stream, size_t piece_bytes = size_t{16} << 20);
   ~CudaQueue();
   CudaQueue(const CudaQueue&) = delete;
   CudaQueue& operator=(const CudaQueue&) = delete;
@@ -59,14 +57,13 @@ class CudaQueue {
   int64_t rounds() const;
   double seconds() const;  // of the rounds, without the way of images and results
   int fillings() const;    // of the device with images
-  bool looping() const;    // whether the loop runs on the device
 
  private:
-  struct Loop;  // what only the CUDA compiler knows
+  struct Device;  // what only the CUDA compiler knows
   const Params params_;
   const Job job_;
   Feed& feed_;
-  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<Device> device_;
 };
 
 }  // namespace advcore

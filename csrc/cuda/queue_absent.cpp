@@ -11,10 +11,10 @@ std::string cuda_queue_missing() {
                       : status.reason;
 }
 
-struct CudaQueue::Loop {};
+struct CudaQueue::Device {};
 
 CudaQueue::CudaQueue(const Params& params, const Job& job, Feed& feed, int, int64_t, int, void*,
-                     void*)
+                     void*, size_t)
     : params_(params), job_(job), feed_(feed) {
   throw std::runtime_error(cuda_queue_missing());
 }
@@ -31,6 +31,5 @@ int64_t CudaQueue::evaluations() const { return 0; }
 int64_t CudaQueue::rounds() const { return 0; }
 double CudaQueue::seconds() const { return 0; }
 int CudaQueue::fillings() const { return 0; }
-bool CudaQueue::looping() const { return false; }
 
 }  // namespace advcore

@@ -87,7 +87,7 @@ void CudaTile::harvest(bool all) {
     const int count = static_cast<int>(
         std::min<size_t>(ready.size() - first, static_cast<size_t>(d.staged_rows)));
     d.list_rows(ready.data() + first, count);
-    d.launch("collect", cuda::kernels().collect, count, 1, 0, d.run, d.staged);
+    d.launch("collect", cuda::kernels().collect, count, 0, d.run, d.staged);
     d.wait("collecting results");
     for (int row = 0; row < count; ++row) {
       const size_t slot = static_cast<size_t>(ready[first + static_cast<size_t>(row)]);
@@ -127,28 +127,27 @@ void CudaTile::refill() {
     if (taken.empty()) return;
     const int count = static_cast<int>(taken.size());
     d.list_rows(taken.data(), count);
-    d.launch("begin", cuda::kernels().begin, count, d.ranks, cuda::shared_bytes(params_), d.run,
-             d.staged);
+    d.launch("begin", cuda::kernels().begin, count, cuda::shared_bytes(params_), d.run, d.staged);
     d.wait("beginning images");
   }
 }
 
 void CudaTile::gather(float* x, float* k) {
   device_->select();
-  device_->launch("gather", cuda::kernels().gather, static_cast<int>(rows_.size()), 1, 0,
-                  device_->run, x, k);
+  device_->launch("gather", cuda::kernels().gather, static_cast<int>(rows_.size()), 0, device_->run,
+                  x, k);
 }
 
 void CudaTile::heads(const float* logits, float* seeds) {
   device_->select();
-  device_->launch("head", cuda::kernels().head, static_cast<int>(rows_.size()), 1,
+  device_->launch("head", cuda::kernels().head, static_cast<int>(rows_.size()),
                   cuda::shared_bytes(params_), device_->run, logits, seeds);
 }
 
 void CudaTile::advance(const float* gradients) {
   device_->select();
   device_->launch("advance", cuda::kernels().advance, static_cast<int>(rows_.size()),
-                  device_->ranks, cuda::shared_bytes(params_), device_->run, gradients);
+                  cuda::shared_bytes(params_), device_->run, gradients);
 }
 
 void CudaTile::interrupt() {

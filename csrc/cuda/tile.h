@@ -21,8 +21,6 @@ struct CudaStatus {
 };
 CudaStatus cuda_status();
 
-constexpr int kMaxRanks = 8;  // blocks of a portable cluster, which share a large image
-
 // Device memory of a run, one arena: where each part begins, in bytes from its start. What lies
 // behind `cleared` is there for a CudaQueue whose device holds `images` at a time.
 struct CudaArena {

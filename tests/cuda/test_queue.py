@@ -1,4 +1,4 @@
-"""What Python does around a run that the GPU drives itself, with a stand-in for the device."""
+"""The Python around a run of a native network on a GPU, with a stand-in for the device."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class StandIn:
         self.slots, self.capacity = slots, capacity
         self.added: list[tuple[Any, ...]] = []
         self.rounds = 0
-        self.looping, self.seconds, self.fillings = True, 0.5, 1
+        self.seconds, self.fillings = 0.5, 1
         self.stopped = False
         StandIn.latest = self
 
@@ -95,7 +95,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> StandInPlan:
     monkeypatch.setattr(_core, "CudaQueue", StandIn)
     monkeypatch.setattr(StandIn, "fails_in", -1)
     monkeypatch.setattr(cuda_network, "stream", lambda device: 0)
-    monkeypatch.setattr(cuda_network, "_plan", lambda network, device: (out, torch.zeros(1)))
+    monkeypatch.setattr(cuda_network, "_plan", lambda *_: (out, torch.zeros(1)))
     monkeypatch.setattr(cuda, "_free_memory", lambda device: 1 << 40)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     return out
@@ -144,7 +144,7 @@ def test_same_results_as_the_native_run(plan: StandInPlan) -> None:
         assert np.array_equal(found[name], values, equal_nan=values.dtype.kind == "f"), name
     assert [p.finished for p in seen] == sorted(p.finished for p in seen)
     assert any(0 < p.finished < 40 for p in seen)
-    assert (info.kernels, info.round_seconds) == ("propagate", 0.5)
+    assert (info.kernels, info.fillings, info.round_seconds) == ("propagate", 1, 0.5)
     assert info.rounds == StandIn.latest.rounds
 
 

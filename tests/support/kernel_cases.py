@@ -162,7 +162,7 @@ def run_case(case: Case) -> Any:
 def run_float64(case: Case, data: dict[str, Any]) -> Any:
     """The reference of the same in float64: problems, gradients and widths of the listed rows."""
     import torch
-    from advcore.kernels.network import propagate_reference
+    from advcore.kernels.fused import propagate_reference
 
     rows = data["rows"][: case.batch]
     problems, widths = records(data["problems"])[rows], data["widths"][rows]
@@ -293,26 +293,6 @@ def solve_in_rounds(case: Case, job: tuple[Any, ...], targeted: bool) -> Any:
         plan.run(tensors, slots=slots, confidence=params.confidence)
         session.advance(None)
         rounds += 1
-
-
-def tuned_rounds(widths: tuple[int, ...], kind: str, precision: str) -> Any:
-    """Gradients of a round of `tune.Rounds`, the reference's by its own check."""
-    import torch
-    from advcore.kernels import tune
-
-    case = Case(widths, kind, precision=precision)
-    tune.ROWS = 40
-    rounds = tune.Rounds(network_of(case), precision, torch.device("cpu"))
-    plan = plan_of(case)
-    tensors = rounds.tensors(plan)
-    plan.run(tensors, slots=rounds.rows, confidence=tune.CONFIDENCE)
-    rounds.check(plan, tensors)
-    tensors["vectors"].view(2, rounds.rows, -1)[1] *= 1.5
-    try:
-        rounds.check(plan, tensors)
-    except ValueError as error:
-        return rounds.rows, str(error)
-    return rounds.rows, ""
 
 
 def _interpret() -> None:

@@ -1,5 +1,5 @@
 // The block of ForkTeam by threads of the host: same calls, same map of indices, same order of the
-// sums, with warps of kWarp threads. Shuffles and clusters are the GPU's own.
+// sums, with warps of kWarp threads. Shuffles are the GPU's own.
 #pragma once
 
 #include <barrier>

@@ -1,7 +1,6 @@
 // As much of the CUDA runtime as queue.cu and device.cu call, on the host: a stream is a thread
 // that works off a queue, device memory is the host's, a kernel's block is a single thread. Graphs
-// are lists of captured launches, with a WHILE node around them. For checks of the host's code
-// alone.
+// are lists of captured launches. For checks of the host's code alone.
 #pragma once
 
 #include <condition_variable>
@@ -25,8 +24,6 @@
 #define __shared__ static thread_local
 #define __grid_constant__
 #define __launch_bounds__(...)
-
-#define CUDART_VERSION 13000
 
 struct dim3 {
   unsigned x, y, z;
@@ -57,14 +54,11 @@ constexpr cudaError_t cudaSuccess = 0, cudaErrorNotReady = 600;
 namespace fake {
 using Foreign = std::function<void(void** arguments, unsigned programs)>;
 inline std::map<std::string, Foreign> foreign;  // kernels by name
-inline bool conditional_nodes = true;
-inline int launches = 0, fails_at = -1;  // of graphs: the one that fails
+inline int launches = 0, fails_at = -1;         // of graphs: the first that fails
 
 struct Stream;
 struct Graph {
   std::vector<std::function<void()>> nodes;
-  std::unique_ptr<Graph> body;  // of its WHILE node
-  unsigned condition = 0;
 };
 
 struct Stream {
@@ -120,43 +114,22 @@ using cudaGraph_t = fake::Graph*;
 using cudaGraphExec_t = fake::Graph*;
 using cudaLibrary_t = int*;
 using cudaKernel_t = const fake::Foreign*;
-using cudaGraphConditionalHandle = unsigned long long;
-using cudaGraphNode_t = int;
 
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDefault };
 enum { cudaHostAllocDefault, cudaHostAllocMapped, cudaStreamNonBlocking, cudaEventDisableTiming };
-enum { cudaStreamCaptureModeThreadLocal, cudaGraphCondAssignDefault, cudaGraphCondTypeWhile };
-enum { cudaGraphNodeTypeConditional, cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum { cudaLaunchAttributeClusterDimension };
+enum { cudaStreamCaptureModeThreadLocal };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 struct cudaDeviceProp {
   char name[8] = "fake";
   int major = 8, minor = 0;
 };
 struct cudaFuncAttributes {};
-struct cudaLaunchAttribute {
-  int id;
-  struct {
-    dim3 clusterDim;
-  } val;
-};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
-  cudaLaunchAttribute* attrs = nullptr;
-  unsigned numAttrs = 0;
 };
-struct cudaGraphNodeParams {
-  int type = 0;
-  struct {
-    cudaGraphConditionalHandle handle = 0;
-    int type = 0;
-    unsigned size = 0;
-    cudaGraph_t* phGraph_out = nullptr;
-  } conditional;
-};
-
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "unspecified launch failure"; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
@@ -184,12 +157,7 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
   return s->push([=] { std::memset(to, value, bytes); }), cudaSuccess;
 }
 
-inline cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
-  *least = 0;
-  *greatest = -5;
-  return cudaSuccess;
-}
-inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) {
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) {
   return *s = new fake::Stream, cudaSuccess;
 }
 inline cudaError_t cudaStreamDestroy(cudaStream_t s) { return delete s, cudaSuccess; }
@@ -205,7 +173,7 @@ inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
 inline cudaError_t cudaEventQuery(cudaEvent_t e) {
   const std::lock_guard lock(e->stream->mutex);
   if (e->stream->done < e->at) return cudaErrorNotReady;
-  return fake::launches == fake::fails_at ? 719 : cudaSuccess;
+  return fake::fails_at >= 0 && fake::launches >= fake::fails_at ? 719 : cudaSuccess;
 }
 
 template <class... Parameters, class... Arguments>
@@ -250,30 +218,9 @@ inline cudaError_t cudaKernelSetAttributeForDevice(cudaKernel_t, int, int, int) 
   return cudaSuccess;
 }
 
-inline cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned) {
-  return *graph = new fake::Graph, cudaSuccess;
-}
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
-inline cudaError_t cudaGraphConditionalHandleCreate(cudaGraphConditionalHandle* handle,
-                                                    cudaGraph_t graph, unsigned, unsigned) {
-  if (!fake::conditional_nodes) return 801;
-  *handle = reinterpret_cast<uintptr_t>(graph);
-  return cudaSuccess;
-}
-inline void cudaGraphSetConditional(cudaGraphConditionalHandle handle, unsigned value) {
-  reinterpret_cast<fake::Graph*>(handle)->condition = value;
-}
-inline cudaError_t cudaGraphAddNode(cudaGraphNode_t*, cudaGraph_t graph, const cudaGraphNode_t*,
-                                    const void*, size_t, cudaGraphNodeParams* node) {
-  static thread_local cudaGraph_t body;
-  graph->body = std::make_unique<fake::Graph>();
-  body = graph->body.get();
-  node->conditional.phGraph_out = &body;
-  return cudaSuccess;
-}
-inline cudaError_t cudaStreamBeginCaptureToGraph(cudaStream_t s, cudaGraph_t graph, const void*,
-                                                 const void*, size_t, int) {
-  return s->capture = graph, cudaSuccess;
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, int) {
+  return s->capture = new fake::Graph, cudaSuccess;
 }
 inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* graph) {
   *graph = std::exchange(s->capture, nullptr);
@@ -287,10 +234,6 @@ inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t s) {
   ++fake::launches;
   s->push([graph] {
     for (const auto& node : graph->nodes) node();
-    if (!graph->body) return;
-    graph->condition = 1;
-    while (graph->condition)
-      for (const auto& node : graph->body->nodes) node();
   });
   return cudaSuccess;
 }
