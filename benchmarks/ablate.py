@@ -1,4 +1,4 @@
-"""What each part of the search is worth: the default effort with one part changed at a time.
+"""The worth of each part of the search: the default effort with one part changed at a time.
 
     ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/ablate.py [--networks embedded,...]
         [--images 200]

@@ -91,9 +91,10 @@ def evaluations(module: nn.Module, x: Floats, shape: tuple[int, ...]) -> dict[st
         def by_torch(ks: Floats = ks) -> tuple[Floats, Floats]:
             return oracle.forward(x, ks, slots), oracle.backward(seed)
 
-        for ours, theirs in zip(native(), by_torch(), strict=True):
-            scale = float(np.abs(theirs).max())
-            if np.quantile(np.abs(ours - theirs), 0.999) > 1e-4 * scale:  # but for kinks
+        for native_values, torch_values in zip(native(), by_torch(), strict=True):
+            scale = float(np.abs(torch_values).max())
+            gap = np.quantile(np.abs(native_values - torch_values), 0.999)  # kinks may differ
+            if gap > 1e-4 * scale:
                 raise RuntimeError(f"the engine and torch differ ({name})")
         times = np.array([[_seconds(native), _seconds(by_torch)] for _ in range(ROUNDS)])
         ms = 1e3 * np.median(times, axis=0) / rows
@@ -112,7 +113,7 @@ def whole_run(case: networks.Case, threads: int) -> dict[str, Any]:
     """Seconds of a run through the engine and through torch, and their mean distortions."""
     torch.set_num_threads(threads)
     runs: dict[str, list[float]] = {"native": [], "torch": []}
-    means: dict[str, float] = {}
+    mean_distortion: dict[str, float] = {}
     for _ in range(3):
         for path, model in (("native", case.model), ("torch", lambda x: case.model(x))):
             begin = time.perf_counter()
@@ -120,11 +121,11 @@ def whole_run(case: networks.Case, threads: int) -> dict[str, Any]:
             runs[path].append(time.perf_counter() - begin)
             if result.engine["path"] != path or not result.success.all():
                 raise RuntimeError(f"{case.name}: {result.engine}, {result.success.mean():.1%}")
-            means[path] = float(np.mean(result.distortion))
+            mean_distortion[path] = float(np.mean(result.distortion))
             evaluated = float(np.mean(result.evaluations))
     torch.set_num_threads(1)
-    if abs(means["native"] / means["torch"] - 1) > 0.01:
-        raise RuntimeError(f"{case.name}: mean distortions {means}")
+    if abs(mean_distortion["native"] / mean_distortion["torch"] - 1) > 0.01:
+        raise RuntimeError(f"{case.name}: mean distortions {mean_distortion}")
     seconds = {path: float(np.median(times)) for path, times in runs.items()}
     ratio = float(np.median(np.array(runs["torch"]) / np.array(runs["native"])))
     return {
@@ -133,7 +134,7 @@ def whole_run(case: networks.Case, threads: int) -> dict[str, Any]:
         "evaluations": evaluated,
         "seconds": seconds,
         "ratio": ratio,
-        "mean_distortion": means,
+        "mean_distortion": mean_distortion,
     }
 
 
@@ -142,23 +143,23 @@ def beside_rivals(case: networks.Case, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     x, y = torch.from_numpy(case.images), torch.from_numpy(case.classes)
     out: dict[str, Any] = {}
-    tuned = rivals.chosen(case.name, targeted=True)
+    tuned = rivals.chosen_settings(case.name, targeted=True)
 
-    def measured(run: Callable[[], Any]) -> dict[str, Any]:
+    def measure(run: Callable[[], Any]) -> dict[str, Any]:
         torch.manual_seed(0)
         begin = time.perf_counter()
-        found = run()
+        adversarial = run()
         seconds = time.perf_counter() - begin
-        reached = envelope.distances(case, found)
+        distances = envelope.distances(case, adversarial)
         return {
             "seconds": seconds,
-            "success": float(np.isfinite(reached).mean()),
-            "mean": float(reached[np.isfinite(reached)].mean()),
-            "reached": reached,
+            "success": float(np.isfinite(distances).mean()),
+            "mean": float(distances[np.isfinite(distances)].mean()),
+            "reached": distances,
         }
 
     for effort in ("fast", "default"):
-        out[f"advcore {effort}"] = measured(
+        out[f"advcore {effort}"] = measure(
             lambda effort=effort: (
                 advcore.minimize_distortion(
                     case.model, case.images, case.classes, threads=threads, effort=effort
@@ -171,13 +172,13 @@ def beside_rivals(case: networks.Case, threads: int) -> dict[str, Any]:
         if tuned.get(name, rival.default) != rival.default:
             settings.append(tuned[name])
         rows = [
-            measured(lambda rival=rival, s=s: rival.call(case.model, x, y, True, s))
+            measure(lambda rival=rival, s=s: rival.call(case.model, x, y, True, s))
             | {"settings": s}
             for s in settings
         ]
         # The better of both by the mean, with what it missed as far as the farthest of either.
-        every = np.concatenate([row["reached"] for row in rows])
-        farthest = every[np.isfinite(every)].max()
+        run_distances = np.concatenate([row["reached"] for row in rows])
+        farthest = run_distances[np.isfinite(run_distances)].max()
         out[name] = min(rows, key=lambda row: np.minimum(row["reached"], farthest).mean())
     for row in out.values():
         del row["reached"]
@@ -208,13 +209,13 @@ def main() -> None:
                 x = np.ascontiguousarray(case.images[:64].reshape(min(64, len(case.images)), -1))
                 figures[name] = evaluations(case.model, x, case.images.shape[1:])
                 figures[name]["run"] = whole_run(case, threads=2)
-            if name in BESIDE_RIVALS and rivals.installed():
+            if name in BESIDE_RIVALS and rivals.is_installed():
                 figures[name]["rivals"] = beside_rivals(case, threads=2)
         print(name, figures[name], flush=True)
         figures[name]["commit"] = commit
     name = "bench_convolutions"
-    stored = machine.load(name)["networks"] if machine.figures_file(name).exists() else {}
-    print(machine.save(name, {"networks": stored | figures}))
+    previous = machine.load(name)["networks"] if machine.figures_file(name).exists() else {}
+    print(machine.save(name, {"networks": previous | figures}))
 
 
 if __name__ == "__main__":

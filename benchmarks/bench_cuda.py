@@ -37,7 +37,7 @@ trial, the old gradient and ten of the ring are read, gradient, s, y and trial w
 
 
 def median_ms(run: Callable[[], object], repeats: int = 20) -> float:
-    """Of one call, by events, after three calls."""
+    """Median milliseconds of a call, by events, after three calls."""
     times = []
     for repeat in range(repeats + 3):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -82,9 +82,9 @@ def small_cnn() -> nn.Module:
         layers += [nn.MaxPool2d(2)] if pool else []
     layers += [nn.Flatten(), nn.Linear(1024, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU()]
     model = nn.Sequential(*layers, nn.Linear(200, 10))
-    stored = Path(os.environ.get("ADVCORE_DATA", "")) / "models/smallcnn_fmn_regular.npz"
-    if stored.is_file():
-        with np.load(stored) as weights:
+    weights_file = Path(os.environ.get("ADVCORE_DATA", "")) / "models/smallcnn_fmn_regular.npz"
+    if weights_file.is_file():
+        with np.load(weights_file) as weights:
             names = [f"{part}{i}" for part, count in (("conv", 4), ("fc", 3))
                      for i in range(1, count + 1)]  # fmt: skip
             parts = [m for m in model if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -102,20 +102,20 @@ def small_cnn() -> nn.Module:
 def agreement(images: Any, labels: Any) -> dict[str, Any]:
     """The package's network: the CPU's native engine against the GPU's solver through torch."""
     network, targets = data.embedded_network(), random_targets(labels, classes=10, seed=0)
-    expected = advcore.minimize_distortion(network, images, targets)
+    cpu = advcore.minimize_distortion(network, images, targets)
     model = network.to_torch().to("cuda")
     advcore.minimize_distortion(by_host(model), images[:64], targets[:64], device="cuda")
-    found = advcore.minimize_distortion(by_host(model), images, targets, device="cuda")
-    both = found.success & expected.success & (expected.distortion > 0)
-    gap = np.abs(found.distortion[both] / expected.distortion[both] - 1)
+    gpu = advcore.minimize_distortion(by_host(model), images, targets, device="cuda")
+    compared = gpu.success & cpu.success & (cpu.distortion > 0)
+    gap = np.abs(gpu.distortion[compared] / cpu.distortion[compared] - 1)
     return {
         "images": len(images),
-        "same_success": float((found.success == expected.success).mean()),
-        "same_status": float((found.status == expected.status).mean()),
+        "same_success": float((gpu.success == cpu.success).mean()),
+        "same_status": float((gpu.status == cpu.status).mean()),
         "within_1e-3": float((gap < 1e-3).mean()),
-        "mean_distortion": {"cpu": float(expected.distortion[both].mean()),
-                            "gpu": float(found.distortion[both].mean())},
-        "seconds": {"cpu": expected.seconds, "gpu": found.seconds},
+        "mean_distortion": {"cpu": float(cpu.distortion[compared].mean()),
+                            "gpu": float(gpu.distortion[compared].mean())},
+        "seconds": {"cpu": cpu.seconds, "gpu": gpu.seconds},
     }  # fmt: skip
 
 
@@ -192,8 +192,8 @@ def table(figures: dict[str, Any]) -> str:
 
     def add(name: str, value: Any) -> None:
         if isinstance(value, dict):
-            for key, inner in value.items():
-                add(f"{name}.{key}", inner)
+            for key, entry in value.items():
+                add(f"{name}.{key}", entry)
         elif isinstance(value, float):
             lines.append(f"| {name} | {value:.4g} |")
         else:
@@ -253,8 +253,8 @@ def main() -> None:
     copy = figures["ceilings"].get("copy_TB_s")
     took = figures["fully_connected"].get("advance_full_ms")
     if copy and took:
-        moved = figures["fully_connected"]["slots"] * ROUND_VECTORS * 784 * 4
-        figures["fully_connected"]["share_of_copy_bandwidth"] = moved / (took * 1e9 * copy)
+        moved_bytes = figures["fully_connected"]["slots"] * ROUND_VECTORS * 784 * 4
+        figures["fully_connected"]["share_of_copy_bandwidth"] = moved_bytes / (took * 1e9 * copy)
     path = machine.save("bench_cuda", figures)
     path.with_suffix(".md").write_text(table(figures))
     print(table(figures))

@@ -36,8 +36,8 @@ from advcore.solve import verify
 
 NETWORK = "fc100_100_10"
 ROUND_BYTES = 30 * 4
-"""Of a variable, image and round, by the design's count: the history of 5 pairs read twice and ten
-passes over vectors, 100 KB for 784 variables."""
+"""Bytes of a variable, image and round by the design's count: 5 pairs of history are read twice,
+and there are ten passes over vectors. 784 variables make 100 KB."""
 RIVALS = ("PDGD-500", "DDN-1000", "ALMA-1000")
 BATCHES = (2_500, 10_000, 45_000)
 SLOTS = (1024, 2048, 4096, 8192, 16384)
@@ -79,19 +79,19 @@ def _noisy_digits(count: int) -> Any:
     return np.clip(digits[np.arange(count) % len(digits)] + noise, 0, 1).astype(np.float32)
 
 
-def checked(problem: Problem, images: Any, targets: Any, found: Any) -> Any:
+def check_distances(problem: Problem, images: Any, targets: Any, adversarial: Any) -> Any:
     """||r||_2 of every image that the network in float32 takes for its target, else infinite."""
-    found = np.clip(np.asarray(found, dtype=np.float32), 0, 1)
-    logits = verify.batched(problem.network.forward, found, 8192)
-    reached = logits.argmax(axis=1) == targets
-    return np.where(reached, verify.distances(found, images), np.inf)
+    adversarial = np.clip(np.asarray(adversarial, dtype=np.float32), 0, 1)
+    logits = verify.batched(problem.network.forward, adversarial, 8192)
+    hits = logits.argmax(axis=1) == targets
+    return np.where(hits, verify.distances(adversarial, images), np.inf)
 
 
-def figures(problem: Problem, images: Any, targets: Any, found: Any, seconds: Any) -> Any:
+def figures(problem: Problem, images: Any, targets: Any, adversarial: Any, seconds: Any) -> Any:
     """Success, mean distortion and seconds (median of several)."""
-    r = checked(problem, images, targets, found)
-    out = {"images": len(r), "success": float(np.isfinite(r).mean())}
-    out["mean_distortion"] = float(r[np.isfinite(r)].mean())
+    distances = check_distances(problem, images, targets, adversarial)
+    out = {"images": len(distances), "success": float(np.isfinite(distances).mean())}
+    out["mean_distortion"] = float(distances[np.isfinite(distances)].mean())
     out["seconds"] = statistics.median(seconds)
     out["seconds_all"] = list(seconds)
     return out
@@ -101,7 +101,7 @@ def engine(problem: Problem, images: Any, targets: Any, repeats: int, **options:
     """Whole calls, after a first one that compiles and warms up; and what the engine said."""
     begin = time.perf_counter()
     problem.attack(images[:64], targets[:64], **options)
-    first = time.perf_counter() - begin
+    first_seconds = time.perf_counter() - begin
     calls, results = [], []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
@@ -109,7 +109,11 @@ def engine(problem: Problem, images: Any, targets: Any, repeats: int, **options:
         calls.append(time.perf_counter() - begin)
     result = results[-1]
     out = figures(problem, images, targets, result.adversarial, calls[1:])
-    out |= {"first_call_seconds": first, "second_call_seconds": calls[0], "engine": result.engine}
+    out |= {
+        "first_call_seconds": first_seconds,
+        "second_call_seconds": calls[0],
+        "engine": result.engine,
+    }
     out["evaluations"] = float(result.evaluations.mean())
     rounds = [float(r.engine["round_seconds"]) for r in results[1:] if "round_seconds" in r.engine]
     if rounds:
@@ -121,8 +125,8 @@ def bound(problem: Problem, run: Any, bandwidth: float) -> None:
     """Share of the time that the bytes of the design's count take at the bandwidth of a copy."""
     if "round_seconds" not in run:
         return
-    moved = run["images"] * run["evaluations"] * ROUND_BYTES * problem.images.shape[1]
-    run["bound_seconds"] = moved / bandwidth
+    moved_bytes = run["images"] * run["evaluations"] * ROUND_BYTES * problem.images.shape[1]
+    run["bound_seconds"] = moved_bytes / bandwidth
     run["share_of_bound"] = run["bound_seconds"] / run["round_seconds"]
 
 
@@ -150,8 +154,8 @@ def agreement(problem: Problem) -> Any:
         cpu = advcore.minimize_distortion(problem.network, images, targets)
         seconds.append(time.perf_counter() - begin)
     gpu = problem.attack(images, targets)
-    both = cpu.success & gpu.success & (cpu.distortion > 0)
-    ratio = gpu.distortion[both] / cpu.distortion[both]
+    compared = cpu.success & gpu.success & (cpu.distortion > 0)
+    ratio = gpu.distortion[compared] / cpu.distortion[compared]
     return {
         "images": len(images),
         "threads": cpu.engine["threads"],
@@ -159,7 +163,7 @@ def agreement(problem: Problem) -> Any:
         "same_success": float((cpu.success == gpu.success).mean()),
         "same_status": float((cpu.status == gpu.status).mean()),
         "within_1e-3": float((np.abs(ratio - 1) < 1e-3).mean()),
-        "mean_ratio": float(gpu.distortion[both].mean() / cpu.distortion[both].mean()),
+        "mean_ratio": float(gpu.distortion[compared].mean() / cpu.distortion[compared].mean()),
         "evaluations": {"cpu": float(cpu.evaluations.mean()), "gpu": float(gpu.evaluations.mean())},
     }
 
@@ -184,21 +188,21 @@ def torch_path(problem: Problem) -> Any:
 def rival(problem: Problem, name: str) -> Any:
     """One attack on every image and target; the batch is what was fastest on 10 steps."""
     entry = rivals.RIVALS[name]
-    settings = rivals.chosen(problem.name, targeted=True).get(name, entry.default)
+    settings = rivals.chosen_settings(problem.name, targeted=True).get(name, entry.default)
     images, targets = problem.tiled(), problem.every
     x = torch.from_numpy(images).to(problem.device)
     t = torch.from_numpy(targets).to(problem.device)
 
     def run(count: int, batch: int, changes: dict[str, Any]) -> tuple[float, Any]:
-        found = []
+        adversarial = []
         synchronize(problem.device)
         begin = time.perf_counter()
-        for first in range(0, count, batch):
-            last = min(first + batch, count)
-            some, aim = x[first:last], t[first:last]
-            found.append(entry.call(problem.module, some, aim, True, {**settings, **changes}))
+        for begin_row in range(0, count, batch):
+            end_row = min(begin_row + batch, count)
+            some, aim = x[begin_row:end_row], t[begin_row:end_row]
+            adversarial.append(entry.call(problem.module, some, aim, True, {**settings, **changes}))
         synchronize(problem.device)
-        return time.perf_counter() - begin, torch.cat(found)
+        return time.perf_counter() - begin, torch.cat(adversarial)
 
     speeds = {}
     for batch in BATCHES:
@@ -206,8 +210,8 @@ def rival(problem: Problem, name: str) -> Any:
         run(count, batch, {"steps": 10})
         speeds[batch] = run(count, batch, {"steps": 10})[0] / count
     batch = min(speeds, key=lambda size: speeds[size])
-    seconds, found = run(len(images), batch, {})
-    out = figures(problem, images, targets, found.detach().cpu().numpy(), [seconds])
+    seconds, adversarial = run(len(images), batch, {})
+    out = figures(problem, images, targets, adversarial.detach().cpu().numpy(), [seconds])
     return {**out, "batch": batch, "settings": settings}
 
 
@@ -237,7 +241,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     problem = Problem(options.images, device)
     bandwidth = copy_bandwidth(device)
-    stored: dict[str, Any] = {
+    record: dict[str, Any] = {
         "device": "CPU" if device == "cpu" else torch.cuda.get_device_name(device),
         "torch": torch.__version__,
         "network": problem.name,
@@ -245,27 +249,27 @@ def main() -> None:
         "copy_TB_s": bandwidth / 1e12,
     }
 
-    def every() -> Any:
+    def all_targets() -> Any:
         out = engine(problem, problem.tiled(), problem.every, 3)
         bound(problem, out, bandwidth)
         return out
 
-    def one() -> Any:
+    def single_target() -> Any:
         out = engine(problem, problem.images, problem.one, 5)
         bound(problem, out, bandwidth)
         return out
 
     parts: dict[str, Callable[[], Any]] = {
-        "every_target": every,
-        "one_target": one,
+        "every_target": all_targets,
+        "one_target": single_target,
         "agreement": lambda: agreement(problem),
         "torch_path": lambda: torch_path(problem),
     }
-    if rivals.installed():
+    if rivals.is_installed():
         for name in RIVALS:
             parts[name] = lambda name=name: rival(problem, name)
     else:
-        stored["rivals"] = "adv-lib is not installed"
+        record["rivals"] = "adv-lib is not installed"
     parts |= {
         "slots": lambda: {
             str(slots): engine(problem, problem.tiled(), problem.every, 1, batch_size=slots)
@@ -279,14 +283,14 @@ def main() -> None:
     for name, part in parts.items():
         print(f"bench_gpu: {name}", flush=True)
         try:
-            stored[name] = part()
-            print(json.dumps(stored[name], default=str), flush=True)
+            record[name] = part()
+            print(json.dumps(record[name], default=str), flush=True)
         except Exception:
             traceback.print_exc()
-            stored[name] = {"failed": traceback.format_exc(limit=1).splitlines()[-1]}
+            record[name] = {"failed": traceback.format_exc(limit=1).splitlines()[-1]}
         if device != "cpu":
-            machine.save("bench_gpu", stored)  # a later part may hang
-    if any("failed" in stored[name] for name in parts):
+            machine.save("bench_gpu", record)  # a later part may hang
+    if any("failed" in record[name] for name in parts):
         sys.exit("bench_gpu: a part failed")
 
 

@@ -37,19 +37,19 @@ BUDGETS = {
 
 
 def unreachable(effort: str) -> dict[str, float]:
-    """Of the network of one-hot outputs."""
+    """Success and evaluations on the network of one-hot outputs."""
     model = networks.case("one_hot", targeted=True, images=1).model
     images, labels = data.mnist("test")
     part = slice(7000, 10000)
     targets = data.random_targets(labels[part], classes=10, seed=2)
     flat = images[part].reshape(3000, -1)
     result = advcore.minimize_distortion(model, flat, targets, effort=effort)
-    found, cost = result.success, result.evaluations
+    success, cost = result.success, result.evaluations
     return {
-        "success": float(found.mean()),
-        "mean": float(result.distortion[found].mean()),
-        "evaluations_found": float(cost[found].mean()),
-        "evaluations_missed": float(cost[~found].mean()),
+        "success": float(success.mean()),
+        "mean": float(result.distortion[success].mean()),
+        "evaluations_found": float(cost[success].mean()),
+        "evaluations_missed": float(cost[~success].mean()),
     }
 
 
@@ -73,7 +73,7 @@ def budgets(name: str) -> dict[str, dict[str, float]]:
 
 
 def cut_short(name: str) -> dict[str, dict[str, float]]:
-    """By part of the time of a whole run through torch."""
+    """Success and distortion of a run through torch, by part of the time of a whole run."""
     case = networks.case(name, targeted=True, images=100)
 
     def run(limit: float | None) -> advcore.Result:
@@ -98,11 +98,11 @@ def rows(name: str) -> float:
     x, y = (np.concatenate([part] * 11)[:1024] for part in (case.images, case.classes))
     seconds: dict[int | None, list[float]] = {256: [], None: []}
     for _ in range(3):
-        for size, taken in seconds.items():
+        for size, times in seconds.items():
             result = advcore.minimize_distortion(
                 lambda v: case.model(v), x, y, effort="fast", batch_size=size
             )
-            taken.append(result.seconds)
+            times.append(result.seconds)
     return float(np.median(seconds[256]) / np.median(seconds[None]))
 
 

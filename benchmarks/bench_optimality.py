@@ -52,7 +52,7 @@ class Row:
     extra: dict[str, Any]  # settings of a rival; further figures of ours
 
 
-def ours(case: networks.Case) -> dict[str, Row]:
+def our_rows(case: networks.Case) -> dict[str, Row]:
     """advcore at every effort; on the hard networks also with a pool of images to start from."""
     runs: dict[str, dict[str, Any]] = {
         f"advcore {effort}": {"effort": effort} for effort in EFFORTS
@@ -61,8 +61,8 @@ def ours(case: networks.Case) -> dict[str, Row]:
         runs["advcore default, starts"] = {"starts": networks.pool(case.name)}
     rows = {}
     for name, options in runs.items():
-        wanted: dict[str, Any] = {"targets" if case.targeted else "labels": case.classes}
-        result = advcore.minimize_distortion(case.model, case.images, **wanted, **options)
+        aim: dict[str, Any] = {"targets" if case.targeted else "labels": case.classes}
+        result = advcore.minimize_distortion(case.model, case.images, **aim, **options)
         extra = {
             "p99_evaluations": float(np.percentile(result.evaluations, 99)),
             "claimed": float(result.success.mean()),
@@ -85,28 +85,28 @@ def rivals_rows(case: networks.Case, *, refresh: bool) -> dict[str, Row]:
     }
 
 
-def figures(row: Row, best: Floats) -> dict[str, Any]:
-    """What the table says of a row; ``best`` is the envelope (N,).
+def figures(row: Row, envelope_distances: Floats) -> dict[str, Any]:
+    """Figures of a row for the table; ``envelope_distances`` has shape (N,).
 
     The shares of images near the envelope count those that some rival found; an image that the
     attack missed is above. Means of ratios take the images that both found.
     """
     d = row.distances
-    found, known = np.isfinite(d), np.isfinite(best)
-    both = found & known
-    ratio = d[known] / best[known]
-    out: dict[str, Any] = {"success": float(found.mean())}
-    if found.any():
-        out["mean"] = float(d[found].mean())
-        out["median"] = float(np.median(d[found]))
-    if both.any():
-        out["mean_over_envelope"] = float(d[both].mean() / best[both].mean())
-        out["mean_ratio"] = float((d[both] / best[both]).mean())
-        out["largest_ratio"] = float((d[both] / best[both]).max())
-    if known.any():
+    successes, rival_successes = np.isfinite(d), np.isfinite(envelope_distances)
+    compared = successes & rival_successes
+    ratio = d[rival_successes] / envelope_distances[rival_successes]
+    out: dict[str, Any] = {"success": float(successes.mean())}
+    if successes.any():
+        out["mean"] = float(d[successes].mean())
+        out["median"] = float(np.median(d[successes]))
+    if compared.any():
+        out["mean_over_envelope"] = float(d[compared].mean() / envelope_distances[compared].mean())
+        out["mean_ratio"] = float((d[compared] / envelope_distances[compared]).mean())
+        out["largest_ratio"] = float((d[compared] / envelope_distances[compared]).max())
+    if rival_successes.any():
         out["within_0.1%"] = float((ratio <= 1.001).mean())
         out["more_than_1%_above"] = float((ratio > 1.01).mean())
-    out["found_by_no_rival"] = float((found & ~known).mean())
+    out["found_by_no_rival"] = float((successes & ~rival_successes).mean())
     return out | {"evaluations": row.evaluations, "forwards": row.forwards} | row.extra
 
 
@@ -131,12 +131,13 @@ def measure(name: str, targeted: bool, images: int | None, refresh: bool = False
     """Figures of all attacks on a network, and their performance profiles."""
     case = networks.case(name, targeted=targeted, images=images or envelope.default_images(name))
     rows = rivals_rows(case, refresh=refresh)
-    best = np.min([row.distances for row in rows.values()], axis=0)
-    everything = {**rows, "envelope": Row(best, *_total(rows), {}), **ours(case)}
+    envelope_distances = np.min([row.distances for row in rows.values()], axis=0)
+    envelope_row = Row(envelope_distances, *_total_cost(rows), {})
+    all_rows = {**rows, "envelope": envelope_row, **our_rows(case)}
     out: dict[str, Any] = {
         "images": len(case.images),
-        "attacks": {attack: figures(row, best) for attack, row in everything.items()},
-        "profiles": profiles.profiles({a: row.distances for a, row in everything.items()}),
+        "attacks": {attack: figures(row, envelope_distances) for attack, row in all_rows.items()},
+        "profiles": profiles.profiles({a: row.distances for a, row in all_rows.items()}),
     }
     if name in networks.HARD:
         out["clean_softmax_exactly_1"] = networks.saturation(name)
@@ -146,35 +147,35 @@ def measure(name: str, targeted: bool, images: int | None, refresh: bool = False
     return out
 
 
-def measure_ours(name: str, targeted: bool, stored: dict[str, Any]) -> dict[str, Any]:
+def measure_ours(name: str, targeted: bool, previous: dict[str, Any]) -> dict[str, Any]:
     """The stored figures of a network with advcore's measured anew, against the envelope's mean."""
-    case = networks.case(name, targeted=targeted, images=stored["images"])
-    envelope_mean = stored["attacks"]["envelope"]["mean"]
-    attacks = dict(stored["attacks"])
-    for attack, row in ours(case).items():
+    case = networks.case(name, targeted=targeted, images=previous["images"])
+    envelope_mean = previous["attacks"]["envelope"]["mean"]
+    attacks = dict(previous["attacks"])
+    for attack, row in our_rows(case).items():
         values = figures(row, np.full(len(case.images), np.inf))
         del values["found_by_no_rival"]
-        if values["success"] == stored["attacks"]["envelope"]["success"] == 1:
+        if values["success"] == previous["attacks"]["envelope"]["success"] == 1:
             values["mean_over_envelope"] = values["mean"] / envelope_mean
         attacks[attack] = values
     print(f"{name}: {len(case.images)} images, advcore alone\n{table(attacks)}", flush=True)
     return {"images": len(case.images), "attacks": attacks}
 
 
-def _total(rows: dict[str, Row]) -> tuple[float, float]:
+def _total_cost(rows: dict[str, Row]) -> tuple[float, float]:
     """Evaluations and forwards of all runs together: the price of the envelope."""
     return sum(r.evaluations for r in rows.values()), sum(r.forwards for r in rows.values())
 
 
-def _stored(kind: str) -> dict[str, Any]:
+def _load_networks(kind: str) -> dict[str, Any]:
     name = f"bench_optimality_{kind}"
     return machine.load(name)["networks"] if machine.figures_file(name).exists() else {}
 
 
 def _save(kind: str, network: str, values: dict[str, Any]) -> str:
     """Adds the network, with the commit it was measured at, to the stored figures."""
-    stored = _stored(kind) | {network: values}
-    ordered = {name: stored[name] for name in networks.ALL if name in stored}
+    networks_stored = _load_networks(kind) | {network: values}
+    ordered = {name: networks_stored[name] for name in networks.ALL if name in networks_stored}
     return str(machine.save(f"bench_optimality_{kind}", {"networks": ordered}))
 
 
@@ -192,20 +193,22 @@ def main() -> None:
     torch.set_num_threads(1)
     kind = "untargeted" if options.untargeted else "targeted"
     names = [name for name in options.networks.split(",") if name]
-    if options.ours and (unknown := set(names) - set(_stored(kind))):
-        parser.error(f"--ours: no figures of {', '.join(sorted(unknown))} are stored")
+    if options.ours and (unknown_networks := set(names) - set(_load_networks(kind))):
+        parser.error(f"--ours: no figures of {', '.join(sorted(unknown_networks))} are stored")
     commit = machine.describe()["commit"]  # before the figures written below make it dirty
     for name in names:
         if options.ours:
-            values = measure_ours(name, not options.untargeted, _stored(kind)[name])
+            values = measure_ours(name, not options.untargeted, _load_networks(kind)[name])
         else:
             values = measure(name, not options.untargeted, options.images, options.refresh)
         print(_save(kind, name, {"commit": commit, **values}))
     if options.plot:
-        stored = _stored(kind)
-        drawn = {name: of["profiles"] for name, of in stored.items() if "profiles" in of}
-        print(profiles.draw(drawn, kind))
-        dense = {name: stored[name]["attacks"] for name in networks.DENSE if name in stored}
+        previous = _load_networks(kind)
+        network_profiles = {
+            name: values["profiles"] for name, values in previous.items() if "profiles" in values
+        }
+        print(profiles.draw(network_profiles, kind))
+        dense = {name: previous[name]["attacks"] for name in networks.DENSE if name in previous}
         if dense and kind == "targeted":
             print(profiles.draw_effort(dense))
 

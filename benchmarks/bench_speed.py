@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import machine, networks, rivals, speed_engine, speed_loops
-from harness.speed_engine import attack, spread, verified
+from harness.speed_engine import attack, check_distances, spread
 from numpy.typing import NDArray
 
 from advcore.solve.native import default_threads
@@ -60,17 +60,17 @@ mean distortion over the images that both succeed on is at most this above ours.
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a competitor returned for the first images of a case, and the time it took."""
+    """Images that a competitor returned for the first images of a case, and its time."""
 
     adversarial: NDArray[np.float32]
-    claimed: NDArray[np.float64] | None  # distortions, infinite without success
+    claims: NDArray[np.float64] | None  # distortions, infinite without success
     ms: list[float]  # an image, of each repeat
     evaluations: float
     forwards: float
     extra: dict[str, Any]
 
 
-def first(case: networks.Case, count: int) -> networks.Case:
+def take_first(case: networks.Case, count: int) -> networks.Case:
     """The case with its first ``count`` images."""
     return dataclasses.replace(case, images=case.images[:count], classes=case.classes[:count])
 
@@ -83,20 +83,20 @@ def engine_ms(case: networks.Case, threads: int, repeats: int = ENGINE_REPEATS) 
 def loop_run(case: networks.Case, name: str, threads: int) -> Run:
     """The SciPy loop of that name in as many processes."""
     loop = speed_loops.LOOPS[name]
-    solved = speed_loops.run(loop, case, threads)
+    solution = speed_loops.run(loop, case, threads)
     return Run(
-        solved.adversarial,
-        solved.distortion,
-        [1e3 * float(solved.seconds.mean()) / threads],
-        float(solved.evaluations.mean()),
-        float(solved.forwards.mean()),
+        solution.adversarial,
+        solution.distortion,
+        [1e3 * float(solution.seconds.mean()) / threads],
+        float(solution.evaluations.mean()),
+        float(solution.forwards.mean()),
         {"settings": loop.options},
     )
 
 
 def rival_run(case: networks.Case, name: str, settings: rivals.Settings, batch: int) -> Run:
     """The attack in batches, several times if it is quick."""
-    counted = rivals.Counted(case.model)
+    counter = rivals.Counted(case.model)
     x, y = _tensors(case)
     call = rivals.RIVALS[name].call
     seconds: list[float] = []
@@ -104,30 +104,32 @@ def rival_run(case: networks.Case, name: str, settings: rivals.Settings, batch: 
         torch.manual_seed(0)
         begin = time.perf_counter()
         parts = zip(torch.split(x, batch), torch.split(y, batch), strict=True)
-        found = torch.cat([call(counted, xs, ys, case.targeted, settings) for xs, ys in parts])
+        outputs = [call(counter, xs, ys, case.targeted, settings) for xs, ys in parts]
+        adversarial = torch.cat(outputs)
         seconds.append(time.perf_counter() - begin)
     runs = len(seconds) * len(x)
     return Run(
-        found.detach().numpy(),
+        adversarial.detach().numpy(),
         None,
         [1e3 * s / len(x) for s in seconds],
-        counted.evaluations / runs,
-        counted.forwards / runs,
+        counter.evaluations / runs,
+        counter.forwards / runs,
         {"settings": settings, "batch": batch},
     )
 
 
 def batch_times(case: networks.Case, name: str, settings: rivals.Settings) -> dict[int, float]:
     """Milliseconds an image of a short run by batch size, the better of two."""
-    short = {**settings, **rivals.RIVALS[name].brief}
-    rivals.RIVALS[name].call(case.model, *_tensors(first(case, 10)), case.targeted, short)
+    brief_settings = {**settings, **rivals.RIVALS[name].brief}
+    call = rivals.RIVALS[name].call
+    call(case.model, *_tensors(take_first(case, 10)), case.targeted, brief_settings)
     times = {}
     for size in [b for b in BATCHES if b <= len(case.images)] or [len(case.images)]:
-        x, y = _tensors(first(case, size))
+        x, y = _tensors(take_first(case, size))
         seconds = []
         for _ in range(2):
             begin = time.perf_counter()
-            rivals.RIVALS[name].call(case.model, x, y, case.targeted, short)
+            call(case.model, x, y, case.targeted, brief_settings)
             seconds.append(time.perf_counter() - begin)
         times[size] = 1e3 * min(seconds) / size
     return times
@@ -139,40 +141,41 @@ def _tensors(case: networks.Case) -> tuple[torch.Tensor, torch.Tensor]:
 
 def best_rival_run(case: networks.Case, name: str) -> Run:
     """The rival at its chosen settings and its fastest batch size."""
-    chosen = rivals.chosen(case.name, targeted=case.targeted)
-    settings = chosen.get(name, rivals.RIVALS[name].default)
+    tuned = rivals.chosen_settings(case.name, targeted=case.targeted)
+    settings = tuned.get(name, rivals.RIVALS[name].default)
     times = batch_times(case, name, settings)
     run = rival_run(case, name, settings, min(times, key=lambda size: times[size]))
     return dataclasses.replace(run, extra=run.extra | {"short_runs_by_batch": times})
 
 
 def row(
-    case: networks.Case, run: Run, around: list[float], ours: NDArray[np.float64]
+    case: networks.Case, run: Run, our_ms: list[float], our_distances: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """Figures of a competitor; ``ours``: advcore's distances, ``around`` its times beside it."""
+    """Figures of a competitor beside advcore's distances and its times before and after the run."""
     count = len(run.adversarial)
-    distances, ours = verified(first(case, count), run.adversarial, run.claimed), ours[:count]
-    found = np.isfinite(distances)
-    both = found & np.isfinite(ours)
+    distances = check_distances(take_first(case, count), run.adversarial, run.claims)
+    our_distances = our_distances[:count]
+    successes = np.isfinite(distances)
+    compared = successes & np.isfinite(our_distances)
     out: dict[str, Any] = {
         "images": count,
         "ms": spread(run.ms),
-        "ours_ms": spread(around),
+        "ours_ms": spread(our_ms),
         "ratio": {
-            "median": statistics.median(run.ms) / statistics.median(around),
-            "min": min(run.ms) / max(around),
-            "max": max(run.ms) / min(around),
+            "median": statistics.median(run.ms) / statistics.median(our_ms),
+            "min": min(run.ms) / max(our_ms),
+            "max": max(run.ms) / min(our_ms),
         },
-        "success": float(found.mean()),
+        "success": float(successes.mean()),
         "evaluations": run.evaluations,
         "forwards": run.forwards,
         "as_good": False,
     }
-    if both.any():
-        out["mean_distortion"] = float(distances[found].mean())
-        out["mean_over_ours"] = float(distances[both].mean() / ours[both].mean())
-        least = float(np.isfinite(ours).mean()) - EQUAL
-        out["as_good"] = out["success"] >= least and out["mean_over_ours"] <= 1 + EQUAL
+    if compared.any():
+        out["mean_distortion"] = float(distances[successes].mean())
+        out["mean_over_ours"] = float(distances[compared].mean() / our_distances[compared].mean())
+        least_success = float(np.isfinite(our_distances).mean()) - EQUAL
+        out["as_good"] = out["success"] >= least_success and out["mean_over_ours"] <= 1 + EQUAL
     return out | run.extra
 
 
@@ -181,21 +184,21 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Rows of advcore and of each competitor, advcore timed between them."""
     result = attack(case, threads)
-    ours = verified(case, result.adversarial, result.minimum_distortion())
-    every = before = engine_ms(case, threads)
+    our_distances = check_distances(case, result.adversarial, result.minimum_distortion())
+    all_ms = ms_before = engine_ms(case, threads)
     rows: dict[str, dict[str, Any]] = {}
     for name, compete in competitors.items():
         run = compete()
-        after = engine_ms(case, threads)
-        rows[name] = row(case, run, before + after, ours)
+        ms_after = engine_ms(case, threads)
+        rows[name] = row(case, run, ms_before + ms_after, our_distances)
         _print(name, rows[name])
-        every, before = every + after, after
+        all_ms, ms_before = all_ms + ms_after, ms_after
     counts = (float(result.evaluations.mean()), float(result.forwards.mean()))
-    own = Run(result.adversarial, result.minimum_distortion(), every, *counts, {})
-    rows = {"advcore": row(case, own, every, ours), **rows}
+    our_run = Run(result.adversarial, result.minimum_distortion(), all_ms, *counts, {})
+    rows = {"advcore": row(case, our_run, all_ms, our_distances), **rows}
     for count in sorted({r["images"] for r in rows.values()} - {len(case.images)}):
-        few = first(case, count)
-        rows["advcore"].setdefault("subsets", {})[str(count)] = spread(engine_ms(few, threads))
+        subset = take_first(case, count)
+        rows["advcore"].setdefault("subsets", {})[str(count)] = spread(engine_ms(subset, threads))
     _print("advcore", rows["advcore"])
     return rows
 
@@ -213,12 +216,12 @@ def _print(name: str, figures: dict[str, Any]) -> None:
 def competitors(
     case: networks.Case, threads: int, numpy_images: int, torch_images: int
 ) -> dict[str, Callable[[], Run]]:
-    """By name, in the order of the run."""
+    """The runs by name, in their order."""
     runs: dict[str, Callable[[], Run]] = {}
     for name, loop in speed_loops.LOOPS.items():
-        few = first(case, numpy_images if loop.oracle == "numpy" else torch_images)
-        runs[name] = functools.partial(loop_run, few, name, threads)
-    if not rivals.installed():
+        subset = take_first(case, numpy_images if loop.oracle == "numpy" else torch_images)
+        runs[name] = functools.partial(loop_run, subset, name, threads)
+    if not rivals.is_installed():
         print(f"{rivals.VERSION} is not installed: its attacks are left out")
         return runs
     for name in RIVALS:
@@ -237,10 +240,10 @@ def rates() -> list[dict[str, Any]]:
         for name, count in PROPAGATED.items():
             case = networks.case(name, targeted=True, images=count)
             out.append({"network": name, **speed_engine.propagation(program, case)})
-            last = out[-1]
+            row = out[-1]
             print(
-                f"{name:16} propagation {last['both']:.1%} of {last['peak']:.0f} Gflop/s, "
-                f"solve {last['engine']['median']:.1%}, call {last['call']['median']:.1%}",
+                f"{name:16} propagation {row['both']:.1%} of {row['peak']:.0f} Gflop/s, "
+                f"solve {row['engine']['median']:.1%}, call {row['call']['median']:.1%}",
                 flush=True,
             )
     return out
@@ -266,7 +269,7 @@ def main() -> None:
         "machine": machine.describe(),  # as it is before the run
         "command": " ".join(["python benchmarks/bench_speed.py", *sys.argv[1:]]),
         "threads": threads,
-        "rivals": rivals.VERSION if rivals.installed() else None,
+        "rivals": rivals.VERSION if rivals.is_installed() else None,
     }
     case = networks.case(NETWORK, targeted=True, images=options.images)
     figures["rates"] = rates()

@@ -99,26 +99,26 @@ def dense_network(activation: str, last_bias: float = 0.0) -> advcore.Network:
     layers = []
     for inputs, outputs in ((784, 60), (60, 40), (40, 10)):
         weight = random.normal(0, (2 / inputs) ** 0.5, (outputs, inputs))
-        last = outputs == 10
-        bias = np.where(np.arange(outputs) == 9, last_bias, 0.0) if last else np.zeros(outputs)
-        layers.append(advcore.Layer(weight, bias, "identity" if last else activation))
+        is_last = outputs == 10
+        bias = np.where(np.arange(outputs) == 9, last_bias, 0.0) if is_last else np.zeros(outputs)
+        layers.append(advcore.Layer(weight, bias, "identity" if is_last else activation))
     return advcore.Network(layers)
 
 
 def convolutional_network(side: int = 28, channels: int = 1) -> advcore.Network:
     """Two convolutions with ReLUs and max-pooling on square images, then a dense layer."""
     random = np.random.default_rng(4)
-    first = advcore.Convolution(
+    conv1 = advcore.Convolution(
         random.normal(0, (2 / (25 * channels)) ** 0.5, (8, channels, 5, 5)),
         np.zeros(8), (channels, side, side), "relu", stride=(2, 2), padding=(2, 2),
     )  # fmt: skip
-    second = advcore.Convolution(
+    conv2 = advcore.Convolution(
         random.normal(0, (2 / 72) ** 0.5, (8, 8, 3, 3)),
-        np.zeros(8), first.out_shape, "relu", padding=(1, 1), pooling="max", window=(2, 2),
+        np.zeros(8), conv1.out_shape, "relu", padding=(1, 1), pooling="max", window=(2, 2),
     )  # fmt: skip
-    inputs = second.outputs
-    last = advcore.Layer(random.normal(0, inputs**-0.5, (10, inputs)), np.zeros(10))
-    return advcore.Network([first, second, last])
+    inputs = conv2.outputs
+    dense = advcore.Layer(random.normal(0, inputs**-0.5, (10, inputs)), np.zeros(10))
+    return advcore.Network([conv1, conv2, dense])
 
 
 def all_cases() -> dict[str, Run]:
@@ -153,7 +153,7 @@ def dense_cases() -> dict[str, Run]:
     parameters = inspect.signature(advcore.minimize_distortion).parameters
     penalty = "penalty" if "penalty" in parameters else "norm"
     efforts = ("fast", "default", "thorough")
-    near = {"bounds": (np.maximum(x - np.float32(0.3), 0), np.minimum(x + np.float32(0.3), 1))}
+    image_bounds = (np.maximum(x - np.float32(0.3), 0), np.minimum(x + np.float32(0.3), 1))
     cases: dict[str, dict[str, Any]] = {
         **{f"dense {effort}": {"effort": effort} for effort in efforts},
         **{f"dense untargeted {e}": {"effort": e, "untargeted": True} for e in efforts},
@@ -168,7 +168,7 @@ def dense_cases() -> dict[str, Run]:
         "dense pool of starts": {"starts": (pool, embedded.forward(pool).argmax(axis=1))},
         "dense levels": {"levels": 256},
         "dense max_evaluations": {"max_evaluations": 40},
-        "dense bounds of each image": near,
+        "dense bounds of each image": {"bounds": image_bounds},
         "dense other options": {
             "confidence": 1.0, "history": 8, "tolerance": 1e-2, "c_init": 0.1, "seed": 3,
             "batch_size": 7,
@@ -192,7 +192,7 @@ def convolutional_cases() -> dict[str, Run]:
     digits, labels = data.embedded_digits()
     x = digits[:60].reshape(-1, 1, 28, 28)
     targets = data.random_targets(labels[:60], classes=10, seed=0)
-    large = np.random.default_rng(2).random((6, 3, 80, 80), np.float32)
+    large_images = np.random.default_rng(2).random((6, 3, 80, 80), np.float32)
     cases: dict[str, dict[str, Any]] = {
         "convolutional": {},
         "convolutional thorough": {"effort": "thorough", "images": 30},
@@ -203,7 +203,7 @@ def convolutional_cases() -> dict[str, Run]:
     return {
         **runs(convolutional_network(), x, targets, cases),
         **runs(
-            convolutional_network(80, 3), large, targets, {"convolutional large images": {}}
+            convolutional_network(80, 3), large_images, targets, {"convolutional large images": {}}
         ),
     }  # fmt: skip
 
@@ -249,19 +249,19 @@ def numpy_cases() -> dict[str, Run]:
 
 def arrays(result: advcore.Result) -> Arrays:
     """Every array of a result, and each entry of the description of the engine as text."""
-    stored = {f"engine {key}": np.array(str(value)) for key, value in result.engine.items()}
+    values = {f"engine {key}": np.array(str(value)) for key, value in result.engine.items()}
     for field in dataclasses.fields(result):
         value = getattr(result, field.name)
         if isinstance(value, (np.ndarray, torch.Tensor)):
-            stored[field.name] = np.asarray(value)
-    return stored
+            values[field.name] = np.asarray(value)
+    return values
 
 
-def differences(first: Arrays, second: Arrays) -> list[str]:
+def differences(arrays_a: Arrays, arrays_b: Arrays) -> list[str]:
     """A phrase for each array whose type, shape or bits differ; empty where there is none."""
-    phrases = [f"{name} in one only" for name in sorted(first.keys() ^ second.keys())]
-    for name in [name for name in first if name in second]:
-        a, b = first[name], second[name]
+    phrases = [f"{name} in one only" for name in sorted(arrays_a.keys() ^ arrays_b.keys())]
+    for name in [name for name in arrays_a if name in arrays_b]:
+        a, b = arrays_a[name], arrays_b[name]
         if a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes():
             continue
         if a.dtype.kind == "U":
@@ -276,8 +276,8 @@ def differences(first: Arrays, second: Arrays) -> list[str]:
             images = int((bits[0] != bits[1]).any(axis=1).sum())
             with np.errstate(invalid="ignore"):
                 gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
-            most = float(np.max(gap, initial=0.0, where=~np.isnan(gap)))
-            phrases.append(f"{name}: {images} of {len(a)} images, by up to {most:.3g}")
+            largest_gap = float(np.max(gap, initial=0.0, where=~np.isnan(gap)))
+            phrases.append(f"{name}: {images} of {len(a)} images, by up to {largest_gap:.3g}")
     return phrases
 
 
@@ -317,7 +317,7 @@ class Worker:
         self.process.stdin.flush()
         return float(self._read())
 
-    def stored(self, case: str) -> Arrays:
+    def load(self, case: str) -> Arrays:
         """The arrays of the case's last run."""
         with np.load(self.folder / f"{case}.npz") as file:
             return dict(file)
@@ -336,35 +336,35 @@ class Worker:
 
 def compare(workers: list[Worker], names: list[str], pairs: int) -> bool:
     """Prints a line a case; whether all results are identical."""
-    one, two = workers
-    same, medians = 0, []
+    worker_a, worker_b = workers
+    identical, medians = 0, []
     for name in names:
         for worker in workers:  # not timed: caches and threads start here
             worker.run(name)
-        times: dict[Worker, list[float]] = {one: [], two: []}
+        times: dict[Worker, list[float]] = {worker_a: [], worker_b: []}
         for pair in range(pairs):
             for worker in workers if pair % 2 == 0 else reversed(workers):
                 times[worker].append(worker.run(name))
-        phrases = differences(one.stored(name), two.stored(name))
-        same += not phrases
-        ratios = [b / a for a, b in zip(times[one], times[two], strict=True)]
+        phrases = differences(worker_a.load(name), worker_b.load(name))
+        identical += not phrases
+        ratios = [b / a for a, b in zip(times[worker_a], times[worker_b], strict=True)]
         medians.append(statistics.median(ratios))
         print(
             f"{name:33} {'DIFFERENT' if phrases else 'identical'}"
-            f" {1e3 * statistics.median(times[one]):8.1f} ms"
+            f" {1e3 * statistics.median(times[worker_a]):8.1f} ms"
             f"  {medians[-1]:.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
             *(f"\n    {phrase}" for phrase in phrases),
             sep="", flush=True,
         )  # fmt: skip
     low, middle, high = np.quantile(medians, (0.25, 0.5, 0.75))
     print(
-        f"{same} of {len(names)} cases identical; time of B / A, median of the cases {middle:.3f} "
-        f"(half of them {low:.3f} to {high:.3f})"
+        f"{identical} of {len(names)} cases identical; time of B / A, "
+        f"median of the cases {middle:.3f} (half of them {low:.3f} to {high:.3f})"
     )
-    return same == len(names)
+    return identical == len(names)
 
 
-def main(given: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Runs the comparison; the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -373,7 +373,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5, help="timed pairs of each case")
     parser.add_argument("--cases", default="", help="parts of their names, with commas")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     if options.worker is not None:
         serve(options.worker)
         return 0
@@ -388,11 +388,11 @@ def main(given: list[str] | None = None) -> int:
         try:
             for letter, worker in zip("AB", workers, strict=True):
                 print(f"{letter}: {worker.package}")
-            same = compare(workers, names, options.runs)
+            identical = compare(workers, names, options.runs)
         finally:
             for worker in workers:
                 worker.close()
-    return 0 if same else 1
+    return 0 if identical else 1
 
 
 if __name__ == "__main__":

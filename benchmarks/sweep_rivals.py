@@ -26,57 +26,58 @@ from harness import envelope, networks, rivals
 def sweep(
     name: str, targeted: bool, images: int, attacks: list[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """By rival: settings, success and mean distortion of each setting, best first."""
+    """Success and mean distortion of each setting of each rival, best first."""
     case = networks.case(name, targeted=targeted, images=images, held_out=True)
     table = {}
     convolutional = case.images.ndim == 4
     for attack in attacks or rivals.names(targeted=targeted, convolutional=convolutional):
         rival = rivals.RIVALS[attack]
-        shorter = dict([rival.searching]) if rival.searching else {}
-        runs = [envelope.rival_run(case, attack, {**s, **shorter}) for s in rival.grid]
-        table[attack] = ranked(list(rival.grid), [run.distances for run in runs])
-        best = table[attack][0]
+        brief = dict([rival.searching]) if rival.searching else {}
+        runs = [envelope.rival_run(case, attack, {**s, **brief}) for s in rival.grid]
+        table[attack] = rank_settings(list(rival.grid), [run.distances for run in runs])
+        best_row = table[attack][0]
         print(
-            f"{name:22} {attack:14} success {best['success']:6.1%}  mean {best['mean']:.4f}  "
-            f"default {success(runs[0].distances):6.1%} {_mean(runs[0].distances):.4f}  "
-            f"{best['settings']}",
+            f"{name:22} {attack:14} "
+            f"success {best_row['success']:6.1%}  mean {best_row['mean']:.4f}  "
+            f"default {success_share(runs[0].distances):6.1%} {_mean(runs[0].distances):.4f}  "
+            f"{best_row['settings']}",
             flush=True,
         )
     return table
 
 
-def ranked(
+def rank_settings(
     settings: list[dict[str, Any]], distances: list[envelope.Floats]
 ) -> list[dict[str, Any]]:
     """One row a setting, the best first: most successes, then the smallest mean."""
-    every = np.concatenate(distances)
-    finite = every[np.isfinite(every)]
-    worst = float(finite.max()) if len(finite) else 0.0
+    all_distances = np.concatenate(distances)
+    finite_distances = all_distances[np.isfinite(all_distances)]
+    largest = float(finite_distances.max()) if len(finite_distances) else 0.0
     rows = [
         {
             "settings": s,
-            "success": success(d),
-            "mean": round(float(np.where(np.isfinite(d), d, worst).mean()), 6),
+            "success": success_share(d),
+            "mean": round(float(np.where(np.isfinite(d), d, largest).mean()), 6),
         }
         for s, d in zip(settings, distances, strict=True)
     ]
     return sorted(rows, key=lambda row: (-row["success"], row["mean"]))
 
 
-def success(distances: envelope.Floats) -> float:
+def success_share(distances: envelope.Floats) -> float:
     """Share of images that were found."""
     return float(np.isfinite(distances).mean())
 
 
 def _mean(distances: envelope.Floats) -> float:
-    found = distances[np.isfinite(distances)]
-    return float(found.mean()) if len(found) else float("nan")
+    successes = distances[np.isfinite(distances)]
+    return float(successes.mean()) if len(successes) else float("nan")
 
 
-def _text(stored: dict[str, Any]) -> str:
+def _text(sections: dict[str, Any]) -> str:
     """JSON with a line for each network."""
     parts = []
-    for key, table in stored.items():
+    for key, table in sections.items():
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(v)}" for name, v in table.items())
         parts.append(f' "{key}": {{\n{lines}\n }}')
     return "{\n" + ",\n".join(parts) + "\n}\n"
@@ -94,15 +95,15 @@ def main() -> None:
     kind = "untargeted" if options.untargeted else "targeted"
     for name in options.networks.split(","):
         table = sweep(name, not options.untargeted, options.images, options.rivals)
-        stored: dict[str, Any] = {"chosen": {}, "tried": {}}
+        sections: dict[str, Any] = {"chosen": {}, "tried": {}}
         if rivals.SETTINGS.exists():
-            stored = json.loads(rivals.SETTINGS.read_text())
-        best = {attack: rows[0]["settings"] for attack, rows in table.items()}
-        stored["chosen"].setdefault(name, {}).setdefault(kind, {}).update(best)
-        tried = stored["tried"].setdefault(name, {}).setdefault(kind, {})
-        tried.update({"images": options.images, **table})
+            sections = json.loads(rivals.SETTINGS.read_text())
+        best_settings = {attack: rows[0]["settings"] for attack, rows in table.items()}
+        sections["chosen"].setdefault(name, {}).setdefault(kind, {}).update(best_settings)
+        trials = sections["tried"].setdefault(name, {}).setdefault(kind, {})
+        trials.update({"images": options.images, **table})
         rivals.SETTINGS.parent.mkdir(exist_ok=True)
-        rivals.SETTINGS.write_text(_text(stored))
+        rivals.SETTINGS.write_text(_text(sections))
 
 
 if __name__ == "__main__":

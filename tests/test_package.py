@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import advcore
 
@@ -68,13 +67,3 @@ def test_public_names_exist() -> None:
 def test_command_is_installed() -> None:
     scripts = importlib.metadata.entry_points(group="console_scripts")
     assert [script.value for script in scripts if script.name == "advcore"] == ["advcore.cli:main"]
-
-
-def test_no_source_file_is_over_500_lines() -> None:
-    root = Path(__file__).parents[1]
-    folders = ("advcore", "benchmarks", "csrc", "kernels", "python_bindings", "tests", "tools")
-    sources = [path for folder in folders for path in (root / folder).rglob("*")]
-    endings = {".py", ".h", ".cpp", ".cu", ".sh"}
-    lines = {path.name: path.read_text().count("\n") for path in sources if path.suffix in endings}
-    assert len(lines) > 100
-    assert {name: count for name, count in lines.items() if count > 500} == {}

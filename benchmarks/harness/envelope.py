@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What an attack reached on a case; every success confirmed by one float32 forward."""
+    """Distances that an attack reached on a case; one float32 forward confirms every success."""
 
     distances: Floats  # (N,) ||r||_2, infinite where the forward did not confirm it
     evaluations: float  # forward+backward pairs an image
@@ -35,13 +35,13 @@ class Run:
     settings: dict[str, Any]
 
 
-def distances(case: networks.Case, found: torch.Tensor | NDArray[np.float32]) -> Floats:
+def distances(case: networks.Case, adversarial: torch.Tensor | NDArray[np.float32]) -> Floats:
     """||r||_2 of each image, infinite where the network's own forward does not confirm it."""
-    adversarial = torch.as_tensor(found).detach().float().clamp(0, 1)
+    adversarial = torch.as_tensor(adversarial).detach().float().clamp(0, 1)
     with torch.inference_mode():
-        seen = torch.cat([case.model(part) for part in adversarial.split(500)]).argmax(dim=1)
-    wanted = torch.from_numpy(case.classes)
-    ok = (seen == wanted) if case.targeted else (seen != wanted)
+        predictions = torch.cat([case.model(part) for part in adversarial.split(500)]).argmax(dim=1)
+    classes = torch.from_numpy(case.classes)
+    ok = (predictions == classes) if case.targeted else (predictions != classes)
     r = (adversarial.double() - torch.from_numpy(case.images).double()).flatten(1).norm(dim=1)
     return torch.where(ok, r, torch.inf).numpy()
 
@@ -61,29 +61,29 @@ def rival_run(
     """The rival on the case, from the cache where it is there."""
     path = _path(case, name, settings)
     if path.exists() and not refresh:
-        with np.load(path) as stored:
-            cost = stored["cost"]
-            return Run(stored["distances"], cost[0], cost[1], cost[2], settings)
-    counted = rivals.Counted(case.model)
+        with np.load(path) as archive:
+            cost = archive["cost"]
+            return Run(archive["distances"], cost[0], cost[1], cost[2], settings)
+    counter = rivals.Counted(case.model)
     torch.manual_seed(0)
     begin = time.perf_counter()
     # Pictures of ImageNet in pairs: 68 ms an evaluation of one, all at once 155.
     size = 2 if case.name in networks.IMAGENET else len(case.images)
     parts = [torch.from_numpy(all_).split(size) for all_ in (case.images, case.classes)]
-    found = torch.cat(
+    adversarial = torch.cat(
         [
-            rivals.RIVALS[name].call(counted, x, y, case.targeted, settings)
+            rivals.RIVALS[name].call(counter, x, y, case.targeted, settings)
             for x, y in zip(*parts, strict=True)
         ]
     )
     seconds = time.perf_counter() - begin
     count = len(case.images)
-    cost = np.array([counted.evaluations / count, counted.forwards / count, seconds])
-    d = distances(case, found)
+    cost = np.array([counter.evaluations / count, counter.forwards / count, seconds])
+    d = distances(case, adversarial)
     networks.CACHE.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.npz")
     np.savez_compressed(
-        part, distances=d, cost=cost, adversarial=found.detach().numpy().astype(np.float32)
+        part, distances=d, cost=cost, adversarial=adversarial.detach().numpy().astype(np.float32)
     )
     part.replace(path)
     return Run(d, cost[0], cost[1], cost[2], settings)
@@ -98,7 +98,7 @@ def rival_runs(
     its 1,800 to 9,000 evaluations an image are run once, nor at all on ImageNet's (45 minutes).
     Without a sweep of this network the defaults are "NAME". ``cached``: only those in the cache.
     """
-    tuned = rivals.chosen(case.name, targeted=case.targeted)
+    tuned = rivals.chosen_settings(case.name, targeted=case.targeted)
     convolutional = case.images.ndim == 4
     plan: list[tuple[str, str, dict[str, Any]]] = []
     for name in rivals.names(targeted=case.targeted, convolutional=convolutional):
@@ -128,6 +128,6 @@ def load_envelope(
     Reads the cache and runs what is not there (``cached``: leaves it out). Infinite: not found.
     """
     case = networks.case(name, targeted=targeted, images=images or default_images(name))
-    each = {attack: run.distances for attack, run in rival_runs(case, cached=cached)}
-    best = np.min([np.full(len(case.images), np.inf), *each.values()], axis=0)
-    return case.images, case.classes, best, each
+    by_attack = {attack: run.distances for attack, run in rival_runs(case, cached=cached)}
+    envelope_distances = np.min([np.full(len(case.images), np.inf), *by_attack.values()], axis=0)
+    return case.images, case.classes, envelope_distances, by_attack

@@ -57,12 +57,12 @@ class Recipe:
     seed: int = 0  # of the initial weights
 
     def digest(self) -> str:
-        """Of the fields that are not at their defaults, 12 hex digits; names the cache file."""
+        """Hash of the fields that are not at their defaults, 12 hex digits, for the file's name."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        own = {
+        changes = {
             f.name: fields[f.name] for f in dataclasses.fields(self) if f.default != fields[f.name]
         }
-        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:12]
 
 
 RECIPES = {
@@ -130,13 +130,13 @@ def case(name: str, *, targeted: bool, images: int, held_out: bool = False) -> C
             x = x.reshape(-1, 1, 28, 28)
     with torch.inference_mode():
         logits = torch.cat([model(part) for part in torch.from_numpy(x).split(500)])
-    right = np.flatnonzero(logits.argmax(dim=1).numpy() == y)
+    correct = np.flatnonzero(logits.argmax(dim=1).numpy() == y)
     if name in CIFAR and held_out:
-        right = right[100:]
-    right = right[:images]
-    x, y = np.ascontiguousarray(x[right]), y[right]
+        correct = correct[100:]
+    correct = correct[:images]
+    x, y = np.ascontiguousarray(x[correct]), y[correct]
     if targeted and name == NEXT:
-        y = logits[right].topk(2).indices[:, 1].numpy()
+        y = logits[correct].topk(2).indices[:, 1].numpy()
     elif targeted:
         classes = 1000 if name in IMAGENET else CLASSES
         y = data.random_targets(y, classes=classes, seed=1 if held_out else 0)
@@ -156,16 +156,16 @@ def network(name: str) -> torch.nn.Module:
     if name == "embedded":
         model = data.embedded_network().to_torch()
     elif name in RECIPES:
-        model = _trained(name, RECIPES[name])
+        model = _trained_network(name, RECIPES[name])
     elif name in IMAGENET:
         model = models.squeezenet1_0()
     else:
-        model = _stored(name)
+        model = stored_network(name)
     return model.eval().requires_grad_(False)
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """Of all parameters and buffers and the module's printed form, 12 hex digits."""
+    """Hash of all parameters, all buffers and the module's printed form, 12 hex digits."""
     digest = hashlib.sha256(repr(model).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode() + value.contiguous().numpy().tobytes())
@@ -181,10 +181,10 @@ def pool(name: str, per_class: int = 100) -> tuple[NDArray[np.float32], NDArray[
     x, y = x[:10_000], y[:10_000]
     model = network(name)
     with torch.inference_mode():
-        seen = model(torch.from_numpy(x)).argmax(dim=1).numpy()
-    chosen = [np.flatnonzero((seen == k) & (y == k))[:per_class] for k in range(CLASSES)]
-    rows = np.concatenate(chosen)
-    return x[rows], seen[rows]
+        predictions = model(torch.from_numpy(x)).argmax(dim=1).numpy()
+    parts = [np.flatnonzero((predictions == k) & (y == k))[:per_class] for k in range(CLASSES)]
+    rows = np.concatenate(parts)
+    return x[rows], predictions[rows]
 
 
 def saturation(name: str, images: int = 1000) -> float:
@@ -196,7 +196,7 @@ def saturation(name: str, images: int = 1000) -> float:
     return float((p.max(dim=1).values == 1).float().mean())
 
 
-def _trained(name: str, recipe: Recipe) -> torch.nn.Sequential:
+def _trained_network(name: str, recipe: Recipe) -> torch.nn.Sequential:
     plain = models.fully_connected(recipe.widths, seed=recipe.seed)
     kind = getattr(torch.nn, recipe.activation)
     layers = [kind() if isinstance(m, torch.nn.Sigmoid) else m for m in plain]
@@ -222,10 +222,10 @@ def _trained(name: str, recipe: Recipe) -> torch.nn.Sequential:
             )
     finally:
         torch.set_num_threads(threads)
-    last = [m for m in model if isinstance(m, torch.nn.Linear)][-1]
+    last_layer = [m for m in model if isinstance(m, torch.nn.Linear)][-1]
     with torch.no_grad():
-        last.weight.mul_(recipe.logit_scale)
-        last.bias.mul_(recipe.logit_scale)
+        last_layer.weight.mul_(recipe.logit_scale)
+        last_layer.bias.mul_(recipe.logit_scale)
     CACHE.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), path)
     return model
@@ -276,12 +276,12 @@ def _models_folder() -> Path:
     return Path(root) / "models"
 
 
-def _stored(name: str) -> torch.nn.Sequential:
+def stored_network(name: str) -> torch.nn.Sequential:
     folder = _models_folder()
     index = json.loads((folder / "INDEX.json").read_text())["models"]
     if name not in index:
-        known = ", ".join(["embedded", *RECIPES, *index])
-        raise ValueError(f"unknown network {name!r}; known: {known}")
+        known_names = ", ".join(["embedded", *RECIPES, *index])
+        raise ValueError(f"unknown network {name!r}; known: {known_names}")
     with np.load(folder / index[name]["file"]) as arrays:
         weights = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
     layers: list[torch.nn.Module] = []
@@ -305,7 +305,7 @@ def _layers(entry: dict[str, Any], weights: dict[str, torch.Tensor]) -> list[tor
     if kind == "bn":
         norm = torch.nn.BatchNorm2d(len(weights[f"{prefix}.mean"]))
         names = {"weight": "weight", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-        state = {key: weights[f"{prefix}.{stored}"] for key, stored in names.items()}
+        state = {key: weights[f"{prefix}.{stored_key}"] for key, stored_key in names.items()}
         norm.load_state_dict({**state, "num_batches_tracked": torch.tensor(1)})
         return [norm]
     if kind == "maxpool":
@@ -323,9 +323,9 @@ def _conv(
     weights: dict[str, torch.Tensor], prefix: str, stride: int, padding: int
 ) -> torch.nn.Conv2d:
     weight, bias = weights[f"{prefix}.weight"], weights.get(f"{prefix}.bias")
-    out, inside, height, width = weight.shape
+    out, channels, height, width = weight.shape
     conv = torch.nn.Conv2d(
-        inside, out, (height, width), stride=stride, padding=padding, bias=bias is not None
+        channels, out, (height, width), stride=stride, padding=padding, bias=bias is not None
     )
     conv.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
     return conv
@@ -338,8 +338,8 @@ def _resnet(entry: dict[str, Any], weights: dict[str, torch.Tensor]) -> list[tor
         shortcut: torch.nn.Module = torch.nn.Identity()
         if f"{prefix}.shortcut.0.weight" in weights:
             shortcut = _conv(weights, f"{prefix}.shortcut.0", stride, 0)
-        first = _conv(weights, f"{prefix}.conv1", stride, 1)
-        layers.append(Block(first, _conv(weights, f"{prefix}.conv2", 1, 1), shortcut))
+        conv = _conv(weights, f"{prefix}.conv1", stride, 1)
+        layers.append(Block(conv, _conv(weights, f"{prefix}.conv2", 1, 1), shortcut))
     for part in entry["tail"].split(","):
         op, p = ("linear", part) if part.startswith("linear") else (part, "")
         layers += _layers({"op": op, "p": p}, weights)

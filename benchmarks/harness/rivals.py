@@ -29,7 +29,7 @@ Settings = dict[str, Any]
 Attack = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, bool, Settings], torch.Tensor]
 
 
-def installed() -> bool:
+def is_installed() -> bool:
     """Whether adv-lib is there."""
     return importlib.util.find_spec("adv_lib") is not None
 
@@ -272,9 +272,10 @@ def names(*, targeted: bool, convolutional: bool) -> list[str]:
     ]
 
 
-def chosen(network: str, *, targeted: bool) -> dict[str, Settings]:
+def chosen_settings(network: str, *, targeted: bool) -> dict[str, Settings]:
     """Settings that the sweep chose, by rival; empty where there was none."""
     if not SETTINGS.exists():
         return {}
-    stored: dict[str, dict[str, dict[str, Settings]]] = json.loads(SETTINGS.read_text())["chosen"]
-    return stored.get(network, {}).get("targeted" if targeted else "untargeted", {})
+    sweeps = json.loads(SETTINGS.read_text())
+    by_network: dict[str, dict[str, dict[str, Settings]]] = sweeps["chosen"]
+    return by_network.get(network, {}).get("targeted" if targeted else "untargeted", {})

@@ -44,24 +44,24 @@ def attack(case: networks.Case, threads: int) -> advcore.Result:
     return advcore.minimize_distortion(case.model, case.images, case.classes, threads=threads)
 
 
-def verified(case: networks.Case, found: Any, claimed: Any = None) -> envelope.Floats:
+def check_distances(case: networks.Case, adversarial: Any, claims: Any = None) -> envelope.Floats:
     """||r||_2 of each image that the network's float32 forward confirms, else infinite.
 
     Raises ValueError where an image leaves [0, 1] (by more than the rounding of x + r, for attacks
     that claim nothing) or a claimed distortion, infinite without success, is not what comes out.
     """
-    low, high = float(found.min()), float(found.max())
-    slack = 1e-6 if claimed is None else 0.0
+    low, high = float(adversarial.min()), float(adversarial.max())
+    slack = 1e-6 if claims is None else 0.0
     if low < -slack or high > 1 + slack:
         raise ValueError(f"images must be in [0, 1], got {low} to {high}")
-    distances = envelope.distances(case, found)
-    if claimed is not None and not np.allclose(distances, claimed, rtol=1e-5, atol=0):
-        worst = int(np.argmax(~np.isclose(distances, claimed, rtol=1e-5, atol=0)))
-        raise ValueError(f"image {worst}: {claimed[worst]} claimed, {distances[worst]} found")
+    distances = envelope.distances(case, adversarial)
+    if claims is not None and not np.allclose(distances, claims, rtol=1e-5, atol=0):
+        worst = int(np.argmax(~np.isclose(distances, claims, rtol=1e-5, atol=0)))
+        raise ValueError(f"image {worst}: {claims[worst]} claimed, {distances[worst]} found")
     return distances
 
 
-def repeated(case: networks.Case, count: int) -> networks.Case:
+def repeat_digits(case: networks.Case, count: int) -> networks.Case:
     """``count`` images: the digits of the case again and again, in random order, other targets.
 
     The classes of the case are not used: its images are classified correctly, so that the network's
@@ -82,13 +82,13 @@ def repeated(case: networks.Case, count: int) -> networks.Case:
 def throughput(
     case: networks.Case, sizes: Sequence[int], threads: int, seconds: float = 4.0
 ) -> list[dict[str, Any]]:
-    """Of each size, upwards and down again, twice, in a fresh process each time."""
+    """Rates and memory of each size, upwards and down again, twice, each in a fresh process."""
     runs: dict[int, list[dict[str, Any]]] = {size: [] for size in sizes}
     for size in (*sizes, *reversed(sizes)) * 2:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             runs[size].append(pool.submit(_throughput, case, size, threads, seconds).result())
-        last = runs[size][-1]
-        print(f"{size:9,} images: {statistics.median(last['rates']):8,.0f} /s", flush=True)
+        rates = runs[size][-1]
+        print(f"{size:9,} images: {statistics.median(rates['rates']):8,.0f} /s", flush=True)
     return [
         {
             "images": size,
@@ -101,20 +101,20 @@ def throughput(
 
 
 def _throughput(case: networks.Case, count: int, threads: int, seconds: float) -> dict[str, Any]:
-    """In a process of its own: rates of repeated calls, memory of the first."""
+    """Rates of repeated calls and the memory of the first, in the process that runs this."""
     torch.set_num_threads(threads)
     attack(dataclasses.replace(case, images=case.images[:100], classes=case.classes[:100]), threads)
-    wanted = repeated(case, count)
+    digits = repeat_digits(case, count)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
-    before = _status("VmRSS")
-    result = attack(wanted, threads)
+    memory_before = _status("VmRSS")
+    result = attack(digits, threads)
     arrays = sum(a.nbytes for a in vars(result).values() if isinstance(a, np.ndarray))
-    extra = _status("VmHWM") - before - arrays
-    distances = verified(wanted, result.adversarial, result.minimum_distortion())
+    extra = _status("VmHWM") - memory_before - arrays
+    distances = check_distances(digits, result.adversarial, result.minimum_distortion())
     rates = [count / result.seconds]
     while sum(count / rate for rate in rates) < seconds:
-        rates.append(count / attack(wanted, threads).seconds)
+        rates.append(count / attack(digits, threads).seconds)
     return {
         "rates": rates,
         "extra_bytes": extra,
@@ -157,8 +157,8 @@ def latency(
     for name, model in models.items():
         ms = []
         for call in range(calls):
-            one = [call % len(case.images)]
-            x, y = case.images[one], case.classes[one]
+            row = [call % len(case.images)]
+            x, y = case.images[row], case.classes[row]
             begin = time.perf_counter()
             advcore.minimize_distortion(model, x, y, threads=threads)
             ms.append(1e3 * (time.perf_counter() - begin))
@@ -170,8 +170,8 @@ def scaling(case: networks.Case, threads: int, repeats: int = 9) -> dict[str, An
     """Milliseconds an image on one thread and on ``threads``, in turn, and their ratio."""
     ms: dict[int, list[float]] = {1: [], threads: []}
     for _ in range(repeats):
-        for count, each in ms.items():
-            each.append(1e3 * attack(case, count).seconds / len(case.images))
+        for count, times in ms.items():
+            times.append(1e3 * attack(case, count).seconds / len(case.images))
     out: dict[str, Any] = {"images": len(case.images), "threads": threads, "one": spread(ms[1])}
     if threads > 1:
         out["all"] = spread(ms[threads])
@@ -187,18 +187,18 @@ def build_propagation(folder: Path) -> Path | None:
     configure = [cmake, "-S", str(ROOT), "-B", str(folder), "-DADVCORE_BENCHMARKS=ON"]
     configure += ["-DADVCORE_MODULE=OFF", "-DADVCORE_CUDA=OFF", "-DCMAKE_BUILD_TYPE=Release"]
     for command in (configure, [cmake, "--build", str(folder), "--target", "propagation"]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{command}:\n{done.stdout}{done.stderr}")
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode:
+            raise RuntimeError(f"{command}:\n{process.stdout}{process.stderr}")
     return folder / "propagation"
 
 
 def rates(program: Path, widths: Sequence[int], seconds: float) -> dict[str, Any]:
-    """What the program prints: Gflop/s, best and median, of the peak and of the directions."""
+    """Gflop/s that the program prints, best and median, of the peak and of the directions."""
     command = [str(program), str(seconds), str(NATIVE_SLOTS), *map(str, widths)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    printed: dict[str, Any] = json.loads(done.stdout)
-    return printed
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    gflops: dict[str, Any] = json.loads(process.stdout)
+    return gflops
 
 
 def propagation(
@@ -207,14 +207,14 @@ def propagation(
     """Rates of the propagation alone and in the solve, and their shares of the peak around it."""
     network = advcore.Network.from_torch(case.model, case.images.shape[1:])
     widths = [network.inputs, *(layer.weight.shape[0] for layer in network.layers)]
-    before = rates(program, widths, seconds)
+    rates_before = rates(program, widths, seconds)
     engine, call, flops = solve_rates(case, network, repeats)
-    around = [before, rates(program, widths, seconds)]
-    peak = statistics.mean(r["peak"][1] for r in around)
-    out: dict[str, Any] = {"widths": widths, "images": len(case.images), "isa": before["isa"]}
-    out |= {"peak": peak, "peak_best": max(r["peak"][0] for r in around), "solve_flops": flops}
+    both_rates = [rates_before, rates(program, widths, seconds)]
+    peak = statistics.mean(r["peak"][1] for r in both_rates)
+    out: dict[str, Any] = {"widths": widths, "images": len(case.images), "isa": rates_before["isa"]}
+    out |= {"peak": peak, "peak_best": max(r["peak"][0] for r in both_rates), "solve_flops": flops}
     for key in ("forward", "backward", "both"):
-        out[key] = statistics.mean(r[key][1] for r in around) / peak
+        out[key] = statistics.mean(r[key][1] for r in both_rates) / peak
     out["engine"] = spread([rate / peak for rate in engine])
     out["call"] = spread([rate / peak for rate in call])
     return out
@@ -224,27 +224,30 @@ def solve_rates(
     case: networks.Case, network: advcore.Network, repeats: int
 ) -> tuple[list[float], list[float], float]:
     """Useful Gflop/s of the compiled solve and of the whole call, one thread; flops an image."""
-    inside: list[float] = []
+    solve_seconds: list[float] = []
+
+    run = NativeBackend.run
 
     def timed(*arguments: Any) -> Any:
-        seconds, outcome = _cpu_seconds(lambda: run(*arguments))
-        inside.append(seconds)
-        return outcome
+        seconds, results = _cpu_seconds(lambda: run(*arguments))
+        solve_seconds.append(seconds)
+        return results
 
-    outside = []
-    run = NativeBackend.run
+    call_seconds = []
     with mock.patch.object(NativeBackend, "run", timed):
         for _ in range(repeats + 1):
             seconds, result = _cpu_seconds(lambda: attack(case, 1))
-            outside.append(seconds)
-    verified(case, result.adversarial, result.minimum_distortion())
+            call_seconds.append(seconds)
+    check_distances(case, result.adversarial, result.minimum_distortion())
     rows = int(2 * result.evaluations.sum() + result.forwards.sum())
     flops = 2.0 * sum(layer.weight.size for layer in network.layers) * rows
-    engine, call = ([1e-9 * flops / s for s in each[1:]] for each in (inside, outside))
+    engine, call = (
+        [1e-9 * flops / seconds for seconds in times[1:]] for times in (solve_seconds, call_seconds)
+    )
     return engine, call, flops / len(case.images)
 
 
 def _cpu_seconds(run: Callable[[], Any]) -> tuple[float, Any]:
     begin = time.process_time()
-    found = run()
-    return time.process_time() - begin, found
+    value = run()
+    return time.process_time() - begin, value

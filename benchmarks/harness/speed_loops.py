@@ -54,8 +54,8 @@ LOOPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Solved:
-    """What a loop returned, in the order of the images, and the seconds that each took."""
+class Solution:
+    """Results of a loop, in the order of the images, and the seconds that each took."""
 
     adversarial: NDArray[np.float32]
     distortion: NDArray[np.float64]  # infinite without success
@@ -64,7 +64,7 @@ class Solved:
     forwards: NDArray[np.int64]
 
 
-def run(loop: Loop, case: networks.Case, processes: int) -> Solved:
+def run(loop: Loop, case: networks.Case, processes: int) -> Solution:
     """The loop on all images of the case, every ``processes``-th one in the same process."""
     rows = [np.arange(len(case.images))[k::processes] for k in range(processes)]
     rows = [part for part in rows if len(part)]
@@ -73,10 +73,10 @@ def run(loop: Loop, case: networks.Case, processes: int) -> Solved:
             pool.submit(_share, loop, case.model, case.images[part], case.classes[part])
             for part in rows
         ]
-        solved = [share.result() for share in shares]
+        solutions = [share.result() for share in shares]
     order = np.argsort(np.concatenate(rows))
-    fields = [f.name for f in dataclasses.fields(Solved)]
-    return Solved(*(np.concatenate([getattr(s, f) for s in solved])[order] for f in fields))
+    fields = [f.name for f in dataclasses.fields(Solution)]
+    return Solution(*(np.concatenate([getattr(s, f) for s in solutions])[order] for f in fields))
 
 
 def _share(
@@ -84,8 +84,8 @@ def _share(
     model: torch.nn.Module,
     images: NDArray[np.float32],
     classes: NDArray[np.int64],
-) -> Solved:
-    """In a process of its own."""
+) -> Solution:
+    """The loop on some of the images, in a process of its own."""
     torch.set_num_threads(1)
     shape = images.shape[1:]
     oracle: ReferenceOracle
@@ -99,7 +99,7 @@ def _share(
         begin = time.perf_counter()
         results.append(reference.minimize_distortion(oracle, x, y, **loop.options))
         seconds.append(time.perf_counter() - begin)
-    return Solved(
+    return Solution(
         np.concatenate([r.adversarial for r in results]),
         np.concatenate([r.minimum_distortion() for r in results]),
         np.array(seconds),
@@ -110,7 +110,7 @@ def _share(
 
 @contextlib.contextmanager
 def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """For processes started inside; this one's libraries have read theirs."""
+    """Variables for processes started inside; the libraries of this one have read theirs."""
     before = dict(os.environ)
     os.environ.update(changes)
     try:

@@ -28,5 +28,5 @@ def variants_table(networks: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 def files() -> dict[Path, str]:
     """docs/decisions.md with its table."""
-    stored = machine.load("ablation")
-    return {PAGE: between("ablation", PAGE.read_text(), variants_table(stored["networks"]))}
+    figures = machine.load("ablation")
+    return {PAGE: between("ablation", PAGE.read_text(), variants_table(figures["networks"]))}

@@ -24,16 +24,16 @@ NAMES = {
 def engine_table(figures: dict[str, Any]) -> str:
     """Engine and torch, evaluation by evaluation and whole runs."""
     rows = []
-    for name, of in figures.items():
-        if "exact" not in of:
+    for name, measurements in figures.items():
+        if "exact" not in measurements:
             continue
-        cells = [NAMES.get(name, name), f"{of['convolution_weights']:,}"]
+        cells = [NAMES.get(name, name), f"{measurements['convolution_weights']:,}"]
         for kind in ("exact", "smoothed"):
-            part = of[kind]
+            part = measurements[kind]
             cells.append(
                 f"{part['engine_ms']:.3f}, {part['torch_ms']:.3f}, **{part['ratio']:.1f}**"
             )
-        run = of.get("run")
+        run = measurements.get("run")
         cells.append("" if run is None else f"**{run['ratio']:.1f}**")
         rows.append(tuple(cells))
     head = ("network", "weights of the convolutions", "exact: ms of the engine, of torch, ratio",
@@ -43,23 +43,23 @@ def engine_table(figures: dict[str, Any]) -> str:
 
 def rivals_table(figures: dict[str, Any]) -> str:
     """Milliseconds an image and distortion over that of the default effort."""
-    measured = {name: of["rivals"] for name, of in figures.items() if "rivals" in of}
+    networks = {name: runs["rivals"] for name, runs in figures.items() if "rivals" in runs}
     rows = []
-    for attack in next(iter(measured.values()))["attacks"]:
+    for attack in next(iter(networks.values()))["attacks"]:
         cells = [attack]
-        for of in measured.values():
-            one, ours = of["attacks"][attack], of["attacks"]["advcore default"]
+        for runs in networks.values():
+            run, our_run = runs["attacks"][attack], runs["attacks"]["advcore default"]
             cells.append(
-                f"{1e3 * one['seconds'] / of['images']:.1f} ms, "
-                f"{one['seconds'] / ours['seconds']:.1f}, {one['mean'] / ours['mean']:.3f}"
-                + ("" if one["success"] == 1 else f" ({one['success']:.0%} found)")
+                f"{1e3 * run['seconds'] / runs['images']:.1f} ms, "
+                f"{run['seconds'] / our_run['seconds']:.1f}, {run['mean'] / our_run['mean']:.3f}"
+                + ("" if run["success"] == 1 else f" ({run['success']:.0%} found)")
             )
         rows.append(tuple(cells))
-    return table(("", *(NAMES[name] for name in measured)), rows)
+    return table(("", *(NAMES[name] for name in networks)), rows)
 
 
 def files() -> dict[Path, str]:
     """docs/models.md with its tables."""
-    stored = machine.load("bench_convolutions")
-    text = between("convolutions", PAGE.read_text(), engine_table(stored["networks"]))
-    return {PAGE: between("convolutional rivals", text, rivals_table(stored["networks"]))}
+    figures = machine.load("bench_convolutions")
+    text = between("convolutions", PAGE.read_text(), engine_table(figures["networks"]))
+    return {PAGE: between("convolutional rivals", text, rivals_table(figures["networks"]))}

@@ -46,14 +46,14 @@ Attacks = dict[str, dict[str, dict[str, Any]]]
 """By network and attack."""
 
 
-def stored(kind: str) -> Attacks:
+def load_attacks(kind: str) -> Attacks:
     """The figures of "targeted" or "untargeted" runs."""
     networks = machine.load(f"bench_optimality_{kind}")["networks"]
     return {name: figures["attacks"] for name, figures in networks.items()}
 
 
 def best_rival(attacks: dict[str, dict[str, Any]], *, evaluations: bool = False) -> str:
-    """Of those that succeed on every image, the smallest, with its mean over the envelope."""
+    """The rival with the smallest mean over the envelope, of those that miss no image."""
     means = {
         name: attack["mean_over_envelope"]
         for name, attack in attacks.items()
@@ -83,23 +83,23 @@ def short_table(targeted: Attacks) -> str:
 
 
 def whole_table(targeted: Attacks, untargeted: Attacks) -> str:
-    """The same of every network, with untargeted runs."""
+    """The same for every network, with untargeted runs."""
     rows = []
     for network, words in (DENSE | CONVOLUTIONAL).items():
         if network not in targeted:
             continue
-        ours = [targeted[network].get(f"advcore {effort}") for effort in EFFORTS]
+        our_attacks = [targeted[network].get(f"advcore {effort}") for effort in EFFORTS]
         attacks = untargeted.get(network, {})
-        other = [attacks.get(f"advcore {effort}") for effort in EFFORTS[1:]]
+        our_untargeted = [attacks.get(f"advcore {effort}") for effort in EFFORTS[1:]]
         rows.append(
             (
                 words,
                 best_rival(targeted[network]),
                 *(
                     "" if a is None else f"{a['mean_over_envelope']:.3f}, {a['evaluations']:.0f}"
-                    for a in ours
+                    for a in our_attacks
                 ),
-                *("" if a is None else f"{a['mean_over_envelope']:.3f}" for a in other),
+                *("" if a is None else f"{a['mean_over_envelope']:.3f}" for a in our_untargeted),
             )
         )
     head = ("network", "best single rival with success 100%", "advcore fast", "default", "thorough",
@@ -126,7 +126,7 @@ def effort_table(targeted: Attacks) -> str:
 
 def files() -> dict[Path, str]:
     """Both files with their tables."""
-    targeted, untargeted = stored("targeted"), stored("untargeted")
+    targeted, untargeted = load_attacks("targeted"), load_attacks("untargeted")
     text = between("optimality", OPTIMALITY.read_text(), whole_table(targeted, untargeted))
     return {
         README: between("optimality", README.read_text(), short_table(targeted)),

@@ -25,20 +25,20 @@ LINES = {  # colour, style
 }
 
 
-def profile(distances: Floats, best: Floats, excess: Floats) -> Floats:
+def profile(distances: Floats, smallest: Floats, excess: Floats) -> Floats:
     """Share of the images that some attack found with distance <= (1 + excess) * best."""
-    known = np.isfinite(best)
-    ratio = np.sort(distances[known] / best[known])
+    successes = np.isfinite(smallest)
+    ratio = np.sort(distances[successes] / smallest[successes])
     return np.searchsorted(ratio, 1 + excess, side="right") / max(len(ratio), 1)
 
 
 def profiles(distances: dict[str, Floats]) -> dict[str, list[float]]:
-    """Of each attack shown, the shares within the factors 1 + EXCESS of the best of them."""
-    shown = {attack: d for attack, d in distances.items() if attack in LINES}
-    best = np.min(list(shown.values()), axis=0)
+    """Shares of each drawn attack within the factors 1 + EXCESS of the best of them."""
+    drawn_attacks = {attack: d for attack, d in distances.items() if attack in LINES}
+    smallest = np.min(list(drawn_attacks.values()), axis=0)
     return {
-        attack: [round(float(share), 4) for share in profile(d, best, EXCESS)]
-        for attack, d in shown.items()
+        attack: [round(float(share), 4) for share in profile(d, smallest, EXCESS)]
+        for attack, d in drawn_attacks.items()
     }
 
 
@@ -82,8 +82,8 @@ def draw(networks: dict[str, dict[str, list[float]]], kind: str) -> Path:
     figure.savefig(path, dpi=90)
     plt.close(figure)
     with Image.open(path) as picture:  # a palette: half of the bytes
-        small = picture.convert("RGB").quantize(192)
-    small.save(path, optimize=True)
+        image = picture.convert("RGB").quantize(192)
+    image.save(path, optimize=True)
     return path
 
 
@@ -96,10 +96,10 @@ def draw_effort(figures: dict[str, dict[str, dict[str, float]]]) -> Path:
 
     figure, axis = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     for (network, rows), colour in zip(figures.items(), plt.get_cmap("tab10").colors, strict=False):
-        ours = [rows[f"advcore {effort}"] for effort in ("fast", "default", "thorough")]
+        our_rows = [rows[f"advcore {effort}"] for effort in ("fast", "default", "thorough")]
         axis.plot(
-            [row["evaluations"] + row["forwards"] for row in ours],
-            [row["mean_over_envelope"] for row in ours], "o-", color=colour, label=network,
+            [row["evaluations"] + row["forwards"] for row in our_rows],
+            [row["mean_over_envelope"] for row in our_rows], "o-", color=colour, label=network,
             markersize=4,
         )  # fmt: skip
         rivals = [rows[name] for name in LINES if name in rows and not name.startswith("advcore")]

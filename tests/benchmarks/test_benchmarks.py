@@ -1,4 +1,4 @@
-"""What the benchmarks compute from distances, on arrays small enough to check by hand."""
+"""Figures, pages and comparisons of the benchmarks, on arrays small enough to check by hand."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_ours_alone_against_the_stored_envelope(digits, monkeypatch):
     two = dataclasses.replace(digits, images=digits.images[:2])
     monkeypatch.setattr(networks, "case", lambda name, *, targeted, images: two)
     own = {"advcore fast": bench.Row(np.array([2.0, 4.0]), 7.0, 2.0, {})}
-    monkeypatch.setattr(bench, "ours", lambda case: own)
+    monkeypatch.setattr(bench, "our_rows", lambda case: own)
     rivals_stored = {"FMN-1000": {"mean": 2.5}, "envelope": {"mean": 2.4, "success": 1.0}}
     stored = {
         "images": 2,
@@ -90,7 +90,7 @@ def test_figures_of_an_attack_that_found_nothing():
 
 def test_sweep_prefers_success_then_the_mean_with_misses_at_the_worst_distance():
     d = [np.array([1.0, np.inf, 1.0]), np.array([2.0, 9.0, 2.0]), np.array([2.0, 3.0, 2.0])]
-    rows = sweep_rivals.ranked([{"a": 0}, {"a": 1}, {"a": 2}], d)
+    rows = sweep_rivals.rank_settings([{"a": 0}, {"a": 1}, {"a": 2}], d)
     assert [row["settings"]["a"] for row in rows] == [2, 1, 0]
     assert rows[2]["mean"] == pytest.approx(11 / 3)
 
@@ -118,16 +118,19 @@ def test_verified_refuses_what_is_not_as_claimed():
     clean = np.array([[0.5, 0.25], [0.5, 0.25]], np.float32)
     case = networks.Case("x", model, clean, np.array([1, 1]), targeted=True)
     found = np.array([[0.5, 0.75], [0.5, 0.25]], np.float32)
-    assert speed_engine.verified(case, found).tolist() == [0.5, np.inf]
-    assert speed_engine.verified(case, found, np.array([0.5, np.inf])).tolist() == [0.5, np.inf]
+    assert speed_engine.check_distances(case, found).tolist() == [0.5, np.inf]
+    assert speed_engine.check_distances(case, found, np.array([0.5, np.inf])).tolist() == [
+        0.5,
+        np.inf,
+    ]
     with pytest.raises(ValueError, match=r"image 0: 0\.4 claimed"):
-        speed_engine.verified(case, found, np.array([0.4, np.inf]))
+        speed_engine.check_distances(case, found, np.array([0.4, np.inf]))
     with pytest.raises(ValueError, match=r"image 1: 0\.1 claimed, inf found"):
-        speed_engine.verified(case, found, np.array([0.5, 0.1]))
+        speed_engine.check_distances(case, found, np.array([0.5, 0.1]))
     rounded = found + np.float32(2**-21) * (found == 0.75)
-    assert np.isfinite(speed_engine.verified(case, rounded)[0])
+    assert np.isfinite(speed_engine.check_distances(case, rounded)[0])
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
-        speed_engine.verified(case, found + np.float32(0.3))
+        speed_engine.check_distances(case, found + np.float32(0.3))
 
 
 def test_row_compares_the_images_that_both_found():
@@ -147,7 +150,7 @@ def test_row_compares_the_images_that_both_found():
 
 
 def test_engine_parts_of_the_speed_benchmark(digits):
-    many = speed_engine.repeated(digits, 15)
+    many = speed_engine.repeat_digits(digits, 15)
     assert [len(np.unique(many.images[k : k + 6], axis=0)) for k in (0, 6)] == [6, 6]
     labels = digits.model(torch.from_numpy(many.images)).argmax(dim=1).numpy()
     assert (many.classes != labels).all()
@@ -171,7 +174,7 @@ def test_throughput_is_that_of_checked_results_in_fresh_processes(digits):
     small, large = speed_engine.throughput(digits, [4, 8], threads=1, seconds=0)
     assert (small["images"], large["images"]) == (4, 8)
     assert (small["success"], large["success"]) == (1, 1)
-    wanted = speed_engine.repeated(digits, 8)
+    wanted = speed_engine.repeat_digits(digits, 8)
     expected = speed_engine.attack(wanted, threads=1).distortion.mean()
     assert large["mean_distortion"] == pytest.approx(expected, rel=1e-5)
 
@@ -180,7 +183,7 @@ def test_throughput_is_that_of_checked_results_in_fresh_processes(digits):
 def test_loops_of_the_speed_benchmark_return_what_the_reference_returns(digits):
     pytest.importorskip("scipy")
     loops = importlib.import_module("harness.speed_loops")
-    few = bench_speed.first(digits, 3)
+    few = bench_speed.take_first(digits, 3)
     for oracle in ("numpy", "torch"):
         solved = loops.run(loops.Loop(oracle, {"steps": 3, "ftol": 1e-4}), few, processes=2)
         model = data.embedded_network() if oracle == "numpy" else few.model
@@ -194,7 +197,7 @@ def test_loops_of_the_speed_benchmark_return_what_the_reference_returns(digits):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:adv_lib", "ignore:distutils")
 def test_rivals_of_the_speed_benchmark(digits):
-    if not rivals.installed():
+    if not rivals.is_installed():
         pytest.skip("adv-lib is not installed")
     brief = {name: {**rivals.RIVALS[name].default, "steps": 40} for name in ("DDN-100", "PDGD-500")}
     runs = {

@@ -15,7 +15,7 @@ import advcore
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 import torch
-from harness.networks import _stored as stored
+from harness.networks import stored_network as stored
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from support.marks import needs_data
