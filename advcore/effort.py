@@ -23,14 +23,14 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Walk:
-    """Normalised gradient steps on the exact network before a polish (csrc/walk.h)."""
+class Descent:
+    """Normalised gradient descent on the exact network before a polish (csrc/solver/descent.h)."""
 
     steps: int = 0
-    first: float = 0.3  # length of a step, part of ||r||
-    last: float = 0.01
-    turn: float = 0.03  # change of the radius in the first round at most
-    power: int = 1  # 3: long steps for most of the walk
+    first_step: float = 0.3  # length of the first step, as a part of ||r||
+    last_step: float = 0.01
+    radius_rate: float = 0.03  # change of the radius in the first round at most
+    power: int = 1  # with 3 the steps stay long for most of the descent
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Effort:
     patience: int
     polish_tolerance: float = 1e-4
     polish_budget: int = 30
-    walk: Walk = Walk()
-    pass_on: float | None = None  # if not that of PASS_ON
+    descent: Descent = Descent()
+    continuation_tolerance: float | None = None  # None: that of CONTINUATION_TOLERANCE
     untargeted: Schedule | None = None  # of its searches, if not the first schedule
     searches: int = SEARCHES["default"]  # of an untargeted run; `find_effort` fills it in

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 LARGE = 1e30
 """Options beyond it, or below its inverse, would not survive float32."""
-SAMPLE = 1 << 16
+CHANNEL_VALUES = 1 << 16
 """Values of each channel that `normalised_note` looks at."""
 REMEDY = (
     "pass them in [0, 1] and put the normalisation into the model: "
@@ -254,5 +254,5 @@ def _channels(images: NDArray[Any]) -> NDArray[Any] | None:
         shape = (1, *shape)
     if len(shape) < 2 or shape[0] not in (1, 3) or math.prod(shape[1:]) < 64:
         return None
-    some = images[: max(1, SAMPLE // math.prod(shape[1:]))]
+    some = images[: max(1, CHANNEL_VALUES // math.prod(shape[1:]))]
     return np.moveaxis(some.reshape(len(some), shape[0], -1), 1, 0).reshape(shape[0], -1)

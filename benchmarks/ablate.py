@@ -51,7 +51,7 @@ def options_of(variant: str, effort: Effort) -> dict[str, Any]:
         "no smoothing": {"effort": exact_only(effort)},
         "one temperature": {"effort": one_temperature(effort)},
         "one schedule": {"effort": replace(effort, schedules=effort.schedules[:1])},
-        "every network to the end": {"effort": replace(effort, pass_on=0.0)},
+        "every network to the end": {"effort": replace(effort, continuation_tolerance=0.0)},
         "c by bisection": {"c_search": "bisection"},
         "cross-entropy": {"loss": "cross_entropy"},
     }

@@ -101,7 +101,7 @@ int Tile::fill() {
   }
   for (const bool gradient : {true, false}) {
     for (size_t i = 0; i < slots_.size(); ++i)
-      if (slots_[i].index >= 0 && slots_[i].state.want_gradient == gradient)
+      if (slots_[i].index >= 0 && slots_[i].state.request.want_gradient == gradient)
         row_.push_back(static_cast<int>(i));
     if (gradient) gradient_rows_ = rows();
   }
@@ -120,9 +120,9 @@ void Tile::gather(float* x, float* k, int32_t* slots, bool* measure) {
   for (int row = 0; row < rows(); ++row) {
     const Problem& p = problem(row);
     std::copy_n(p.trial, params_.n, x + static_cast<size_t>(row) * static_cast<size_t>(params_.n));
-    k[row] = p.state.k;
+    k[row] = p.state.request.k;
     slots[row] = slot(row);
-    measure[row] = p.state.measure;
+    measure[row] = p.state.request.record_scales;
   }
 }
 
@@ -152,16 +152,16 @@ void Tile::interrupt() {
   for (Problem& p : slots_) {
     if (p.index < 0) continue;
     State& s = p.state;
-    const bool begun = s.phase == Phase::stage || s.phase == Phase::walk ||
+    const bool begun = s.phase == Phase::stage || s.phase == Phase::descent ||
                        s.phase == Phase::push || s.phase == Phase::polish_start;
-    const float* const reached = s.stage_best < kNone     ? p.stage_point
-                                 : s.phase == Phase::walk ? p.trial
-                                                          : p.x;
+    const float* const reached = s.search.stage_best < kNone ? p.stage_point
+                                 : s.phase == Phase::descent ? p.trial
+                                                             : p.x;
     const size_t n = static_cast<size_t>(params_.n);
     float* const to = job_.adversarial + static_cast<size_t>(p.index) * n;
     s.status = Status::interrupted;
     release(p);
-    if (begun && s.best_norm == kNone) std::copy_n(reached, n, to);
+    if (begun && s.best.norm == kNone) std::copy_n(reached, n, to);
   }
 }
 
@@ -196,8 +196,8 @@ void run_tile(const Network& network, const Params& params, const Job& job, int 
       x[i] = p.trial;
       dx[i] = p.trial_gradient;
       width[i] = widths.data() + static_cast<size_t>(tile.slot(r)) * per_row;
-      k[i] = p.state.k;
-      measure[i] = p.state.measure;
+      k[i] = p.state.request.k;
+      measure[i] = p.state.request.record_scales;
     }
     isa.forward(net, scratch, x.data(), active, k.data(), width.data(), measure.data(),
                 logits.data());

@@ -10,7 +10,7 @@
 
 #include "cpu/isa.h"
 #include "network.h"
-#include "passage.h"
+#include "outcome.h"
 #include "problem.h"
 #include "workspace.h"
 
@@ -72,7 +72,7 @@ class Tile {
   int slot(int row) const { return row_[static_cast<size_t>(row)]; }
 
   void head(int row, float* logits, float* seed) {
-    isa_.head(params_, problem(row).state, logits, seed);
+    isa_.margin_loss(params_, problem(row).state, logits, seed);
   }
   void advance();  // all rows; finished images leave their slots
 

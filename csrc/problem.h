@@ -1,19 +1,19 @@
-// The data of a run: Params (options, one a run), Problem (one image in a slot), and what an
-// oracle is asked for. Plain data, shared by every backend.
+// The data of a run: Params (the options, one a run), Problem (one image in a slot) and its State,
+// with what a network is asked for. Plain data, shared by every back end.
 //
 // Letters of the papers: x0 clean image, r = x - x0, c weight of the distortion, s and y the pairs
-// of L-BFGS (Nocedal), T temperature of the smoothed log-odds, k smoothing of the activations.
+// of L-BFGS, T temperature of the smoothed log-odds, k smoothing of the activations.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 
-// What a CUDA compiler is told: functions of the solver, which one thread runs, are not inlined
-// (otherwise ptxas takes more than 10 minutes and 6 GB); those of every lane are.
+// For a CUDA compiler: the solver's functions, which one thread runs, are not inlined, as ptxas
+// would take more than 10 minutes and 6 GB; functions of every lane are.
 #ifdef __CUDACC__
 #define ADVCORE_FN __device__ __noinline__
 #define ADVCORE_INLINE __device__ __forceinline__
-#define ADVCORE_BOTH static __host__ __device__ inline  // host and device
+#define ADVCORE_BOTH static __host__ __device__ inline  // For host and device.
 #define ADVCORE_UNROLL _Pragma("unroll")
 #else
 #define ADVCORE_FN
@@ -24,40 +24,49 @@
 
 namespace advcore {
 
-constexpr int kPad = 16;        // rows are padded to this many floats, with lo = hi = x0 = 0
-constexpr int kMaxHistory = 8;  // pairs (s, y)
-constexpr int kMaxCuts = 16;    // linearised margins of the polish
+// Rows are padded to a multiple of this many floats, with lo = hi = x0 = 0 in the padding.
+constexpr int kPad = 16;
+// The largest number of L-BFGS pairs (s, y) of an image.
+constexpr int kMaxHistory = 8;
+// The largest number of cutting planes in the bundle of the polish.
+constexpr int kMaxCuts = 16;
+// The largest number of stages of a schedule.
 constexpr int kMaxStages = 8;
+// The largest number of schedules of a run.
 constexpr int kMaxSchedules = 12;
-constexpr float kNone = 3e38f;  // no distortion yet
+// The distortion of an image that has no adversarial point yet.
+constexpr float kNone = 3e38f;
+// The logit of the padding behind the classes.
 constexpr float kPadLogit = -1e30f;
 
-// n rounded up to kPad; and the floats from row to row, an odd number of 64-byte lines, so that the
-// rows of an image do not share the sets of a cache.
+// n rounded up to kPad.
 static constexpr int padded(int n) { return (n + kPad - 1) / kPad * kPad; }
+// The floats from row to row: an odd number of 64-byte lines, so that the rows of an image do not
+// share the sets of a cache.
 static constexpr int row_stride(int n) { return ((n + kPad - 1) / kPad | 1) * kPad; }
 
 enum class Status : int8_t {
-  converged,            // the stopping rule of the last phase was met
-  already_adversarial,  // the clean image has the required margin: distortion 0
-  budget,               // max_evaluations reached
-  stalled,              // left by patience: no more progress, the stopping rule not met
-  not_found,            // no adversarial image found
-  non_finite,           // the model returned NaN or infinity where the search could not avoid it
-  interrupted,          // Ctrl-C, time limit or callback
+  converged,            // The stopping rule of the last phase was met.
+  already_adversarial,  // The clean image has the required margin: distortion 0.
+  budget,               // max_evaluations was reached.
+  stalled,              // No more progress, but the stopping rule was not met.
+  not_found,            // No adversarial image was found.
+  non_finite,           // The model returned NaN or infinity where the search could not avoid it.
+  interrupted,          // Ctrl-C, the time limit or the callback ended the run.
 };
 
+// What the next evaluation of an image is for; solver/advance.h has the table of all phases.
 enum class Phase : int8_t {
-  start,         // exact network at x0: margin, temperature, widths of the smoothing
-  stage_origin,  // network of this stage at x0
-  stage,         // fused c-search
-  walk,          // long steps on the exact network
-  push,          // forward only: away from x0 until adversarial on the exact network
-  bisect,        // forward only: from a given start toward x0
-  polish_start,  // exact margin and its gradient at the centre
-  polish,        // trial of the bundle
-  polish_probe,  // forward only: between the centre and a failed trial
-  given_start,   // forward only: is it adversarial?
+  start,         // The exact network at x0: margin, temperature, scales of the smoothing.
+  stage_origin,  // The network of this stage at x0.
+  stage,         // A step of the c-search.
+  descent,       // A gradient step on the exact network.
+  push,          // Forward only: away from x0 until the exact network calls it adversarial.
+  bisect,        // Forward only: between x0 and a given start.
+  polish_start,  // The exact margin and its gradient at the serious centre.
+  polish,        // A trial of the bundle.
+  polish_probe,  // Forward only: between the serious centre and a trial that failed.
+  given_start,   // Forward only: is the given start adversarial?
   done,
 };
 
@@ -67,141 +76,238 @@ enum class CSearch : int8_t { fused, bisection };
 // One pass through the stages.
 struct Schedule {
   int stages = 1;
-  float smoothing[kMaxStages] = {0};        // k of each stage; 0 is the exact network
-  int budget[kMaxStages] = {50};            // evaluations of each stage
-  float temperature[kMaxStages] = {0.02f};  // T of each as a fraction of the margin at x0
-  float origin = -1;  // where the search begins: lo + origin (hi - lo); < 0: at x0
-  int contest = -1;   // at the end of this stage a second search, from x0 straight to its network,
-                      // competes with the first; < 0: none
+  float smoothing[kMaxStages] = {0};        // k of each stage; 0 is the exact network.
+  int budget[kMaxStages] = {50};            // Evaluations of each stage.
+  float temperature[kMaxStages] = {0.02f};  // T of each stage as a fraction of the margin at x0.
+  float origin = -1;  // The search begins at lo + origin (hi - lo); < 0: at x0.
+  // At the end of this stage a second search, from x0 straight to its network, competes with the
+  // first; < 0: at none.
+  int contest = -1;
 };
 
 struct Params {
-  int n = 0;       // variables of an image
+  int n = 0;       // Variables of an image.
   int stride = 0;  // row_stride(n)
   int classes = 0;
   bool targeted = true;
   Loss loss = Loss::margin;
   CSearch c_search = CSearch::fused;
-  float confidence = 1e-4f;  // margin required, in logits
-  float c_init = 0;          // <= 0: from the linearised problem
-  bool unsquared = false;    // c_init is of c ||r||: c of c ||r||^2 is c_init / (2 ||r||)
-  int history = 5;
-  float tolerance = 1e-3f;  // stages: relative change of c and of x
-  int patience = 12;        // stages: rounds without progress near the best
-  float c_factor = 2;       // c moves by at most this factor a round
-  float pass_on = 0.2f;     // a step shorter than this part of ||r|| ends all stages but the last
-  int walk_budget = 0;      // steps on the exact network before a polish
-  float walk_first = 0.3f, walk_last = 0.01f;  // their lengths, parts of ||r||
-  float walk_turn = 0.03f;  // by which part the radius changes in the first round at most
-  int walk_power = 1;       // the schedule's time is (round / budget)^power: long steps for longer
-  float polish_tolerance = 1e-4f;    // relative gain below which the polish stops
-  int polish_budget = 30;            // evaluations of one polish
-  int max_evaluations = 0x7fffffff;  // forward+backward pairs of one image
-  int schedules = 1;  // the first `attempts` are always run, the others until one succeeds
+  float confidence = 1e-4f;  // The margin required, in logits.
+  float c_init = 0;          // The first c; <= 0: from the linearised problem.
+  bool unsquared = false;    // c_init weighs ||r||: c of ||r||^2 is c_init / (2 ||r||).
+  int history = 5;           // Pairs of L-BFGS.
+  float tolerance = 1e-3f;   // A stage stops at this relative change of c and of x.
+  int patience = 12;         // A stage stops after so many rounds near its best without a better.
+  // A step shorter than this part of ||r|| ends every stage but the last: the continuation step.
+  float continuation_tolerance = 0.2f;
+  int descent_budget = 0;             // Gradient steps on the exact network before a polish.
+  float descent_first_step = 0.3f;    // Length of the first step, as a part of ||r||.
+  float descent_last_step = 0.01f;    // Length of the last step, as a part of ||r||.
+  float descent_radius_rate = 0.03f;  // Largest relative change of the radius in the first round.
+  int descent_power = 1;  // Time of the annealing is (round / budget)^power: > 1 cools later.
+  float polish_tolerance = 1e-4f;    // The polish stops at this relative gain.
+  int polish_budget = 30;            // Iterations of one polish.
+  int max_evaluations = 0x7fffffff;  // Forward and backward passes of one image, as pairs.
+  int schedules = 1;  // The first `attempts` are always run, the others until one succeeds.
   int attempts = 1;
   Schedule schedule[kMaxSchedules];
-  bool smoothable = false;  // the oracle can smooth its activations
-  int starts = 0;           // adversarial starting images given for each image
-  uint64_t seed = 0;
+  bool smoothable = false;  // Whether the network's activations can be smoothed.
+  int starts = 0;           // Adversarial starting images given for each image.
+  uint64_t seed = 0;        // Seed of random points.
 };
 
-// What the last evaluation found; written by head.h. Margins have the confidence taken off, so
-// that adversarial is margin >= 0 everywhere.
+// What the last evaluation says about the trial; written by solver/margin_loss.h. The required
+// margin is taken off, so that adversarial is margin >= 0 everywhere.
 struct Evaluation {
-  float margin = 0;    // m
-  float log_odds = 0;  // m_T, the smoothed margin
-  float kappa = 0;     // what was taken off: max(confidence, rounding)
-  float rounding = 0;  // 16 eps max|z|, but for masked classes
-  int prediction = -1;
-  int runner_up = -1;  // best class that is not `label`
-  bool finite = true;
+  float margin = 0;           // m less the required margin.
+  float log_odds = 0;         // m_T, the smoothed margin, less the same.
+  float required_margin = 0;  // The confidence, or the rounding of the logits where that is more.
+  float rounding = 0;         // 16 eps max|z| over the classes that are not masked.
+  int prediction = -1;        // The class of the largest logit.
+  int runner_up = -1;         // The best class that is not the one asked for.
+  bool finite = true;         // Whether all logits are finite.
 };
 
-// Scalars of one image. Lanes of a team work on private copies; the leader writes them back.
+// Where the temperature of an evaluation comes from.
+enum class Temperature : int8_t {
+  exact,        // T = 0: the margin itself.
+  given,        // T is in the request.
+  from_margin,  // The margin loss sets T, as the stage's fraction of the margin that it finds.
+};
+
+// The scalars of one image, in parts of which each has one owner. Lanes of a team work on private
+// copies; the leader writes them back.
 struct State {
   Phase phase = Phase::done;
   Status status = Status::not_found;
-  // what the oracle and head are asked for
-  bool want_gradient = false;
-  bool measure = false;  // record the smoothing widths from this forward
-  bool targeted = true;
-  int label = 0;                              // target, or the class to leave
-  int excluded[kMaxSchedules] = {};           // untargeted: classes that earlier attempts went for
-  int exclusions = 0, exclusions_before = 0;  // now, and when the last attempt began
-  int against = -1;                           // >= 0: the margin is z_label - z_against alone
-  float k = 0;                                // smoothing of this evaluation
-  float T = 0;  // temperature; 0: exact margin; < 0: head sets it from the margin found
+  float clean_margin = 0;  // |m| at x0 on the exact network.
+
+  // What network and margin loss are asked for at Problem::trial. Owner: solver/machine.h (ask);
+  // of the classes: solver/restarts.h (hold_class, release_class).
+  struct Request {
+    bool want_gradient = false;
+    bool record_scales = false;  // The scales of the smoothing are taken from this forward.
+    bool targeted = true;        // Whether class_index is to be reached or to be left.
+    Temperature temperature = Temperature::exact;
+    float T = 0;           // Temperature of the log-odds; 0: the exact margin.
+    float k = 0;           // Smoothing of the activations; 0: the exact network.
+    int class_index = 0;   // The target, or the class to leave.
+    int rival_class = -1;  // >= 0: the margin is z[class_index] - z[rival_class] alone.
+    int excluded_classes[kMaxSchedules] = {};  // Untargeted: earlier restarts have reached these.
+    int exclusions = 0;                        // How many of them there are.
+  } request;
+
   Evaluation eval;
 
-  // best-so-far on the exact network
-  float best_norm = kNone;
-  float best_margin = -kNone;  // of the best image; without success: the best margin seen
-  int best_prediction = -1;    // there; without success at x0
-  float best_c = 0;            // c where the search that found it ended
-  float penalty_norm = -1;     // distortion of the penalty minimiser at the final c; < 0: none
+  // The smallest adversarial point evaluated on the exact network, in Problem::best. Owner:
+  // solver/restarts.h.
+  struct Best {
+    float norm = kNone;     // Its distortion.
+    float margin = -kNone;  // Its margin; before there is one, the largest margin evaluated.
+    int prediction = -1;    // Its class; before there is one, that of x0.
+    float c = 0;            // c where the restart that reached it ended.
+  } best;
 
-  // fused c-search, at the accepted point x
-  int schedule = 0, stage = 0, searches = 0;  // searches: schedules begun
-  bool second = false;                        // of the two of a contest
-  int began = 0;                              // stage at which the search left x0
-  float first_best = 0, first_c = 0;          // stage_best and c of the other
-  float first_margin0 = 0;
-  bool moved = false, move_pending = false;  // the search does not start at x0
-  bool accept_any = false;                   // the next trial is the start of the search
-  float margin = 0, log_odds = 0, sigma = 0, loss = 0,
-        norm2 = 0;         // m, m_T, sigmoid(-m_T/T), l, r'r
-  float clean_margin = 0;  // |m| at x0 on the exact network
-  float margin0 = 0;       // m at x0 on the network of the first stage
-  float c = 0, c0 = 0, c_last = 0;
-  float c_low = 0, c_high = 0;  // bracket of the bisection; 0: open
-  int solves = 0;               // of the bisection
-  float shift = 0;              // mu of Levenberg and Marquardt
-  float goal = 0;               // margin that the choice of c aims at
-  float stage_best = kNone;
-  int stage_class = -1;        // runner-up there: the class reached, untargeted
-  float pace_margin = -kNone;  // margin kPace rounds ago; -kNone: none in this stage
-  int since = 0, rounds = 0, nans = 0;
-  bool model_failed = false;                // it returned NaN or infinity at a finite point
-  int pairs = 0, newest = -1;               // ring
-  float ss[kMaxHistory][kMaxHistory] = {};  // s_i's_j
-  float sy[kMaxHistory][kMaxHistory] = {};  // s_i'y_j for i not older than j; diagonal D
+  // Searches and given starts of the image, one after the other. Owner: solver/restarts.h.
+  struct Restarts {
+    int searches = 0;                        // Schedules begun.
+    int starts_tried = 0;                    // Given starts begun.
+    int exclusions_before = 0;               // Request::exclusions when the last search began.
+    float best_before = kNone;               // Best::norm when the last restart ended.
+    bool found_by_search = false;            // A search, not a given start, has reached an image.
+    bool converged_on_last_network = false;  // And did so on its last network.
+    bool model_failed = false;  // The model has returned NaN or infinity at a finite point.
+  } restarts;
 
-  // walk, handover and polish
-  float radius = 0, radius_before = 0;  // of the sphere of the steps
-  int tries = 0;
-  float t_low = 0, t_high = 1, t = 1;
-  float margin_low = 0, margin_high = 0;
-  int cuts = 0, cut_rounds = 0, stale = 0;
-  float prox = 0, curvature = 0;
-  float center_norm = 0, center_before = 0, trial_norm = 0;
-  float offset[kMaxCuts] = {};  // h of the cut a'(x - x0) + h >= 0, ||a|| = 1
-  float dual[kMaxCuts] = {};
-  int born[kMaxCuts] = {};
-  int cut_class[kMaxCuts] = {};  // the runner-up there
-  int starts_tried = 0;
-  bool reached = false;        // a search, not a given start, has found an image
-  bool settled = false;        // and did so on its last network, not at the handover from it
-  float attempt_best = kNone;  // best_norm when the last attempt ended
+  // The accepted point, in Problem::x. Owner: solver/search.h (accept).
+  struct Point {
+    float margin = 0;    // m
+    float log_odds = 0;  // m_T
+    float sigma = 0;     // sigmoid(-m_T / T), the derivative of the loss by -m_T.
+    float loss = 0;      // l = T log(1 + exp(-m_T / T))
+    float norm2 = 0;     // r'r
+  } point;
 
-  int evaluations = 0, forwards = 0, iterations = 0;  // forward+backward pairs; forwards alone
+  // The c-search on the networks of a schedule. Owners: solver/search.h and solver/stages.h.
+  struct Search {
+    int schedule = 0;                   // Index in Params::schedule.
+    int stage = 0;                      // Index in the schedule.
+    int first_stage = 0;                // The stage at which the search left x0.
+    bool started_away_from_x0 = false;  // It began at a random point or at an image of one value.
+    bool start_pending = false;         // The trial is that beginning.
+    bool fresh_model = false;           // The trial is accepted: no model has predicted it.
+    float origin_margin = 0;            // m at x0 on the network of the first stage.
+    float c = 0;                        // The weight of ||r||^2.
+    float first_c = 0;                  // c at the start of this stage; bounds c.
+    float last_c = 0;                   // c of the round before.
+    float damping = 0;                  // mu of Levenberg and Marquardt.
+    float target_margin = 0;            // The margin that the choice of c aims at.
+    float stage_best = kNone;           // Distortion of Problem::stage_point.
+    int stage_class = -1;               // Its runner-up: the class reached, if untargeted.
+    float margin_checkpoint = -kNone;   // m kMinProgressRounds ago; -kNone: none in this stage.
+    int rounds = 0;                     // Rounds of this stage, or of this solve of a bisection.
+    int rounds_since_improvement = 0;   // Rounds near stage_best; short steps count three times.
+    int nonfinite_count = 0;            // Evaluations of the image that were not finite.
+    float penalty_norm = -1;            // Distortion of the penalty minimiser; < 0: none.
+  } search;
+
+  // The bracket of c where c is bisected. Owner: solver/c_search.h.
+  struct Bracket {
+    float low = 0;   // The largest c with an adversarial minimiser; 0: none yet.
+    float high = 0;  // The smallest c without one; 0: none yet.
+    int solves = 0;  // Solves done.
+  } bracket;
+
+  // Two searches compete for one schedule. Owner: solver/stages.h.
+  struct Contest {
+    bool challenging = false;  // The second search, the challenger, is at work.
+    // Of the first search, the incumbent, whose point is in Problem::incumbent:
+    float incumbent_norm = 0;           // Search::stage_best
+    float incumbent_c = 0;              // Search::c
+    float incumbent_origin_margin = 0;  // Search::origin_margin
+  } contest;
+
+  // The pairs of L-BFGS, a ring in Problem::ring. Owner: solver/history.h.
+  struct Pairs {
+    int count = 0;
+    int newest = -1;                          // Its place in the ring.
+    float ss[kMaxHistory][kMaxHistory] = {};  // s_i's_j
+    float sy[kMaxHistory][kMaxHistory] = {};  // s_i'y_j for i not older than j; the diagonal is D.
+  } pairs;
+
+  // Gradient descent on the exact network. Owner: solver/descent.h.
+  struct Descent {
+    float radius = 0;        // Radius of the sphere around x0 that the steps return to.
+    float first_radius = 0;  // Its value at the beginning.
+    int rounds = 0;
+  } descent;
+
+  // Cutting planes a'(x - x0) + h >= 0 of the exact margin, ||a|| = 1, the a in Problem::ring.
+  // Owner: solver/bundle.h.
+  struct Bundle {
+    int count = 0;
+    int writes = 0;                // Cuts written since the bundle was empty.
+    float offset[kMaxCuts] = {};   // h
+    float dual[kMaxCuts] = {};     // Multiplier in the last projection.
+    int order[kMaxCuts] = {};      // `writes` when it was written: the smallest is the oldest.
+    int runner_up[kMaxCuts] = {};  // Evaluation::runner_up where it was written.
+  } bundle;
+
+  // The polish. Owner: solver/polish.h.
+  struct Polish {
+    int pushes = 0;                   // Steps away from x0 in search of the adversarial side.
+    int approaches = 0;               // Projections from outside before the boundary is reached.
+    int iterations = 0;               // Trials of the bundle.
+    int rounds_without_progress = 0;  // Iterations without a relative gain of the tolerance.
+    float prox = 0;                   // Weight of the proximal term.
+    float curvature = 0;              // Curvature of the Lagrangian along the last steps.
+    float centre_norm = 0;            // Distortion of the serious centre, in Problem::x.
+    float centre_margin = 0;          // Its margin.
+    float progress_norm = 0;          // centre_norm at the last progress.
+    float trial_norm = 0;             // Distortion of the trial.
+  } polish;
+
+  // Line probes between the serious centre (t = 0) and a trial that failed (t = 1). Owner:
+  // solver/polish.h.
+  struct Line {
+    float low = 0, high = 1;  // The boundary lies between them.
+    float low_margin = 0, high_margin = 0;
+    float t = 1;     // The probe in work.
+    int probes = 0;  // Probes done.
+  } line;
+
+  // Bisection between x0 (t = 0) and a given start (t = 1). Owner:
+  // solver/given_start.h.
+  struct Start {
+    float low = 0, high = 1;  // The boundary lies between them.
+    float t = 1;              // The point in work.
+    int bisections_left = 0;
+  } start;
+
+  struct Counts {
+    int evaluations = 0;  // Forward and backward passes, as pairs.
+    int forwards = 0;     // Forward passes alone.
+    int iterations = 0;   // Steps of all phases.
+  } counts;
 };
 
-// One image in a slot. Vectors have `stride` floats, aligned to 64 bytes.
-struct alignas(16) Problem {  // the kernels of a network read records of whole 16 bytes
+// One image in a slot. Vectors have `stride` floats, aligned to 64 bytes. The kernels of a network
+// read records of whole 16 bytes.
+struct alignas(16) Problem {
   State state;
-  int64_t index = -1;  // of the image in the run; -1: empty slot
+  int64_t index = -1;  // The image's place in the run; -1: the slot is empty.
   const float* lo = nullptr;
   const float* hi = nullptr;
   float* x0 = nullptr;
-  float* x = nullptr;               // accepted point; centre of the polish
-  float* trial = nullptr;           // the point that the oracle is asked to evaluate
-  float* gradient = nullptr;        // of m_T at x; in the polish: the trial that failed
-  float* trial_gradient = nullptr;  // of m_T at trial, written by the oracle
-  float* best = nullptr;
-  float* stage_point = nullptr;   // best of this stage's network
-  float* first = nullptr;         // accepted point of the first search of a contest
-  float* ring = nullptr;          // max(2 history, kMaxCuts) vectors: y_0.., s_0..; or the cuts
-  const float* starts = nullptr;  // (starts, n) of this image, in the caller's memory
+  float* x = nullptr;               // The accepted point; in the polish the serious centre.
+  float* trial = nullptr;           // The point that the network is asked to evaluate.
+  float* gradient = nullptr;        // Gradient of m_T at x; in the polish the trial that failed.
+  float* trial_gradient = nullptr;  // Gradient of m_T at trial, written from outside.
+  float* best = nullptr;            // The smallest adversarial point of the exact network.
+  float* stage_point = nullptr;     // The same of this stage's network, or of the descent.
+  float* incumbent = nullptr;       // The accepted point of the first search of a contest.
+  float* ring = nullptr;            // max(2 history, kMaxCuts) vectors: y_0.., s_0..; or the cuts.
+  const float* starts = nullptr;    // (starts, n) of this image, in the caller's memory.
 };
 
 }  // namespace advcore

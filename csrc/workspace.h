@@ -22,8 +22,8 @@ inline AlignedFloats allocate(size_t floats) {
   return memory;
 }
 
-// x0, x, trial, two gradients, best, stage_point, first; ring or cuts; bounds where each image has
-// its own.
+// x0, x, trial, two gradients, best, stage_point, incumbent; ring or cuts; bounds where each image
+// has its own.
 inline int slot_vectors(const Params& params, bool own_bounds) {
   const int ring = 2 * params.history > kMaxCuts ? 2 * params.history : kMaxCuts;
   return 8 + ring + (own_bounds ? 2 : 0);
@@ -47,7 +47,7 @@ inline void carve_slot(const Params& params, bool own_bounds, float* memory, Pro
   p.trial_gradient = take(1);
   p.best = take(1);
   p.stage_point = take(1);
-  p.first = take(1);
+  p.incumbent = take(1);
   p.ring = take(slot_vectors(params, false) - 8);
   if (own_bounds) {
     p.lo = take(1);

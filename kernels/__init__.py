@@ -1,7 +1,7 @@
 """Triton kernels of one round of the solver: forward, head and input gradient of a `Network`.
 
 The solver keeps its problems in slots (csrc/problem.h). A round takes the slots listed in ``rows``:
-their trial points go through the network, the head (csrc/head.h) turns logits into margins and
+their trial points go through the network, the head (margin_loss.h) turns logits into margins and
 the seed of the backward pass, and the gradients go back into the slots. `plan.Plan` puts the
 kernels together, either as machine code for a CUDA graph (`Plan.launches`) or through Triton's own
 launcher (`Plan.run`). Beside each kernel is its plain reference; `kernel` looks both up by name.

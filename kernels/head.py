@@ -1,4 +1,4 @@
-"""Logits to margin, log-odds and the seed of the backward pass: csrc/head.h, row by row.
+"""Logits to margin, log-odds and the seed of the backward pass: solver/margin_loss.h, row by row.
 
 What the head finds is written into the slots, and the seed, times the derivative of the last
 layer, where the backward pass begins. Where a logit is not finite only `finite` is written.
@@ -22,6 +22,7 @@ from .slots import (
     EXCLUDED,
     EXCLUSIONS,
     FINITE,
+    FROM_MARGIN,
     KAPPA,
     LABEL,
     LOG_ODDS,
@@ -37,6 +38,7 @@ from .slots import (
     STAGES,
     TARGETED,
     TEMPERATURE,
+    TEMPERATURE_RULE,
     WORDS,
 )
 from .spread import write_spread
@@ -97,7 +99,7 @@ def head_tile(
     kappa = tl.maximum(tl.maximum(rounding, confidence), 1e-30)
     margin = sign * (z_label - other) - kappa
     T = tl.load(floats + words + TEMPERATURE)
-    asked = T < 0
+    asked = tl.load(problems + slot * SIZE + TEMPERATURE_RULE) == FROM_MARGIN
     schedule = tl.load(ints + words + SCHEDULE)
     stage = tl.load(ints + words + STAGE)
     fraction = tl.load(fractions + schedule * STAGES + stage, mask=asked, other=0.0)
@@ -182,7 +184,7 @@ def head(
 def head_reference(
     z: NDArray[Any], problem: Any, fractions: NDArray[np.float32], confidence: float
 ) -> NDArray[Any]:
-    """One row as csrc/head.h: logits z (K) -> seed (K); `problem`: its record of `slots.PROBLEM`.
+    """One row as margin_loss.h: logits z (K) -> seed (K); `problem`: its record of `slots.PROBLEM`.
 
     The seed is 0 where a logit is not finite.
     """
@@ -210,7 +212,7 @@ def head_reference(
     problem["kappa"] = max(confidence, problem["rounding"], 1e-30)
     problem["runner_up"] = runner_up
     problem["margin"] = margin = sign * (z_label - other) - problem["kappa"]
-    if problem["T"] < 0:
+    if problem["temperature"] == FROM_MARGIN.value:
         fraction = fractions[problem["schedule"], problem["stage"]]
         problem["T"] = max(fraction * abs(margin), 64 * eps * largest)
     problem["log_odds"] = margin

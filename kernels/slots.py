@@ -24,12 +24,13 @@ _INTS = (
 )  # fmt: skip
 _FLOATS = ("k", "T", "margin", "log_odds", "kappa", "rounding", "clean_margin")
 _ADDRESSES = ("trial", "trial_gradient")
-_NAMES = (*_BYTES, *_INTS, *_FLOATS, *_ADDRESSES, "excluded")
+_NAMES = (*_BYTES, "temperature", *_INTS, *_FLOATS, *_ADDRESSES, "excluded")
 
 PROBLEM = np.dtype(
     {
         "names": _NAMES,
         "formats": [np.bool_] * len(_BYTES)
+        + [np.int8]
         + [np.int32] * len(_INTS)
         + [np.float32] * len(_FLOATS)
         + [np.int64] * len(_ADDRESSES)
@@ -44,6 +45,8 @@ WANT_GRADIENT = tl.constexpr(_LAYOUT["want_gradient"])
 MEASURE = tl.constexpr(_LAYOUT["measure"])
 TARGETED = tl.constexpr(_LAYOUT["targeted"])
 FINITE = tl.constexpr(_LAYOUT["finite"])
+TEMPERATURE_RULE = tl.constexpr(_LAYOUT["temperature"])  # enum class Temperature
+FROM_MARGIN = tl.constexpr(2)  # Temperature::from_margin
 
 WORDS = tl.constexpr(_LAYOUT["size"] // 4)
 LABEL = tl.constexpr(_LAYOUT["label"] // 4)

@@ -118,21 +118,22 @@ Addresses problem_layout() {
     out[name] = reinterpret_cast<const char*>(&field) - reinterpret_cast<const char*>(&p);
   };
   const State& s = p.state;
-  add("want_gradient", s.want_gradient);
-  add("measure", s.measure);
-  add("targeted", s.targeted);
-  add("label", s.label);
-  add("excluded", s.excluded);
-  add("exclusions", s.exclusions);
-  add("against", s.against);
-  add("k", s.k);
-  add("T", s.T);
-  add("schedule", s.schedule);
-  add("stage", s.stage);
+  add("want_gradient", s.request.want_gradient);
+  add("measure", s.request.record_scales);
+  add("targeted", s.request.targeted);
+  add("label", s.request.class_index);
+  add("excluded", s.request.excluded_classes);
+  add("exclusions", s.request.exclusions);
+  add("against", s.request.rival_class);
+  add("k", s.request.k);
+  add("T", s.request.T);
+  add("schedule", s.search.schedule);
+  add("stage", s.search.stage);
   add("clean_margin", s.clean_margin);
+  add("temperature", s.request.temperature);
   add("margin", s.eval.margin);
   add("log_odds", s.eval.log_odds);
-  add("kappa", s.eval.kappa);
+  add("kappa", s.eval.required_margin);
   add("rounding", s.eval.rounding);
   add("prediction", s.eval.prediction);
   add("runner_up", s.eval.runner_up);
@@ -251,13 +252,13 @@ PYBIND11_MODULE(_core, m) {
       .def_readwrite("history", &Params::history)
       .def_readwrite("tolerance", &Params::tolerance)
       .def_readwrite("patience", &Params::patience)
-      .def_readwrite("pass_on", &Params::pass_on)
+      .def_readwrite("continuation_tolerance", &Params::continuation_tolerance)
       .def_readwrite("polish_tolerance", &Params::polish_tolerance)
-      .def_readwrite("walk_budget", &Params::walk_budget)
-      .def_readwrite("walk_first", &Params::walk_first)
-      .def_readwrite("walk_last", &Params::walk_last)
-      .def_readwrite("walk_turn", &Params::walk_turn)
-      .def_readwrite("walk_power", &Params::walk_power)
+      .def_readwrite("descent_budget", &Params::descent_budget)
+      .def_readwrite("descent_first_step", &Params::descent_first_step)
+      .def_readwrite("descent_last_step", &Params::descent_last_step)
+      .def_readwrite("descent_radius_rate", &Params::descent_radius_rate)
+      .def_readwrite("descent_power", &Params::descent_power)
       .def_readwrite("polish_budget", &Params::polish_budget)
       .def_readwrite("max_evaluations", &Params::max_evaluations)
       .def_readwrite("attempts", &Params::attempts)

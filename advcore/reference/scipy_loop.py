@@ -170,7 +170,7 @@ class Problem:
     def size(self, z: NDArray[Any]) -> float:
         """Return the largest |logit| among the classes that the model does not mask.
 
-        The rule is that of csrc/head.h, kMasked.
+        The rule is that of csrc/solver/margin_loss.h, kMasked.
         """
         two = max(abs(float(z[self.index])), abs(float(np.delete(z, self.index).max())))
         sizes = np.abs(z)
@@ -405,7 +405,7 @@ def _float_images(images: Any) -> NDArray[Any]:
 
 
 def _logits(oracle: ReferenceOracle, x: Vector) -> Vector:
-    """Return logits (K,), with -1e30 in place of a mask of -infinity, as in csrc/head.h."""
+    """Return logits (K,), with -1e30 in place of a mask of -infinity, as in csrc/solver/margin_loss.h."""
     return np.maximum(np.array(oracle.forward(x), dtype=np.float64), -1e30)
 
 

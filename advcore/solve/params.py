@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from .. import _core
 from ..effort import Effort, Schedule
 from ..options import Options
-from .schedules import NEEDED, PASS_ON, PENALTY, RESCUE, find_effort, is_large
+from .schedules import CONTINUATION_TOLERANCE, NEEDED, PENALTY, RESCUE, find_effort, is_large
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,19 @@ def engine_params(options: Options, facts: Facts) -> _core.Params:
     # For a given c the minimiser is asked for; where c is chosen too, the margin decides.
     params.tolerance = 0.1 * options.tolerance if bisection else options.tolerance
     params.patience = 12 if penalty_problem else effort.patience
-    params.pass_on = PASS_ON[facts.kind] if effort.pass_on is None else effort.pass_on
+    continuation = (
+        CONTINUATION_TOLERANCE[facts.kind]
+        if effort.continuation_tolerance is None
+        else effort.continuation_tolerance
+    )
+    params.continuation_tolerance = continuation
     params.polish_tolerance = effort.polish_tolerance
     params.polish_budget = effort.polish_budget
-    params.walk_budget = 0 if penalty_problem else effort.walk.steps
-    params.walk_first, params.walk_last = effort.walk.first, effort.walk.last
-    params.walk_turn, params.walk_power = effort.walk.turn, effort.walk.power
+    params.descent_budget = 0 if penalty_problem else effort.descent.steps
+    params.descent_first_step = effort.descent.first_step
+    params.descent_last_step = effort.descent.last_step
+    params.descent_radius_rate = effort.descent.radius_rate
+    params.descent_power = effort.descent.power
     if options.max_evaluations is not None:
         params.max_evaluations = options.max_evaluations
     if penalty_problem:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..effort import SEARCHES, Effort, Schedule, Walk
+from ..effort import SEARCHES, Descent, Effort, Schedule
 
 # Networks with kinks go through smoothed ones, widest first, to the exact one.
 _KINKED = (
@@ -28,7 +28,7 @@ KINKED = {
 }
 # Convolutional ones have more and finer kinks: one schedule whose stages run until their steps are
 # short, T low throughout, beats two that pass on early. By default two searches compete on its
-# second network, and 25 steps on the exact one replace its finest stages (csrc/walk.h): on 120
+# second network, and 25 steps on the exact one replace its finest stages (solver/descent.h): on 120
 # to 260 held-out problems a network 0.05% (FMN, ResNet 2b) to 0.3% (RayS) less distortion than with
 # _FOLLOWED alone, at 75 to 99 instead of 61 to 94 evaluations. Untargeted runs have contestants
 # enough in the classes: there the contest gains nothing over _FOLLOWED with the walk, and loses
@@ -40,9 +40,9 @@ _FOLLOWED = Schedule((0.8, 0.32, 0.128, 0.0512, 0.02), (30, 20, 20, 20, 40), (0.
 CONVOLUTIONAL = {
     # From 0.8, not 0.4: 13% less distortion on COLT's network, 3% on Wong and Kolter's.
     "fast": Effort(
-        (Schedule((0.8, 0.3, 0.1), (10, 6, 6), (0.05,) * 3),), 2, 2e-3, 3, walk=Walk(10)
+        (Schedule((0.8, 0.3, 0.1), (10, 6, 6), (0.05,) * 3),), 2, 2e-3, 3, descent=Descent(10)
     ),
-    "default": Effort((_CONTEST,), 8, 5e-5, 4, Walk(25), 0.015, untargeted=_FOLLOWED),
+    "default": Effort((_CONTEST,), 8, 5e-5, 4, Descent(25), 0.015, untargeted=_FOLLOWED),
     "thorough": Effort(
         (
             _FOLLOWED,
@@ -53,7 +53,7 @@ CONVOLUTIONAL = {
         10,
         1e-5,
         20,
-        Walk(40),  # RayS's network 1.006 to 1.002 of the envelope, for 9% more evaluations
+        Descent(40),  # RayS's network 1.006 to 1.002 of the envelope, for 9% more evaluations
         0.01,
     ),
 }
@@ -65,9 +65,9 @@ LARGE = 2**14  # values; measured are 3,072, where the stages are better, and 15
 ON_LARGE = {
     effort: Effort((Schedule((0.0,), (1,), (temperature,)),), 8, tolerance, polish, walk)
     for effort, temperature, tolerance, polish, walk in (
-        ("fast", 0.02, 2e-3, 3, Walk(50, 1.0, 0.05, 0.1, 3)),
-        ("default", 0.02, 5e-5, 4, Walk(90, 1.0, 0.05, 0.1, 3)),
-        ("thorough", 0.005, 1e-5, 20, Walk(400, 1.0, 0.01, 0.05, 2)),
+        ("fast", 0.02, 2e-3, 3, Descent(50, 1.0, 0.05, 0.1, 3)),
+        ("default", 0.02, 5e-5, 4, Descent(90, 1.0, 0.05, 0.1, 3)),
+        ("thorough", 0.005, 1e-5, 20, Descent(400, 1.0, 0.01, 0.05, 2)),
     )
 }
 # So do networks whose units saturate (docs/decisions.md).
@@ -76,7 +76,7 @@ SATURATING = {
     "fast": Effort((Schedule((0.3, 0.0), (12, 8), (0.1, 0.05)),), 1, 5e-3, 4),
     # 0.3 and 1e-3 save 4% of the evaluations of 0.2 and 7e-4, at 1.0000 of the distortion (five
     # networks, 2,000 images each); `fast` ends farther away with 0.3.
-    "default": Effort((_SATURATING,), 2, 1e-3, pass_on=0.3),
+    "default": Effort((_SATURATING,), 2, 1e-3, continuation_tolerance=0.3),
     "thorough": Effort(
         (
             _SATURATING,
@@ -107,7 +107,7 @@ SMOOTH = {
 # For targets that these do not reach, one after the other until one does: smoother networks, then
 # from images of one value. On a network trained toward one-hot outputs one schedule from the clean
 # image reaches 66% of random targets at most, the ladder 95%. A stage in which nothing is found
-# ends once 15 rounds (csrc/search.h) gain less than 2% of the margin: what cannot be reached costs
+# ends once 15 rounds (search.h) gain less than 2% of the margin: what cannot be reached costs
 # 540 to 1,500 evaluations (`thorough` up to 2,000), not 1,800 to 2,900.
 _WIDE = (4.0, 2.0, 1.0, 0.5, 0.2, 0.05)
 RESCUE = {
@@ -134,7 +134,7 @@ RESCUE = {
 RESCUE["convolutional"] = RESCUE["kinked"]
 # A stage passes on to the next network once its steps are shorter than this part of ||r||. Kinked
 # ones lose images where it is 0.4 (the mean of a convolutional network rose by 2%).
-PASS_ON = {"kinked": 0.1, "convolutional": 0.1, "saturating": 0.2, "smooth": 0.0}
+CONTINUATION_TOLERANCE = {"kinked": 0.1, "convolutional": 0.1, "saturating": 0.2, "smooth": 0.0}
 EFFORT = {
     "kinked": KINKED,
     "convolutional": CONVOLUTIONAL,

@@ -36,7 +36,8 @@ from advcore.cli import pictures
 from advcore.effort import Effort
 from advcore.models import training
 from advcore.network import Normalize
-from advcore.solve.backends import SAMPLE, choose_path
+from advcore.options import Options
+from advcore.solve.choose import PROBE_IMAGES, choose_backend
 from advcore.solve.schedules import find_effort
 
 CACHE = Path(tempfile.gettempdir()) / "advcore_benchmarks"
@@ -145,9 +146,10 @@ def case(name: str, *, targeted: bool, images: int, held_out: bool = False) -> C
 
 def effort_of(case: Case, name: str) -> Effort:
     """The schedules of an effort for the network of a case, to be changed and handed in."""
-    flat = case.images[:SAMPLE].reshape(len(case.images[:SAMPLE]), -1)
-    path = choose_path(case.model, flat, case.images.shape[1:], None)
-    return find_effort(name, path.kind, flat.shape[1])
+    images = case.images[:PROBE_IMAGES]
+    flat = images.reshape(len(images), -1)
+    backend = choose_backend(case.model, flat, images.shape[1:], Options())
+    return find_effort(name, backend.kind, flat.shape[1])
 
 
 @functools.cache

@@ -15,9 +15,9 @@
 #include "cpu/lanes.h"
 #include "workspace.h"
 
-#include "team.h"
+#include "solver/team.h"
 
-#include "solver.h"
+#include "solver/solver.h"
 
 using namespace advcore;
 namespace isa = ADVCORE_NS;
@@ -52,9 +52,10 @@ using Machine = isa::Machine<Team>;
 void begin_search(const Params& params, Problem& p, std::mt19937& random) {
   std::uniform_real_distribution<float> uniform(-0.5f, 0.5f);
   State& s = p.state;
-  s.label = 3, s.phase = Phase::stage, s.want_gradient = true;
-  s.T = 0.1f, s.c = s.c0 = s.c_last = 0.5f, s.goal = 0.01f;
-  s.sigma = 0.5f, s.margin = -0.1f;
+  s.request.class_index = 3, s.phase = Phase::stage, s.request.want_gradient = true;
+  s.request.T = 0.1f, s.search.c = s.search.first_c = s.search.last_c = 0.5f,
+  s.search.target_margin = 0.01f;
+  s.point.sigma = 0.5f, s.point.margin = -0.1f;
   for (int i = 0; i < params.n; ++i) {
     p.x0[i] = std::max(0.0f, 2 * uniform(random));
     p.x[i] = std::clamp(p.x0[i] + 0.1f * uniform(random), 0.0f, 1.0f);
@@ -66,10 +67,10 @@ void begin_search(const Params& params, Problem& p, std::mt19937& random) {
       const float step = 0.1f * uniform(random), curvature = 1 + 0.5f * static_cast<float>(i % 7);
       p.trial[i] = p.x[i] + step;
       p.trial_gradient[i] = p.gradient[i] - curvature * (p.trial[i] - p.x[i]);
-      ss += step * step, sy += s.sigma * curvature * step * step;
+      ss += step * step, sy += s.point.sigma * curvature * step * step;
     }
-    isa::push_pair(Team{}, params, p, s, p.x, p.gradient, s.sigma, p.trial, p.trial_gradient,
-                   s.sigma, ss, sy);
+    isa::push_pair(Team{}, params, p, s.pairs, p.x, p.gradient, s.point.sigma, p.trial,
+                   p.trial_gradient, s.point.sigma, ss, sy);
   }
 }
 
@@ -95,13 +96,14 @@ int main() {
 
   std::printf("%-28s %7s %7s us an image\n", ADVCORE_ISA_NAME, "least", "median");
   report("move: products of a step", [&](size_t i) {
-    const isa::Move step = Machine{Team{}, params, images[i], images[i].state, work}.move();
+    const isa::Step step =
+        Machine{Team{}, params, images[i], images[i].state, work}.step_products();
     asm volatile("" : : "r"(&step) : "memory");
   });
   report("push_pair", [&](size_t i) {
     Problem& p = images[i];
-    isa::push_pair(Team{}, params, p, p.state, p.x, p.gradient, 0.5f, p.trial, p.trial_gradient,
-                   0.5f, 1, 1);
+    isa::push_pair(Team{}, params, p, p.state.pairs, p.x, p.gradient, 0.5f, p.trial,
+                   p.trial_gradient, 0.5f, 1, 1);
     p.state = states[i];
   });
   report("masked_gram of 12 vectors", [&](size_t i) {
@@ -118,13 +120,13 @@ int main() {
     images[i].state = states[i];
     Machine{Team{}, params, images[i], images[i].state, work}.propose();
   });
-  report("  assemble", [&](size_t i) { isa::assemble(params, states[i], work.model); });
+  report("  assemble", [&](size_t i) { isa::assemble(params, states[i].pairs, work.model); });
   report("  choose_c", [&](size_t i) {
-    volatile float c = isa::choose_c(Team{}, params, states[i], work);
+    volatile float c = isa::choose_c(Team{}, states[i].search, work);
     static_cast<void>(c);
   });
   report("  solution for the c chosen", [&](size_t) {
-    double* const K = reinterpret_cast<double*>(work.step.K);
+    double* const K = reinterpret_cast<double*>(work.trials.K);
     const auto at = isa::solve_model<double>(work.model, 0.5, K, work.q);
     volatile double slope = isa::model_slope(work.model, at, work.q);
     static_cast<void>(slope);
@@ -132,7 +134,7 @@ int main() {
   report("head", [&](size_t i) {
     alignas(64) float logits[16], seed[16];
     for (int k = 0; k < 16; ++k) logits[k] = k < 10 ? 0.1f * static_cast<float>(k) : kPadLogit;
-    isa::head(Team{}, params, images[i].state, logits, seed);
+    isa::margin_loss(Team{}, params, images[i].state, logits, seed);
     asm volatile("" : : "r"(seed) : "memory");
   });
   return 0;

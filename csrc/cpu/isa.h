@@ -42,7 +42,7 @@ struct IsaTable {
   // The solver on one image: begin puts its first evaluation into p, head turns logits into
   // p.state.eval and the seed of the backward pass, advance asks for the next evaluation.
   void (*begin)(const Params& params, Problem& p, int label);
-  void (*head)(const Params& params, State& state, float* logits, float* seed);
+  void (*margin_loss)(const Params& params, State& state, float* logits, float* seed);
   void (*advance)(const Params& params, Problem& p);
 };
 

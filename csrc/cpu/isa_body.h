@@ -5,9 +5,9 @@
 #include "cpu/isa.h"
 #include "cpu/propagate.h"
 
-#include "team.h"
+#include "solver/team.h"
 
-#include "solver.h"
+#include "solver/solver.h"
 
 namespace ADVCORE_NS {
 
@@ -15,9 +15,9 @@ namespace {
 void begin_image(const Params& params, Problem& p, int label) {
   begin(SerialTeam{}, params, p, label);
 }
-void head_image(const Params& params, State& state, float* logits, float* seed) {
+void margin_loss_image(const Params& params, State& state, float* logits, float* seed) {
   const FlushDenormals flush;
-  head(SerialTeam{}, params, state, logits, seed);
+  margin_loss(SerialTeam{}, params, state, logits, seed);
 }
 void advance_image(const Params& params, Problem& p) {
   const FlushDenormals flush;
@@ -36,7 +36,7 @@ const IsaTable kTable = {
     .forward = forward,
     .backward = backward,
     .begin = begin_image,
-    .head = head_image,
+    .margin_loss = margin_loss_image,
     .advance = advance_image,
 };
 

@@ -45,13 +45,13 @@ inline Lane max(Lane a, Lane b) { return a > b ? a : b; }
 inline Lane abs(Lane a) { return (Lane)((Mask)a & 0x7fffffff); }
 
 // float64 values, one a trial value of c, handled as one; rows of them in memory; and a group of
-// the kShifts values of an array.
-constexpr int kShifts = 8;
-constexpr int kShiftLanes = kLanes / 2;  // all eight at once took three times as long on AVX2
-using Shifts = double __attribute__((vector_size(kShiftLanes * 8)));
-using StoredShifts = Shifts;
-inline Shifts* shifts(StoredShifts* row) { return row; }
-inline Shifts& shifts(double* all, int i) { return *reinterpret_cast<Shifts*>(all + i); }
+// the kTrialCs values of an array.
+constexpr int kTrialCs = 8;
+constexpr int kTrialLanes = kLanes / 2;  // all eight at once took three times as long on AVX2
+using TrialC = double __attribute__((vector_size(kTrialLanes * 8)));
+using StoredTrialC = TrialC;
+inline TrialC* trial_cs(StoredTrialC* row) { return row; }
+inline TrialC& trial_cs(double* all, int i) { return *reinterpret_cast<TrialC*>(all + i); }
 
 inline float min(float a, float b) { return a < b ? a : b; }
 inline float max(float a, float b) { return a > b ? a : b; }

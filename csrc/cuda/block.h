@@ -87,7 +87,7 @@ struct Block {
 
 using Team = ForkTeam<Block>;
 
-__device__ inline int shift() { return Block::lane(); }
+__device__ inline int trial_index() { return Block::lane(); }
 
 }  // namespace
 }  // namespace ADVCORE_NS

@@ -13,7 +13,7 @@ const Kernels& kernels() {
 // The part of the shared memory that a run with this history uses.
 size_t shared_bytes(const Params& params) {
   const int m = params.history, unused = kPacked - m * (2 * m + 1);
-  return sizeof(Shared) - static_cast<size_t>(unused) * sizeof(StoredShifts);
+  return sizeof(Shared) - static_cast<size_t>(unused) * sizeof(StoredTrialC);
 }
 
 }  // namespace advcore::cuda

@@ -9,9 +9,9 @@
 
 #include "cuda/lanes.h"
 
-#include "fork_team.h"
+#include "solver/fork_team.h"
 
-#include "solver.h"
+#include "solver/solver.h"
 
 #include "cuda/block.h"
 
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const Problem& p = run.problems[run.rows[row]];
   for (int i = threadIdx.x; i < n; i += blockDim.x)
     x[row * static_cast<size_t>(n) + i] = p.trial[i];
-  if (threadIdx.x == 0) k[row] = p.state.k;
+  if (threadIdx.x == 0) k[row] = p.state.request.k;
 }
 
 __global__ void __launch_bounds__(kMaxThreads, kBlocks)
@@ -91,8 +91,8 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
         float* const to = seeds + row * static_cast<size_t>(classes);
         team.each(length, [=](int i) { z[i] = i < classes ? from[i] : kPadLogit; });
         const bool active = p.state.phase != Phase::done;
-        if (active) head(team, params, p.state, z, seed);
-        const bool wanted = active && p.state.want_gradient && p.state.eval.finite;
+        if (active) margin_loss(team, params, p.state, z, seed);
+        const bool wanted = active && p.state.request.want_gradient && p.state.eval.finite;
         team.each(classes, [=](int i) { to[i] = wanted ? seed[i] : 0.0f; });
       },
       [](const Problem&) {});
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
   conduct(
       run.problems[slot],
       [=, &params](const Team& team, Problem& p) {
-        if (gradients && p.state.want_gradient)
+        if (gradients && p.state.request.want_gradient)
           team.copy_row(params.n, gradients + row * static_cast<size_t>(params.n),
                         p.trial_gradient);
         Shared& shared = Block::shared();
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     collect_kernel(const __grid_constant__ Run run, const Staged staged) {
   const int row = blockIdx.x;
   const Problem& p = run.problems[run.rows[row]];
-  const float* const best = p.state.best_norm < kNone ? p.best : p.x0;
+  const float* const best = p.state.best.norm < kNone ? p.best : p.x0;
   float* const to = staged.vectors + row * staged.stride;
   for (int i = threadIdx.x; i < run.params.n; i += blockDim.x) to[i] = best[i];
   copy_words(threadIdx.x, blockDim.x, sizeof(Problem), &p, staged.problems + row);

@@ -32,23 +32,23 @@ ADVCORE_INLINE float abs(float a) { return __builtin_fabsf(a); }
 ADVCORE_INLINE Lane exp(Lane x) { return __builtin_expf(x); }
 
 // float64 values, one a worker; rows of them in memory that all see; and the worker's of an array.
-constexpr int kShifts = 8;
-using Shifts = double;
+constexpr int kTrialCs = 8;
+using TrialC = double;
 
-ADVCORE_INLINE int shift();  // of the calling worker
+ADVCORE_INLINE int trial_index();  // of the calling worker
 
-struct StoredShifts {
-  double value[kShifts];
+struct StoredTrialC {
+  double value[kTrialCs];
   ADVCORE_INLINE double& operator[](int j) { return value[j]; }
 };
-struct ShiftRow {
-  StoredShifts* row;
-  ADVCORE_INLINE double& operator[](int i) const { return row[i].value[shift()]; }
+struct TrialRow {
+  StoredTrialC* row;
+  ADVCORE_INLINE double& operator[](int i) const { return row[i].value[trial_index()]; }
   ADVCORE_INLINE double& operator*() const { return (*this)[0]; }
-  ADVCORE_INLINE ShiftRow operator+(int i) const { return {row + i}; }
+  ADVCORE_INLINE TrialRow operator+(int i) const { return {row + i}; }
 };
-ADVCORE_INLINE ShiftRow shifts(StoredShifts* row) { return {row}; }
-ADVCORE_INLINE double& shifts(double* all, int) { return all[shift()]; }
+ADVCORE_INLINE TrialRow trial_cs(StoredTrialC* row) { return {row}; }
+ADVCORE_INLINE double& trial_cs(double* all, int) { return all[trial_index()]; }
 
 }  // namespace
 }  // namespace ADVCORE_NS

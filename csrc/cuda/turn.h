@@ -12,7 +12,7 @@
 //   swap(at, old, value)     atomic; writes where `old` is there, returns what was
 #pragma once
 
-#include "passage.h"
+#include "outcome.h"
 
 namespace ADVCORE_NS {
 namespace {
@@ -66,7 +66,7 @@ struct Board {
 template <class Crew>
 ADVCORE_FN void leave(const Crew& crew, const Turn& t, Problem& p) {
   State& s = p.state;
-  const float* const best = s.best_norm < kNone ? p.best : p.x0;
+  const float* const best = s.best.norm < kNone ? p.best : p.x0;
   float* const to = t.adversarial + (size_t)p.index * t.params.n;
   crew.each(t.params.n, [=](int i) { to[i] = best[i]; });
   crew.sync();  // p.index has been read
@@ -75,8 +75,8 @@ ADVCORE_FN void leave(const Crew& crew, const Turn& t, Problem& p) {
   t.outcomes[p.index] = outcome_of(t.params, s);
   p.index = -1;
   crew.add(&t.counters->finished, 1);
-  crew.add(&t.counters->succeeded, s.best_norm < kNone);
-  crew.add(&t.counters->evaluations, s.evaluations);
+  crew.add(&t.counters->succeeded, s.best.norm < kNone);
+  crew.add(&t.counters->evaluations, s.counts.evaluations);
 }
 
 template <class Crew>

@@ -54,7 +54,7 @@ def records(problems: Any) -> Any:
 
 def make_round(case: Case) -> dict[str, Any]:
     """The arrays of a round by the names of `plan.ADDRESSES`; problems: bytes of `records`."""
-    from advcore.kernels.slots import MAX_SCHEDULES, MAX_STAGES, PROBLEM
+    from advcore.kernels.slots import FROM_MARGIN, MAX_SCHEDULES, MAX_STAGES, PROBLEM
 
     random = np.random.default_rng(case.seed)
     n, classes, slots = case.widths[0], case.widths[-1], case.slots
@@ -89,6 +89,7 @@ def make_round(case: Case) -> dict[str, Any]:
             p["excluded"][slot, :count] = others[:count]
             if random.random() < 0.2:
                 p["against"][slot], p["T"][slot] = others[-1], 0
+        p["temperature"] = np.where(p["T"] < 0, FROM_MARGIN.value, p["T"] > 0)
     return {
         "problems": p.view(np.uint8).reshape(slots, -1),
         "x": x,

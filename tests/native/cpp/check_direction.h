@@ -1,4 +1,4 @@
-// The compact L-BFGS matrix with its shift against the dense BFGS matrix: direction, slope and
+// The compact L-BFGS matrix with its damping against the dense BFGS matrix: direction, slope and
 // predicted margin on a random free set.
 #pragma once
 
@@ -30,14 +30,14 @@ void push(Slot& slot, State& s, Random& rng, const dense::Vector& step,
                                   static_cast<double>(old_sigma));
     ss += step[i] * step[i], sy += step[i] * change[i];
   }
-  parts::push_pair(Team{}, slot.params, slot.p, s, from, old_g, old_sigma, to, new_g, new_sigma,
-                   static_cast<float>(ss), static_cast<float>(sy));
+  parts::push_pair(Team{}, slot.params, slot.p, s.pairs, from, old_g, old_sigma, to, new_g,
+                   new_sigma, static_cast<float>(ss), static_cast<float>(sy));
 }
 
 struct Penalty {  // a random point of the penalty problem, about a third of its variables held
   Penalty(Slot& slot, Random& rng) {
     const size_t n = slot.size();
-    c = std::exp(uniform(rng, -3, 2)), shift = uniform(rng) < 0.5 ? 0 : c * uniform(rng);
+    c = std::exp(uniform(rng, -3, 2)), damping = uniform(rng) < 0.5 ? 0 : c * uniform(rng);
     sigma = uniform(rng, 0.1, 1), margin = normal(rng);
     slot.set(slot.p.x0, normals(rng, n));
     slot.set(slot.p.x, normals(rng, n));
@@ -54,12 +54,13 @@ struct Penalty {  // a random point of the penalty problem, about a third of its
     }
   }
   State state(State s) const {
-    s.c = s.c0 = static_cast<float>(c), s.shift = static_cast<float>(shift);
-    s.sigma = static_cast<float>(sigma), s.margin = static_cast<float>(margin);
-    s.goal = 1e9f;  // out of reach: no step back
+    s.search.c = s.search.first_c = static_cast<float>(c),
+    s.search.damping = static_cast<float>(damping);
+    s.point.sigma = static_cast<float>(sigma), s.point.margin = static_cast<float>(margin);
+    s.search.target_margin = 1e9f;  // out of reach: no step back
     return s;
   }
-  double c, shift, sigma, margin;
+  double c, damping, sigma, margin;
   dense::Vector r, G;
   std::vector<size_t> free;
 };
@@ -79,28 +80,29 @@ void model_of(Slot& slot, const State& s, const Penalty& at, double theta, parts
   const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
   for (const size_t i : at.free) rows.get()[i] = 1;
   for (size_t i = 0; i < slot.size(); ++i) rows.get()[padded + i] = slot.p.x[i] - slot.p.x0[i];
-  model.pairs = s.pairs, model.theta = static_cast<float>(theta), model.shift = s.shift;
-  model.sigma = s.sigma, model.margin = s.margin;
+  model.pairs = s.pairs.count, model.theta = static_cast<float>(theta),
+  model.damping = s.search.damping;
+  model.sigma = s.point.sigma, model.margin = s.point.margin;
   const float* v[parts::kMaxBasis];
-  for (int j = 0; j < s.pairs; ++j) {
+  for (int j = 0; j < s.pairs.count; ++j) {
     v[j] = parts::ring_y(slot.params, slot.p, j);
-    v[s.pairs + j] = parts::ring_s(slot.params, slot.p, j);
+    v[s.pairs.count + j] = parts::ring_s(slot.params, slot.p, j);
   }
-  v[2 * s.pairs] = slot.p.gradient;
-  v[2 * s.pairs + 1] = rows.get() + padded;
-  parts::masked_gram(Team{}, slot.params.stride, rows.get(), v, 2 * s.pairs + 2, model.gram);
-  parts::assemble(slot.params, s, model);
+  v[2 * s.pairs.count] = slot.p.gradient;
+  v[2 * s.pairs.count + 1] = rows.get() + padded;
+  parts::masked_gram(Team{}, slot.params.stride, rows.get(), v, 2 * s.pairs.count + 2, model.gram);
+  parts::assemble(slot.params, s.pairs, model);
 }
 
-// At kShifts values of c, as the choice of c has them.
+// At kTrialCs values of c, as the choice of c has them.
 std::vector<double> predicted_margins(parts::Work& work, const std::vector<double>& values) {
-  std::vector<double> margins(kShifts);
-  const auto K = parts::shifts(work.step.K), q = parts::shifts(work.step.q);
-  for (size_t i = 0; i < kShifts; i += kShiftLanes) {
-    Shifts c{};
+  std::vector<double> margins(kTrialCs);
+  const auto K = parts::trial_cs(work.trials.K), q = parts::trial_cs(work.trials.q);
+  for (size_t i = 0; i < kTrialCs; i += kTrialLanes) {
+    TrialC c{};
     std::memcpy(&c, &values[i], sizeof c);
     const auto at = parts::solve_model(work.model, c, K, q);
-    const Shifts found = parts::predicted_margin(work.model, at, q);
+    const TrialC found = parts::predicted_margin(work.model, at, q);
     std::memcpy(&margins[i], &found, sizeof found);
   }
   return margins;
@@ -120,19 +122,19 @@ void check_direction(int n, int history, int pushes, Random& rng, double& worst)
     const double along = dense::dot(ray, step) / static_cast<double>(n);
     for (size_t i = 0; i < size; ++i) change[i] = uniform(rng, 0.3, 2) * step[i] + along * ray[i];
     push(slot, s, rng, step, change);
-    const dense::Vector kept_s = slot.vector(parts::ring_s(slot.params, slot.p, s.newest));
-    const dense::Vector kept_y = slot.vector(parts::ring_y(slot.params, slot.p, s.newest));
+    const dense::Vector kept_s = slot.vector(parts::ring_s(slot.params, slot.p, s.pairs.newest));
+    const dense::Vector kept_y = slot.vector(parts::ring_y(slot.params, slot.p, s.pairs.newest));
     const double error = dense::difference(kept_s, step) + dense::difference(kept_y, change);
     expect(error < 1e-5, "n %d: the ring holds another pair, off by %.1e", n, error);
     pushed.emplace_back(kept_s, kept_y);
   }
-  expect(s.pairs == std::min(history, pushes), "%d pushes of %d left %d pairs", pushes, history,
-         s.pairs);
+  expect(s.pairs.count == std::min(history, pushes), "%d pushes of %d left %d pairs", pushes,
+         history, s.pairs.count);
   const Penalty at(slot, rng);
   s = at.state(s);
-  pushed.erase(pushed.begin(), pushed.end() - s.pairs);
+  pushed.erase(pushed.begin(), pushed.end() - s.pairs.count);
   double theta = 0.2 * at.c;
-  if (s.pairs > 0)
+  if (s.pairs.count > 0)
     theta = std::min(theta, dense::dot(pushed.back().first, pushed.back().second) /
                                 dense::dot(pushed.back().first, pushed.back().first));
 
@@ -141,14 +143,14 @@ void check_direction(int n, int history, int pushes, Random& rng, double& worst)
   const dense::Matrix B = dense::bfgs(size, theta, pushed);
   const dense::Vector d = proposed(slot, s);
   std::vector<double> c;
-  for (int lane = 0; lane < kShifts; ++lane) c.push_back(at.c * std::exp(0.3 * lane));
+  for (int lane = 0; lane < kTrialCs; ++lane) c.push_back(at.c * std::exp(0.3 * lane));
   const std::vector<double> margins = predicted_margins(work, c);
   for (const size_t lane : {size_t{0}, size_t{5}}) {
     if (lane > 0 && n > 100) continue;
     dense::Matrix part = dense::restricted(B, at.free);
     dense::Vector v;
     for (size_t i = 0; i < part.n; ++i) {
-      part(i, i) += 2 * c[lane] + at.shift;
+      part(i, i) += 2 * c[lane] + at.damping;
       v.push_back(at.sigma * at.G[at.free[i]] - 2 * c[lane] * at.r[at.free[i]]);
     }
     const dense::Vector on_free = dense::solve(part, v);

@@ -24,12 +24,14 @@ PlainHead plain_head(const dense::Vector& z, const State& s, double T, double ka
     const size_t i = static_cast<size_t>(j);
     out.largest = std::max(out.largest, std::fabs(z[i]));
     if (z[i] > z[static_cast<size_t>(out.prediction)]) out.prediction = j;
-    if (j != s.label && (out.runner_up < 0 || z[i] > z[static_cast<size_t>(out.runner_up)]))
+    if (j != s.request.class_index &&
+        (out.runner_up < 0 || z[i] > z[static_cast<size_t>(out.runner_up)]))
       out.runner_up = j;
   }
-  if (s.against >= 0) out.runner_up = s.against;
-  const size_t label = static_cast<size_t>(s.label), other = static_cast<size_t>(out.runner_up);
-  const double sign = s.targeted ? 1 : -1;
+  if (s.request.rival_class >= 0) out.runner_up = s.request.rival_class;
+  const size_t label = static_cast<size_t>(s.request.class_index),
+               other = static_cast<size_t>(out.runner_up);
+  const double sign = s.request.targeted ? 1 : -1;
   out.margin = out.log_odds = sign * (z[label] - z[other]) - kappa;
   out.seed[label] = sign;
   if (T > 0) {
@@ -58,7 +60,7 @@ struct HeadRows {
   advcore::AlignedFloats memory;
 };
 
-// temperature: as State::T; the classes in `tied` share the largest logit.
+// temperature: T, < 0: from the margin; the classes in `tied` share the largest logit.
 void check_logits(const advcore::IsaTable& isa, int classes, State s, float temperature,
                   const std::vector<size_t>& tied, Random& rng) {
   const size_t K = static_cast<size_t>(classes);
@@ -70,9 +72,12 @@ void check_logits(const advcore::IsaTable& isa, int classes, State s, float temp
   for (size_t j = 0; j < K; ++j) rows.z()[j] = static_cast<float>(10 * normal(rng));
   for (const size_t j : tied) rows.z()[j] = 60;
   z = dense::from_floats(rows.z(), K);
-  s.T = temperature;
-  s.want_gradient = true;
-  isa.head(params, s, rows.z(), rows.seed());
+  s.request.T = temperature;
+  s.request.temperature = temperature < 0   ? advcore::Temperature::from_margin
+                          : temperature > 0 ? advcore::Temperature::given
+                                            : advcore::Temperature::exact;
+  s.request.want_gradient = true;
+  isa.margin_loss(params, s, rows.z(), rows.seed());
   expect(dense::from_floats(rows.z(), K) == z, "%s K %d: logits were not restored", isa.name,
          classes);
   const PlainHead at_zero = plain_head(z, s, 0, 0);
@@ -87,11 +92,12 @@ void check_logits(const advcore::IsaTable& isa, int classes, State s, float temp
   const auto off = [](float got, double expected) {
     return std::fabs(static_cast<double>(got) - expected);
   };
-  expect(e.finite && off(e.kappa, kappa) < 1e-6 * kappa && off(e.margin, plain.margin) < rounding,
+  expect(e.finite && off(e.required_margin, kappa) < 1e-6 * kappa &&
+             off(e.margin, plain.margin) < rounding,
          "%s K %d T %g: margin %g, expected %g", isa.name, classes, T,
          static_cast<double>(e.margin), plain.margin);
-  expect(off(s.T, T) <= 1e-4 * T, "%s K %d: temperature %g, expected %g", isa.name, classes,
-         static_cast<double>(s.T), T);
+  expect(off(s.request.T, T) <= 1e-4 * T, "%s K %d: temperature %g, expected %g", isa.name, classes,
+         static_cast<double>(s.request.T), T);
   expect(off(e.log_odds, plain.log_odds) < rounding, "%s K %d T %g: log-odds %g, expected %g",
          isa.name, classes, T, static_cast<double>(e.log_odds), plain.log_odds);
   expect(e.prediction == plain.prediction && e.runner_up == plain.runner_up,
@@ -126,14 +132,14 @@ void check_not_finite(const advcore::IsaTable& isa, int classes) {
       rows.z()[at] = bad;
       const dense::Vector before = dense::from_floats(rows.z(), rows.padded);
       State s;
-      s.label = 1, s.T = 0.1f, s.want_gradient = true;
+      s.request.class_index = 1, s.request.T = 0.1f, s.request.want_gradient = true;
       s.eval.finite = true;
-      isa.head(params, s, rows.z(), rows.seed());
+      isa.margin_loss(params, s, rows.z(), rows.seed());
       const dense::Vector after = dense::from_floats(rows.z(), rows.padded);
       const bool masks = bad < 0;
       expect(s.eval.finite == masks, "%s K %d: a logit of %g is finite: %d", isa.name, classes,
              static_cast<double>(bad), s.eval.finite);
-      if (masks && classes > 2 && at != s.label)
+      if (masks && classes > 2 && at != s.request.class_index)
         expect(s.eval.rounding <= 16 * 1.2e-7f * 6 && std::fabs(rows.seed()[at]) < 1e-36f,
                "%s K %d: masked, a rounding of %g and a seed of %g", isa.name, classes,
                static_cast<double>(s.eval.rounding), static_cast<double>(rows.seed()[at]));
@@ -149,8 +155,8 @@ void check_heads(const advcore::IsaTable& isa) {
     for (int repeat = 0; repeat < 12; ++repeat)
       for (const float T : {0.0f, -1.0f, 1.0f, 0.05f, 30.0f}) {
         State s;
-        s.label = static_cast<int>(rng() % static_cast<unsigned>(classes));
-        s.targeted = repeat % 2 == 0;
+        s.request.class_index = static_cast<int>(rng() % static_cast<unsigned>(classes));
+        s.request.targeted = repeat % 2 == 0;
         check_logits(isa, classes, s, T, {}, rng);
         const size_t last = static_cast<size_t>(classes) - 1;
         check_logits(isa, classes, s, T, {last, last / 2}, rng);
@@ -158,9 +164,10 @@ void check_heads(const advcore::IsaTable& isa) {
       }
     for (int repeat = 0; repeat < 12; ++repeat) {  // one class against another, exact margin
       State s;
-      s.label = repeat % classes;
-      s.against = (s.label + 1 + repeat % (classes - 1)) % classes;
-      if (s.against == s.label) s.against = (s.label + 1) % classes;
+      s.request.class_index = repeat % classes;
+      s.request.rival_class = (s.request.class_index + 1 + repeat % (classes - 1)) % classes;
+      if (s.request.rival_class == s.request.class_index)
+        s.request.rival_class = (s.request.class_index + 1) % classes;
       check_logits(isa, classes, s, 0, {}, rng);
     }
     check_not_finite(isa, classes);

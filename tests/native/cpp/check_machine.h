@@ -55,7 +55,7 @@ void check_affine_targeted(const advcore::IsaTable& isa, int n, int classes, boo
       ++gaps.active;
       break;
     }
-  if (trace.state.best_norm >= kNothing) {  // only where the box leaves hardly any room
+  if (trace.state.best.norm >= kNothing) {  // only where the box leaves hardly any room
     const double room = 0.05 * std::fabs(static_cast<double>(trace.rounds[0].eval.margin));
     const dense::Polytope inside = half_spaces(at, at.label, rivals, confidence + room);
     const double missed = inside.violation(dense::solve_dual(inside));
@@ -63,9 +63,9 @@ void check_affine_targeted(const advcore::IsaTable& isa, int n, int classes, boo
            exact);
     return;
   }
-  const double gap = static_cast<double>(trace.state.best_norm) / exact - 1;
+  const double gap = static_cast<double>(trace.state.best.norm) / exact - 1;
   expect(gap > -1e-5 && gap < 5e-4, "%s affine n %d K %d: distortion %g, optimum %g, gap %.1e",
-         isa.name, n, classes, static_cast<double>(trace.state.best_norm), exact, gap);
+         isa.name, n, classes, static_cast<double>(trace.state.best.norm), exact, gap);
   gaps.worst = std::max(gaps.worst, gap), ++gaps.solved;
 }
 
@@ -85,13 +85,13 @@ void check_affine_untargeted(const advcore::IsaTable& isa, int n, int classes, b
     if (!std::isfinite(dual)) continue;
     const double exact = dense::norm(dense::minus(set.at({dual}), set.x0));
     least = std::min(least, exact);
-    if (j == trace.state.best_prediction) reached = exact;
+    if (j == trace.state.best.prediction) reached = exact;
   }
   if (least == 1e300) return;
-  const double norm = static_cast<double>(trace.state.best_norm);
+  const double norm = static_cast<double>(trace.state.best.norm);
   expect(norm > least * (1 - 1e-5) && norm < reached * (1 + 5e-4),
          "%s untargeted n %d K %d: %g, least %g, of class %d %g", isa.name, n, classes, norm, least,
-         trace.state.best_prediction, reached);
+         trace.state.best.prediction, reached);
   ++gaps.solved, gaps.active += norm < least * (1 + 5e-4);
 }
 
@@ -136,15 +136,15 @@ void check_replay(const advcore::IsaTable& isa, const Instance& at, const Trace&
       return;
     }
     p.state.eval = round.eval;
-    p.state.T = round.T;
+    p.state.request.T = round.T;
     std::copy(round.gradient.begin(), round.gradient.end(), p.trial_gradient);
     isa.advance(slot.params, p);
   }
-  expect(p.state.phase == Phase::done && p.state.best_norm == trace.state.best_norm &&
+  expect(p.state.phase == Phase::done && p.state.best.norm == trace.state.best.norm &&
              p.state.status == trace.state.status,
          "%s: the replay ends in phase %d, %g, not %g", isa.name, static_cast<int>(p.state.phase),
-         static_cast<double>(p.state.best_norm), static_cast<double>(trace.state.best_norm));
-  if (p.state.best_norm < kNothing)
+         static_cast<double>(p.state.best.norm), static_cast<double>(trace.state.best.norm));
+  if (p.state.best.norm < kNothing)
     expect(same_bits({p.best, p.best + length}, trace.best), "%s: the replay finds another image",
            isa.name);
 }
@@ -164,7 +164,7 @@ void check_machine(const advcore::IsaTable& isa) {
     check_replay(isa, at, trace);
     for (int phase = 0; phase < kPhases; ++phase) visits[phase] += trace.visits[phase];
     rounds += static_cast<int>(trace.rounds.size());
-    successes += trace.state.best_norm < kNothing;
+    successes += trace.state.best.norm < kNothing;
   }
   for (int phase = 0; phase < static_cast<int>(Phase::done); ++phase)
     expect(visits[phase] > 0, "%s: no run was ever in phase %d", isa.name, phase);
@@ -180,7 +180,7 @@ void check_failures_and_budgets(const advcore::IsaTable& isa) {
     Params params = kinked ? kinked_params(4) : smooth_params(4);
     params.targeted = repeat < 4;
     params.schedule[0].contest = kinked ? 1 : -1;
-    params.walk_budget = repeat % 3 == 0 ? 0 : 6;
+    params.descent_budget = repeat % 3 == 0 ? 0 : 6;
     params.starts = repeat / 2 % 2;
     Instance at = instance(kinked ? Model::Kind::relu : Model::Kind::tanh, 20, params, true, rng);
     const std::vector<float> starts = random_starts(at.slot, rng);
@@ -197,7 +197,7 @@ void check_failures_and_budgets(const advcore::IsaTable& isa) {
           expect(trace.state.status == Status::non_finite, "NaN at the clean image: status %d",
                  static_cast<int>(trace.state.status));
       }
-    for (int budget = 1; budget <= whole.state.evaluations + 1; ++budget) {
+    for (int budget = 1; budget <= whole.state.counts.evaluations + 1; ++budget) {
       params.max_evaluations = budget;
       Slot slot(20, params);
       slot.bound(0, 1);
@@ -205,11 +205,11 @@ void check_failures_and_budgets(const advcore::IsaTable& isa) {
       slot.p.starts = starts.data();
       const Trace trace = run(isa, slot, at.model, at.label);
       expect_consistent(isa, slot, at.model, at.label, trace);
-      const bool cut_short = budget < whole.state.evaluations;
-      expect(!cut_short || trace.state.evaluations == budget, "budget %d: %d evaluations", budget,
-             trace.state.evaluations);
+      const bool cut_short = budget < whole.state.counts.evaluations;
+      expect(!cut_short || trace.state.counts.evaluations == budget, "budget %d: %d evaluations",
+             budget, trace.state.counts.evaluations);
       expect(!cut_short || trace.state.status == Status::budget, "budget %d of %d: status %d",
-             budget, whole.state.evaluations, static_cast<int>(trace.state.status));
+             budget, whole.state.counts.evaluations, static_cast<int>(trace.state.status));
       for (size_t k = 0; k < trace.rounds.size() && k < whole.rounds.size(); ++k)
         expect(same_bits(trace.rounds[k].trial, whole.rounds[k].trial),
                "budget %d: trial %zu differs from that of the whole run", budget, k);
@@ -233,7 +233,7 @@ void check_flat_start(const advcore::IsaTable& isa) {
     for (size_t k = 0; k < once.rounds.size() && k < again.rounds.size(); ++k)
       expect(same_bits(once.rounds[k].trial, again.rounds[k].trial),
              "%s flat start: trial %zu is not repeated", isa.name, k);
-    found += once.state.best_norm < kNothing;
+    found += once.state.best.norm < kNothing;
   }
   expect(found > 0, "%s: no image was found from a flat start", isa.name);
 }

@@ -16,9 +16,9 @@ dense::Polytope polytope(const Slot& slot, const State& s, double w) {
   set.hi = slot.vector(slot.hi);
   for (size_t i = 0; i < slot.size(); ++i)
     set.q[i] += w * (static_cast<double>(slot.p.x[i]) - set.x0[i]);
-  for (int j = 0; j < s.cuts; ++j) {
+  for (int j = 0; j < s.bundle.count; ++j) {
     set.rows.push_back(slot.vector(parts::cut_row(slot.params, slot.p, j)));
-    set.offset.push_back(s.offset[j]);
+    set.offset.push_back(s.bundle.offset[j]);
   }
   return set;
 }
@@ -37,7 +37,7 @@ void cut(Slot& slot, State& s, int j, const dense::Vector& normal, const dense::
   const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
   slot.set(rows.get(), normal);
   slot.set(rows.get() + padded, at);
-  const float length = parts::write_cut(Team{}, slot.params, slot.p, s, j, rows.get(),
+  const float length = parts::write_cut(Team{}, slot.params, slot.p, s.bundle, j, rows.get(),
                                         rows.get() + padded, static_cast<float>(margin));
   const dense::Vector row = slot.vector(parts::cut_row(slot.params, slot.p, j));
   const double expected = dense::norm(normal);
@@ -46,10 +46,11 @@ void cut(Slot& slot, State& s, int j, const dense::Vector& normal, const dense::
          "cut of a gradient of norm %g: %g, row of norm %g", expected, static_cast<double>(length),
          dense::norm(row));
   const dense::Vector away = dense::minus(slot.vector(rows.get() + padded), slot.vector(slot.p.x0));
-  const double value = dense::dot(row, away) + static_cast<double>(s.offset[j]);
-  expect(std::fabs(value - margin / expected) < 2e-6 * (1 + dense::norm(away)) && s.dual[j] == 0,
+  const double value = dense::dot(row, away) + static_cast<double>(s.bundle.offset[j]);
+  expect(std::fabs(value - margin / expected) < 2e-6 * (1 + dense::norm(away)) &&
+             s.bundle.dual[j] == 0,
          "cut is %g where its margin is %g, multiplier %g", value, margin / expected,
-         static_cast<double>(s.dual[j]));
+         static_cast<double>(s.bundle.dual[j]));
 }
 
 struct Projected {
@@ -58,9 +59,9 @@ struct Projected {
 
 Projected project(Slot& slot, State& s, double w) {
   parts::Work work;
-  parts::project(Team{}, slot.params, slot.p, s, work, static_cast<float>(w), slot.p.trial);
+  parts::project(Team{}, slot.params, slot.p, s.bundle, work, static_cast<float>(w), slot.p.trial);
   Projected out{slot.vector(slot.p.trial), {}};
-  for (int j = 0; j < s.cuts; ++j) out.dual.push_back(s.dual[j]);
+  for (int j = 0; j < s.bundle.count; ++j) out.dual.push_back(s.bundle.dual[j]);
   for (size_t i = 0; i < slot.size(); ++i)
     expect(slot.p.trial[i] >= slot.lo[i] && slot.p.trial[i] <= slot.hi[i],
            "projection leaves the box at %zu: %g", i, out.x[i]);
@@ -80,8 +81,8 @@ void check_one_cut(int n, bool bounded, double w, Random& rng, double& worst) {
     reach += std::max(normal[i] * (1 - x0[i]), -normal[i] * x0[i]);
   const double part = uniform(rng, -0.2, 1.3);
   cut(slot, s, 0, normal, x0, -part * reach);
-  s.cuts = 1;
-  if (uniform(rng) < 0.3) s.dual[0] = static_cast<float>(uniform(rng));  // a warm start
+  s.bundle.count = 1;
+  if (uniform(rng) < 0.3) s.bundle.dual[0] = static_cast<float>(uniform(rng));  // a warm start
   const dense::Polytope set = polytope(slot, s, w);
   const double dual = dense::solve_line(set);
   const Projected got = project(slot, s, w);
@@ -106,21 +107,21 @@ void check_many_cuts(int n, int cuts, bool bounded, double w, Random& rng, doubl
   Slot slot(n, Params{});
   State s;
   if (bounded) slot.bound(0, 1);
-  const dense::Vector center = random_pixels(rng, slot.size());
+  const dense::Vector centre = random_pixels(rng, slot.size());
   slot.set(slot.p.x0, random_pixels(rng, slot.size()));
-  slot.set(slot.p.x, center);
+  slot.set(slot.p.x, centre);
   const dense::Vector common = normals(rng, slot.size()), x0 = slot.vector(slot.p.x0);
   const float warm[] = {0, 0, 0, 1e-6f, 0.5f, 10};  // multipliers of an older bundle
   for (int j = 0; j < cuts; ++j) {  // all hold at the centre, few at the clean image
     dense::Vector normal = normals(rng, slot.size());
     for (size_t i = 0; i < slot.size(); ++i) {
-      normal[i] += uniform(rng, 0, 2) * common[i] + 0.5 * (center[i] - x0[i]);
+      normal[i] += uniform(rng, 0, 2) * common[i] + 0.5 * (centre[i] - x0[i]);
       normal[i] *= 100;
     }
-    const double rise = dense::dot(normal, dense::minus(center, x0));
-    cut(slot, s, j, normal, center, uniform(rng, 0, 0.3) * std::fabs(rise));
-    ++s.cuts;
-    s.dual[j] = warm[rng() % 6];
+    const double rise = dense::dot(normal, dense::minus(centre, x0));
+    cut(slot, s, j, normal, centre, uniform(rng, 0, 0.3) * std::fabs(rise));
+    ++s.bundle.count;
+    s.bundle.dual[j] = warm[rng() % 6];
   }
   const dense::Polytope set = polytope(slot, s, w);
   const dense::Vector dual = dense::solve_dual(set);
@@ -154,7 +155,7 @@ void check_contradiction() {
     dense::Vector normal = normals(rng, slot.size());
     for (int j = 0; j < advcore::kMaxCuts; ++j) {
       cut(slot, s, j, normal, slot.vector(slot.p.x0), -1);
-      ++s.cuts;
+      ++s.bundle.count;
       for (double& v : normal) v = -v;
     }
     const Projected got = project(slot, s, 0);
@@ -174,33 +175,34 @@ void check_write_cut() {
     for (double& v : gradient) v *= scale;
     cut(slot, s, 2, gradient, random_pixels(rng, 20), 0.3 * scale);
   }
-  const float offset = s.offset[2];
+  const float offset = s.bundle.offset[2];
   for (const double bad : {0.0, static_cast<double>(NAN), HUGE_VAL}) {
     slot.set(slot.p.gradient, dense::Vector(20, bad));
     const float norm =
-        parts::write_cut(Team{}, slot.params, slot.p, s, 2, slot.p.gradient, slot.p.x0, 1);
-    expect((bad == 0 ? norm == 0 : norm != norm) && s.offset[2] == offset,
+        parts::write_cut(Team{}, slot.params, slot.p, s.bundle, 2, slot.p.gradient, slot.p.x0, 1);
+    expect((bad == 0 ? norm == 0 : norm != norm) && s.bundle.offset[2] == offset,
            "a gradient of %g gave a cut of norm %g", bad, static_cast<double>(norm));
   }
 }
 
-void check_keep_center() {
+void check_keep_centre() {
   Random rng(25);
   Slot slot(50, Params{});
   State s;
   slot.set(slot.p.x0, random_pixels(rng, 50));
-  const dense::Vector center = random_pixels(rng, 50);
-  slot.set(slot.p.x, center);
+  const dense::Vector centre = random_pixels(rng, 50);
+  slot.set(slot.p.x, centre);
   for (int j = 0; j < advcore::kMaxCuts; ++j) {
-    cut(slot, s, j, normals(rng, 50), center, j % 2 ? 1 : -1);
-    ++s.cuts;
+    cut(slot, s, j, normals(rng, 50), centre, j % 2 ? 1 : -1);
+    ++s.bundle.count;
   }
   const State before = s;
-  parts::keep_center(Team{}, slot.params, slot.p, s);
+  parts::keep_centre(Team{}, slot.params, slot.p, s.bundle);
   const dense::Vector residual = polytope(slot, s, 0).residuals(slot.vector(slot.p.x));
   for (size_t j = 0; j < residual.size(); ++j) {
     if (j % 2)
-      expect(s.offset[j] == before.offset[j], "cut %zu was moved though the centre keeps it", j);
+      expect(s.bundle.offset[j] == before.bundle.offset[j],
+             "cut %zu was moved though the centre keeps it", j);
     else
       expect(std::fabs(residual[j]) < 1e-6, "the centre misses cut %zu by %g", j, -residual[j]);
   }
@@ -210,19 +212,20 @@ void check_cut_slot() {
   Random rng(26);
   for (int repeat = 0; repeat < 500; ++repeat) {
     State s;
-    s.cuts = repeat % 7 ? advcore::kMaxCuts : repeat % advcore::kMaxCuts;
+    s.bundle.count = repeat % 7 ? advcore::kMaxCuts : repeat % advcore::kMaxCuts;
     int expected = -1;
     for (int j = 0; j < advcore::kMaxCuts; ++j) {
-      s.born[j] = (j + repeat) % advcore::kMaxCuts + repeat;
-      s.dual[j] = uniform(rng) < 0.6 ? 0.5f : 0.0f;
+      s.bundle.order[j] = (j + repeat) % advcore::kMaxCuts + repeat;
+      s.bundle.dual[j] = uniform(rng) < 0.6 ? 0.5f : 0.0f;
     }
     for (const bool held : {true, false})  // the oldest of those without a multiplier wins
       for (int age = advcore::kMaxCuts - 1, found = 0; age >= 0 && !found; --age)
         for (int j = 0; j < advcore::kMaxCuts; ++j)
-          if (s.born[j] == repeat + advcore::kMaxCuts - 1 - age && (s.dual[j] > 0) == held)
+          if (s.bundle.order[j] == repeat + advcore::kMaxCuts - 1 - age &&
+              (s.bundle.dual[j] > 0) == held)
             expected = j, found = 1;
-    if (s.cuts < advcore::kMaxCuts) expected = s.cuts;
-    const int got = parts::cut_slot(s);
+    if (s.bundle.count < advcore::kMaxCuts) expected = s.bundle.count;
+    const int got = parts::cut_slot(s.bundle);
     expect(got == expected, "the next cut goes to %d, expected %d", got, expected);
   }
 }
@@ -266,7 +269,7 @@ void check_projections() {
       }
   check_contradiction();
   check_write_cut();
-  check_keep_center();
+  check_keep_centre();
   check_cut_slot();
   check_box();
   std::printf("projection: largest error with one cut %.1e, with several %.1e\n", one, many);

@@ -10,7 +10,7 @@ namespace {
 // A quasi-definite matrix a lane, with its first m diagonal entries negative.
 std::vector<dense::Matrix> random_quasi_definite(Random& rng, size_t size, size_t m) {
   std::vector<dense::Matrix> out;
-  for (int lane = 0; lane < kShiftLanes; ++lane) {
+  for (int lane = 0; lane < kTrialLanes; ++lane) {
     dense::Matrix K(size);
     const dense::Vector factor = normals(rng, size * size);
     for (size_t i = 0; i < size; ++i)
@@ -30,16 +30,16 @@ std::vector<dense::Matrix> random_quasi_definite(Random& rng, size_t size, size_
 std::vector<dense::Vector> quasi_definite(const std::vector<dense::Matrix>& K, size_t m,
                                           const std::vector<dense::Vector>& b) {
   const size_t size = K[0].n;
-  Shifts packed[advcore::kMaxHistory * (2 * advcore::kMaxHistory + 1)];
-  Shifts x[2 * advcore::kMaxHistory];
-  for (size_t lane = 0; lane < kShiftLanes; ++lane)
+  TrialC packed[advcore::kMaxHistory * (2 * advcore::kMaxHistory + 1)];
+  TrialC x[2 * advcore::kMaxHistory];
+  for (size_t lane = 0; lane < kTrialLanes; ++lane)
     for (size_t i = 0, at = 0; i < size; ++i) {
       x[i][lane] = b[lane][i];
       for (size_t j = 0; j <= i; ++j) packed[at++][lane] = K[lane](i, j);
     }
-  parts::solve_quasi_definite<Shifts>(static_cast<int>(size), static_cast<int>(m), packed, x);
-  std::vector<dense::Vector> out(kShiftLanes, dense::Vector(size));
-  for (size_t lane = 0; lane < kShiftLanes; ++lane)
+  parts::solve_quasi_definite<TrialC>(static_cast<int>(size), static_cast<int>(m), packed, x);
+  std::vector<dense::Vector> out(kTrialLanes, dense::Vector(size));
+  for (size_t lane = 0; lane < kTrialLanes; ++lane)
     for (size_t i = 0; i < size; ++i) out[lane][i] = x[i][lane];
   return out;
 }
@@ -67,16 +67,16 @@ void check_quasi_definite() {
       const size_t size = 2 * m, odd = static_cast<size_t>(repeat) % size;
       std::vector<dense::Matrix> K = random_quasi_definite(rng, size, m);
       std::vector<dense::Vector> b;
-      for (int lane = 0; lane < kShiftLanes; ++lane) b.push_back(normals(rng, size));
+      for (int lane = 0; lane < kTrialLanes; ++lane) b.push_back(normals(rng, size));
       std::vector<dense::Vector> x = quasi_definite(K, m, b);
-      for (size_t lane = 0; lane < kShiftLanes; ++lane) {
+      for (size_t lane = 0; lane < kTrialLanes; ++lane) {
         const double error = dense::difference(x[lane], dense::solve(K[lane], b[lane]));
         expect(error < 1e-9, "quasi-definite size %zu lane %zu: off by %.1e", size, lane, error);
       }
       // In every second lane a pivot on the wrong side: large enough that no other can save it.
-      for (size_t lane = 0; lane < kShiftLanes; lane += 2) K[lane](odd, odd) = odd < m ? 1e6 : -1e6;
+      for (size_t lane = 0; lane < kTrialLanes; lane += 2) K[lane](odd, odd) = odd < m ? 1e6 : -1e6;
       x = quasi_definite(K, m, b);
-      for (size_t lane = 0; lane < kShiftLanes; ++lane) {
+      for (size_t lane = 0; lane < kTrialLanes; ++lane) {
         if (lane % 2 == 0) {
           expect_dropped("quasi-definite", K[lane], b[lane], x[lane], odd, 1e-9);
         } else {

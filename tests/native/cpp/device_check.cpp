@@ -36,15 +36,15 @@ struct Rounds {
       const advcore::State& s = slots.problems[slot].state;
       std::copy_n(slots.problems[slot].trial, params.n, tile.x.row[row]);
       std::copy(widths[slot].begin(), widths[slot].end(), tile.widths.row[row]);
-      tile.k[row] = s.k, tile.measure[row] = s.measure;
-      if (s.want_gradient) paired.push_back(r);
+      tile.k[row] = s.request.k, tile.measure[row] = s.request.record_scales;
+      if (s.request.want_gradient) paired.push_back(r);
     }
     tile.forward();
     for (int r = 0; r < count; ++r) {
       const size_t row = static_cast<size_t>(r), slot = static_cast<size_t>(rows[r]);
       std::copy_n(tile.widths.row[row], widths[slot].size(), widths[slot].begin());
-      network.isa().head(params, slots.problems[slot].state, tile.logits.row[row],
-                         tile.dlogits.row[row]);
+      network.isa().margin_loss(params, slots.problems[slot].state, tile.logits.row[row],
+                                tile.dlogits.row[row]);
     }
     tile.backward(paired);
     for (const int r : paired)

@@ -56,7 +56,7 @@ int most_rounds(const Params& params) {
   int rounds = 1 + params.starts * (14 + polish);
   for (int q = 0; q < params.schedules; ++q) {
     const advcore::Schedule& schedule = params.schedule[q];
-    rounds += 39 + polish + params.walk_budget;  // 20 to the boundary, 15 of the push
+    rounds += 39 + polish + params.descent_budget;  // 20 to the boundary, 15 of the push
     for (int i = 0; i < schedule.stages; ++i)
       rounds += (3 + schedule.budget[i] * (bisects ? 40 : 3)) * (i == schedule.contest ? 2 : 1);
   }
@@ -85,10 +85,10 @@ void expect_in_box(const Slot& slot, const float* x, const char* what) {
 inline void expect_consistent(const advcore::IsaTable& isa, const Slot& slot, Model& model,
                               int label, const Trace& trace) {
   const State& s = trace.state;
-  const bool success = s.best_norm < kNothing;
+  const bool success = s.best.norm < kNothing;
   const int status = static_cast<int>(s.status);
-  expect(s.phase == Phase::done && s.evaluations <= slot.params.max_evaluations,
-         "ended in phase %d after %d evaluations", static_cast<int>(s.phase), s.evaluations);
+  expect(s.phase == Phase::done && s.counts.evaluations <= slot.params.max_evaluations,
+         "ended in phase %d after %d evaluations", static_cast<int>(s.phase), s.counts.evaluations);
   double least = 1e300;
   for (const Round& round : trace.rounds)
     if (round.k == 0 && round.eval.finite && round.eval.margin >= 0)
@@ -104,8 +104,8 @@ inline void expect_consistent(const advcore::IsaTable& isa, const Slot& slot, Mo
   expect(s.status != Status::not_found && s.status != Status::non_finite &&
              s.status != Status::interrupted,
          "an image was found, yet status %d", status);
-  expect(std::fabs(static_cast<double>(s.best_norm) - least) <= 2e-6 * least,
-         "distortion %g, smallest adversarial trial %g", static_cast<double>(s.best_norm), least);
+  expect(std::fabs(static_cast<double>(s.best.norm) - least) <= 2e-6 * least,
+         "distortion %g, smallest adversarial trial %g", static_cast<double>(s.best.norm), least);
   expect(std::fabs(distance(slot, trace.best.data()) - least) <= 2e-6 * least,
          "the best image has distortion %g, not %g", distance(slot, trace.best.data()), least);
   expect_in_box(slot, trace.best.data(), "best image");
@@ -113,15 +113,15 @@ inline void expect_consistent(const advcore::IsaTable& isa, const Slot& slot, Mo
   const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
   write_logits(model.forward(trace.best.data(), 0, false), rows.get(), padded);
   State fresh;
-  fresh.targeted = slot.params.targeted, fresh.label = label;
-  isa.head(slot.params, fresh, rows.get(), rows.get() + padded);
-  const float margin = fresh.eval.margin + fresh.eval.kappa;
-  expect(fresh.eval.margin >= 0 && fresh.eval.prediction == s.best_prediction,
+  fresh.request.targeted = slot.params.targeted, fresh.request.class_index = label;
+  isa.margin_loss(slot.params, fresh, rows.get(), rows.get() + padded);
+  const float margin = fresh.eval.margin + fresh.eval.required_margin;
+  expect(fresh.eval.margin >= 0 && fresh.eval.prediction == s.best.prediction,
          "the best image has margin %g and class %d, reported is class %d",
-         static_cast<double>(fresh.eval.margin), fresh.eval.prediction, s.best_prediction);
+         static_cast<double>(fresh.eval.margin), fresh.eval.prediction, s.best.prediction);
   // In the polish of an untargeted run the margin is that against the class reached.
-  expect(!(slot.params.targeted && margin != s.best_margin), "margin %g, reported %g",
-         static_cast<double>(margin), static_cast<double>(s.best_margin));
+  expect(!(slot.params.targeted && margin != s.best.margin), "margin %g, reported %g",
+         static_cast<double>(margin), static_cast<double>(s.best.margin));
 }
 
 inline Trace run(const advcore::IsaTable& isa, Slot& slot, Model& model, int label) {
@@ -143,25 +143,27 @@ inline Trace run(const advcore::IsaTable& isa, Slot& slot, Model& model, int lab
     }
     ++trace.visits[static_cast<int>(s.phase)];
     expect_in_box(slot, p.trial, "trial");
-    Round round{{p.trial, p.trial + length}, {}, s.phase, s.k, 0, {}};
-    write_logits(model.forward(p.trial, static_cast<double>(s.k), s.measure), z, padded);
-    isa.head(slot.params, s, z, seed);
+    Round round{{p.trial, p.trial + length}, {}, s.phase, s.request.k, 0, {}};
+    write_logits(model.forward(p.trial, static_cast<double>(s.request.k), s.request.record_scales),
+                 z, padded);
+    isa.margin_loss(slot.params, s, z, seed);
     round.eval = s.eval;
-    round.T = s.T;
-    if (s.want_gradient) {
+    round.T = s.request.T;
+    if (s.request.want_gradient) {
       slot.set(p.trial_gradient, model.backward(seed));
       for (size_t i = slot.size(); i < length; ++i) p.trial_gradient[i] = 0;
       round.gradient.assign(p.trial_gradient, p.trial_gradient + length);
     }
     trace.rounds.push_back(round);
-    const int evaluations = s.evaluations, forwards = s.forwards;
-    const bool gradient = s.want_gradient;
+    const int evaluations = s.counts.evaluations, forwards = s.counts.forwards;
+    const bool gradient = s.request.want_gradient;
     isa.advance(slot.params, p);
-    expect(s.evaluations == evaluations + gradient && s.forwards == forwards + !gradient,
-           "%s: a round was not counted as what it is", isa.name);
-    expect(s.best_norm <= best, "%s: best-so-far rose from %g to %g", isa.name,
-           static_cast<double>(best), static_cast<double>(s.best_norm));
-    best = s.best_norm;
+    expect(
+        s.counts.evaluations == evaluations + gradient && s.counts.forwards == forwards + !gradient,
+        "%s: a round was not counted as what it is", isa.name);
+    expect(s.best.norm <= best, "%s: best-so-far rose from %g to %g", isa.name,
+           static_cast<double>(best), static_cast<double>(s.best.norm));
+    best = s.best.norm;
   }
   trace.state = s;
   trace.best.assign(p.best, p.best + length);

@@ -26,7 +26,7 @@ void take_over(const Slot& from, Slot& to) {
                                {a.trial_gradient, b.trial_gradient},
                                {a.best, b.best},
                                {a.stage_point, b.stage_point},
-                               {a.first, b.first}};
+                               {a.incumbent, b.incumbent}};
   for (const auto& [source, target] : vectors) std::memcpy(target, source, bytes);
   const size_t ring = static_cast<size_t>(advcore::slot_vectors(params, false)) - 8;
   std::memcpy(b.ring, a.ring, ring * bytes);
@@ -34,10 +34,12 @@ void take_over(const Slot& from, Slot& to) {
 }
 
 bool same_branch(const State& a, const State& b) {
-  return a.phase == b.phase && a.status == b.status && a.k == b.k && a.stage == b.stage &&
-         a.pairs == b.pairs && a.cuts == b.cuts && a.evaluations == b.evaluations &&
-         a.forwards == b.forwards && a.iterations == b.iterations &&
-         a.want_gradient == b.want_gradient && a.best_prediction == b.best_prediction;
+  return a.phase == b.phase && a.status == b.status && a.request.k == b.request.k &&
+         a.search.stage == b.search.stage && a.pairs.count == b.pairs.count &&
+         a.bundle.count == b.bundle.count && a.counts.evaluations == b.counts.evaluations &&
+         a.counts.forwards == b.counts.forwards && a.counts.iterations == b.counts.iterations &&
+         a.request.want_gradient == b.request.want_gradient &&
+         a.best.prediction == b.best.prediction;
 }
 
 double apart(const Slot& slot, const float* a, const float* b) {
@@ -51,12 +53,14 @@ void expect_same_head(const Slot& slot, const State& serial, const State& twin, 
     return std::fabs(static_cast<double>(a - b)) < 1e-5 * (1 + std::fabs(static_cast<double>(a)));
   };
   expect(near(serial.eval.margin, twin.eval.margin) &&
-             near(serial.eval.log_odds, twin.eval.log_odds) && near(serial.T, twin.T) &&
+             near(serial.eval.log_odds, twin.eval.log_odds) &&
+             near(serial.request.T, twin.request.T) &&
              serial.eval.runner_up == twin.eval.runner_up &&
              serial.eval.prediction == twin.eval.prediction,
          "head: margin %g and %g, class %d and %d", static_cast<double>(serial.eval.margin),
          static_cast<double>(twin.eval.margin), serial.eval.prediction, twin.eval.prediction);
-  for (int j = 0; serial.want_gradient && serial.eval.finite && j < slot.params.classes; ++j)
+  for (int j = 0; serial.request.want_gradient && serial.eval.finite && j < slot.params.classes;
+       ++j)
     expect(near(seeds[j], twin_seeds[j]), "seed %d: %g and %g", j, static_cast<double>(seeds[j]),
            static_cast<double>(twin_seeds[j]));
 }
@@ -85,16 +89,16 @@ void check_run(const advcore::IsaTable& isa, Instance& at, Difference& total) {
   for (int count = 0; s.phase != Phase::done && count < most_rounds(params); ++count) {
     take_over(serial, twin);
     const dense::Vector logits =
-        at.model.forward(serial.p.trial, static_cast<double>(s.k), s.measure);
+        at.model.forward(serial.p.trial, static_cast<double>(s.request.k), s.request.record_scales);
     write_logits(logits, z, padded), write_logits(logits, twin_z, padded);
-    isa.head(params, s, z, seed);
+    isa.margin_loss(params, s, z, seed);
     forked::Machine<forked::Team>* machine = nullptr;
     alignas(16) static unsigned char memory[sizeof *machine];  // where all threads may look
     total.verbs += forked::conduct([&](const forked::Team& team, forked::Work& work) {
-      forked::head(team, params, twin.p.state, twin_z, twin_seed);
+      forked::margin_loss(team, params, twin.p.state, twin_z, twin_seed);
       expect_same_head(serial, s, twin.p.state, seed, twin_seed);
       take_over(serial, twin);
-      if (s.want_gradient) {
+      if (s.request.want_gradient) {
         serial.set(serial.p.trial_gradient, at.model.backward(seed));
         team.copy_row(params.stride, serial.p.trial_gradient, twin.p.trial_gradient);
       }

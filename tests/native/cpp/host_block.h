@@ -14,9 +14,9 @@
 
 #include "cuda/lanes.h"
 
-#include "fork_team.h"
+#include "solver/fork_team.h"
 
-#include "solver.h"
+#include "solver/solver.h"
 
 namespace advcore::forked {
 namespace {
@@ -83,7 +83,7 @@ struct HostBlock {
 };
 
 thread_local int this_worker = 0;
-int shift() { return this_worker; }
+int trial_index() { return this_worker; }
 
 using Team = ForkTeam<HostBlock>;
 

@@ -164,21 +164,21 @@ void check_run(const Case& at, std::mt19937& rng) {
       const Problem& p = problems[slot];
       std::copy_n(p.trial, n, tile.x.row[row]);
       std::copy_n(widths[slot].data(), 2, tile.widths.row[row]);
-      tile.k[row] = p.state.k, tile.measure[row] = p.state.measure;
-      if (p.state.want_gradient) paired.push_back(r);
+      tile.k[row] = p.state.request.k, tile.measure[row] = p.state.request.record_scales;
+      if (p.state.request.want_gradient) paired.push_back(r);
     }
     tile.forward();
     for (int r = 0; r < counters.rows; ++r) {
       const size_t slot = static_cast<size_t>(rows[static_cast<size_t>(r)]),
                    row = static_cast<size_t>(r);
       std::copy_n(tile.widths.row[row], 2, widths[slot].data());
-      isa.head(params, problems[slot].state, tile.logits.row[row], tile.dlogits.row[row]);
+      isa.margin_loss(params, problems[slot].state, tile.logits.row[row], tile.dlogits.row[row]);
     }
     tile.backward(paired);
     for (int r = 0; r < counters.rows; ++r) {
       const size_t slot = static_cast<size_t>(rows[static_cast<size_t>(r)]);
       Problem& p = problems[slot];
-      if (p.state.want_gradient)
+      if (p.state.request.want_gradient)
         std::copy_n(tile.dx.row[static_cast<size_t>(r)], n, p.trial_gradient);
       isa.advance(params, p);
       done[slot] = p.state.phase == advcore::Phase::done;

@@ -12,7 +12,7 @@
 #include "cpu/isa_body.h"
 
 namespace parts = advcore::parts;
-using parts::kShiftLanes;
-using parts::kShifts;
-using parts::Shifts;
+using parts::kTrialCs;
+using parts::kTrialLanes;
+using parts::TrialC;
 using Team = parts::SerialTeam;

@@ -6,6 +6,8 @@
 // result does not depend on the batch, the slot or the thread.
 #pragma once
 
+#include "problem.h"
+
 namespace ADVCORE_NS {
 namespace {
 
@@ -36,7 +38,7 @@ struct SerialTeam {
   // f(i): on the trial values from i on, a vector at a time.
   template <class F>
   static void solve(F f) {
-    for (int i = 0; i < kShifts; i += kShiftLanes) f(i);
+    for (int i = 0; i < kTrialCs; i += kTrialLanes) f(i);
   }
 
   // The smallest i < n for which f(i) holds, n if there is none.

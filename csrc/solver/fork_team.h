@@ -14,6 +14,8 @@
 // time). That of `solve` may refer to problem and machine.
 #pragma once
 
+#include "problem.h"
+
 namespace ADVCORE_NS {
 namespace {
 
@@ -66,7 +68,7 @@ ADVCORE_FN void serve_maximum(const Fabric& fabric) {
 
 template <class F, class Fabric>
 ADVCORE_FN void serve_solve(const Fabric& fabric) {
-  if (fabric.lane() < kShifts) captured<F>(fabric)(0);
+  if (fabric.lane() < kTrialCs) captured<F>(fabric)(0);
 }
 
 // What a worker does from the first verb to the last.
@@ -108,7 +110,7 @@ struct ForkTeam {
   }
   template <class F>
   ADVCORE_INLINE void solve(F f) const {
-    run(serve_solve<F, Fabric>, kShifts, f);
+    run(serve_solve<F, Fabric>, kTrialCs, f);
   }
   ADVCORE_INLINE void copy_row(int n, const float* from, float* to) const {
     each(n, [=](int i) { to[i] = from[i]; });

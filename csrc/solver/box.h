@@ -1,19 +1,21 @@
-// Bounds lo <= x <= hi, per variable.
+// The box of each image, lo <= x <= hi by variable, and vector operations that respect it.
 #pragma once
+
+#include "problem.h"
 
 namespace ADVCORE_NS {
 namespace {
 
 ADVCORE_INLINE Lane clip(Lane v, Lane lo, Lane hi) { return min(max(v, lo), hi); }
 
-// The free set of the two-metric projection (Bertsekas 1982): all variables but those on a bound
-// whose descent direction -(total gradient) points out of the box. Written as 1 and 0.
+// The free set of the two-metric projection (Bertsekas 1982), as 1 and 0: all variables but those
+// on a bound whose descent direction -(total gradient) points out of the box.
 ADVCORE_INLINE Lane free_variable(Lane x, Lane total, Lane lo, Lane hi) {
-  const Mask held = ((x <= lo) & (total >= 0.0f)) | ((x >= hi) & (total <= 0.0f));
-  return select(held, Lane{}, broadcast(1.0f));
+  const Mask fixed = ((x <= lo) & (total >= 0.0f)) | ((x >= hi) & (total <= 0.0f));
+  return select(fixed, Lane{}, broadcast(1.0f));
 }
 
-// out = clip(from + t (to - from)); out may be one of the two
+// out = clip(from + t (to - from)). `out` may be one of the two.
 template <class Team>
 ADVCORE_FN void between(const Team& team, const Params& params, const Problem& p, const float* from,
                         const float* to, float t, float* out) {
@@ -24,7 +26,7 @@ ADVCORE_FN void between(const Team& team, const Params& params, const Problem& p
   });
 }
 
-// ||x - x0||
+// The distortion of x: ||x - x0||.
 template <class Team>
 ADVCORE_FN float distortion(const Team& team, const Params& params, const Problem& p,
                             const float* x) {

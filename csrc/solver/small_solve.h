@@ -1,6 +1,8 @@
-// Small dense systems in float64; the quasi-definite one also for several shifts at once, a lane
-// each.
+// Small dense linear systems in float64. The quasi-definite one is also solved for several values
+// of c at once, a lane each.
 #pragma once
+
+#include "problem.h"
 
 namespace ADVCORE_NS {
 namespace {
@@ -13,7 +15,7 @@ namespace {
 template <class Value, class Row>
 ADVCORE_FN void solve_quasi_definite(int size, int negative, Row K, Row b) {
   const auto row = [](int i) { return i * (i + 1) / 2; };
-  Value inverse[2 * kMaxHistory];  // of the pivots: divisions would take half of the time
+  Value inverse[2 * kMaxHistory];  // Of the pivots: divisions would take half of the time.
   for (int j = 0; j < size; ++j) {
     const double side = j < negative ? -1.0 : 1.0;
     const Row kj = K + row(j);

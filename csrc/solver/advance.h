@@ -1,0 +1,93 @@
+// The state machine of one image. `advance` consumes one evaluation (margin, smoothed log-odds and
+// the gradient of the latter) at p.trial and leaves the next point to evaluate there, or
+// Phase::done. It never calls a network.
+//
+//   start -> stage_origin -> stage ... [-> descent ...] -> polish_start [-> push -> polish_start]
+//         -> polish <-> polish_probe -> done        and before it, for each given start,
+//            given_start -> bisect -> polish_start ...
+//
+//   phase         network, asked for      p.x             p.gradient      file
+//   start         exact, margin (*)       -               -               stages.h
+//   stage_origin  k of stage, gradient    -               -               stages.h
+//   stage         k of stage, gradient    accepted point  of m_T there    search.h
+//   descent       exact, gradient         where it began  -               descent.h
+//   push          exact, margin           the last point  -               polish.h
+//   polish_start  exact, gradient         end of search   -               polish.h
+//   polish        exact, gradient         serious centre  -               polish.h
+//   polish_probe  exact, margin           serious centre  failed trial    polish.h
+//   given_start   exact, margin           -               -               given_start.h
+//   bisect        exact, margin           given start     -               given_start.h
+//
+//   (*) With its gradient where the first network is exact: then stage_origin is this evaluation.
+//
+// csrc/README.md defines the words: schedule, stage, search, contest, restart, fallback.
+#pragma once
+
+#include "outcome.h"
+#include "problem.h"
+#include "solver/box.h"
+#include "solver/descent.h"
+#include "solver/given_start.h"
+#include "solver/machine.h"
+#include "solver/polish.h"
+#include "solver/restarts.h"
+#include "solver/search.h"
+#include "solver/stages.h"
+
+namespace ADVCORE_NS {
+namespace {
+
+// Consumes one evaluation.
+template <class Team>
+ADVCORE_FN void Machine<Team>::run() {
+  ++(s.request.want_gradient ? s.counts.evaluations : s.counts.forwards);
+  s.request.record_scales = false;
+  if (s.request.k == 0 && s.eval.finite) record_best();
+  run_phase();
+  if (s.phase != Phase::done && s.counts.evaluations >= params.max_evaluations)
+    finish(Status::budget);
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::run_phase() {
+  switch (s.phase) {
+    case Phase::start:
+      return start();
+    case Phase::stage_origin:
+      return stage_origin();
+    case Phase::stage:
+      return stage();
+    case Phase::descent:
+      return descend();
+    case Phase::push:
+      return push();
+    case Phase::bisect:
+      return bisect();
+    case Phase::polish_start:
+      return polish_start();
+    case Phase::polish:
+      return polish();
+    case Phase::polish_probe:
+      return polish_probe();
+    case Phase::given_start:
+      return given_start();
+    case Phase::done:
+      return;
+  }
+}
+
+// Asks for the first evaluation of the image in the slot.
+template <class Team>
+ADVCORE_FN void begin(const Team& team, const Params& params, Problem& p, int label) {
+  ask_first(params, p.state, label);
+  copy(team, params, p.x0, p.trial);
+}
+
+template <class Team>
+ADVCORE_FN void advance(const Team& team, const Params& params, Problem& p) {
+  Work work;
+  Machine<Team>{team, params, p, p.state, work}.run();
+}
+
+}  // namespace
+}  // namespace ADVCORE_NS

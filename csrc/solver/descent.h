@@ -1,0 +1,93 @@
+// Between the stages and the polish: normalised gradient descent on the exact network with a
+// shrinking sphere (DDN, Rony et al. 2019; FMN, Pintor et al. 2021). Each step, a third of ||r||
+// long at first and short at the end, is followed by a return to a sphere around x0, which shrinks
+// where the point is adversarial and grows where it is not.
+//
+// r becomes a running mean of gradients around the boundary, so that kinks finer than the steps are
+// averaged out; pairs and cuts take each gradient at its word and stop at the first of them. On
+// RayS's network 30 steps gain 0.3% where 50 more iterations of the polish gain 0.03%. A first step
+// of ||r|| gains another 0.1 to 0.3% there and loses 0.2 to 0.4% on ResNet 2b.
+#pragma once
+
+#include "problem.h"
+#include "solver/box.h"
+#include "solver/machine.h"
+
+namespace ADVCORE_NS {
+namespace {
+
+// The relative change of the radius in the last round, at most.
+constexpr float kLastRadiusRate = 0.001f;
+// An image found within this many times the first radius is no accident: the search has converged.
+constexpr float kNearFirstRadius = 1.25f;
+
+// The descent begins at p.x, where the stages ended.
+template <class Team>
+ADVCORE_FN void Machine<Team>::ask_descent() {
+  State::Descent& descent = s.descent;
+  descent.rounds = 0;
+  s.search.stage_best = kNone;
+  descent.radius = descent.first_radius = distortion(team, params, p, p.x);
+  if (!(descent.radius > 0)) return ask_centre();  // The smoothed networks were fooled by x0.
+  copy(team, params, p.x, p.trial);
+  ask_exact(Phase::descent, true);
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::descend() {
+  State::Descent& descent = s.descent;
+  if (!s.eval.finite) {
+    note_failure(p.trial);
+    return end_descent();
+  }
+  const float *const clean = p.x0, *const gradient = p.trial_gradient;
+  float* const trial = p.trial;
+  float dots[3];
+  team.template sums<3>(params.stride, dots, [=](int i, Lane* acc) {
+    const Lane g = load(gradient, i), r = load(trial, i) - load(clean, i);
+    acc[0] += g * g;
+    acc[1] += g * r;
+    acc[2] += r * r;
+  });
+  const float gradient_norm = __builtin_sqrtf(dots[0]), norm = __builtin_sqrtf(dots[2]);
+  note_stage_best(norm, p.trial);
+  const bool usable = gradient_norm > 1e-18f && gradient_norm < 1e18f;
+  if (++descent.rounds > params.descent_budget || !usable) return end_descent();
+  const float time = (float)descent.rounds / (float)(params.descent_budget + 1);
+  float t = time;
+  for (int i = 1; i < params.descent_power; ++i) t *= time;
+  const float annealing = 1 - t * t * (3 - 2 * t);  // From 1 to 0.
+  // The radius goes no further than half-way to where the linearised margin is zero along r.
+  float rate = kLastRadiusRate + (params.descent_radius_rate - kLastRadiusRate) * annealing;
+  if (dots[1] > 0) rate = min(rate, 0.5f * abs(s.eval.margin) / dots[1]);
+  descent.radius = s.eval.margin >= 0
+                       ? min(min(descent.radius, norm) * (1 - rate), s.search.stage_best)
+                       : descent.radius * (1 + rate);
+  const float step = (params.descent_last_step +
+                      (params.descent_first_step - params.descent_last_step) * annealing) *
+                     descent.radius / gradient_norm;
+  const float stepped2 = dots[2] + step * (2 * dots[1] + step * dots[0]);
+  const float scale = descent.radius / __builtin_sqrtf(max(stepped2, 1e-37f));
+  const float *const lo = p.lo, *const hi = p.hi;
+  team.each(params.stride, [=](int i) {
+    const Lane x0 = load(clean, i), r = load(trial, i) - x0 + step * load(gradient, i);
+    store(trial, i, clip(x0 + scale * r, load(lo, i), load(hi, i)));
+  });
+  ++s.counts.iterations;
+  ask_exact(Phase::descent, true);
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::end_descent() {
+  if (s.search.stage_best < kNone) {
+    copy(team, params, p.stage_point, p.x);
+    const Schedule& stages = schedule();
+    const bool smoothed_last = stages.smoothing[stages.stages - 1] != 0;
+    if (!smoothed_last || s.search.stage_best < kNearFirstRadius * s.descent.first_radius)
+      s.restarts.converged_on_last_network = true;
+  }
+  ask_centre();
+}
+
+}  // namespace
+}  // namespace ADVCORE_NS
