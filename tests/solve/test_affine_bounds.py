@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from support.backends import Backend
+from support.exact_affine import Undecided, nearest, optimize
 
-import advcore
 from advcore import Layer, Network, data
-
-optimize = pytest.importorskip("scipy.optimize")
-
-from support.exact_affine import Undecided, nearest  # noqa: E402
 
 CONFIDENCE = 1e-4
 CLASSES = [3, 10, 30, 100, 300, 1000]
@@ -110,18 +108,22 @@ def random(classes: int, n: int = 100, rows: int = 16) -> Problem:
     return within(network, x, target, np.zeros(x.shape), np.ones(x.shape))
 
 
-def made(kind: int | str) -> list[Problem]:
+@cache
+def problems(kind: int | str) -> list[Problem]:
     """In the box [0, 1], in boxes of half the largest change, and in boxes that just suffice."""
     problem = digits() if kind == "digits" else random(int(kind))
     return [problem, tight(problem, 0.5), tight(problem, 0.1)]
 
 
 @pytest.mark.parametrize("kind", ["digits", *CLASSES])
-def test_exact_minimum_on_active_bounds(kind: int | str) -> None:
+def test_exact_minimum_on_active_bounds(backend: Backend, kind: int | str) -> None:
     gaps = []
-    for least, problem in zip((0.2, 0.4, 0.6), made(kind), strict=True):
+    cases = list(zip((0.2, 0.4, 0.6), problems(kind), strict=True))
+    if not backend.fast:  # the last boxes hold no point with a margin raised for more rounding
+        cases = cases[:2]
+    for least, problem in cases:
         assert problem.active.mean() > least
-        result = advcore.minimize_distortion(
+        result = backend.attack(
             problem.network, problem.x, problem.target, bounds=(problem.lo, problem.hi)
         )
         assert result.success.all()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.backends import Backend
 from support.certified import CONFIDENCE, LARGE, LARGE_MNIST, SMALL, SMALL_MNIST, Certified, load
 from support.exact_affine import nearest
 
@@ -84,15 +85,9 @@ def test_no_linear_region_is_below_the_lower_bounds(certified: Certified) -> Non
     assert (np.array(best) < 1e-6).mean() >= 0.7
 
 
-@pytest.mark.parametrize("path", ["native", "torch"])
-def test_gap_to_the_certified_minimum(certified: Certified, path: str) -> None:
-    model: Any = certified.network
-    if path == "torch":
-        pytest.importorskip("torch")
-        module = certified.network.to_torch()
-        model = lambda v: module(v)  # noqa: E731 - a callable is not lowered
-    result = advcore.minimize_distortion(model, certified.x, certified.target)
-    assert result.engine["path"] == path
+@pytest.mark.backends("smooths")
+def test_gap_to_the_certified_minimum(backend: Backend, certified: Certified) -> None:
+    result = backend.attack(certified.network, certified.x, certified.target)
     assert result.success.all()
     assert (result.distortion >= certified.lower * (1 - 1e-5)).all()
     gap = result.distortion / certified.upper - 1
@@ -112,11 +107,10 @@ def test_mean_gap_of_the_networks_of_the_package_s_digits() -> None:
     assert (gap < 1e-4).mean() >= 0.8
 
 
+@pytest.mark.backends("smooths", "fast")
 @pytest.mark.parametrize("effort", ["fast", "thorough"])
-def test_other_efforts(certified: Certified, effort: str) -> None:
-    result = advcore.minimize_distortion(
-        certified.network, certified.x, certified.target, effort=effort
-    )
+def test_other_efforts(backend: Backend, certified: Certified, effort: str) -> None:
+    result = backend.attack(certified.network, certified.x, certified.target, effort=effort)
     assert result.success.all()
     assert (result.distortion >= certified.lower * (1 - 1e-5)).all()
     if effort == "thorough":

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.backends import Backend
 from support.same_results import same
 
 import advcore
@@ -31,13 +32,13 @@ def long_run(random_network: Any, random_images: Any, rows: int = 100_000) -> tu
     return random_network(sizes=(20, 64, 5), activation="relu"), x
 
 
-def check_partial(network: Any, x: Any, result: Any) -> None:
+def check_partial(backend: Backend, network: Any, x: Any, result: Any) -> None:
     """Finished images are as in a whole run; the others are marked and hold their best or x."""
     left = np.array(result.status) == int(Status.interrupted)
     assert left.any()
     assert not left.all()
     finished = np.flatnonzero(~left)[:200]
-    whole = advcore.minimize_distortion(network, x[finished], threads=1, effort="thorough")
+    whole = backend.attack(network, x[finished], threads=1, effort="thorough")
     same(result, whole, rows_a=finished)
     failed = ~result.success
     np.testing.assert_array_equal(result.adversarial[failed], x[failed])
@@ -47,24 +48,26 @@ def check_partial(network: Any, x: Any, result: Any) -> None:
         assert (network.forward(result.adversarial[rows]).argmax(1) != label).all()
 
 
-def test_time_limit(random_network: Any, random_images: Any) -> None:
-    network, x = long_run(random_network, random_images)
-    result = advcore.minimize_distortion(network, x, time_limit=0.3, threads=1, effort="thorough")
-    check_partial(network, x, result)
+@pytest.mark.backends("fast", "exact")
+def test_time_limit(backend: Backend, random_network: Any, random_images: Any) -> None:
+    network, x = long_run(random_network, random_images, backend.long)
+    result = backend.attack(network, x, time_limit=0.3, threads=1, effort="thorough")
+    check_partial(backend, network, x, result)
 
 
-def test_callback_sees_progress_and_stops_the_run(random_network: Any, random_images: Any) -> None:
-    network, x = long_run(random_network, random_images)
+@pytest.mark.backends("exact")
+def test_callback_sees_progress_and_stops_the_run(
+    backend: Backend, random_network: Any, random_images: Any
+) -> None:
+    network, x = long_run(random_network, random_images, backend.long)
     states: list[advcore.Progress] = []
 
     def callback(state: advcore.Progress) -> bool:
         states.append(state)
-        return len(states) >= 4
+        return len(states) >= 4 and state.finished > 0
 
-    result = advcore.minimize_distortion(
-        network, x, callback=callback, threads=1, effort="thorough"
-    )
-    check_partial(network, x, result)
+    result = backend.attack(network, x, callback=callback, threads=1, effort="thorough")
+    check_partial(backend, network, x, result)
     done = [state.finished for state in states]
     assert done == sorted(done)
     assert 0 < done[-1] < len(x)
@@ -75,12 +78,10 @@ def test_callback_sees_progress_and_stops_the_run(random_network: Any, random_im
 
 
 def test_callback_that_returns_none_runs_to_the_end(
-    random_network: Any, random_images: Any
+    backend: Backend, random_network: Any, random_images: Any
 ) -> None:
     states: list[advcore.Progress] = []
-    result = advcore.minimize_distortion(
-        random_network(), random_images(20), callback=states.append
-    )
+    result = backend.attack(random_network(), random_images(20), callback=states.append)
     assert result.success.all()
     assert states[-1].finished == states[-1].total == states[-1].succeeded == 20
     assert states[-1].evaluations == result.evaluations.sum()
@@ -178,7 +179,7 @@ def test_a_callback_that_has_stopped_the_run_is_not_called_again(
 
 
 def test_ctrl_c_in_the_last_report_keeps_the_result(
-    random_network: Any, random_images: Any
+    backend: Backend, random_network: Any, random_images: Any
 ) -> None:
     network, x = random_network(), random_images(20)
 
@@ -187,15 +188,15 @@ def test_ctrl_c_in_the_last_report_keeps_the_result(
             raise KeyboardInterrupt
 
     with pytest.raises(advcore.Interrupted) as caught:
-        advcore.minimize_distortion(network, x, callback=last)
-    same(caught.value.result, advcore.minimize_distortion(network, x))
+        backend.attack(network, x, callback=last)
+    same(caught.value.result, backend.attack(network, x))
 
 
-def test_callback_that_raises_on_the_native_path(random_network: Any, random_images: Any) -> None:
-    network, x = long_run(random_network, random_images)
+def test_callback_that_raises(backend: Backend, random_network: Any, random_images: Any) -> None:
+    network, x = long_run(random_network, random_images, backend.long)
     stumble = Stumble()
     with pytest.raises(ZeroDivisionError, match="in the callback"):
-        advcore.minimize_distortion(network, x, callback=stumble, threads=2)
+        backend.attack(network, x, callback=stumble, threads=2)
     assert stumble.calls == 1
 
 
@@ -366,9 +367,11 @@ def test_trouble_in_the_final_verification_keeps_the_result(
     assert (result.adversarial != x).any(axis=1).all()
 
 
-def test_numpy_true_of_a_callback_stops_the_run(random_network: Any, random_images: Any) -> None:
-    network, x = long_run(random_network, random_images)
-    result = advcore.minimize_distortion(
+def test_numpy_true_of_a_callback_stops_the_run(
+    backend: Backend, random_network: Any, random_images: Any
+) -> None:
+    network, x = long_run(random_network, random_images, backend.long)
+    result = backend.attack(
         network, x, callback=lambda state: np.bool_(state.finished > 0), threads=1
     )
     assert (result.status == Status.interrupted).any()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.backends import Backend
 from support.marks import needs_data
 
 import advcore
@@ -35,13 +36,14 @@ def digits() -> tuple[Any, Any, Any]:
     return x, labels, (labels + 1 + np.arange(100) % 9) % 10
 
 
+@pytest.mark.backends("smooths")
 @pytest.mark.parametrize("targeted", [True, False])
-def test_8_bits_on_the_embedded_network(digits: Any, targeted: bool) -> None:
+def test_8_bits_on_the_embedded_network(backend: Backend, digits: Any, targeted: bool) -> None:
     x, labels, targets = digits
     network = data.embedded_network()
     options: Any = {"targets": targets} if targeted else {"labels": labels}
-    free = advcore.minimize_distortion(network, x, **options)
-    result = advcore.minimize_distortion(network, x, levels=256, **options)
+    free = backend.attack(network, x, **options)
+    result = backend.attack(network, x, levels=256, **options)
     assert free.success.all()
     assert result.success.all()
     steps = result.adversarial * np.float32(255)
@@ -79,11 +81,11 @@ def test_torch_confirms_the_grid_points(digits: Any) -> None:
 @pytest.mark.parametrize("levels", [2, 3, 4, 16, 1000, 65536])
 @pytest.mark.parametrize("activation", ["sigmoid", "relu"])
 def test_any_number_of_levels(
-    levels: int, activation: str, random_network: Any, random_images: Any
+    backend: Backend, levels: int, activation: str, random_network: Any, random_images: Any
 ) -> None:
     network, x = random_network(sizes=(40, 16, 4), activation=activation), random_images(40, 40)
-    free = advcore.minimize_distortion(network, x)
-    result = advcore.minimize_distortion(network, x, levels=levels)
+    free = backend.attack(network, x)
+    result = backend.attack(network, x, levels=levels)
     found = result.success
     assert found.sum() >= (30 if levels > 2 else 10)
     assert on_grid(result.adversarial[found], levels).all()
@@ -93,7 +95,7 @@ def test_any_number_of_levels(
     assert np.isinf(result.distortion[~found]).all()
     assert set(result.status[~found]) <= {int(Status.not_found)}
     assert result.penalty_distortion is None
-    paper = advcore.minimize_distortion(network, x, levels=levels, loss="cross_entropy")
+    paper = backend.attack(network, x, levels=levels, loss="cross_entropy")
     assert paper.penalty_distortion is not None
     assert np.isnan(paper.penalty_distortion[~paper.success]).all()
     np.testing.assert_array_equal(result.prediction[~found], label[~found])
@@ -104,20 +106,20 @@ def test_any_number_of_levels(
         assert (result.distortion <= free.distortion * 1.01 + step * np.sqrt(40)).all()
 
 
-def test_other_bounds(random_network: Any, random_images: Any) -> None:
+def test_other_bounds(backend: Backend, random_network: Any, random_images: Any) -> None:
     network, x = random_network(), random_images(30)
     low, high, levels = -0.3, 1.7, 200
-    result = advcore.minimize_distortion(network, x, bounds=(low, high), levels=levels)
+    result = backend.attack(network, x, bounds=(low, high), levels=levels)
     assert result.success.all()
     assert on_grid(result.adversarial, levels, low, high).all()
     assert (result.adversarial.astype(np.float64) >= low).all()
     assert (result.adversarial.astype(np.float64) <= high).all()
 
 
-def test_confidence_holds_on_the_grid(digits: Any) -> None:
+def test_confidence_holds_on_the_grid(backend: Backend, digits: Any) -> None:
     x, _, targets = digits
     network = data.embedded_network()
-    result = advcore.minimize_distortion(network, x[:40], targets[:40], levels=256, confidence=0.5)
+    result = backend.attack(network, x[:40], targets[:40], levels=256, confidence=0.5)
     assert result.success.all()
     z = network.forward(result.adversarial)
     rows = np.arange(40)
@@ -127,7 +129,7 @@ def test_confidence_holds_on_the_grid(digits: Any) -> None:
     assert on_grid(result.adversarial, 256).all()
 
 
-def test_exact_optimum_of_a_small_grid() -> None:
+def test_exact_optimum_of_a_small_grid(backend: Backend) -> None:
     """Every point of a 5-level grid in 5 dimensions is tried; the repair must come close."""
     ratios = []
     for seed in range(30):
@@ -140,7 +142,7 @@ def test_exact_optimum_of_a_small_grid() -> None:
         label = network.forward(x).argmax(1)
         z = network.forward(points)
         margin = z[:, 1 - label[0]] - z[:, label[0]]
-        result = advcore.minimize_distortion(network, x, levels=5)
+        result = backend.attack(network, x, levels=5)
         r = np.linalg.norm(points - x, axis=1)
         best = r[margin >= 1e-4].min()
         assert result.success.all()
@@ -150,10 +152,10 @@ def test_exact_optimum_of_a_small_grid() -> None:
     assert np.mean(ratios) < 1.1
 
 
-def test_already_adversarial_image_off_the_grid_is_rounded_and_verified() -> None:
+def test_already_adversarial_image_off_the_grid_is_rounded_and_verified(backend: Backend) -> None:
     network = Network([Layer(np.array([[1], [-1]], np.float32), np.array([-0.5, 0.5], np.float32))])
     x = np.array([[0.9], [0.52]], np.float32)
-    result = advcore.minimize_distortion(network, x, [0, 0], levels=3)
+    result = backend.attack(network, x, [0, 0], levels=3)
     assert on_grid(result.adversarial[result.success], 3).all()
     assert result.success[0]
     assert result.adversarial[0, 0] == 1.0
@@ -161,9 +163,12 @@ def test_already_adversarial_image_off_the_grid_is_rounded_and_verified() -> Non
         assert network.forward(result.adversarial[1:]).argmax() == 0
 
 
-def test_results_do_not_depend_on_the_batch(random_network: Any, random_images: Any) -> None:
+@pytest.mark.backends("exact")
+def test_results_do_not_depend_on_the_batch(
+    backend: Backend, random_network: Any, random_images: Any
+) -> None:
     network, x = random_network(activation="relu"), random_images(40)
-    whole = advcore.minimize_distortion(network, x, levels=64)
+    whole = backend.attack(network, x, levels=64)
 
     @settings(
         max_examples=10,
@@ -173,7 +178,7 @@ def test_results_do_not_depend_on_the_batch(random_network: Any, random_images: 
     )
     @given(rows=st.lists(st.integers(0, 39), min_size=1, max_size=50), size=st.integers(1, 20))
     def check(rows: list[int], size: int) -> None:
-        part = advcore.minimize_distortion(network, x[rows], levels=64, batch_size=size)
+        part = backend.attack(network, x[rows], levels=64, batch_size=size)
         np.testing.assert_array_equal(part.adversarial, whole.adversarial[rows])
         np.testing.assert_array_equal(part.evaluations, whole.evaluations[rows])
 
@@ -181,13 +186,13 @@ def test_results_do_not_depend_on_the_batch(random_network: Any, random_images: 
 
 
 @pytest.mark.parametrize("high", [0.1, 0.3, 0.7])
-def test_the_grid_stays_inside_bounds_that_float32_cannot_hold(high: float) -> None:
+def test_the_grid_stays_inside_bounds_that_float32_cannot_hold(
+    backend: Backend, high: float
+) -> None:
     network = data.embedded_network()
     x, labels = data.embedded_digits()
     x = (x[:20] * np.float32(0.999 * high)).clip(0, np.nextafter(np.float32(high), np.float32(0)))
-    result = advcore.minimize_distortion(
-        network, x, labels=labels[:20], bounds=(0.0, high), levels=16
-    )
+    result = backend.attack(network, x, labels=labels[:20], bounds=(0.0, high), levels=16)
     assert (result.adversarial.astype(np.float64) <= high).all()
 
 
@@ -303,23 +308,23 @@ def test_in_a_hurry_the_first_grid_point_will_do(digits: Any) -> None:
     assert (distance[1] >= distance[0]).all()
 
 
-def test_pixels_of_8_bits_in_other_bounds_stay_as_they_are() -> None:
+def test_pixels_of_8_bits_in_other_bounds_stay_as_they_are(backend: Backend) -> None:
     x = (data.embedded_digits()[0][:20] - np.float32(0.5)) / np.float32(0.5)
     weight = np.random.default_rng(0).standard_normal((10, 784)).astype(np.float32)
     network = Network([Layer(weight, np.zeros(10, np.float32))])
     wrong = (network.forward(x).argmax(1) + 1) % 10
-    result = advcore.minimize_distortion(network, x, labels=wrong, bounds=(-1, 1), levels=256)
+    result = backend.attack(network, x, labels=wrong, bounds=(-1, 1), levels=256)
     assert (result.status == Status.already_adversarial).all()
     np.testing.assert_array_equal(result.adversarial, x)
     assert result.robust_accuracy(0) == 0
 
 
 def test_an_image_moved_to_the_grid_is_not_called_already_adversarial(
-    random_network: Any, random_images: Any
+    backend: Backend, random_network: Any, random_images: Any
 ) -> None:
     network, x = random_network(activation="relu"), random_images(40)
     wrong = (network.forward(x).argmax(1) + 1) % 5
-    result = advcore.minimize_distortion(network, x, labels=wrong, levels=4)
+    result = backend.attack(network, x, labels=wrong, levels=4)
     assert result.success.sum() > 30
     assert (result.distortion[result.success] > 0).all()
     assert not (result.status == Status.already_adversarial).any()
@@ -327,12 +332,12 @@ def test_an_image_moved_to_the_grid_is_not_called_already_adversarial(
 
 @pytest.mark.parametrize("levels", [2, 16])
 def test_a_start_on_the_grid_is_the_worst_that_comes_back(
-    levels: int, random_network: Any, random_images: Any
+    backend: Backend, levels: int, random_network: Any, random_images: Any
 ) -> None:
     network = random_network(activation="relu")
     x = (np.rint(random_images(200) * (levels - 1)) / (levels - 1)).astype(np.float32)
-    first = advcore.minimize_distortion(network, x, levels=levels, effort="thorough")
-    again = advcore.minimize_distortion(network, x, levels=levels, starts=first.adversarial)
+    first = backend.attack(network, x, levels=levels, effort="thorough")
+    again = backend.attack(network, x, levels=levels, starts=first.adversarial)
     found = first.success
     assert found.sum() > 100
     assert again.success[found].all()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import certified
+from support.backends import Backend
 
 import advcore
 from advcore import Layer, Network, data
@@ -78,43 +79,50 @@ def test_the_scale_of_the_logits_does_not_matter(make: Any, name: str, targeted:
         agree(result, plain, name)
 
 
+@pytest.mark.backends("smooths")
 @pytest.mark.parametrize("targeted", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_order_of_the_classes_does_not_matter(make: Any, name: str, targeted: bool) -> None:
+def test_the_order_of_the_classes_does_not_matter(
+    backend: Backend, make: Any, name: str, targeted: bool
+) -> None:
     network, x, targets = make(name)
     order = np.random.default_rng(0).permutation(network.classes)
     last = network.layers[-1]
     moved = with_layers(network, last=Layer(last.weight[order], last.bias[order]))
     place = np.argsort(order)
-    plain = advcore.minimize_distortion(network, x, targets if targeted else None)
-    result = advcore.minimize_distortion(moved, x, place[targets] if targeted else None)
+    plain = backend.attack(network, x, targets if targeted else None)
+    result = backend.attack(moved, x, place[targets] if targeted else None)
     agree(result, plain, name)
     same = result.prediction == place[plain.prediction]
     assert same.mean() >= (1 if targeted or name != "relu" else 0.95)
 
 
+@pytest.mark.backends("smooths")
 @pytest.mark.parametrize("targeted", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_order_of_the_pixels_does_not_matter(make: Any, name: str, targeted: bool) -> None:
+def test_the_order_of_the_pixels_does_not_matter(
+    backend: Backend, make: Any, name: str, targeted: bool
+) -> None:
     network, x, targets = make(name)
     order = np.random.default_rng(0).permutation(network.inputs)
     first = network.layers[0]
     moved = with_layers(network, first=Layer(first.weight[:, order], first.bias, first.activation))
     aim = targets if targeted else None
-    plain = advcore.minimize_distortion(network, x, aim)
-    result = advcore.minimize_distortion(moved, x[:, order], aim)
+    plain = backend.attack(network, x, aim)
+    result = backend.attack(moved, x[:, order], aim)
     agree(result, plain, name)
 
 
+@pytest.mark.backends("smooths")
 @pytest.mark.parametrize("name", NETWORKS)
-def test_mirrored_images_give_mirrored_results(make: Any, name: str) -> None:
+def test_mirrored_images_give_mirrored_results(backend: Backend, make: Any, name: str) -> None:
     """The bounds have no preferred end: x -> 1 - x with the network changed alike."""
     network, x, targets = make(name)
     first = network.layers[0]
     bias = first.bias + first.weight.astype(np.float64).sum(axis=1)
     mirrored = Layer(-first.weight, bias.astype(np.float32), first.activation)
-    plain = advcore.minimize_distortion(network, x, targets)
-    result = advcore.minimize_distortion(with_layers(network, first=mirrored), 1 - x, targets)
+    plain = backend.attack(network, x, targets)
+    result = backend.attack(with_layers(network, first=mirrored), 1 - x, targets)
     agree(result, plain, name)
 
 

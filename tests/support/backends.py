@@ -77,15 +77,6 @@ class Backend:
         assert result.engine["path"] == self.path
         return result
 
-    def same(self, a: Any, b: Any, rows_a: Any = slice(None), rows_b: Any = slice(None)) -> None:
-        """Two results of the same images, in batches that may differ."""
-        if self.exact:
-            same(a, b, rows_a, rows_b)
-            return
-        assert self.tolerance is not None
-        np.testing.assert_array_equal(a.success[rows_a], b.success[rows_b])
-        assert_near(a.distortion[rows_a], b.distortion[rows_b], self.tolerance)
-
     def assert_agrees(self, found: Any, native: Any) -> None:
         """A result of this back end against that of the native engine of this process."""
         if self.tolerance is None:
@@ -141,6 +132,12 @@ class Native(Backend):
         self._worker = None
 
 
+def callable_form(network: Network, device: str = "cpu") -> Any:
+    """The network as a function of torch, which is not lowered."""
+    module = network.to_torch().to(device)
+    return lambda x: module(x if network.convolutional else x.flatten(1))
+
+
 class Torch(Backend):
     """A torch callable, which is not lowered: the oracle of torch, the solver on the CPU."""
 
@@ -154,8 +151,7 @@ class Torch(Backend):
         return "" if importlib.util.find_spec("torch") else "torch is not installed"
 
     def model(self, network: Network) -> Any:
-        module = network.to_torch()
-        return lambda x: module(x)
+        return callable_form(network)
 
     def attack(self, network: Network, images: Any, targets: Any = None, **options: Any) -> Any:
         return super().attack(network, images, targets, **{"threads": 1, **options})
@@ -229,8 +225,7 @@ class CudaTorch(Cuda):
     long = 20_000
 
     def model(self, network: Network) -> Any:
-        module = network.to_torch().to("cuda")
-        return lambda x: module(x)
+        return callable_form(network, "cuda")
 
 
 BACKENDS: tuple[Backend, ...] = (
