@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 EFFORTS = ("fast", "default", "thorough")
-
-
 SEARCHES = {"fast": 1, "default": 3, "thorough": 5}
 """Searches of an untargeted run, each for another class."""
 

@@ -60,8 +60,6 @@ ENVIRONMENT = {
     "`ieee`. Unset: `tf32x3`. Results are verified in float32 in any case",
     "ADVCORE_RESULTS": "folder where the benchmarks write their figures. Unset: "
     "`benchmarks/results`",
-    "CUDA_LAUNCH_BLOCKING": "CUDA's own. `1`: launches wait for their end, so all images of a run "
-    "are copied to the GPU before its rounds begin",
     "OMP_WAIT_POLICY": "OpenMP's own. `make` sets `passive`, so that idle threads of torch leave "
     "the CPUs to the engine",
 }

@@ -405,7 +405,7 @@ def _float_images(images: Any) -> NDArray[Any]:
 
 
 def _logits(oracle: ReferenceOracle, x: Vector) -> Vector:
-    """Return logits (K,), with -1e30 in place of a mask of -infinity, as in csrc/solver/margin_loss.h."""
+    """Return logits (K,), with -1e30 for a mask of -infinity (csrc/solver/margin_loss.h)."""
     return np.maximum(np.array(oracle.forward(x), dtype=np.float64), -1e30)
 
 

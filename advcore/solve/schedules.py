@@ -26,19 +26,19 @@ KINKED = {
         60,
     ),
 }
-# Convolutional ones have more and finer kinks: one schedule whose stages run until their steps are
-# short, T low throughout, beats two that pass on early. By default two searches compete on its
-# second network, and 25 steps on the exact one replace its finest stages (solver/descent.h): on 120
-# to 260 held-out problems a network 0.05% (FMN, ResNet 2b) to 0.3% (RayS) less distortion than with
-# _FOLLOWED alone, at 75 to 99 instead of 61 to 94 evaluations. Untargeted runs have contestants
-# enough in the classes: there the contest gains nothing over _FOLLOWED with the walk, and loses
-# 0.9% on one network.
+# Convolutional networks have more and finer kinks. One schedule whose stages run until their steps
+# are short, with a low T throughout, beats two schedules whose stages end early. By default two
+# searches compete on the second network, and 25 descent steps on the exact network replace the
+# finest stages. On 120 to 260 held-out problems a network that gives 0.05% (FMN, ResNet 2b) to 0.3%
+# (RayS) less distortion than _FOLLOWED alone, at 75 to 99 instead of 61 to 94 evaluations.
 _CONTEST = Schedule((0.8, 0.3, 0.12), (30, 20, 20), (0.02,) * 3, contest=1)
-# The last stage may take 40: where it ended just outside, after 20, a rescue of 200 followed (6% of
-# the images of one network).
+# Untargeted runs try several classes. A contest there gains nothing over this schedule with the
+# descent, and loses 0.9% on one network. The last stage may take 40 evaluations: with 20 it ended
+# just outside the class for 6% of the images of one network, and a fallback of 200 followed.
 _FOLLOWED = Schedule((0.8, 0.32, 0.128, 0.0512, 0.02), (30, 20, 20, 20, 40), (0.02,) * 5)
 CONVOLUTIONAL = {
-    # From 0.8, not 0.4: 13% less distortion on COLT's network, 3% on Wong and Kolter's.
+    # Smoothing that begins at 0.8, not 0.4, gives 13% less distortion on COLT's network and 3% less
+    # on Wong and Kolter's.
     "fast": Effort(
         (Schedule((0.8, 0.3, 0.1), (10, 6, 6), (0.05,) * 3),), 2, 2e-3, 3, descent=Descent(10)
     ),
@@ -57,25 +57,28 @@ CONVOLUTIONAL = {
         0.01,
     ),
 }
-# On pictures of ImageNet's size smoothed networks mislead (docs/decisions.md): the walk is the
-# search, from where the margin linearised at the clean image is zero. Its steps stay as long as r
-# for most of it; shorter ones freeze it in a worse basin. Of 400 steps a gentler end and a T nearer
-# zero make 1% less distortion; with 90 steps changes of this kind gain nothing.
-LARGE = 2**14  # values; measured are 3,072, where the stages are better, and 154,587
+LARGE = 2**14
+"""Values of an image from which on it is large: its smoothed networks mislead (docs/decisions.md).
+Measured are 3,072 values, where the stages are better, and 154,587."""
+# On large images the descent is the search. It begins where the margin linearised at the clean
+# image is zero. Its steps stay as long as r for most of it, as shorter steps keep it in a worse
+# minimum. Of 400 steps a gentler end and a T nearer zero make 1% less distortion. With 90 steps
+# such changes gain nothing.
 ON_LARGE = {
-    effort: Effort((Schedule((0.0,), (1,), (temperature,)),), 8, tolerance, polish, walk)
-    for effort, temperature, tolerance, polish, walk in (
+    effort: Effort((Schedule((0.0,), (1,), (temperature,)),), 8, tolerance, polish, descent)
+    for effort, temperature, tolerance, polish, descent in (
         ("fast", 0.02, 2e-3, 3, Descent(50, 1.0, 0.05, 0.1, 3)),
         ("default", 0.02, 5e-5, 4, Descent(90, 1.0, 0.05, 0.1, 3)),
         ("thorough", 0.005, 1e-5, 20, Descent(400, 1.0, 0.01, 0.05, 2)),
     )
 }
-# So do networks whose units saturate (docs/decisions.md).
+# Networks whose units saturate go through smoothed ones too (docs/decisions.md).
 _SATURATING = Schedule((0.3, 0.1, 0.0), (30, 30, 30), (0.1, 0.05, 0.03))
 SATURATING = {
     "fast": Effort((Schedule((0.3, 0.0), (12, 8), (0.1, 0.05)),), 1, 5e-3, 4),
-    # 0.3 and 1e-3 save 4% of the evaluations of 0.2 and 7e-4, at 1.0000 of the distortion (five
-    # networks, 2,000 images each); `fast` ends farther away with 0.3.
+    # A continuation tolerance of 0.3 and a polish tolerance of 1e-3 save 4% of the evaluations of
+    # 0.2 and 7e-4, at 1.0000 of the distortion (five networks, 2,000 images each). `fast` ends
+    # farther away with 0.3.
     "default": Effort((_SATURATING,), 2, 1e-3, continuation_tolerance=0.3),
     "thorough": Effort(
         (
@@ -89,7 +92,7 @@ SATURATING = {
         60,
     ),
 }
-# The others have nothing to smooth.
+# Other networks have nothing to smooth.
 SMOOTH = {
     "fast": Effort((Schedule((0.0,), (20,), (0.02,)),), 2, 2e-3, 6),
     "default": Effort((Schedule((0.0,), (50,), (0.02,)),), 12),
@@ -104,11 +107,12 @@ SMOOTH = {
         60,
     ),
 }
-# For targets that these do not reach, one after the other until one does: smoother networks, then
-# from images of one value. On a network trained toward one-hot outputs one schedule from the clean
-# image reaches 66% of random targets at most, the ladder 95%. A stage in which nothing is found
-# ends once 15 rounds (search.h) gain less than 2% of the margin: what cannot be reached costs
-# 540 to 1,500 evaluations (`thorough` up to 2,000), not 1,800 to 2,900.
+# Fallback schedules, for images that the regular ones do not reach: one after the other until one
+# does. They go through smoother networks first, then start at images of one value. On a network
+# with squared-error outputs one schedule from the clean image reaches 66% of random targets at
+# most, the sequence 95%. A stage in which nothing is found ends once the margin stops rising
+# (csrc/solver/stages.h), so an image that cannot be reached costs 540 to 1,500 evaluations
+# (`thorough` up to 2,000), not 1,800 to 2,900.
 _WIDE = (4.0, 2.0, 1.0, 0.5, 0.2, 0.05)
 RESCUE = {
     "kinked": (
@@ -132,19 +136,15 @@ RESCUE = {
     ),
 }
 RESCUE["convolutional"] = RESCUE["kinked"]
-# A stage passes on to the next network once its steps are shorter than this part of ||r||. Kinked
-# ones lose images where it is 0.4 (the mean of a convolutional network rose by 2%).
 CONTINUATION_TOLERANCE = {"kinked": 0.1, "convolutional": 0.1, "saturating": 0.2, "smooth": 0.0}
+"""Part of ||r|| below which a step ends a stage that is not the last one. Networks with kinks lose
+images where it is 0.4: the mean of a convolutional network rose by 2%."""
 EFFORT = {
     "kinked": KINKED,
     "convolutional": CONVOLUTIONAL,
     "saturating": SATURATING,
     "smooth": SMOOTH,
 }
-# Evaluations that an effort must be allowed (max_evaluations); with fewer the next lower one finds
-# more images. Within 40 evaluations `default` finds 0 to 40% of random targets on four
-# convolutional networks, `fast` 95 to 100%; within 100 `thorough` 85 to 100%. Large images: the
-# walk to its end.
 NEEDED = {
     "kinked": {"default": 50, "thorough": 50},
     "convolutional": {"default": 120, "thorough": 160},
@@ -152,8 +152,12 @@ NEEDED = {
     "smooth": {"default": 20, "thorough": 20},
     "large": {"default": 100, "thorough": 415},
 }
-# The paper's loss has one temperature, and stops at the minimiser of the penalty problem.
+"""Evaluations that ``max_evaluations`` must allow for an effort. With fewer the next lower effort
+finds more images: within 40 evaluations `default` finds 0 to 40% of random targets on four
+convolutional networks and `fast` 95 to 100%, within 100 `thorough` 85 to 100%. On large images the
+descent must reach its end."""
 PENALTY = Schedule((0.0,), (500,), (0.02,))
+"""Schedule of the paper's loss, which has one temperature and stops at the penalty's minimiser."""
 
 
 def is_large(kind: str, n: int) -> bool:

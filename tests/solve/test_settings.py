@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import advcore
+from advcore.effort import EFFORTS
 from advcore.options import Options
 from advcore.solve import schedules
 from advcore.solve.params import Facts, effort_within_budget, engine_params
@@ -19,7 +20,7 @@ def facts(kind: str, n: int, targeted: bool = True) -> Facts:
 
 
 def test_every_effort_of_every_kind_fits_the_engine() -> None:
-    cases = (schedules.EFFORT, schedules.EFFORTS, (True, False), (4, schedules.LARGE))
+    cases = (schedules.EFFORT, EFFORTS, (True, False), (4, schedules.LARGE))
     for kind, effort, targeted, n in itertools.product(*cases):
         chosen = engine_params(Options(effort=effort), facts(kind, n, targeted))
         assert chosen.attempts >= 1
@@ -46,7 +47,7 @@ def test_efforts_that_a_budget_affords() -> None:
             Options(effort=effort, max_evaluations=budget), facts("convolutional", n)
         )
         for effort, n, budget in itertools.product(
-            schedules.EFFORTS, (784, schedules.LARGE), (99, 150, 200, None)
+            EFFORTS, (784, schedules.LARGE), (99, 150, 200, None)
         )
     }
     fast, default, thorough = "fast", "default", "thorough"
@@ -57,11 +58,11 @@ def test_efforts_that_a_budget_affords() -> None:
         for effort, efforts in wanted.items():
             assert [chosen[effort, n, budget] for budget in (99, 150, 200)] == efforts
         assert all(chosen[fast, n, budget] == fast for budget in (99, 150, 200))
-        assert all(chosen[effort, n, None] == effort for effort in schedules.EFFORTS)
+        assert all(chosen[effort, n, None] == effort for effort in EFFORTS)
 
 
 @pytest.mark.parametrize("targeted", [True, False])
-@pytest.mark.parametrize("name", schedules.EFFORTS)
+@pytest.mark.parametrize("name", EFFORTS)
 def test_an_effort_may_be_handed_in(random_network: Any, name: str, targeted: bool) -> None:
     network = random_network((20, 16, 5), "relu")
     x = np.random.default_rng(0).random((20, 20), dtype=np.float32)
@@ -76,7 +77,7 @@ def test_an_effort_may_be_handed_in(random_network: Any, name: str, targeted: bo
     assert "effort" not in few.engine  # no name, so none lower
 
 
-def test_large_images_walk() -> None:
+def test_large_images_descend_at_once() -> None:
     """From schedules.LARGE values on the walk is the search: steps by effort, and a polish."""
     torch = pytest.importorskip("torch")
     nn = torch.nn
