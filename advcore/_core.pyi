@@ -7,7 +7,7 @@ import enum
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CSearch', 'CudaQueue', 'CudaSession', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_queue_missing', 'cuda_status', 'isa', 'problem_layout', 'slot_bytes', 'solve']
+__all__: list[str] = ['CSearch', 'Counts', 'CudaQueue', 'CudaSession', 'Job', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_queue_missing', 'cuda_status', 'isa', 'problem_layout', 'slot_bytes', 'solve']
 class Status(enum.IntEnum):
     """
     How the search of one image ended.
@@ -180,67 +180,90 @@ class Network:
     @property
     def widths(self) -> int:
         ...
+class Counts:
+    """
+    Of the finished images of a run; csrc/counts.h.
+    """
+    def __add__(self, arg0: Counts) -> Counts:
+        ...
+    def __init__(self) -> None:
+        ...
+    @property
+    def evaluations(self) -> int:
+        ...
+    @evaluations.setter
+    def evaluations(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def finished(self) -> int:
+        ...
+    @finished.setter
+    def finished(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def succeeded(self) -> int:
+        ...
+    @succeeded.setter
+    def succeeded(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+class Job:
+    """
+    Options and input arrays of a run: images (N, n), labels (N,), bounds (n,) or (N, n), starts (N, S, n) or None.
+    """
+    def __init__(self, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None) -> None:
+        ...
+    @property
+    def params(self) -> Params:
+        ...
 class Session:
     """
     Rounds of the solver with the evaluations left to the caller.
     """
-    def __init__(self, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, slots: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, job: Job, slots: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def advance(self, gradients: numpy.typing.NDArray[numpy.float32] | None) -> None:
         ...
-    def fill(self) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.bool], int]:
-        ...
-    def head(self, logits: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
-        ...
     def interrupt(self) -> None:
+        ...
+    def margin_loss(self, logits: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
+        ...
+    def refill(self) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.bool], int]:
         ...
     def slot_rows(self) -> dict[str, int]:
         ...
     @property
-    def evaluations(self) -> int:
-        ...
-    @property
-    def finished(self) -> int:
+    def counts(self) -> Counts:
         ...
     @property
     def results(self) -> dict[str, numpy.ndarray]:
-        ...
-    @property
-    def succeeded(self) -> int:
         ...
 class CudaSession:
     """
-    Session on a GPU; csrc/cuda/tile.h has the contract.
+    Session on a GPU; csrc/cuda/slot_pool.h has the contract.
     """
-    def __init__(self, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, slots: typing.SupportsInt | typing.SupportsIndex, device: typing.SupportsInt | typing.SupportsIndex, arena: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, job: Job, slots: typing.SupportsInt | typing.SupportsIndex, device: typing.SupportsInt | typing.SupportsIndex, arena: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def advance(self, gradients: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-    def fill(self) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.bool]] | None:
-        ...
     def gather(self, x: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    def head(self, logits: typing.SupportsInt | typing.SupportsIndex, seeds: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def interrupt(self) -> None:
         ...
-    @property
-    def evaluations(self) -> int:
+    def margin_loss(self, logits: typing.SupportsInt | typing.SupportsIndex, dlogits: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def refill(self) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.bool]] | None:
         ...
     @property
-    def finished(self) -> int:
+    def counts(self) -> Counts:
         ...
     @property
     def results(self) -> dict[str, numpy.ndarray]:
-        ...
-    @property
-    def succeeded(self) -> int:
         ...
 class CudaQueue:
     """
     A whole run on a GPU; csrc/cuda/queue.h.
     """
-    def __init__(self, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, slots: typing.SupportsInt | typing.SupportsIndex, capacity: typing.SupportsInt | typing.SupportsIndex, device: typing.SupportsInt | typing.SupportsIndex, arena: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, job: Job, slots: typing.SupportsInt | typing.SupportsIndex, capacity: typing.SupportsInt | typing.SupportsIndex, device: typing.SupportsInt | typing.SupportsIndex, arena: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def add(self, code: bytes, name: str, grid: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(3)"], threads: typing.SupportsInt | typing.SupportsIndex, shared: typing.SupportsInt | typing.SupportsIndex, arguments: collections.abc.Sequence[bytes]) -> None:
         ...
@@ -251,13 +274,10 @@ class CudaQueue:
     def wait(self, seconds: typing.SupportsFloat | typing.SupportsIndex) -> bool:
         ...
     @property
-    def evaluations(self) -> int:
+    def counts(self) -> Counts:
         ...
     @property
     def fillings(self) -> int:
-        ...
-    @property
-    def finished(self) -> int:
         ...
     @property
     def results(self) -> dict[str, numpy.ndarray]:
@@ -267,9 +287,6 @@ class CudaQueue:
         ...
     @property
     def seconds(self) -> float:
-        ...
-    @property
-    def succeeded(self) -> int:
         ...
 def cuda_arena_bytes(params: Params, own_bounds: bool, slots: typing.SupportsInt | typing.SupportsIndex, images: typing.SupportsInt | typing.SupportsIndex = 0) -> int:
     """
@@ -295,5 +312,5 @@ def slot_bytes(params: Params, own_bounds: bool) -> int:
     """
     Memory of the solver for an image in work.
     """
-def solve(network: Network, params: Params, images: numpy.typing.NDArray[numpy.float32], labels: numpy.typing.NDArray[numpy.int32], lo: numpy.typing.NDArray[numpy.float32], hi: numpy.typing.NDArray[numpy.float32], starts: numpy.typing.NDArray[numpy.float32] | None, threads: typing.SupportsInt | typing.SupportsIndex, slots: typing.SupportsInt | typing.SupportsIndex, poll: collections.abc.Callable[[int, int, int], bool]) -> tuple[dict[str, numpy.ndarray], typing.Any]:
+def solve(network: Network, job: Job, threads: typing.SupportsInt | typing.SupportsIndex, slots: typing.SupportsInt | typing.SupportsIndex, poll: collections.abc.Callable[[Counts], bool]) -> tuple[dict[str, numpy.ndarray], typing.Any]:
     ...

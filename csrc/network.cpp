@@ -127,7 +127,7 @@ Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : 
              whole_lines(layer.bias.size()) + whole_lines(layer.padding_value.size());
   }
   storage_ = allocate(total);
-  convolutions_.reserve(layers.size());  // layers point at them
+  convolutions_.reserve(layers.size());  // The layers point at them.
 
   float* next = storage_.get();
   const auto take = [&next](size_t floats) {
@@ -140,22 +140,22 @@ Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : 
     std::copy(values.begin(), values.end(), start);
     return start;
   };
-  int widths = 0;
+  int scales = 0;
   for (const LayerSpec& layer : layers) {
     const int features = layer.features();
-    const bool after = !convolutions_.empty();  // the input may have to be turned
+    const bool follows_convolution = !convolutions_.empty();
     const Convolution* convolution = nullptr;
-    std::vector<float> turned;
+    std::vector<float> reordered;  // The weights with the channels last.
     int depth = layer.inputs;
     if (layer.convolution) {
       convolution = &convolutions_.emplace_back(*layer.convolution);
       depth = convolution->depth();
-      turned = channels_last(layer.weight, convolution->channels, convolution->kernel.area());
-    } else if (after && layers_.back().convolution) {
+      reordered = channels_last(layer.weight, convolution->channels, convolution->kernel.area());
+    } else if (follows_convolution && layers_.back().convolution) {
       const int channels = layers_.back().features;
-      turned = channels_last(layer.weight, channels, layer.inputs / channels);
+      reordered = channels_last(layer.weight, channels, layer.inputs / channels);
     }
-    const float* const weight = turned.empty() ? layer.weight.data() : turned.data();
+    const float* const weight = reordered.empty() ? layer.weight.data() : reordered.data();
     float* const forward = take(table.packed_floats(depth, features));
     float* const backward = take(table.packed_floats(features, depth));
     const size_t row = static_cast<size_t>(depth);
@@ -164,16 +164,16 @@ Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : 
     const float* const bias = keep(layer.bias);
     const float* const padding_value = keep(layer.padding_value);
     layers_.push_back({layer.inputs, layer.outputs, layer.activation, layer.slope, forward,
-                       backward, bias, widths, features, convolution, padding_value});
+                       backward, bias, scales, features, convolution, padding_value});
     const bool pooled = convolution && convolution->pooling == Pooling::max;
-    widths += convolution ? (pooled ? 2 : 1) * features : 1;
+    scales += convolution ? (pooled ? 2 : 1) * features : 1;
     smoothable_ = smoothable_ || has_smoothed_form(layer.activation) || pooled;
   }
   packed_ = {layers.front().inputs,
              layers.back().outputs,
              static_cast<int>(layers_.size()),
              static_cast<int>(convolutions_.size()),
-             widths,
+             scales,
              layers_.data()};
 }
 
@@ -181,10 +181,10 @@ size_t Network::row_bytes() const {
   return isa_.scratch_bytes(packed_, 2) - isa_.scratch_bytes(packed_, 1);
 }
 
-void Propagation::forward(const float* x, int rows, const float* k, float* widths, bool measure,
-                          float* logits) {
-  rows_ = 0;  // until there is memory
-  const size_t count = static_cast<size_t>(rows), per_row = static_cast<size_t>(network_.widths());
+void Propagation::forward(const float* x, int rows, const float* k, float* scales,
+                          bool record_scales, float* logits) {
+  rows_ = 0;  // Until there is memory.
+  const size_t count = static_cast<size_t>(rows), per_row = static_cast<size_t>(network_.scales());
   const size_t inputs = static_cast<size_t>(network_.inputs());
   const size_t classes = static_cast<size_t>(network_.classes());
   const size_t in = static_cast<size_t>(row_stride(network_.inputs()));
@@ -195,15 +195,15 @@ void Propagation::forward(const float* x, int rows, const float* k, float* width
   float* memory = memory_.get();
   scratch_ = network_.isa().carve_scratch(network_.packed(), slots, memory);
   memory += scratch;
-  x_.resize(count), logits_.resize(count), seed_.resize(count);
-  std::vector<float*> width(count);
-  const std::vector<uint8_t> flags(count, measure);
+  x_.resize(count), logits_.resize(count), dlogits_.resize(count);
+  std::vector<float*> scale_rows(count);
+  const std::vector<uint8_t> flags(count, record_scales);
   for (size_t r = 0; r < count; ++r, memory += in + 2 * out) {
-    x_[r] = memory, logits_[r] = memory + in, seed_[r] = memory + in + out;
+    x_[r] = memory, logits_[r] = memory + in, dlogits_[r] = memory + in + out;
     std::copy_n(x + r * inputs, inputs, x_[r]);
-    if (widths) width[r] = widths + r * per_row;
+    if (scales) scale_rows[r] = scales + r * per_row;
   }
-  network_.isa().forward(network_.packed(), *scratch_, x_.data(), rows, k, width.data(),
+  network_.isa().forward(network_.packed(), *scratch_, x_.data(), rows, k, scale_rows.data(),
                          flags.data(), logits_.data());
   for (size_t r = 0; r < count; ++r) std::copy_n(logits_[r], classes, logits + r * classes);
   rows_ = rows;
@@ -213,13 +213,13 @@ void Propagation::backward(const float* dlogits, float* dx) {
   const size_t count = static_cast<size_t>(rows_);
   const size_t inputs = static_cast<size_t>(network_.inputs());
   const size_t classes = static_cast<size_t>(network_.classes());
-  std::vector<int> which(count);
+  std::vector<int> all_rows(count);
   for (size_t r = 0; r < count; ++r) {
-    which[r] = static_cast<int>(r);
-    std::copy_n(dlogits + r * classes, classes, seed_[r]);
+    all_rows[r] = static_cast<int>(r);
+    std::copy_n(dlogits + r * classes, classes, dlogits_[r]);
   }
   if (rows_ > 0)
-    network_.isa().backward(network_.packed(), *scratch_, which.data(), rows_, seed_.data(),
+    network_.isa().backward(network_.packed(), *scratch_, all_rows.data(), rows_, dlogits_.data(),
                             x_.data());
   for (size_t r = 0; r < count; ++r) std::copy_n(x_[r], inputs, dx + r * inputs);
 }

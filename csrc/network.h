@@ -13,19 +13,19 @@ namespace advcore {
 
 // h = activation(weight x + bias), then pooling where the product is a convolution
 struct LayerSpec {
-  int inputs = 0, outputs = 0;  // of a convolution: values, after the pooling
+  int inputs = 0, outputs = 0;  // Values; of a convolution after the pooling.
   Activation activation = Activation::identity;
-  float slope = 0.01f;        // of leaky_relu at z < 0
+  float slope = 0.01f;        // The slope of leaky_relu at z < 0.
   std::vector<float> weight;  // (outputs, inputs), row major; (features, channels, y, x)
   std::vector<float> bias;    // (outputs); (features)
   std::optional<Convolution> convolution{};
-  std::vector<float> padding_value{};  // (channels) of a convolution
+  std::vector<float> padding_value{};  // (channels) of a convolution.
 
   int features() const { return static_cast<int>(bias.size()); }
 };
 
 const char* activation_name(Activation activation);
-Activation activation_from_name(const char* name);  // std::invalid_argument if unknown
+Activation activation_from_name(const char* name);  // Throws std::invalid_argument.
 Pooling pooling_from_name(const char* name);
 
 class Network {
@@ -38,17 +38,16 @@ class Network {
   int inputs() const { return packed_.inputs; }
   int classes() const { return packed_.classes; }
   int layers() const { return packed_.layers; }
-  int widths() const { return packed_.widths; }
-  size_t row_bytes() const;  // of a row of a tile, between a forward and its backward
-  bool smoothable() const {
-    return smoothable_;
-  }  // any relu, leaky_relu, sigmoid, tanh, max-pooling
+  int scales() const { return packed_.scales; }
+  size_t row_bytes() const;  // Memory of a row between a forward and its backward.
+  // Whether it has any relu, leaky_relu, sigmoid, tanh or max-pooling.
+  bool smoothable() const { return smoothable_; }
   const PackedNetwork& packed() const { return packed_; }
-  const IsaTable& isa() const { return isa_; }  // the one that it is packed for
+  const IsaTable& isa() const { return isa_; }  // The one that it is packed for.
 
  private:
   const IsaTable& isa_;
-  AlignedFloats storage_;  // packed weights and biases
+  AlignedFloats storage_;  // Packed weights and biases.
   std::vector<PackedLayer> layers_;
   std::vector<Convolution> convolutions_;
   PackedNetwork packed_{};
@@ -61,9 +60,9 @@ class Propagation {
  public:
   explicit Propagation(const Network& network) : network_(network) {}
 
-  // x (rows, inputs) -> logits (rows, classes). k (rows) or null; widths (rows, widths()) are
-  // written where `measure`, read where k > 0.
-  void forward(const float* x, int rows, const float* k, float* widths, bool measure,
+  // x (rows, inputs) -> logits (rows, classes). k (rows) or null. scales (rows, scales()) are
+  // written with `record_scales` and read where k > 0.
+  void forward(const float* x, int rows, const float* k, float* scales, bool record_scales,
                float* logits);
   // dlogits (rows, classes) -> dx (rows, inputs)
   void backward(const float* dlogits, float* dx);
@@ -74,7 +73,7 @@ class Propagation {
   int rows_ = 0;
   AlignedFloats memory_;
   Scratch* scratch_ = nullptr;
-  std::vector<float*> x_, logits_, seed_;
+  std::vector<float*> x_, logits_, dlogits_;
 };
 
 }  // namespace advcore

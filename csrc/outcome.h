@@ -1,4 +1,4 @@
-// What an image is asked for first, and what is kept of it at the end.
+// The two ends of an image: its first request, and its outcome.
 #pragma once
 
 #include "problem.h"
@@ -23,7 +23,7 @@ ADVCORE_BOTH void ask_first(const Params& params, State& s, int label) {
 
 struct Outcome {
   float distortion;  // kNone: there is no adversarial image.
-  float margin;      // Of the best image; -kNone: none was evaluated.
+  float margin;      // The best image's; -kNone: none was evaluated.
   float c;           // 0: there is none.
   float penalty;     // Distortion of the penalty minimiser; < 0: there is none.
   int prediction;

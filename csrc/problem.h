@@ -55,7 +55,7 @@ enum class Status : int8_t {
   interrupted,          // Ctrl-C, the time limit or the callback ended the run.
 };
 
-// What the next evaluation of an image is for; solver/advance.h has the table of all phases.
+// The purpose of the next evaluation of an image; solver/advance.h has the table of all phases.
 enum class Phase : int8_t {
   start,         // The exact network at x0: margin, temperature, scales of the smoothing.
   stage_origin,  // The network of this stage at x0.
@@ -116,7 +116,7 @@ struct Params {
   uint64_t seed = 0;        // Seed of random points.
 };
 
-// What the last evaluation says about the trial; written by solver/margin_loss.h. The required
+// The result of the last evaluation, at the trial; written by solver/margin_loss.h. The required
 // margin is taken off, so that adversarial is margin >= 0 everywhere.
 struct Evaluation {
   float margin = 0;           // m less the required margin.
@@ -128,7 +128,7 @@ struct Evaluation {
   bool finite = true;         // Whether all logits are finite.
 };
 
-// Where the temperature of an evaluation comes from.
+// The source of the temperature of an evaluation.
 enum class Temperature : int8_t {
   exact,        // T = 0: the margin itself.
   given,        // T is in the request.
@@ -142,8 +142,8 @@ struct State {
   Status status = Status::not_found;
   float clean_margin = 0;  // |m| at x0 on the exact network.
 
-  // What network and margin loss are asked for at Problem::trial. Owner: solver/machine.h (ask);
-  // of the classes: solver/restarts.h (hold_class, release_class).
+  // The request to network and margin loss at Problem::trial. Owner: solver/machine.h (ask); the
+  // classes belong to solver/restarts.h (hold_class, release_class).
   struct Request {
     bool want_gradient = false;
     bool record_scales = false;  // The scales of the smoothing are taken from this forward.
@@ -153,8 +153,8 @@ struct State {
     float k = 0;           // Smoothing of the activations; 0: the exact network.
     int class_index = 0;   // The target, or the class to leave.
     int rival_class = -1;  // >= 0: the margin is z[class_index] - z[rival_class] alone.
-    int excluded_classes[kMaxSchedules] = {};  // Untargeted: earlier restarts have reached these.
-    int exclusions = 0;                        // How many of them there are.
+    int excluded_classes[kMaxSchedules] = {};  // Untargeted: the classes of earlier restarts.
+    int exclusions = 0;                        // The number of excluded_classes.
   } request;
 
   Evaluation eval;
@@ -175,7 +175,7 @@ struct State {
     int exclusions_before = 0;               // Request::exclusions when the last search began.
     float best_before = kNone;               // Best::norm when the last restart ended.
     bool found_by_search = false;            // A search, not a given start, has reached an image.
-    bool converged_on_last_network = false;  // And did so on its last network.
+    bool converged_on_last_network = false;  // And a search has done so on its last network.
     bool model_failed = false;  // The model has returned NaN or infinity at a finite point.
   } restarts;
 
@@ -205,7 +205,7 @@ struct State {
     float stage_best = kNone;           // Distortion of Problem::stage_point.
     int stage_class = -1;               // Its runner-up: the class reached, if untargeted.
     float margin_checkpoint = -kNone;   // m kMinProgressRounds ago; -kNone: none in this stage.
-    int rounds = 0;                     // Rounds of this stage, or of this solve of a bisection.
+    int rounds = 0;                     // Rounds since the stage, or a solve for one c, began.
     int rounds_since_improvement = 0;   // Rounds near stage_best; short steps count three times.
     int nonfinite_count = 0;            // Evaluations of the image that were not finite.
     float penalty_norm = -1;            // Distortion of the penalty minimiser; < 0: none.
@@ -221,7 +221,7 @@ struct State {
   // Two searches compete for one schedule. Owner: solver/stages.h.
   struct Contest {
     bool challenging = false;  // The second search, the challenger, is at work.
-    // Of the first search, the incumbent, whose point is in Problem::incumbent:
+    // The first search, the incumbent, whose point is in Problem::incumbent, had these:
     float incumbent_norm = 0;           // Search::stage_best
     float incumbent_c = 0;              // Search::c
     float incumbent_origin_margin = 0;  // Search::origin_margin
@@ -270,20 +270,23 @@ struct State {
   // Line probes between the serious centre (t = 0) and a trial that failed (t = 1). Owner:
   // solver/polish.h.
   struct Line {
-    float low = 0, high = 1;  // The boundary lies between them.
-    float low_margin = 0, high_margin = 0;
-    float t = 1;     // The probe in work.
-    int probes = 0;  // Probes done.
+    float low = 0;          // The largest t known to be adversarial.
+    float high = 1;         // The smallest t above it known not to be.
+    float low_margin = 0;   // The margin at low.
+    float high_margin = 0;  // The margin at high.
+    float t = 1;            // The probe in work.
+    int probes = 0;         // Probes done.
   } line;
 
-  // Bisection between x0 (t = 0) and a given start (t = 1). Owner:
-  // solver/given_start.h.
+  // Bisection between x0 (t = 0) and a given start (t = 1). Owner: solver/given_start.h.
   struct Start {
-    float low = 0, high = 1;  // The boundary lies between them.
-    float t = 1;              // The point in work.
+    float low = 0;   // The largest t known not to be adversarial.
+    float high = 1;  // The smallest t above it known to be.
+    float t = 1;     // The point in work.
     int bisections_left = 0;
   } start;
 
+  // The work done for the image. Owner: solver/advance.h (run).
   struct Counts {
     int evaluations = 0;  // Forward and backward passes, as pairs.
     int forwards = 0;     // Forward passes alone.

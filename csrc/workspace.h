@@ -1,4 +1,4 @@
-// The memory of a slot: one arena a tile, carved before the run; nothing is allocated after.
+// The memory of the slots: one arena a pool, divided before the run; nothing is allocated after.
 #pragma once
 
 #include <cstring>
@@ -14,7 +14,7 @@ struct AlignedFree {
 };
 using AlignedFloats = std::unique_ptr<float, AlignedFree>;
 
-// Zeroed memory aligned to 64 bytes.
+// Allocates zeroed memory, aligned to 64 bytes.
 inline AlignedFloats allocate(size_t floats) {
   const size_t bytes = sizeof(float) * (floats > 0 ? floats : 1);
   AlignedFloats memory(static_cast<float*>(::operator new(bytes, std::align_val_t{64})));
@@ -22,8 +22,8 @@ inline AlignedFloats allocate(size_t floats) {
   return memory;
 }
 
-// x0, x, trial, two gradients, best, stage_point, incumbent; ring or cuts; bounds where each image
-// has its own.
+// The vectors of a slot: x0, x, trial, two gradients, best, stage_point and incumbent, which are
+// eight; the ring of pairs or cuts; and bounds where each image has its own.
 inline int slot_vectors(const Params& params, bool own_bounds) {
   const int ring = 2 * params.history > kMaxCuts ? 2 * params.history : kMaxCuts;
   return 8 + ring + (own_bounds ? 2 : 0);
@@ -55,9 +55,9 @@ inline void carve_slot(const Params& params, bool own_bounds, float* memory, Pro
   }
 }
 
-// The slots of a tile as kernels outside the engine see them: problems[i], whose `trial` and
-// `trial_gradient` say where its rows are now (the solver swaps its vectors), behind `vectors`, by
-// a multiple of 16 floats.
+// The slots of a pool as kernels outside the engine see them. problems[i].trial and .trial_gradient
+// say where the rows of slot i are now, as the solver swaps its vectors: behind `vectors`, by a
+// multiple of 16 floats.
 struct SlotRows {
   Problem* problems;
   float* vectors;

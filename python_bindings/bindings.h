@@ -1,4 +1,4 @@
-// What the two parts of the compiled module share.
+// What the parts of the compiled module share.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -18,50 +18,40 @@ using Floats = Array<float>;
 using Results = py::typing::Dict<py::str, py::array>;
 using Addresses = py::typing::Dict<py::str, py::int_>;
 
-// A job and the arrays that it writes; `results` names them.
-struct Run {
-  Run(const Params& given, Floats images, Array<int32_t> labels, Floats lo, Floats hi,
-      std::optional<Floats> starts)
-      : params(given), images_(images), labels_(labels), lo_(lo), hi_(hi), starts_(starts) {
-    params.stride = row_stride(params.n);
-    job.count = images.shape(0);
-    job.images = images_.data();
-    job.labels = labels_.data();
-    job.lo = lo_.data();
-    job.hi = hi_.data();
-    job.own_bounds = lo.ndim() == 2;
-    job.starts = starts_ ? starts_->data() : nullptr;
-    job.adversarial = make<float>("adversarial", {images.shape(0), images.shape(1)});
-    job.success = reinterpret_cast<uint8_t*>(make<bool>("success"));
-    job.distortion = make<float>("distortion");
-    job.margin = make<float>("margin");
-    job.c = make<float>("c");
-    job.penalty = make<float>("penalty_distortion");
-    job.prediction = make<int32_t>("prediction");
-    job.status = make<int8_t>("status");
-    job.evaluations = make<int32_t>("evaluations");
-    job.forwards = make<int32_t>("forwards");
-    job.iterations = make<int32_t>("iterations");
-    job.rescues = make<int32_t>("rescues");
-  }
-  template <class T>
-  T* make(const char* name, std::vector<py::ssize_t> shape = {}) {
-    if (shape.empty()) shape = {static_cast<py::ssize_t>(job.count)};
-    Array<T> array(shape);
-    results[name] = array;
-    return array.mutable_data();
-  }
+// The options and input arrays of a run, checked once and kept. Arrays are float32, row major.
+struct PyJob {
+  PyJob(const Params& params, Floats images, Array<int32_t> labels, Floats lo, Floats hi,
+        std::optional<Floats> starts);
+
+  bool own_bounds() const { return lo.ndim() == 2; }
 
   Params params;
+  Floats images;                 // (N, n)
+  Array<int32_t> labels;         // (N): target, or the class to leave
+  Floats lo, hi;                 // (n), or (N, n)
+  std::optional<Floats> starts;  // (N, params.starts, n)
+};
+
+// One run of a job, with the arrays that it writes; `results` names them.
+class Run {
+ public:
+  explicit Run(const PyJob& inputs);
+
+  Counts counts() const { return work.counts(); }
+
+  const PyJob inputs;
+  const Params& params = inputs.params;
   Job job;
-  Feed feed;
+  WorkQueue work;
   Results results;
 
  private:
-  Floats images_;
-  Array<int32_t> labels_;
-  Floats lo_, hi_;
-  std::optional<Floats> starts_;
+  template <class T>
+  T* make(const char* name, std::vector<py::ssize_t> shape) {
+    Array<T> array(std::move(shape));
+    results[name] = array;
+    return array.mutable_data();
+  }
 };
 
 inline Addresses addresses(const SlotRows& rows) {
@@ -71,6 +61,7 @@ inline Addresses addresses(const SlotRows& rows) {
   return out;
 }
 
+void bind_job(py::module_& m);   // job.cpp
 void bind_cuda(py::module_& m);  // cuda.cpp
 
 }  // namespace advcore

@@ -9,60 +9,59 @@ namespace {
 // The same on a GPU: arrays are addresses of device memory, used on the given stream.
 class CudaSession : public Run {
  public:
-  CudaSession(const Params& params, Floats images, Array<int32_t> labels, Floats lo, Floats hi,
-              std::optional<Floats> starts, int slots, int device, uintptr_t arena,
-              uintptr_t stream)
-      : Run(params, images, labels, lo, hi, starts) {
-    clear_results(this->params, job);
+  CudaSession(const PyJob& inputs, int slots, int device, uintptr_t arena, uintptr_t stream)
+      : Run(inputs) {
+    clear_results(params, job);
     const py::gil_scoped_release release;
-    tile_ =
-        std::make_unique<CudaTile>(this->params, job, feed, slots, device,
-                                   reinterpret_cast<void*>(arena), reinterpret_cast<void*>(stream));
+    pool_ = std::make_unique<CudaSlotPool>(params, job, work, slots, device,
+                                           reinterpret_cast<void*>(arena),
+                                           reinterpret_cast<void*>(stream));
   }
 
   // Slots of this round's rows and which of them are measured; None where the rows are the last's.
-  std::optional<std::pair<Array<int32_t>, Array<bool>>> fill() {
+  std::optional<std::pair<Array<int32_t>, Array<bool>>> refill() {
     {
       const py::gil_scoped_release release;
-      tile_->fill();
+      pool_->refill();
     }
-    if (!tile_->fresh()) return std::nullopt;
-    const std::vector<int>& rows = tile_->rows();
+    if (!pool_->fresh()) return std::nullopt;
+    const std::vector<int>& rows = pool_->rows();
     const py::ssize_t count = static_cast<py::ssize_t>(rows.size());
     Array<int32_t> slots(count);
     Array<bool> measure(count);
     for (py::ssize_t row = 0; row < count; ++row) {
       const int slot = rows[static_cast<size_t>(row)];
       slots.mutable_at(row) = slot;
-      measure.mutable_at(row) = params.smoothable && tile_->measured(slot);
+      measure.mutable_at(row) = params.smoothable && pool_->measured(slot);
     }
     return std::pair(slots, measure);
   }
-  void gather(uintptr_t x, uintptr_t k) { tile_->gather(floats(x), floats(k)); }
-  void head(uintptr_t logits, uintptr_t seeds) { tile_->heads(floats(logits), floats(seeds)); }
-  void advance(uintptr_t gradients) { tile_->advance(floats(gradients)); }
+  void gather(uintptr_t x, uintptr_t k) { pool_->gather(floats(x), floats(k)); }
+  void margin_loss(uintptr_t logits, uintptr_t dlogits) {
+    pool_->margin_losses(floats(logits), floats(dlogits));
+  }
+  void advance(uintptr_t gradients) { pool_->advance(floats(gradients)); }
   void interrupt() {
-    feed.stop = true;
+    work.stop = true;
     const py::gil_scoped_release release;
-    tile_->interrupt();
+    pool_->interrupt();
   }
 
  private:
   static float* floats(uintptr_t address) { return reinterpret_cast<float*>(address); }
 
-  std::unique_ptr<CudaTile> tile_;
+  std::unique_ptr<CudaSlotPool> pool_;
 };
 
 // A whole run on a GPU; csrc/cuda/queue.h has the contract.
 class PyCudaQueue : public Run {
  public:
-  PyCudaQueue(const Params& params, Floats images, Array<int32_t> labels, Floats lo, Floats hi,
-              std::optional<Floats> starts, int slots, int64_t capacity, int device,
-              uintptr_t arena, uintptr_t stream)
-      : Run(params, images, labels, lo, hi, starts) {
+  PyCudaQueue(const PyJob& inputs, int slots, int64_t capacity, int device, uintptr_t arena,
+              uintptr_t stream)
+      : Run(inputs) {
     clear_numbers(job);
     const py::gil_scoped_release release;
-    queue = std::make_unique<CudaQueue>(this->params, job, feed, slots, capacity, device,
+    queue = std::make_unique<CudaQueue>(params, job, work, slots, capacity, device,
                                         reinterpret_cast<void*>(arena),
                                         reinterpret_cast<void*>(stream));
   }
@@ -87,29 +86,19 @@ class PyCudaQueue : public Run {
 }  // namespace
 
 void bind_cuda(py::module_& m) {
-  py::class_<CudaSession>(m, "CudaSession", "Session on a GPU; csrc/cuda/tile.h has the contract.")
-      .def(py::init<const Params&, Floats, Array<int32_t>, Floats, Floats, std::optional<Floats>,
-                    int, int, uintptr_t, uintptr_t>(),
-           py::arg("params"), py::arg("images").noconvert(), py::arg("labels").noconvert(),
-           py::arg("lo").noconvert(), py::arg("hi").noconvert(), py::arg("starts").noconvert(),
+  py::class_<CudaSession>(m, "CudaSession",
+                          "Session on a GPU; csrc/cuda/slot_pool.h has the contract.")
+      .def(py::init<const PyJob&, int, int, uintptr_t, uintptr_t>(), py::arg("job"),
            py::arg("slots"), py::arg("device"), py::arg("arena"), py::arg("stream"))
-      .def("fill", &CudaSession::fill)
+      .def("refill", &CudaSession::refill)
       .def("gather", &CudaSession::gather, py::arg("x"), py::arg("k"))
-      .def("head", &CudaSession::head, py::arg("logits"), py::arg("seeds"))
+      .def("margin_loss", &CudaSession::margin_loss, py::arg("logits"), py::arg("dlogits"))
       .def("advance", &CudaSession::advance, py::arg("gradients"))
       .def("interrupt", &CudaSession::interrupt)
-      .def_property_readonly("finished",
-                             [](const CudaSession& s) { return s.feed.finished.load(); })
-      .def_property_readonly("succeeded",
-                             [](const CudaSession& s) { return s.feed.succeeded.load(); })
-      .def_property_readonly("evaluations",
-                             [](const CudaSession& s) { return s.feed.evaluations.load(); })
+      .def_property_readonly("counts", &CudaSession::counts)
       .def_property_readonly("results", [](const CudaSession& s) { return s.results; });
   py::class_<PyCudaQueue>(m, "CudaQueue", "A whole run on a GPU; csrc/cuda/queue.h.")
-      .def(py::init<const Params&, Floats, Array<int32_t>, Floats, Floats, std::optional<Floats>,
-                    int, int64_t, int, uintptr_t, uintptr_t>(),
-           py::arg("params"), py::arg("images").noconvert(), py::arg("labels").noconvert(),
-           py::arg("lo").noconvert(), py::arg("hi").noconvert(), py::arg("starts").noconvert(),
+      .def(py::init<const PyJob&, int, int64_t, int, uintptr_t, uintptr_t>(), py::arg("job"),
            py::arg("slots"), py::arg("capacity"), py::arg("device"), py::arg("arena"),
            py::arg("stream"))
       .def("slot_rows", &PyCudaQueue::slot_rows)
@@ -120,10 +109,7 @@ void bind_cuda(py::module_& m) {
       .def_property_readonly("fillings", [](const PyCudaQueue& q) { return q.queue->fillings(); })
       .def_property_readonly("rounds", [](const PyCudaQueue& q) { return q.queue->rounds(); })
       .def_property_readonly("seconds", [](const PyCudaQueue& q) { return q.queue->seconds(); })
-      .def_property_readonly("finished", [](const PyCudaQueue& q) { return q.queue->finished(); })
-      .def_property_readonly("succeeded", [](const PyCudaQueue& q) { return q.queue->succeeded(); })
-      .def_property_readonly("evaluations",
-                             [](const PyCudaQueue& q) { return q.queue->evaluations(); })
+      .def_property_readonly("counts", [](const PyCudaQueue& q) { return q.queue->counts(); })
       .def_property_readonly("results", [](const PyCudaQueue& q) { return q.results; });
 
   m.def(

@@ -1,5 +1,4 @@
-// The compiled module advcore._core. Arrays arrive checked by the Python layer: C-contiguous, exact
-// dtypes, shapes that agree; here they are only taken apart.
+// The compiled module advcore._core. Arrays are C-contiguous and of the exact dtype.
 #include <pybind11/functional.h>
 #include <pybind11/native_enum.h>
 
@@ -84,20 +83,18 @@ struct PyNetwork {
   Propagation rows;
 };
 
-using Poll = std::function<bool(int64_t, int64_t, int64_t)>;
+using Poll = std::function<bool(const Counts&)>;
 
 // Solves on the native network; returns (results, error): what poll raised, or KeyboardInterrupt.
-py::typing::Tuple<Results, py::object> solve_native(const PyNetwork& network, const Params& params,
-                                                    Floats images, Array<int32_t> labels, Floats lo,
-                                                    Floats hi, std::optional<Floats> starts,
+py::typing::Tuple<Results, py::object> solve_native(const PyNetwork& network, const PyJob& job,
                                                     int threads, int slots, const Poll& poll) {
-  Run run(params, images, labels, lo, hi, starts);
+  Run run(job);
   py::object error = py::none();
-  const auto watch = [&] {
+  const auto watch = [&](const Counts& counts) {
     const py::gil_scoped_acquire gil;
     try {
       if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      return poll(run.feed.finished, run.feed.succeeded, run.feed.evaluations);
+      return poll(counts);
     } catch (py::error_already_set& raised) {
       error = raised.value();
       return false;
@@ -105,7 +102,7 @@ py::typing::Tuple<Results, py::object> solve_native(const PyNetwork& network, co
   };
   {
     const py::gil_scoped_release release;
-    solve(network.net, run.params, run.job, threads, slots, run.feed, watch);
+    solve(network.net, run.params, run.job, threads, slots, run.work, watch);
   }
   return py::make_tuple(run.results, error);
 }
@@ -149,48 +146,46 @@ Addresses problem_layout() {
 // The same rounds with the evaluation left to the caller.
 class Session : public Run {
  public:
-  Session(const Params& params, Floats images, Array<int32_t> labels, Floats lo, Floats hi,
-          std::optional<Floats> starts, int slots)
-      : Run(params, images, labels, lo, hi, starts), tile_(this->params, job, feed, slots, isa()) {
-    clear_results(this->params, job);
+  Session(const PyJob& inputs, int slots) : Run(inputs), pool_(params, job, work, slots, isa()) {
+    clear_results(params, job);
   }
 
   // (x (B, n), k (B), slots (B), measure (B), gradient rows, which come first)
-  py::typing::Tuple<Floats, Floats, Array<int32_t>, Array<bool>, int> fill() {
-    const int rows = tile_.fill();
+  py::typing::Tuple<Floats, Floats, Array<int32_t>, Array<bool>, int> refill() {
+    const int rows = pool_.refill();
     Floats x({rows, params.n}), k(rows);
     Array<int32_t> slots(rows);
     Array<bool> measure(rows);
-    tile_.gather(x.mutable_data(), k.mutable_data(), slots.mutable_data(), measure.mutable_data());
-    return py::make_tuple(x, k, slots, measure, tile_.gradient_rows());
+    pool_.gather(x.mutable_data(), k.mutable_data(), slots.mutable_data(), measure.mutable_data());
+    return py::make_tuple(x, k, slots, measure, pool_.gradient_rows());
   }
 
-  // logits (B, K) -> seeds (gradient rows, K)
-  Floats head(const Floats& logits) {
-    if (logits.ndim() != 2 || logits.shape(0) != tile_.rows() || logits.shape(1) != params.classes)
-      throw std::invalid_argument("logits must be (rows of the last fill, classes)");
-    Floats seeds({tile_.gradient_rows(), params.classes});
-    tile_.heads(logits.data(), seeds.mutable_data());
-    return seeds;
+  // logits (B, K) -> dlogits (gradient rows, K)
+  Floats margin_loss(const Floats& logits) {
+    if (logits.ndim() != 2 || logits.shape(0) != pool_.rows() || logits.shape(1) != params.classes)
+      throw std::invalid_argument("logits must be (rows of the last refill, classes)");
+    Floats dlogits({pool_.gradient_rows(), params.classes});
+    pool_.margin_losses(logits.data(), dlogits.mutable_data());
+    return dlogits;
   }
 
   // gradients (gradient rows, n); None: they are where slot_rows() says
   void advance(const std::optional<Floats>& gradients) {
-    if (gradients && (gradients->ndim() != 2 || gradients->shape(0) != tile_.gradient_rows() ||
+    if (gradients && (gradients->ndim() != 2 || gradients->shape(0) != pool_.gradient_rows() ||
                       gradients->shape(1) != params.n))
-      throw std::invalid_argument("gradients must be (gradient rows of the last fill, n)");
-    if (gradients) tile_.take_gradients(gradients->data());
-    tile_.advance();
+      throw std::invalid_argument("gradients must be (gradient rows of the last refill, n)");
+    if (gradients) pool_.store_gradients(gradients->data());
+    pool_.advance();
   }
-  Addresses slot_rows() { return addresses(tile_.slot_rows()); }
+  Addresses slot_rows() { return addresses(pool_.slot_rows()); }
 
   void interrupt() {
-    feed.stop = true;
-    tile_.interrupt();
+    work.stop = true;
+    pool_.interrupt();
   }
 
  private:
-  Tile tile_;
+  SlotPool pool_;
 };
 
 void add_schedule(Params& params, const std::vector<float>& smoothing,
@@ -284,29 +279,21 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly("inputs", [](const PyNetwork& n) { return n.net.inputs(); })
       .def_property_readonly("classes", [](const PyNetwork& n) { return n.net.classes(); })
       .def_property_readonly("row_bytes", [](const PyNetwork& n) { return n.net.row_bytes(); })
-      .def_property_readonly("widths", [](const PyNetwork& n) { return n.net.widths(); })
+      .def_property_readonly("widths", [](const PyNetwork& n) { return n.net.scales(); })
       .def_property_readonly("smoothable", [](const PyNetwork& n) { return n.net.smoothable(); });
 
-  m.def("solve", &solve_native, py::arg("network"), py::arg("params"),
-        py::arg("images").noconvert(), py::arg("labels").noconvert(), py::arg("lo").noconvert(),
-        py::arg("hi").noconvert(), py::arg("starts").noconvert(), py::arg("threads"),
+  bind_job(m);
+  m.def("solve", &solve_native, py::arg("network"), py::arg("job"), py::arg("threads"),
         py::arg("slots"), py::arg("poll"));
 
   py::class_<Session>(m, "Session", "Rounds of the solver with the evaluations left to the caller.")
-      .def(py::init<const Params&, Floats, Array<int32_t>, Floats, Floats, std::optional<Floats>,
-                    int>(),
-           py::arg("params"), py::arg("images").noconvert(), py::arg("labels").noconvert(),
-           py::arg("lo").noconvert(), py::arg("hi").noconvert(), py::arg("starts").noconvert(),
-           py::arg("slots"))
-      .def("fill", &Session::fill)
-      .def("head", &Session::head, py::arg("logits").noconvert())
+      .def(py::init<const PyJob&, int>(), py::arg("job"), py::arg("slots"))
+      .def("refill", &Session::refill)
+      .def("margin_loss", &Session::margin_loss, py::arg("logits").noconvert())
       .def("advance", &Session::advance, py::arg("gradients").noconvert())
       .def("slot_rows", &Session::slot_rows)
       .def("interrupt", &Session::interrupt)
-      .def_property_readonly("finished", [](const Session& s) { return s.feed.finished.load(); })
-      .def_property_readonly("succeeded", [](const Session& s) { return s.feed.succeeded.load(); })
-      .def_property_readonly("evaluations",
-                             [](const Session& s) { return s.feed.evaluations.load(); })
+      .def_property_readonly("counts", &Session::counts)
       .def_property_readonly("results", [](const Session& s) { return s.results; });
 
   m.def(

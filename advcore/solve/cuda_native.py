@@ -152,8 +152,7 @@ class NativeCudaBackend:
             plan, weights = _plan(self.network, device, slots)
             with named():
                 queue = _core.CudaQueue(
-                    *(job.params, job.images, job.labels, job.lo, job.hi, job.starts),
-                    *(slots, capacity, device.index, memory.data_ptr(), stream(device)),
+                    job.core, slots, capacity, device.index, memory.data_ptr(), stream(device)
                 )
                 fractions = torch.from_numpy(job.params.temperatures).to(device)
                 buffers = {
@@ -184,7 +183,7 @@ def _run_to_end(queue: _core.CudaQueue, monitor: RunMonitor) -> BaseException | 
             with named():
                 if queue.wait(POLL):
                     return error
-            if not monitor(queue.finished, queue.succeeded, queue.evaluations):
+            if not monitor(queue.counts):
                 queue.stop()
         except DeviceError as raised:
             return error or raised

@@ -34,7 +34,7 @@ SHARE = 0.25
 class CudaSession:
     """`_core.Session` with its arrays on the device.
 
-    ``fill`` returns (x, k, slots, measured, rows): tensors (B, n), (B,), (B,) int64, row numbers
+    ``refill`` returns (x, k, slots, measured, rows): tensors (B, n), (B,), (B,) int64, row numbers
     or None; every row takes part in the backward.
     """
 
@@ -45,17 +45,16 @@ class CudaSession:
         self.slots, _, self._arena = arena(job.params, own_bounds, slots, device)
         with named():
             self._core = _core.CudaSession(
-                *(job.params, job.images, job.labels, job.lo, job.hi, job.starts),
-                *(self.slots, device.index or 0, self._arena.data_ptr(), stream(device)),
+                job.core, self.slots, device.index or 0, self._arena.data_ptr(), stream(device)
             )
         self._x = self._k = torch.empty(0)
         self._rows: Tensor = torch.empty(0)
         self._measured: Tensor | None = None
 
-    def fill(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
+    def refill(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
         """Rows of the next round."""
         with named():
-            fresh = self._core.fill()
+            fresh = self._core.refill()
             if fresh is not None:
                 self._take_rows(*fresh)
             else:
@@ -71,12 +70,12 @@ class CudaSession:
         measured = np.flatnonzero(measure)
         self._measured = torch.from_numpy(measured).to(self._device) if measured.size else None
 
-    def head(self, logits: Tensor) -> Tensor:
-        """Logits (B, K) to seeds (B, K)."""
-        seeds = torch.empty_like(logits)
+    def margin_loss(self, logits: Tensor) -> Tensor:
+        """Logits (B, K) to dlogits (B, K)."""
+        dlogits = torch.empty_like(logits)
         with named():
-            self._core.head(logits.data_ptr(), seeds.data_ptr())
-        return seeds
+            self._core.margin_loss(logits.data_ptr(), dlogits.data_ptr())
+        return dlogits
 
     def advance(self, gradients: Tensor) -> None:
         """Gradients (B, n)."""
@@ -84,21 +83,13 @@ class CudaSession:
             self._core.advance(gradients.data_ptr())
 
     def interrupt(self) -> None:
-        """Deliver what the unfinished images have."""
+        """Write what the unfinished images have to the results."""
         with named():
             self._core.interrupt()
 
     @property
-    def finished(self) -> int:
-        return self._core.finished
-
-    @property
-    def succeeded(self) -> int:
-        return self._core.succeeded
-
-    @property
-    def evaluations(self) -> int:
-        return self._core.evaluations
+    def counts(self) -> _core.Counts:
+        return self._core.counts
 
     @property
     def results(self) -> dict[str, NDArray[Any]]:

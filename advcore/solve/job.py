@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
+import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,11 @@ class Job:
     hi: Floats
     starts: Floats | None
 
+    @functools.cached_property
+    def core(self) -> _core.Job:
+        """The same for the engine, which checks the arrays and keeps them."""
+        return _core.Job(self.params, self.images, self.labels, self.lo, self.hi, self.starts)
+
     def part(self, rows: NDArray[np.intp]) -> Job:
         """The job of these images alone."""
         lo, hi = self.bounds_of(rows)
@@ -67,8 +72,8 @@ class RunMonitor:
         What the callback raised.
     stopped : bool
         Whether the callback has ended the run.
-    counts_before : tuple of int
-        Images finished, images succeeded and evaluations of earlier runs of the same job.
+    counts_before : _core.Counts
+        Counts of earlier runs of the same job.
     """
 
     total: int
@@ -77,39 +82,35 @@ class RunMonitor:
     begin: float
     error: Exception | None = None
     stopped: bool = False
-    counts_before: tuple[int, int, int] = (0, 0, 0)
+    counts_before: _core.Counts = field(default_factory=_core.Counts)
 
     def resume(self, results: dict[str, NDArray[Any]]) -> None:
         """Count the finished images of ``results`` in what follows: a run of the unfinished."""
         finished = results["status"] != _core.Status.interrupted
-        self.counts_before = (
-            int(finished.sum()),
-            int((results["success"] & finished).sum()),
-            int((results["evaluations"] * finished).sum()),
+        self.counts_before = _counts(
+            finished, results["success"] & finished, results["evaluations"] * finished
         )
 
     def report_whole(self, results: dict[str, NDArray[Any]]) -> None:
         """The last report of a run: the counts of its results."""
-        self.counts_before = (0, 0, 0)
-        self(
-            int((results["status"] != _core.Status.interrupted).sum()),
-            int(results["success"].sum()),
-            int(results["evaluations"].sum()),
-        )
+        finished = results["status"] != _core.Status.interrupted
+        self.counts_before = _core.Counts()
+        self(_counts(finished, results["success"], results["evaluations"]))
 
     def timed_out(self) -> bool:
         """Whether the time limit has passed."""
         seconds = time.perf_counter() - self.begin
         return self.time_limit is not None and seconds >= self.time_limit
 
-    def __call__(self, finished: int, succeeded: int, evaluations: int) -> bool:
+    def __call__(self, counts: _core.Counts) -> bool:
         """Report to the callback; whether to go on."""
         if self.stopped:
             return False
         seconds = time.perf_counter() - self.begin
-        counts = (finished, succeeded, evaluations)
-        finished, succeeded, evaluations = map(operator.add, self.counts_before, counts)
-        progress = Progress(finished, self.total, succeeded, evaluations, seconds)
+        counts = self.counts_before + counts
+        progress = Progress(
+            counts.finished, self.total, counts.succeeded, counts.evaluations, seconds
+        )
         try:
             answer = None if self.callback is None else self.callback(progress)
         except Exception as error:
@@ -117,3 +118,14 @@ class RunMonitor:
             raise
         self.stopped = isinstance(answer, (bool, np.bool_)) and bool(answer)
         return not (self.stopped or self.timed_out())
+
+
+def _counts(
+    finished: NDArray[Any], succeeded: NDArray[Any], evaluations: NDArray[Any]
+) -> _core.Counts:
+    """The sums of these arrays (N,)."""
+    counts = _core.Counts()
+    counts.finished = int(finished.sum())
+    counts.succeeded = int(succeeded.sum())
+    counts.evaluations = int(evaluations.sum())
+    return counts

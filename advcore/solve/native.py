@@ -54,18 +54,7 @@ class NativeBackend:
             row = self.network.core.row_bytes + _core.slot_bytes(job.params, job.lo.ndim == 2)
             slots = max(1, min(NATIVE_SLOTS, POOL_BYTES // row))
         self.info.threads = threads
-        results, error = _core.solve(
-            self.network.core,
-            job.params,
-            job.images,
-            job.labels,
-            job.lo,
-            job.hi,
-            job.starts,
-            threads,
-            slots,
-            monitor,
-        )
+        results, error = _core.solve(self.network.core, job.core, threads, slots, monitor)
         return results, error
 
 

@@ -85,8 +85,7 @@ class OracleBackend:
     @contextmanager
     def session(self, job: Job, slots: int) -> Iterator[tuple[Any, Any]]:
         """See `RoundBackend`."""
-        arrays = (job.images, job.labels, job.lo, job.hi, job.starts)
-        yield _core.Session(job.params, *arrays, slots), self.oracle
+        yield _core.Session(job.core, slots), self.oracle
 
 
 def run_rounds(
@@ -121,14 +120,14 @@ def _run_slots(
         last_report = 0.0
         try:
             while True:
-                x, k, rows, measure, paired = session.fill()
+                x, k, rows, measure, paired = session.refill()
                 if not len(x):
                     break
                 session.advance(_evaluate(oracle, session, x, k, rows, measure, paired))
                 now = time.perf_counter()
                 if now - last_report > REPORT_SECONDS:
                     last_report = now
-                    if not monitor(session.finished, session.succeeded, session.evaluations):
+                    if not monitor(session.counts):
                         break
         except (Exception, KeyboardInterrupt) as raised:  # returned with what was computed
             error = raised
@@ -145,11 +144,11 @@ def _evaluate(
 ) -> Any:
     """Gradients of a round: its first ``paired`` rows want one, the others a forward alone."""
     if paired == len(x):
-        return oracle.backward(session.head(oracle.forward(x, k, slots, measure, grad=True)))
+        return oracle.backward(session.margin_loss(oracle.forward(x, k, slots, measure, grad=True)))
     logits = [oracle.forward(x[paired:], k[paired:], slots[paired:], measure[paired:], grad=False)]
     if paired:
         logits.insert(
             0, oracle.forward(x[:paired], k[:paired], slots[:paired], measure[:paired], grad=True)
         )
-    dlogits = session.head(np.concatenate(logits) if len(logits) > 1 else logits[0])
+    dlogits = session.margin_loss(np.concatenate(logits) if len(logits) > 1 else logits[0])
     return oracle.backward(dlogits) if paired else np.empty((0, x.shape[1]), np.float32)

@@ -132,10 +132,10 @@ int main() {
     static_cast<void>(slope);
   });
   report("head", [&](size_t i) {
-    alignas(64) float logits[16], seed[16];
+    alignas(64) float logits[16], dlogits[16];
     for (int k = 0; k < 16; ++k) logits[k] = k < 10 ? 0.1f * static_cast<float>(k) : kPadLogit;
-    isa::margin_loss(Team{}, params, images[i].state, logits, seed);
-    asm volatile("" : : "r"(seed) : "memory");
+    isa::margin_loss(Team{}, params, images[i].state, logits, dlogits);
+    asm volatile("" : : "r"(dlogits) : "memory");
   });
   return 0;
 }

@@ -110,14 +110,14 @@ int main(int count, char** arguments) {
   const AlignedFloats memory = allocate(scratch_floats + n * (2 * in + 2 * out));
   Scratch& scratch = *isa.carve_scratch(network.packed(), rows, memory.get());
   std::vector<const float*> x(n);
-  std::vector<float*> logits(n), seed(n), dx(n);
+  std::vector<float*> logits(n), dlogits(n), dx(n);
   std::vector<int> which(n);
   float* next = memory.get() + scratch_floats;
   std::uniform_real_distribution<float> uniform(0, 1);
   for (size_t r = 0; r < n; ++r, next += 2 * in + 2 * out) {
     for (int i = 0; i < network.inputs(); ++i) next[i] = uniform(random);
-    x[r] = next, dx[r] = next + in, logits[r] = dx[r] + in, seed[r] = logits[r] + out;
-    seed[r][0] = 1, seed[r][1] = -1;
+    x[r] = next, dx[r] = next + in, logits[r] = dx[r] + in, dlogits[r] = logits[r] + out;
+    dlogits[r][0] = 1, dlogits[r][1] = -1;
     which[r] = static_cast<int>(r);
   }
   const double flops = 2 * weights * rows;
@@ -127,7 +127,7 @@ int main(int count, char** arguments) {
     return flops;
   };
   const auto backward = [&] {
-    isa.backward(network.packed(), scratch, which.data(), rows, seed.data(), dx.data());
+    isa.backward(network.packed(), scratch, which.data(), rows, dlogits.data(), dx.data());
     return flops;
   };
   const auto peak = [&] {

@@ -1,12 +1,13 @@
 // Activations h(z) with their derivatives dh, a row at a time. NaN in z gives NaN in h; units of
 // the padding (z = 0) get finite values that nothing reads.
 //
-// relu and leaky_relu take a half-width d: for d > 0 the kink is replaced by a quadratic spline,
-//   relu_d(z) = 0 (z <= -d), (z + d)^2 / 4d (|z| < d), z (z >= d);  leaky: slope z + (1 - slope)
-//   relu_d
-// and sigmoid and tanh are stretched as if z had noise of standard deviation d (the convolution
-// with a normal density, by the probit approximation; MacKay 1992): so units that are saturated
-// at the clean image pass gradients in the first stages,
+// Some have a smoothed form for a half-width d > 0. The kink of relu and leaky_relu is replaced by
+// a quadratic spline:
+//   relu_d(z) = 0 (z <= -d), (z + d)^2 / 4d (|z| < d), z (z >= d)
+//   leaky_relu_d(z) = slope z + (1 - slope) relu_d(z)
+// Sigmoid and tanh are stretched as if z had noise of standard deviation d (their convolution with
+// a normal density, by the probit approximation of MacKay 1992), so that units that are saturated
+// at the clean image pass gradients in the first stages:
 //   sigmoid_d(z) = sigmoid(z / sqrt(1 + pi d^2 / 8)),  tanh_d(z) = tanh(z / sqrt(1 + pi d^2 / 2))
 #pragma once
 
@@ -135,7 +136,7 @@ void activate(Activation kind, float slope, float d, const float* z, float* h, f
   }
 }
 
-// Rows of features side by side, f(z, parameter of the feature).
+// Applies f(z, parameter of the feature) to rows of features side by side.
 template <class F>
 inline void map_features(const float* parameter, int features, float* z, float* dh, int n, F f) {
   for (int i = 0; i < n; i += features)
@@ -163,9 +164,9 @@ void activate_features(Activation kind, float slope, float* d, int features, flo
                [slope](Lane x, Lane d) { return smoothed_leaky_relu(x, slope, d); });
 }
 
-// Half-width at k = 1: standard deviation of n values of z, `step` apart, around their mean, at
-// least 1e-3 of their rms.
-float spread(const float* z, int n, int step = 1) {
+// The scale of the smoothing, its half-width at k = 1: the standard deviation of n values of z,
+// `step` apart, around their mean, but at least 1e-3 of their rms.
+float standard_deviation(const float* z, int n, int step = 1) {
   double sum = 0, squares = 0, deviations = 0;
   for (int i = 0; i < n; ++i) {
     const double v = z[i * step];

@@ -18,18 +18,21 @@
 namespace ADVCORE_NS {
 namespace {
 
-constexpr float kPoolTemperature = 0.2f;    // as advcore/pooling.py: T of half-width 1
-constexpr int kPatchRows = 4 * kBlockRows;  // whose patches wait, in L2, until they are added
+// The temperature of smoothed max-pooling for a half-width of 1, as in advcore/pooling.py.
+constexpr float kPoolTemperature = 0.2f;
+// Positions whose patches of the gradient are computed together, in L2, before they are added.
+constexpr int kPatchRows = 4 * kBlockRows;
 
 inline int whole_lanes(int features) { return vectors(features) * kLanes; }
 
-// Positions of an image as the product sees them, and how far its rows are apart.
+// The floats from one row of an image to the next.
 inline size_t row_floats(const Convolution& c) {
   return static_cast<size_t>(c.padded().x) * static_cast<size_t>(c.channels);
 }
 inline size_t image_floats(const Convolution& c) {
   return row_floats(c) * static_cast<size_t>(c.padded().y);
 }
+// The values that the kernel sees at a position.
 inline float* position(const Convolution& c, float* image, int y, int x) {
   return image + static_cast<size_t>(y * c.stride.y) * row_floats(c) +
          static_cast<size_t>(x * c.stride.x) * static_cast<size_t>(c.channels);
@@ -40,8 +43,8 @@ inline float* interior(const Convolution& c, float* image) {
          static_cast<size_t>(c.padding.x) * static_cast<size_t>(c.channels);
 }
 
-// Values (y, x, feature) that a layer leaves for the next one: rows of them `step` apart.
-struct Place {
+// The values (y, x, feature) that a layer leaves for the next one, with rows `step` floats apart.
+struct OutputView {
   float* values;
   size_t step;
   int features;
@@ -50,26 +53,26 @@ struct Place {
   }
 };
 
-// The padding around the interior of an image; a backward overwrites it.
-void surround(const PackedLayer& layer, float* image) {
+// Fills the padding around the interior of an image, which a backward overwrites.
+void fill_border(const PackedLayer& layer, float* image) {
   const Convolution& c = *layer.convolution;
   const size_t channels = static_cast<size_t>(c.channels), row = row_floats(c);
-  const auto fill = [&](float* at, size_t pixels) {
-    for (size_t i = 0; i < pixels * channels; ++i) at[i] = layer.padding_value[i % channels];
+  const auto fill = [&](float* pixel, size_t pixels) {
+    for (size_t i = 0; i < pixels * channels; ++i) pixel[i] = layer.padding_value[i % channels];
   };
-  const size_t above = static_cast<size_t>(c.padding.y * c.padded().x);
-  const size_t beside = static_cast<size_t>(c.padding.x);
-  fill(image, above);
-  fill(image + image_floats(c) - above * channels, above);
-  for (int y = 0; beside > 0 && y < c.size.y; ++y) {
-    float* const left = image + static_cast<size_t>(c.padding.y + y) * row;
-    fill(left, beside);
-    fill(left + row - beside * channels, beside);
+  const size_t border_rows = static_cast<size_t>(c.padding.y * c.padded().x);
+  const size_t border_columns = static_cast<size_t>(c.padding.x);
+  fill(image, border_rows);
+  fill(image + image_floats(c) - border_rows * channels, border_rows);
+  for (int y = 0; border_columns > 0 && y < c.size.y; ++y) {
+    float* const line = image + static_cast<size_t>(c.padding.y + y) * row;
+    fill(line, border_columns);
+    fill(line + row - border_columns * channels, border_columns);
   }
 }
 
-// x (channel, y, x) to the interior, or the interior to x.
-template <bool in>
+// Copies x (channel, y, x) to the interior, or the interior to x.
+template <bool to_interior>
 void transpose_image(const Convolution& c, float* image, float* x) {
   float* const inside = interior(c, image);
   for (int channel = 0; channel < c.channels; ++channel)
@@ -77,21 +80,22 @@ void transpose_image(const Convolution& c, float* image, float* x) {
       float* const row = inside + static_cast<size_t>(i) * row_floats(c) + channel;
       for (int j = 0; j < c.size.x; ++j, ++x) {
         float& value = row[static_cast<size_t>(j * c.channels)];
-        in ? value = *x : * x = value;
+        to_interior ? value = *x : * x = value;
       }
     }
 }
 
-// out = f(h, dh, feature) of each window, at its first value.
+// Writes f(h, dh, feature) of each window, at its first value, to `out`.
 template <class F>
-void each_window(const Convolution& c, int features, float* h, float* dh, const Place& out, F f) {
+void each_window(const Convolution& c, int features, float* h, float* dh, const OutputView& out,
+                 F f) {
   const int padded = whole_lanes(features), columns = c.positions().x;
   for (int y = 0; y < c.pooled().y; ++y)
     for (int x = 0; x < c.pooled().x; ++x) {
       const size_t first = static_cast<size_t>(y * c.window.y * columns + x * c.window.x);
       for (int j = 0; j < features; j += kLanes) {
-        const size_t at = first * static_cast<size_t>(padded) + static_cast<size_t>(j);
-        store_any(out.at(y, x) + j, f(h + at, dh + at, j), features - j);
+        const size_t offset = first * static_cast<size_t>(padded) + static_cast<size_t>(j);
+        store_any(out.at(y, x) + j, f(h + offset, dh + offset, j), features - j);
       }
     }
 }
@@ -103,72 +107,75 @@ inline void each_value(const Convolution& c, int padded, F f) {
     for (int k = 0; k < c.window.x; ++k) f((i * c.positions().x + k) * padded);
 }
 
-// Largest or mean of each window of h (positions, features), which is overwritten; d (or null) is
-// the half-width of each feature. dh becomes the derivative of the pooled value.
+// Pools h (positions, features), which is overwritten: the largest value or the mean of each
+// window. d (or null) is the half-width of each feature. dh becomes the derivative of the pooled
+// value.
 void pool(const Convolution& c, int features, const float* d, float* h, float* dh,
-          const Place& out) {
+          const OutputView& out) {
   const int padded = whole_lanes(features);
-  const auto largest = [&](const float* at) {
-    Lane most = load(at, 0);
-    each_value(c, padded, [&](int i) {  // NaN stays
-      const Lane v = load(at, i);
-      most = select((v > most) | (v != v), v, most);
+  const auto largest = [&](const float* h_window) {
+    Lane maximum = load(h_window, 0);
+    each_value(c, padded, [&](int i) {  // NaN stays.
+      const Lane v = load(h_window, i);
+      maximum = select((v > maximum) | (v != v), v, maximum);
     });
-    return most;
+    return maximum;
   };
   if (c.pooling == Pooling::mean)
-    return each_window(c, features, h, dh, out, [&](float* at, float* dat, int) {
+    return each_window(c, features, h, dh, out, [&](float* h_window, float* dh_window, int) {
       const float part = 1.0f / static_cast<float>(c.window.area());
       Lane sum{};
       each_value(c, padded, [&](int i) {
-        sum += load(at, i);
-        store(dat, i, part * load(dat, i));
+        sum += load(h_window, i);
+        store(dh_window, i, part * load(dh_window, i));
       });
       return part * sum;
     });
   if (!d)
-    return each_window(c, features, h, dh, out, [&](float* at, float* dat, int) {
-      const Lane most = largest(at);
-      Mask taken{};  // the first of equals has the derivative
+    return each_window(c, features, h, dh, out, [&](float* h_window, float* dh_window, int) {
+      const Lane maximum = largest(h_window);
+      Mask earlier{};  // The first of equal values has the derivative.
       each_value(c, padded, [&](int i) {
-        const Mask here = (load(at, i) == most) & ~taken;
-        store(dat, i, select(here, load(dat, i), Lane{}));
-        taken |= here;
+        const Mask is_largest = (load(h_window, i) == maximum) & ~earlier;
+        store(dh_window, i, select(is_largest, load(dh_window, i), Lane{}));
+        earlier |= is_largest;
       });
-      return most;
+      return maximum;
     });
-  // T log sum exp(h / T), its derivatives the parts of the sum
-  each_window(c, features, h, dh, out, [&](float* at, float* dat, int j) {
-    const Lane most = largest(at), T = kPoolTemperature * load(d, j);
+  // T log sum exp(h / T); its derivatives are the parts of the sum.
+  each_window(c, features, h, dh, out, [&](float* h_window, float* dh_window, int j) {
+    const Lane maximum = largest(h_window), T = kPoolTemperature * load(d, j);
     Lane sum{};
     each_value(c, padded, [&](int i) {
-      const Lane e = exp((load(at, i) - most) / T);
-      store(at, i, e);
+      const Lane e = exp((load(h_window, i) - maximum) / T);
+      store(h_window, i, e);
       sum += e;
     });
     const Lane part = 1.0f / sum;
-    each_value(c, padded, [&](int i) { store(dat, i, part * load(at, i) * load(dat, i)); });
-    return T * log(sum) + most;
+    each_value(c, padded,
+               [&](int i) { store(dh_window, i, part * load(h_window, i) * load(dh_window, i)); });
+    return T * log(sum) + maximum;
   });
 }
 
-// Widths of z or h (positions, features): of each feature over the positions; of a single position
-// over the features, as of a fully connected layer.
-void measure_features(const float* z, int positions, int features, float* widths) {
+// Records the scales of z or h (positions, features): of each feature over the positions; where
+// there is a single position, over the features, as for a fully connected layer.
+void record_feature_scales(const float* z, int positions, int features, float* scales) {
   const int padded = whole_lanes(features);
-  const float all = positions == 1 ? spread(z, features) : 0.0f;
+  const float all = positions == 1 ? standard_deviation(z, features) : 0.0f;
   for (int j = 0; j < features; ++j)
-    widths[j] = positions == 1 ? all : spread(z + j, positions, padded);
+    scales[j] = positions == 1 ? all : standard_deviation(z + j, positions, padded);
 }
 
-// The half-widths k width, padded with ones.
-inline void half_widths(float k, const float* widths, int features, float* d) {
-  for (int j = 0; j < whole_lanes(features); ++j) d[j] = j < features ? k * widths[j] : 1.0f;
+// The half-widths, k times the scales, padded with ones.
+inline void half_widths(float k, const float* scales, int features, float* d) {
+  for (int j = 0; j < whole_lanes(features); ++j) d[j] = j < features ? k * scales[j] : 1.0f;
 }
 
-// From scratch.image[l] to `out`. widths: the row's, from this layer's on.
+// The forward pass of convolution l, from scratch.image[l] to `out`. `scales` are the row's, from
+// those of this layer on.
 void convolve(const PackedLayer& layer, const Scratch& scratch, int l, float* dh, float k,
-              float* widths, bool measure, const Place& out) {
+              float* scales, bool record_scales, const OutputView& out) {
   const Convolution& c = *layer.convolution;
   const int positions = c.positions().area(), padded = whole_lanes(layer.features);
   const int n = positions * padded;
@@ -179,63 +186,64 @@ void convolve(const PackedLayer& layer, const Scratch& scratch, int l, float* dh
     }
   gemm(scratch.read, positions, {c.kernel.x * c.channels, c.kernel.y, row_floats(c)}, layer.forward,
        layer.features, layer.bias, scratch.written);
-  if (measure) measure_features(scratch.z, positions, layer.features, widths);
+  if (record_scales) record_feature_scales(scratch.z, positions, layer.features, scales);
   if (k > 0.0f && has_smoothed_form(layer.activation)) {
-    half_widths(k, widths, layer.features, scratch.half_width);
+    half_widths(k, scales, layer.features, scratch.half_width);
     activate_features(layer.activation, layer.slope, scratch.half_width, padded, scratch.z, dh, n);
   } else {
     activate(layer.activation, layer.slope, 0.0f, scratch.z, scratch.z, dh, n);
   }
-  float* const pooled = widths ? widths + layer.features : nullptr;
-  if (measure && c.pooling == Pooling::max)
-    measure_features(scratch.z, positions, layer.features, pooled);
+  float* const pooled = scales ? scales + layer.features : nullptr;
+  if (record_scales && c.pooling == Pooling::max)
+    record_feature_scales(scratch.z, positions, layer.features, pooled);
   const bool smooth = k > 0.0f && c.pooling == Pooling::max;
   if (smooth) half_widths(k, pooled, layer.features, scratch.half_width);
   if (c.pooling != Pooling::none)
     return pool(c, layer.features, smooth ? scratch.half_width : nullptr, scratch.z, dh, out);
   each_window(c, layer.features, scratch.z, dh, out,
-              [](const float* at, const float*, int) { return load(at, 0); });
+              [](const float* h_window, const float*, int) { return load(h_window, 0); });
 }
 
-// Gradient at `out` to that at scratch.image[l], padding included.
+// The backward pass: the gradient at `out` to that at scratch.image[l], padding included.
 void convolve_back(const PackedLayer& layer, const Scratch& scratch, int l, const float* dh,
-                   const Place& out) {
+                   const OutputView& out) {
   const Convolution& c = *layer.convolution;
   const int padded = whole_lanes(layer.features), piece = c.kernel.x * c.channels;
   const size_t patch = static_cast<size_t>(whole_lanes(c.depth()));
   float* const image = scratch.image[l];
   for (size_t i = 0; i < image_floats(c); ++i) image[i] = 0.0f;
   const Size positions = c.positions(), pooled = c.pooled();
-  int waiting = 0;
-  float* into[kPatchRows];  // where the patches that wait belong
+  int patches = 0;
+  float* targets[kPatchRows];  // The places that the patches are added to.
   const auto add = [&] {
-    gemm(scratch.read, waiting, {layer.features}, layer.backward, c.depth(), nullptr,
+    gemm(scratch.read, patches, {layer.features}, layer.backward, c.depth(), nullptr,
          scratch.written);
-    for (int i = 0; i < waiting; ++i)
+    for (int i = 0; i < patches; ++i)
       for (int y = 0; y < c.kernel.y; ++y) {
-        float* __restrict const to = into[i] + static_cast<size_t>(y) * row_floats(c);
-        const float* __restrict const from = scratch.written[i] + y * piece;
-        for (int j = 0; j < piece; ++j) to[j] += from[j];
+        float* __restrict const target = targets[i] + static_cast<size_t>(y) * row_floats(c);
+        const float* __restrict const patch_row = scratch.written[i] + y * piece;
+        for (int j = 0; j < piece; ++j) target[j] += patch_row[j];
       }
-    waiting = 0;
+    patches = 0;
   };
   // No gradient reaches what the pooling drops at the ends.
   for (int y = 0; y < pooled.y * c.window.y; ++y)
     for (int x = 0; x < pooled.x * c.window.x; ++x) {
-      const size_t at = static_cast<size_t>((y * positions.x + x) * padded);
-      float* const dz = scratch.z + static_cast<size_t>(waiting * padded);
+      const size_t offset = static_cast<size_t>((y * positions.x + x) * padded);
+      float* const dz = scratch.z + static_cast<size_t>(patches * padded);
       const float* const dout = out.at(y / c.window.y, x / c.window.x);
-      for (int j = 0; j < padded; j += kLanes) store(dz, j, load_any(dout + j) * load(dh + at, j));
-      scratch.read[waiting] = dz;
-      scratch.written[waiting] = scratch.patches + static_cast<size_t>(waiting) * patch;
-      into[waiting] = position(c, image, y, x);
-      if (++waiting == kPatchRows) add();
+      for (int j = 0; j < padded; j += kLanes)
+        store(dz, j, load_any(dout + j) * load(dh + offset, j));
+      scratch.read[patches] = dz;
+      scratch.written[patches] = scratch.patches + static_cast<size_t>(patches) * patch;
+      targets[patches] = position(c, image, y, x);
+      if (++patches == kPatchRows) add();
     }
-  if (waiting > 0) add();
+  if (patches > 0) add();
 }
 
-// Where convolution l leaves its values for the next layer: in the next image, or in `row`.
-inline Place place_after(const PackedNetwork& net, const Scratch& scratch, int l, float* row) {
+// The output of convolution l: the next image, or `row`.
+inline OutputView output_of(const PackedNetwork& net, const Scratch& scratch, int l, float* row) {
   const PackedLayer& layer = net.layer[l];
   if (l + 1 < net.convolutions) {
     const Convolution& next = *net.layer[l + 1].convolution;
@@ -245,25 +253,25 @@ inline Place place_after(const PackedNetwork& net, const Scratch& scratch, int l
   return {row, step, layer.features};
 }
 
-// Row r through all convolutions; the last one's values to `row`.
+// The forward pass of row r through all convolutions; the values of the last go to `row`.
 void convolutions(const PackedNetwork& net, const Scratch& scratch, int r, const float* x, float k,
-                  float* widths, bool measure, float* row) {
+                  float* scales, bool record_scales, float* row) {
   transpose_image<true>(*net.layer[0].convolution, scratch.image[0], const_cast<float*>(x));
   for (int l = 0; l < net.convolutions; ++l) {
-    surround(net.layer[l], scratch.image[l]);
+    fill_border(net.layer[l], scratch.image[l]);
     float* const dh = scratch.derivative[static_cast<size_t>(l * scratch.max_rows + r)];
-    convolve(net.layer[l], scratch, l, dh, k, widths ? widths + net.layer[l].width : nullptr,
-             measure, place_after(net, scratch, l, row));
+    convolve(net.layer[l], scratch, l, dh, k, scales ? scales + net.layer[l].scale_offset : nullptr,
+             record_scales, output_of(net, scratch, l, row));
   }
 }
 
-// The gradient at `row`, that of the last convolution's values, to dx.
+// The backward pass, from the gradient at the last convolution's values, in `row`, to dx.
 void convolutions_back(const PackedNetwork& net, const Scratch& scratch, int r, const float* row,
                        float* dx) {
   for (int l = net.convolutions - 1; l >= 0; --l)
     convolve_back(net.layer[l], scratch, l,
                   scratch.derivative[static_cast<size_t>(l * scratch.max_rows + r)],
-                  place_after(net, scratch, l, const_cast<float*>(row)));
+                  output_of(net, scratch, l, const_cast<float*>(row)));
   transpose_image<false>(*net.layer[0].convolution, scratch.image[0], dx);
 }
 

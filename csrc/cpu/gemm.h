@@ -41,16 +41,16 @@ void pack(const float* m, int depth, int columns, size_t row_step, size_t column
   }
 }
 
-// Where the depth of a row of A lies: `segments` pieces of `length` floats, `step` floats apart. A
-// matrix has one piece; a convolution one for each row of its kernel.
+// The place of the depth of a row of A: `segments` pieces of `length` floats, `step` floats apart.
+// A matrix has one piece; a convolution has one for each row of its kernel.
 struct Depth {
   int length, segments = 1;
   size_t step = 0;
 };
 
-// What a block of C needs: a part of the depth of the rows a, `offset` floats on, the panel b from
-// there on, columns from `column` of the rows c. The first part starts at the bias (null: zero),
-// later ones go on with what is in C.
+// The input of a block of C: a part of the depth of the rows a, `offset` floats on; the panel b
+// from there on; columns from `column` of the rows c. The first part starts at the bias (null:
+// zero), later parts go on with what is in C.
 struct Block {
   const float* const* a;
   float* const* c;
@@ -111,16 +111,16 @@ void gemm(const float* const* a, int rows, Depth depth, const float* b, int colu
           const float* bias, float* const* c) {
   const int total = vectors(columns);
   // A chunk of the depth: a part of the only piece, or whole pieces.
-  const bool whole = depth.segments > 1;
-  const int group = whole && depth.length < kDepthChunk ? kDepthChunk / depth.length : 1;
-  const int longest = whole || depth.length < kDepthChunk ? depth.length : kDepthChunk;
+  const bool in_pieces = depth.segments > 1;
+  const int group = in_pieces && depth.length < kDepthChunk ? kDepthChunk / depth.length : 1;
+  const int chunk = in_pieces || depth.length < kDepthChunk ? depth.length : kDepthChunk;
   for (int first = 0; first < total; first += kPanelVectors) {
     const int width = total - first < kPanelVectors ? total - first : kPanelVectors;
     for (int segment = 0; segment < depth.segments; segment += group)
-      for (int k0 = 0; k0 < depth.length; k0 += longest) {
-        const int length = depth.length - k0 < longest ? depth.length - k0 : longest;
-        const int left = depth.segments - segment;
-        const Depth part{length, left < group ? left : group, depth.step};
+      for (int k0 = 0; k0 < depth.length; k0 += chunk) {
+        const int length = depth.length - k0 < chunk ? depth.length - k0 : chunk;
+        const int remaining = depth.segments - segment;
+        const Depth part{length, remaining < group ? remaining : group, depth.step};
         const size_t offset = static_cast<size_t>(segment) * depth.step + static_cast<size_t>(k0);
         // Blocks of equal height, as a single row left over runs at a quarter of the speed.
         int blocks = (rows + kBlockRows - 1) / kBlockRows;

@@ -21,7 +21,7 @@ extern const IsaTable kTable;
 
 namespace {
 
-constexpr const char* kNames[] = {"base", "v3", "v4"};  // narrow to wide
+constexpr const char* kNames[] = {"base", "v3", "v4"};  // From narrow to wide.
 
 const IsaTable& choose() {
   const char* const cap = std::getenv("ADVCORE_ISA");

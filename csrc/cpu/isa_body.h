@@ -15,9 +15,9 @@ namespace {
 void begin_image(const Params& params, Problem& p, int label) {
   begin(SerialTeam{}, params, p, label);
 }
-void margin_loss_image(const Params& params, State& state, float* logits, float* seed) {
+void margin_loss_image(const Params& params, State& state, float* logits, float* dlogits) {
   const FlushDenormals flush;
-  margin_loss(SerialTeam{}, params, state, logits, seed);
+  margin_loss(SerialTeam{}, params, state, logits, dlogits);
 }
 void advance_image(const Params& params, Problem& p) {
   const FlushDenormals flush;

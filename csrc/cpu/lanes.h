@@ -16,13 +16,13 @@ constexpr int kLanes = ADVCORE_LANES;  // 4 (baseline), 8 (AVX2), 16 (AVX-512)
 using Lane = float __attribute__((vector_size(kLanes * 4)));
 using Mask = int __attribute__((vector_size(kLanes * 4)));  // 0 or -1, what a comparison gives
 
-// Whether a sum is masked at no cost (AVX-512), and the rows of a block of sums that registers
-// hold.
+// Whether a sum is masked at no cost (AVX-512).
 constexpr bool kMaskedSums = kLanes == 16;
+// The rows of a block of sums that the registers hold.
 #if defined(__aarch64__)
 constexpr int kTileRows = 4;
 #else
-constexpr int kTileRows = kLanes == 16 ? 4 : 3;  // of 32 and 16 registers
+constexpr int kTileRows = kLanes == 16 ? 4 : 3;  // Of 32 and 16 registers.
 #endif
 
 inline Lane load(const float* p, int i) { return *reinterpret_cast<const Lane*>(p + i); }
@@ -38,16 +38,17 @@ inline void store_any(float* p, Lane v, int count) {
     for (int i = 0; i < count; ++i) p[i] = v[i];
 }
 
-inline Lane broadcast(float v) { return v - Lane{}; }  // v + 0 is not free: it turns -0 into 0
+inline Lane broadcast(float v) { return v - Lane{}; }  // v + 0 would turn -0 into 0.
 inline Lane select(Mask m, Lane a, Lane b) { return m ? a : b; }
 inline Lane min(Lane a, Lane b) { return a < b ? a : b; }
 inline Lane max(Lane a, Lane b) { return a > b ? a : b; }
 inline Lane abs(Lane a) { return (Lane)((Mask)a & 0x7fffffff); }
 
-// float64 values, one a trial value of c, handled as one; rows of them in memory; and a group of
-// the kTrialCs values of an array.
+// Trial values of c, for which small systems are solved together in float64.
 constexpr int kTrialCs = 8;
-constexpr int kTrialLanes = kLanes / 2;  // all eight at once took three times as long on AVX2
+// Trial values handled as one vector; all eight at once took three times as long on AVX2.
+constexpr int kTrialLanes = kLanes / 2;
+// A vector of trial values; rows of them in memory; and a group of the values of an array.
 using TrialC = double __attribute__((vector_size(kTrialLanes * 8)));
 using StoredTrialC = TrialC;
 inline TrialC* trial_cs(StoredTrialC* row) { return row; }

@@ -35,56 +35,59 @@ struct Size {
   constexpr int area() const { return y * x; }
 };
 
-// A convolution of an image (channels, size), activation, and pooling by windows side by side.
+// A convolution of an image (channels, size), its activation, and pooling by windows side by side.
 struct Convolution {
-  int channels = 0;  // of the input
+  int channels = 0;  // Channels of the input.
   Size size{}, kernel{}, stride{1, 1}, padding{};
   Pooling pooling = Pooling::none;
-  Size window{1, 1};  // of the pooling, and its stride; what is left over at the end is dropped
+  // The window of the pooling, and its stride. Values that no window covers are dropped.
+  Size window{1, 1};
 
   Size padded() const { return {size.y + 2 * padding.y, size.x + 2 * padding.x}; }
-  Size positions() const {  // of the kernel
+  Size positions() const {  // Positions of the kernel.
     return {(padded().y - kernel.y) / stride.y + 1, (padded().x - kernel.x) / stride.x + 1};
   }
   Size pooled() const { return {positions().y / window.y, positions().x / window.x}; }
-  int depth() const { return kernel.area() * channels; }  // of a position: (y, x, channel)
+  // Values that a position of the kernel sees: (y, x, channel).
+  int depth() const { return kernel.area() * channels; }
 };
 
-// Images inside are (y, x, channel); at both ends of a network values are as the caller's, which
-// for an image is (channel, y, x).
+// One layer. Inside a network an image is (y, x, channel); at both ends it is (channel, y, x), as
+// the caller has it.
 struct PackedLayer {
-  int inputs, outputs;  // values; of a convolution after the pooling
+  int inputs, outputs;  // Values; of a convolution after the pooling.
   Activation activation;
-  float slope;                     // of leaky_relu at z < 0
-  const float* forward;            // (inputs, outputs) in panels, see gemm.h; (depth, features)
+  float slope;                     // The slope of leaky_relu at z < 0.
+  const float* forward;            // (inputs, outputs) in panels (gemm.h); (depth, features)
   const float* backward;           // (outputs, inputs) in panels; (features, depth)
   const float* bias;               // (outputs) or (features), padded with zeros to kPad
-  int width;                       // where its half-widths begin among a row's widths
-  int features;                    // of a convolution: channels that it gives
-  const Convolution* convolution;  // null: fully connected
+  int scale_offset;                // The first of its scales among those of a row.
+  int features;                    // Channels that a convolution gives.
+  const Convolution* convolution;  // Null where fully connected.
   const float* padding_value;      // (channels) around the image
 };
 
-// Half-widths of a layer: one, or one a feature, for the activation, then for max-pooling.
+// A layer has one scale, or one a feature, for its activation, and then the same for max-pooling.
 struct PackedNetwork {
   int inputs, classes, layers;
-  int convolutions;  // layers that are
-  int widths;
+  int convolutions;          // The number of them; they come first.
+  int scales;                // Scales of a row, over all layers.
   const PackedLayer* layer;  // (layers)
 };
 
-// What one thread needs between a forward and its backward, in memory of the caller.
+// The memory that one thread needs between a forward and its backward; the caller owns it.
 struct Scratch {
   int max_rows;
-  float** value;  // (layers, max_rows) rows (outputs): h, then the gradient at z; null: see image
-  float** derivative;  // (layers, max_rows) rows (outputs), (positions, features): dh/dz
-  const float** read;  // rows of A in a product: max_rows, or the positions of a convolution
-  float** written;     // rows of C
-  // Of one image at a time:
-  float** image;      // (convolutions) input with its padding, (y, x, channel); its gradient
-  float* z;           // (positions, features) of the largest convolution
-  float* patches;     // gradients of some positions (depth)
-  float* half_width;  // (features), then e.g. a scale of them
+  // (layers, max_rows) rows (outputs): h, then the gradient at z. Null where it is in an image.
+  float** value;
+  float** derivative;  // (layers, max_rows) rows (outputs) or (positions, features): dh/dz.
+  const float** read;  // Rows of A in a product: max_rows, or a convolution's positions.
+  float** written;     // Rows of C.
+  // For one image at a time:
+  float** image;      // (convolutions) the input with its padding, (y, x, channel); its gradient.
+  float* z;           // (positions, features) of the largest convolution.
+  float* patches;     // Gradients of some positions, (depth) each.
+  float* half_width;  // (features) half-widths.
 };
 
 }  // namespace advcore

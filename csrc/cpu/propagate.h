@@ -1,4 +1,4 @@
-// Forward and input gradient of a tile of rows. Contracts: isa.h.
+// The forward pass and the input gradient of a batch of rows; isa.h has the contracts.
 #pragma once
 
 #include <stddef.h>
@@ -15,9 +15,9 @@
 namespace ADVCORE_NS {
 namespace {
 
-inline size_t most(size_t a, size_t b) { return a > b ? a : b; }
+inline size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
-// Bytes of a scratch; fills it where there is memory.
+// Returns the bytes of a scratch, and fills it where there is memory.
 size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
   const size_t rows = static_cast<size_t>(max_rows), layers = static_cast<size_t>(net.layers);
   size_t used = 0;
@@ -33,23 +33,23 @@ size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
   const auto pointers = [&](size_t n) {
     return reinterpret_cast<float**>(take(n * sizeof(float*)));
   };
-  size_t longest = rows, z = 0, patches = 0, features = 0;
+  size_t pointers_needed = rows, z = 0, patches = 0, features = 0;
   for (int l = 0; l < net.convolutions; ++l) {
     const PackedLayer& layer = net.layer[l];
     const size_t padded = static_cast<size_t>(whole_lanes(layer.features));
     const size_t positions = static_cast<size_t>(layer.convolution->positions().area());
     const size_t patch = static_cast<size_t>(whole_lanes(layer.convolution->depth()));
-    longest = most(longest, most(positions, kPatchRows));
-    z = most(z, most(positions, kPatchRows) * padded);
-    patches = most(patches, kPatchRows * patch);
-    features = most(features, padded);
+    pointers_needed = larger(pointers_needed, larger(positions, kPatchRows));
+    z = larger(z, larger(positions, kPatchRows) * padded);
+    patches = larger(patches, kPatchRows * patch);
+    features = larger(features, padded);
   }
   Scratch* const s = reinterpret_cast<Scratch*>(take(sizeof(Scratch)));
   const Scratch parts{max_rows,
                       pointers(layers * rows),
                       pointers(layers * rows),
-                      const_cast<const float**>(pointers(longest)),
-                      pointers(longest),
+                      const_cast<const float**>(pointers(pointers_needed)),
+                      pointers(pointers_needed),
                       pointers(static_cast<size_t>(net.convolutions)),
                       floats(z),
                       floats(patches),
@@ -66,7 +66,7 @@ size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
     if (layer.convolution)
       derivatives = static_cast<size_t>(layer.convolution->positions().area()) *
                     static_cast<size_t>(whole_lanes(layer.features));
-    const bool inside = static_cast<int>(l) + 1 < net.convolutions;  // values are in an image
+    const bool inside = static_cast<int>(l) + 1 < net.convolutions;  // The values are in an image.
     for (size_t i = l * rows; i < (l + 1) * rows; ++i) {
       float* const h = inside ? nullptr : floats(outputs);
       float* const dh = floats(derivatives);
@@ -95,16 +95,17 @@ inline void times(const float* a, const float* b, float* out, int n) {
 }
 
 void forward(const PackedNetwork& net, Scratch& scratch, const float* const* x, int rows,
-             const float* k, float* const* widths, const uint8_t* measure, float* const* logits) {
+             const float* k, float* const* scales, const uint8_t* record_scales,
+             float* const* logits) {
   const FlushDenormals flush;
-  const auto values = [&](int l) {  // of layer l
+  const auto values = [&](int l) {  // The rows of layer l.
     return l + 1 == net.layers ? logits : scratch.value + static_cast<size_t>(l) * scratch.max_rows;
   };
   if (net.convolutions > 0) {
     float* const* const h = values(net.convolutions - 1);
     for (int r = 0; r < rows; ++r)
-      convolutions(net, scratch, r, x[r], k ? k[r] : 0.0f, widths ? widths[r] : nullptr,
-                   measure && measure[r], h[r]);
+      convolutions(net, scratch, r, x[r], k ? k[r] : 0.0f, scales ? scales[r] : nullptr,
+                   record_scales && record_scales[r], h[r]);
     x = h;
   }
   for (int l = net.convolutions; l < net.layers; ++l) {
@@ -113,44 +114,44 @@ void forward(const PackedNetwork& net, Scratch& scratch, const float* const* x, 
     float* const* const h = values(l);
     gemm(x, rows, {layer.inputs}, layer.forward, layer.outputs, layer.bias, h);
     for (int r = 0; r < rows; ++r) {
-      if (measure && measure[r]) widths[r][layer.width] = spread(h[r], layer.outputs);
+      if (record_scales && record_scales[r])
+        scales[r][layer.scale_offset] = standard_deviation(h[r], layer.outputs);
       if (layer.activation == Activation::identity) continue;
       const bool smooth = k && k[r] > 0.0f && has_smoothed_form(layer.activation);
-      activate(layer.activation, layer.slope, smooth ? k[r] * widths[r][layer.width] : 0.0f, h[r],
-               h[r], dh[r], layer.outputs);
+      activate(layer.activation, layer.slope, smooth ? k[r] * scales[r][layer.scale_offset] : 0.0f,
+               h[r], h[r], dh[r], layer.outputs);
     }
     x = h;
   }
   for (int r = 0; r < rows; ++r) fill_padding(logits[r], net.classes, kPadLogit);
 }
 
-void backward(const PackedNetwork& net, Scratch& scratch, const int* which, int count,
+void backward(const PackedNetwork& net, Scratch& scratch, const int* rows, int count,
               const float* const* dlogits, float* const* dx) {
   const FlushDenormals flush;
-  for (int i = 0; i < count; ++i) scratch.read[i] = dlogits[which[i]];
+  for (int i = 0; i < count; ++i) scratch.read[i] = dlogits[rows[i]];
   for (int l = net.layers - 1; l >= net.convolutions; --l) {
     const PackedLayer& layer = net.layer[l];
     const size_t first = static_cast<size_t>(l) * scratch.max_rows;
     if (layer.activation != Activation::identity)  // dh -> dz
       for (int i = 0; i < count; ++i) {
-        float* const dz = scratch.value[first + which[i]];
-        times(scratch.read[i], scratch.derivative[first + which[i]], dz, layer.outputs);
+        float* const dz = scratch.value[first + rows[i]];
+        times(scratch.read[i], scratch.derivative[first + rows[i]], dz, layer.outputs);
         scratch.read[i] = dz;
       }
     for (int i = 0; i < count; ++i)
-      scratch.written[i] =
-          l > 0 ? scratch.value[first - scratch.max_rows + which[i]] : dx[which[i]];
+      scratch.written[i] = l > 0 ? scratch.value[first - scratch.max_rows + rows[i]] : dx[rows[i]];
     gemm(scratch.read, count, {layer.outputs}, layer.backward, layer.inputs, nullptr,
          scratch.written);
     for (int i = 0; i < count; ++i) scratch.read[i] = scratch.written[i];
   }
   for (int i = 0; net.convolutions > 0 && i < count; ++i) {
-    const int r = which[i];
+    const int r = rows[i];
     const size_t last = static_cast<size_t>((net.convolutions - 1) * scratch.max_rows + r);
     const bool logits = net.convolutions == net.layers;
     convolutions_back(net, scratch, r, logits ? dlogits[r] : scratch.value[last], dx[r]);
   }
-  for (int i = 0; i < count; ++i) fill_padding(dx[which[i]], net.inputs, 0.0f);
+  for (int i = 0; i < count; ++i) fill_padding(dx[rows[i]], net.inputs, 0.0f);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "cuda/tile.h"
+#include "cuda/slot_pool.h"
 
 namespace advcore {
 
@@ -17,8 +17,8 @@ CudaArena cuda_arena(const Params& params, bool own_bounds, int slots, int64_t i
   at.vectors =
       take(count * sizeof(float) *
            (slot_floats(params, own_bounds) + static_cast<size_t>(params.starts) * length));
-  at.heads = take(count * sizeof(float) * 2 * static_cast<size_t>(padded(params.classes)));
-  at.counters = take(256);
+  at.loss_rows = take(count * sizeof(float) * 2 * static_cast<size_t>(padded(params.classes)));
+  at.queue_state = take(256);
   at.cleared = at.bytes;
   const size_t waiting = static_cast<size_t>(images);
   const size_t rows = waiting * sizeof(float) * static_cast<size_t>(params.n);

@@ -41,7 +41,7 @@ Device::Device(const Params& params, const Job& job, const CudaArena& at, int sl
          list,
          nullptr,
          reinterpret_cast<uint8_t*>(base + at.done),
-         reinterpret_cast<float*>(base + at.heads)};
+         reinterpret_cast<float*>(base + at.loss_rows)};
   const size_t count = static_cast<size_t>(slots), n = static_cast<size_t>(params.n);
   const size_t floats = slot_floats(params, job.own_bounds);
   const size_t starts = static_cast<size_t>(params.starts) * static_cast<size_t>(params.stride);

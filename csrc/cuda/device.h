@@ -1,5 +1,5 @@
-// The slots of a run in the memory of a GPU and launches for them; shared by tile.cu, whose rounds
-// the host evaluates, and queue.cu, whose rounds stay on the GPU.
+// The slots of a run in the memory of a GPU and launches for them; shared by slot_pool.cu, whose
+// rounds the host evaluates, and queue.cu, whose rounds stay on the GPU.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/tile.h"
+#include "cuda/slot_pool.h"
 
 namespace advcore::cuda {
 
@@ -19,7 +19,7 @@ struct Run {
   const int* rows;    // slots of this launch
   const int* count;   // how many of them; null: a block each
   uint8_t* done;      // (slots)
-  float* heads;       // (slots, 2, padded classes): logits, seeds
+  float* loss_rows;   // (slots, 2, padded classes): logits, dlogits
 };
 
 // Arrays of images that come or go, in pinned memory of the host.
@@ -37,12 +37,12 @@ constexpr int kThreads = 128;  // of a block
 struct Kernels {
   void (*begin)(Run, Staged);
   void (*gather)(Run, float* x, float* k);
-  void (*head)(Run, const float* logits, float* seeds);
+  void (*margin_loss)(Run, const float* logits, float* dlogits);
   void (*advance)(Run, const float* gradients);
   void (*collect)(Run, Staged);
 };
 const Kernels& kernels();
-size_t shared_bytes(const Params& params);  // of begin, head and advance
+size_t shared_bytes(const Params& params);  // of begin, margin_loss and advance
 
 inline void check(cudaError_t code, const std::string& what) {
   if (code == cudaSuccess) return;

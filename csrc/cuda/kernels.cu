@@ -5,7 +5,7 @@ namespace advcore::cuda {
 static_assert(kThreads == kMaxThreads);
 
 const Kernels& kernels() {
-  static const Kernels all{begin_kernel, gather_kernel, head_kernel, advance_kernel,
+  static const Kernels all{begin_kernel, gather_kernel, margin_loss_kernel, advance_kernel,
                            collect_kernel};
   return all;
 }

@@ -78,17 +78,17 @@ __global__ void __launch_bounds__(kMaxThreads)
 }
 
 __global__ void __launch_bounds__(kMaxThreads, kBlocks)
-    head_kernel(const __grid_constant__ Run run, const float* logits, float* seeds) {
+    margin_loss_kernel(const __grid_constant__ Run run, const float* logits, float* dlogits) {
   const int row = blockIdx.x, slot = run.rows[row];
   const Params& params = run.params;
   conduct(
       run.problems[slot],
       [=, &params](const Team& team, Problem& p) {
         const int classes = params.classes, length = padded(classes);
-        float* const z = run.heads + slot * 2 * static_cast<size_t>(length);
+        float* const z = run.loss_rows + slot * 2 * static_cast<size_t>(length);
         float* const seed = z + length;
         const float* const from = logits + row * static_cast<size_t>(classes);
-        float* const to = seeds + row * static_cast<size_t>(classes);
+        float* const to = dlogits + row * static_cast<size_t>(classes);
         team.each(length, [=](int i) { z[i] = i < classes ? from[i] : kPadLogit; });
         const bool active = p.state.phase != Phase::done;
         if (active) margin_loss(team, params, p.state, z, seed);

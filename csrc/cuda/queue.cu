@@ -10,20 +10,21 @@
 
 #define ADVCORE_NS advcore::cuda
 
-#include "cuda/turn.h"
+#include "cuda/refill.h"
 
 namespace advcore {
 namespace cuda {
 namespace {
 
-// Written by the device while the host watches; `stop` by the host.
-struct Progress {
-  int64_t finished, succeeded, evaluations, rounds;
-  int over;  // no round will find anything to do
+// Memory of the host that the device writes to; `stop` is the host's request.
+struct HostView {
+  Counts counts;
+  int64_t rounds;
+  int over;  // whether no round will find anything to do
   int stop;
 };
 
-struct Crew {
+struct BlockThreads {
   template <class F>
   __device__ void each(int n, F f) const {
     for (int i = threadIdx.x; i < n; i += blockDim.x) f(i);
@@ -46,27 +47,29 @@ struct Crew {
   }
 };
 
-// A block for every kGroup slots; the last one to end closes the round.
+// A block for every kGroupSlots slots; the last one to end closes the round.
 __global__ void __launch_bounds__(kThreads)
-    turn_kernel(const __grid_constant__ Turn t, Progress* progress) {
-  __shared__ Board board;
-  turn_group(Crew{}, t, static_cast<int>(blockIdx.x) * kGroup, board);
+    refill_kernel(const __grid_constant__ Refill refill, HostView* view) {
+  __shared__ GroupScratch scratch;
+  const BlockThreads threads{};
+  refill_group(threads, refill, static_cast<int>(blockIdx.x) * kGroupSlots, scratch);
   if (threadIdx.x > 0) return;
-  Counters& counters = *t.counters;
+  QueueState& state = *refill.state;
   __threadfence();
-  if (atomicAdd(&counters.turned, 1) + 1 < static_cast<int>(gridDim.x)) return;
+  if (atomicAdd(&state.groups_closed, 1) + 1 < static_cast<int>(gridDim.x)) return;
   __threadfence();
-  const int listed = atomicExch(&counters.listed, 0);
-  counters.turned = 0;
-  volatile Progress* const seen = progress;
-  const bool waiting = *const_cast<volatile int64_t*>(&counters.next) < counters.total && !t.drain;
-  const bool on = (listed > 0 || waiting) && !seen->stop;
-  counters.rows = on ? listed : 0;
-  seen->finished = *const_cast<volatile int64_t*>(&counters.finished);
-  seen->succeeded = *const_cast<volatile int64_t*>(&counters.succeeded);
-  seen->evaluations = *const_cast<volatile int64_t*>(&counters.evaluations);
-  seen->rounds = ++counters.rounds;
-  seen->over = !on;
+  const int listed = atomicExch(&state.listed, 0);
+  state.groups_closed = 0;
+  const bool waiting = threads.read(&state.next) < state.total && !refill.drain;
+  const bool stop = *static_cast<const volatile int*>(&view->stop);
+  const bool on = (listed > 0 || waiting) && !stop;
+  state.rows = on ? listed : 0;
+  Counts counts;
+  add_counts(counts, state.counts,
+             [&](int64_t& total, const int64_t& value) { total = threads.read(&value); });
+  view->counts = counts;
+  view->rounds = state.rounds += on;
+  view->over = !on;
 }
 
 }  // namespace
@@ -74,9 +77,9 @@ __global__ void __launch_bounds__(kThreads)
 
 namespace {
 
-constexpr auto kNap = std::chrono::microseconds(20);
-constexpr int kRounds = 8;    // of a launch
-constexpr int kInFlight = 2;  // launches
+constexpr auto kNap = std::chrono::microseconds(20);  // between two looks at the device
+constexpr int kRounds = 8;                            // rounds of a graph
+constexpr int kInFlight = 2;                          // graphs launched and not known to have ended
 
 // CUDA objects that end with their owner.
 template <class T, auto destroy>
@@ -99,66 +102,70 @@ struct CudaQueue::Device : cuda::Device {
     cudaKernel_t entry = nullptr;
   };
 
-  Device(const Params& params, const Job& job, const CudaArena& at, int slots, int device,
-         void* arena, void* of)
-      : cuda::Device(params, job, at, slots, device, arena, of), at(at), slot_count(slots) {
-    run.count = &counters()->rows;
+  Device(const Params& params, const Job& job, const CudaArena& layout, int slots, int device,
+         void* arena, void* caller_stream)
+      : cuda::Device(params, job, layout, slots, device, arena, caller_stream),
+        layout(layout),
+        slot_count(slots) {
+    run.count = &state()->rows;
     const size_t n = static_cast<size_t>(params.n), starts = static_cast<size_t>(params.starts);
     const bool own = job.own_bounds;
-    turning = {params,
-               {part<float>(at.images), n, own ? part<float>(at.lo) : nullptr,
-                own ? part<float>(at.hi) : nullptr, n,
-                starts > 0 ? part<float>(at.starts) : nullptr, starts * n, part<int>(at.labels)},
-               run.problems,
-               run.done,
-               slot_count,
-               list,
-               part<float>(at.adversarial),
-               part<Outcome>(at.outcomes),
-               counters(),
-               false};
-    progress.allocate(1, cudaHostAllocMapped);
+    refill_arguments = {
+        params,
+        {part<float>(layout.images), n, own ? part<float>(layout.lo) : nullptr,
+         own ? part<float>(layout.hi) : nullptr, n,
+         starts > 0 ? part<float>(layout.starts) : nullptr, starts * n, part<int>(layout.labels)},
+        run.problems,
+        run.done,
+        slot_count,
+        list,
+        part<float>(layout.adversarial),
+        part<Outcome>(layout.outcomes),
+        state(),
+        false};
+    view.allocate(1, cudaHostAllocMapped);
     arrived.allocate(1);
-    blank.allocate(1);
-    expect(cudaStreamCreateWithFlags(&aside.value, cudaStreamNonBlocking), "a stream");
-    for (auto& mark : marks)
-      expect(cudaEventCreateWithFlags(&mark.value, cudaEventDisableTiming), "an event");
+    initial.allocate(1);
+    expect(cudaStreamCreateWithFlags(&copies.value, cudaStreamNonBlocking), "a stream");
+    for (auto& event : ended)
+      expect(cudaEventCreateWithFlags(&event.value, cudaEventDisableTiming), "an event");
     expect(cudaMemsetAsync(run.done, 1, static_cast<size_t>(slots), stream), "free slots");
   }
 
-  cuda::Counters* counters() { return part<cuda::Counters>(at.counters); }
+  cuda::QueueState* state() { return part<cuda::QueueState>(layout.queue_state); }
   template <class T>
   T* part(size_t offset) {
     return reinterpret_cast<T*>(base + offset);
   }
 
   void load(Kernel& kernel);
-  void turn(bool drain);
+  void refill(bool drain);
   void round();
   void build();
   bool upload(const Params& params, const Job& job);
   void begin(const Params& params, const Job& job);
   void launch_rounds();
   bool over();
-  void collect(const Params& params, const Job& job, Feed& feed);
+  void collect(const Params& params, const Job& job, WorkQueue& work);
 
-  const CudaArena at;
+  const CudaArena layout;
   const int slot_count;
   std::vector<std::unique_ptr<Kernel>> kernels;
-  cuda::Turn turning{};
-  cuda::Pinned<cuda::Progress> progress;
-  cuda::Pinned<int64_t> arrived;
-  cuda::Pinned<cuda::Counters> blank;
-  Owned<cudaStream_t, cudaStreamDestroy> aside;  // copies; and what the graph is captured from
+  cuda::Refill refill_arguments{};
+  cuda::Pinned<cuda::HostView> view;
+  cuda::Pinned<int64_t> arrived;                  // what `available` of the state becomes
+  cuda::Pinned<cuda::QueueState> initial;         // the state before the first round
+  Owned<cudaStream_t, cudaStreamDestroy> copies;  // takes the images and the capture
   Owned<cudaGraph_t, cudaGraphDestroy> graph;
   Owned<cudaGraphExec_t, cudaGraphExecDestroy> rounds;
-  Owned<cudaEvent_t, cudaEventDestroy> marks[kInFlight];  // after each of the last launches
+  Owned<cudaEvent_t, cudaEventDestroy> ended[kInFlight];  // one for each launch in flight
   int64_t launches = 0;
-  int64_t capacity = 0, first = 0, last = 0;  // images of the job on the device
-  int64_t sent = 0;                           // up to here they have arrived
+  int64_t capacity = 0;         // images that fit on the device
+  int64_t first = 0, last = 0;  // images of the job that the device has, or gets
+  int64_t sent = 0;             // images [first, sent) are there
   size_t piece_bytes = 0;
-  int64_t rounds_before = 0;
-  double seconds = 0;  // of the rounds
+  int64_t rounds_before = 0;  // rounds of the earlier fillings
+  double seconds = 0;         // time of the rounds
   int fillings = 0;
   std::chrono::steady_clock::time_point began;
   bool running = false, stopped = false;
@@ -179,10 +186,10 @@ void CudaQueue::Device::load(Kernel& kernel) {
          f.name.c_str());
 }
 
-void CudaQueue::Device::turn(bool drain) {
-  turning.drain = drain;
-  launch("turn", cuda::turn_kernel, (slot_count + cuda::kGroup - 1) / cuda::kGroup, 0, turning,
-         progress.data);
+void CudaQueue::Device::refill(bool drain) {
+  refill_arguments.drain = drain;
+  launch("refill", cuda::refill_kernel, (slot_count + cuda::kGroupSlots - 1) / cuda::kGroupSlots, 0,
+         refill_arguments, view.data);
 }
 
 void CudaQueue::Device::round() {
@@ -200,29 +207,30 @@ void CudaQueue::Device::round() {
   }
   launch("advance", cuda::kernels().advance, slot_count, cuda::shared_bytes(run.params), run,
          static_cast<const float*>(nullptr));
-  turn(false);
+  refill(false);
 }
 
 void CudaQueue::Device::build() {
   // The launches below go to the capture, which ends here also where one of them fails: an open one
   // would make the allocations of everybody else in this thread fail.
-  expect(cudaStreamBeginCapture(aside.value, cudaStreamCaptureModeThreadLocal), "capturing rounds");
-  const cudaStream_t before = std::exchange(stream, aside.value);
+  expect(cudaStreamBeginCapture(copies.value, cudaStreamCaptureModeThreadLocal),
+         "capturing rounds");
+  const cudaStream_t before = std::exchange(stream, copies.value);
   std::exception_ptr error;
   try {
     for (int i = 0; i < kRounds; ++i) round();
   } catch (...) {
     error = std::current_exception();
   }
-  const cudaError_t ended = cudaStreamEndCapture(stream, &graph.value);
+  const cudaError_t code = cudaStreamEndCapture(stream, &graph.value);
   stream = before;
   if (error) std::rethrow_exception(error);
-  expect(ended, "capturing rounds");
+  expect(code, "capturing rounds");
   expect(cudaGraphInstantiate(&rounds.value, graph.value, 0), "making the graph");
 }
 
-// The next images that the device has room for, then the news of them, beside the rounds; false:
-// all are there.
+// Copies the next piece of images to the device beside the rounds, then the news of it. Returns
+// false where all are there.
 bool CudaQueue::Device::upload(const Params& params, const Job& job) {
   if (sent == last) return false;
   const size_t n = static_cast<size_t>(params.n);
@@ -234,43 +242,44 @@ bool CudaQueue::Device::upload(const Params& params, const Job& job) {
     if (source && length > 0)
       expect(cudaMemcpyAsync(part<float>(offset) + static_cast<size_t>(from - first) * length,
                              source + static_cast<size_t>(from) * length,
-                             count * length * sizeof(float), cudaMemcpyDefault, aside.value),
+                             count * length * sizeof(float), cudaMemcpyDefault, copies.value),
              what);
   };
-  copy(at.images, job.images, n, "images to the device");
+  copy(layout.images, job.images, n, "images to the device");
   if (job.own_bounds) {
-    copy(at.lo, job.lo, n, "lower bounds to the device");
-    copy(at.hi, job.hi, n, "upper bounds to the device");
+    copy(layout.lo, job.lo, n, "lower bounds to the device");
+    copy(layout.hi, job.hi, n, "upper bounds to the device");
   }
-  copy(at.starts, job.starts, n * static_cast<size_t>(params.starts), "starts to the device");
-  expect(cudaStreamSynchronize(aside.value), "images to the device");  // `arrived` is free again
+  copy(layout.starts, job.starts, n * static_cast<size_t>(params.starts), "starts to the device");
+  expect(cudaStreamSynchronize(copies.value), "images to the device");  // `arrived` is free again
   *arrived.data = sent - first;
-  expect(cudaMemcpyAsync(&counters()->available, arrived.data, sizeof(int64_t),
-                         cudaMemcpyHostToDevice, aside.value),
+  expect(cudaMemcpyAsync(&state()->available, arrived.data, sizeof(int64_t), cudaMemcpyHostToDevice,
+                         copies.value),
          "images to the device");
   return true;
 }
 
-// The next images of the job, as many as have room.
+// Begins the rounds of the next images of the job, as many as fit.
 void CudaQueue::Device::begin(const Params& params, const Job& job) {
   last = std::min(first + capacity, job.count);
   const size_t count = static_cast<size_t>(last - first);
-  *progress.data = {};
-  progress.data->stop = stopped;
-  *blank.data = {};
-  blank.data->total = last - first;
-  expect(cudaMemcpyAsync(counters(), blank.data, sizeof(cuda::Counters), cudaMemcpyHostToDevice,
+  *view.data = {};
+  view.data->stop = stopped;
+  *initial.data = {};
+  initial.data->total = last - first;
+  expect(cudaMemcpyAsync(state(), initial.data, sizeof(cuda::QueueState), cudaMemcpyHostToDevice,
                          stream),
          "counters");
-  expect(cudaMemsetAsync(turning.outcomes, 0, count * sizeof(Outcome), stream), "outcomes");
-  expect(cudaMemcpyAsync(part<int>(at.labels), job.labels + first, count * sizeof(int),
+  expect(cudaMemsetAsync(refill_arguments.outcomes, 0, count * sizeof(Outcome), stream),
+         "outcomes");
+  expect(cudaMemcpyAsync(part<int>(layout.labels), job.labels + first, count * sizeof(int),
                          cudaMemcpyHostToDevice, stream),
          "labels");
   wait("beginning images");  // the copies of the images are on another stream
   sent = first;
   upload(params, job);
-  expect(cudaStreamSynchronize(aside.value), "images to the device");
-  turn(false);
+  expect(cudaStreamSynchronize(copies.value), "images to the device");
+  refill(false);
   if (!rounds.value) build();
   began = std::chrono::steady_clock::now();
   running = true;
@@ -279,16 +288,17 @@ void CudaQueue::Device::begin(const Params& params, const Job& job) {
 
 void CudaQueue::Device::launch_rounds() {
   expect(cudaGraphLaunch(rounds.value, stream), "launching rounds");
-  expect(cudaEventRecord(marks[launches++ % kInFlight].value, stream), "the end of rounds");
+  expect(cudaEventRecord(ended[launches++ % kInFlight].value, stream), "the end of rounds");
 }
 
-// Whether no image is left to work on. Where a launch has ended the next one takes its place, so
-// that the device has always another; those behind the last useful one find nothing to do.
+// Whether no image is left to work on. Where a graph has ended, the next one is launched: the
+// device always has another one to go on with, and those behind the last useful round find nothing
+// to do.
 bool CudaQueue::Device::over() {
-  const cudaError_t code = cudaEventQuery(marks[launches % kInFlight].value);  // the oldest one
+  const cudaError_t code = cudaEventQuery(ended[launches % kInFlight].value);  // the oldest one
   if (code == cudaErrorNotReady) return false;
   expect(code, "a round");
-  if (static_cast<volatile cuda::Progress*>(progress.data)->over) {
+  if (static_cast<volatile cuda::HostView*>(view.data)->over) {
     wait("the last rounds");
     return true;
   }
@@ -296,26 +306,27 @@ bool CudaQueue::Device::over() {
   return false;
 }
 
-void CudaQueue::Device::collect(const Params& params, const Job& job, Feed& feed) {
+void CudaQueue::Device::collect(const Params& params, const Job& job, WorkQueue& work) {
   if (stopped) {
-    turn(true);
+    refill(true);
     wait("the unfinished images");
   }
   const size_t count = static_cast<size_t>(last - first), n = static_cast<size_t>(params.n);
   std::vector<Outcome> outcomes(count);
-  expect(cudaMemcpy(outcomes.data(), turning.outcomes, count * sizeof(Outcome),
+  expect(cudaMemcpy(outcomes.data(), refill_arguments.outcomes, count * sizeof(Outcome),
                     cudaMemcpyDeviceToHost),
          "results to the host");
   float* const to = job.adversarial + static_cast<size_t>(first) * n;
-  expect(cudaMemcpy(to, turning.adversarial, count * n * sizeof(float), cudaMemcpyDeviceToHost),
+  expect(cudaMemcpy(to, refill_arguments.adversarial, count * n * sizeof(float),
+                    cudaMemcpyDeviceToHost),
          "results to the host");
   for (size_t i = 0; i < count; ++i)
     if (outcomes[i].delivered)
-      deliver(params, job, feed, first + static_cast<int64_t>(i), outcomes[i], nullptr);
+      write_result(params, job, work, first + static_cast<int64_t>(i), outcomes[i], nullptr);
     else  // it never began
       std::copy_n(job.images + (static_cast<size_t>(first) + i) * n, n, to + i * n);
-  rounds_before += progress.data->rounds;
-  *progress.data = {};
+  rounds_before += view.data->rounds;
+  *view.data = {};
   running = false;
   first = last;
   ++fillings;
@@ -323,11 +334,11 @@ void CudaQueue::Device::collect(const Params& params, const Job& job, Feed& feed
 
 std::string cuda_queue_missing() { return ""; }
 
-CudaQueue::CudaQueue(const Params& params, const Job& job, Feed& feed, int slots, int64_t images,
-                     int device, void* arena, void* stream, size_t piece_bytes)
+CudaQueue::CudaQueue(const Params& params, const Job& job, WorkQueue& work, int slots,
+                     int64_t images, int device, void* arena, void* stream, size_t piece_bytes)
     : params_(params),
       job_(job),
-      feed_(feed),
+      work_(work),
       device_(std::make_unique<Device>(params, job,
                                        cuda_arena(params, job.own_bounds, slots, images), slots,
                                        device, arena, stream)) {
@@ -338,9 +349,9 @@ CudaQueue::CudaQueue(const Params& params, const Job& job, Feed& feed, int slots
 CudaQueue::~CudaQueue() {
   // Nothing of this run may be at work when its memory goes; whatever failed before.
   cudaSetDevice(device_->id);
-  device_->progress.data->stop = 1;
+  device_->view.data->stop = 1;
   cudaStreamSynchronize(device_->stream);
-  cudaStreamSynchronize(device_->aside.value);
+  cudaStreamSynchronize(device_->copies.value);
   cudaGetLastError();
 }
 
@@ -370,7 +381,7 @@ bool CudaQueue::wait(double seconds) try {
     if (d.over()) {
       d.seconds +=
           std::chrono::duration<double>(std::chrono::steady_clock::now() - d.began).count();
-      d.collect(params_, job_, feed_);
+      d.collect(params_, job_, work_);
       continue;
     }
     const bool sending = d.upload(params_, job_);
@@ -384,18 +395,17 @@ bool CudaQueue::wait(double seconds) try {
 
 void CudaQueue::stop() {
   device_->stopped = true;
-  static_cast<volatile cuda::Progress*>(device_->progress.data)->stop = 1;
+  static_cast<volatile cuda::HostView*>(device_->view.data)->stop = 1;
 }
 
-int64_t CudaQueue::finished() const { return feed_.finished + device_->progress.data->finished; }
-int64_t CudaQueue::succeeded() const { return feed_.succeeded + device_->progress.data->succeeded; }
-int64_t CudaQueue::evaluations() const {
-  return feed_.evaluations + device_->progress.data->evaluations;
+Counts CudaQueue::counts() const {
+  Counts counts = work_.counts();
+  add_counts(counts, device_->view.data->counts,
+             [](int64_t& total, int64_t value) { total += value; });
+  return counts;
 }
 int CudaQueue::fillings() const { return device_->fillings; }
 double CudaQueue::seconds() const { return device_->seconds; }
-int64_t CudaQueue::rounds() const {
-  return device_->rounds_before + device_->progress.data->rounds;
-}
+int64_t CudaQueue::rounds() const { return device_->rounds_before + device_->view.data->rounds; }
 
 }  // namespace advcore

@@ -1,7 +1,7 @@
 // A whole run on a GPU without Python: the host launches graphs of rounds until no image is left,
 // one graph ahead of the device. A round is the kernels of a native network, which the caller
-// brings as machine code (add), then `advance`, then `turn` (turn.h), which lets finished images
-// leave and waiting ones enter.
+// brings as machine code (add), then `advance`, then `refill` (refill.h), which retires finished
+// images and admits waiting ones.
 #pragma once
 
 #include <array>
@@ -9,11 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "cuda/tile.h"
+#include "cuda/slot_pool.h"
 
 namespace advcore {
 
-// One launch of somebody else's kernel for the rows of a round.
+// One launch of a kernel that is not the engine's, for the rows of a round.
 struct ForeignKernel {
   std::string code;  // cubin
   std::string name;  // of the entry in it
@@ -25,14 +25,14 @@ struct ForeignKernel {
 // Why this build has no queue; empty: it has.
 std::string cuda_queue_missing();
 
-// Every call throws std::runtime_error with the CUDA error's text; what was delivered before stays.
+// Every call throws std::runtime_error with the CUDA error's text; results written before stay.
 class CudaQueue {
  public:
-  // arena: cuda_arena(..., images).bytes of memory of that device, aligned to 256 bytes; `images`
-  // of the job are on the device at a time, which go there in pieces beside the rounds. Arrays of
-  // the job are the host's.
-  CudaQueue(const Params& params, const Job& job, Feed& feed, int slots, int64_t images, int device,
-            void* arena, void* stream, size_t piece_bytes = size_t{16} << 20);
+  // arena: cuda_arena(..., images).bytes of memory of that device, aligned to 256 bytes. The device
+  // holds `images` of the job at a time; they are copied in pieces beside the rounds. Arrays of the
+  // job are the host's.
+  CudaQueue(const Params& params, const Job& job, WorkQueue& work, int slots, int64_t images,
+            int device, void* arena, void* stream, size_t piece_bytes = size_t{16} << 20);
   ~CudaQueue();
   CudaQueue(const CudaQueue&) = delete;
   CudaQueue& operator=(const CudaQueue&) = delete;
@@ -42,18 +42,17 @@ class CudaQueue {
   const int* rows() const;
   const int* count() const;
 
-  // Kernels of a round in their order, before the first wait. They evaluate the rows: logits, head
-  // (Evaluation and T in the problem's state), gradient in the slot where one is wanted.
+  // Kernels of a round in their order, before the first wait. They evaluate the rows: logits,
+  // margin loss (Evaluation and T in the problem's state), gradient in the slot where one is
+  // wanted.
   void add(ForeignKernel kernel);
 
-  // Goes on for about so many seconds; whether all is done and delivered. The first call begins.
+  // Goes on for about so many seconds; whether all results are written. The first call begins.
   bool wait(double seconds);
-  void stop();  // after the round; wait then delivers the unfinished images as interrupted
+  void stop();  // after the round; wait then writes the unfinished images as interrupted
 
   // Of the whole run, as far as the host knows.
-  int64_t finished() const;
-  int64_t succeeded() const;
-  int64_t evaluations() const;
+  Counts counts() const;
   int64_t rounds() const;
   double seconds() const;  // of the rounds, without the way of images and results
   int fillings() const;    // of the device with images
@@ -62,7 +61,7 @@ class CudaQueue {
   struct Device;  // what only the CUDA compiler knows
   const Params params_;
   const Job job_;
-  Feed& feed_;
+  WorkQueue& work_;
   std::unique_ptr<Device> device_;
 };
 

@@ -13,9 +13,9 @@ std::string cuda_queue_missing() {
 
 struct CudaQueue::Device {};
 
-CudaQueue::CudaQueue(const Params& params, const Job& job, Feed& feed, int, int64_t, int, void*,
-                     void*, size_t)
-    : params_(params), job_(job), feed_(feed) {
+CudaQueue::CudaQueue(const Params& params, const Job& job, WorkQueue& work, int, int64_t, int,
+                     void*, void*, size_t)
+    : params_(params), job_(job), work_(work) {
   throw std::runtime_error(cuda_queue_missing());
 }
 CudaQueue::~CudaQueue() = default;
@@ -25,9 +25,7 @@ const int* CudaQueue::count() const { return nullptr; }
 void CudaQueue::add(ForeignKernel) {}
 bool CudaQueue::wait(double) { return true; }
 void CudaQueue::stop() {}
-int64_t CudaQueue::finished() const { return 0; }
-int64_t CudaQueue::succeeded() const { return 0; }
-int64_t CudaQueue::evaluations() const { return 0; }
+Counts CudaQueue::counts() const { return {}; }
 int64_t CudaQueue::rounds() const { return 0; }
 double CudaQueue::seconds() const { return 0; }
 int CudaQueue::fillings() const { return 0; }

@@ -15,14 +15,14 @@ ADVCORE_INLINE Lane free_variable(Lane x, Lane total, Lane lo, Lane hi) {
   return select(fixed, Lane{}, broadcast(1.0f));
 }
 
-// out = clip(from + t (to - from)). `out` may be one of the two.
+// out = clip(start + t (end - start)). `out` may be one of the two.
 template <class Team>
-ADVCORE_FN void between(const Team& team, const Params& params, const Problem& p, const float* from,
-                        const float* to, float t, float* out) {
+ADVCORE_FN void between(const Team& team, const Params& params, const Problem& p,
+                        const float* start, const float* end, float t, float* out) {
   const float *const lo = p.lo, *const hi = p.hi;
   team.each(params.stride, [=](int i) {
-    const Lane start = load(from, i);
-    store(out, i, clip(start + t * (load(to, i) - start), load(lo, i), load(hi, i)));
+    const Lane first = load(start, i);
+    store(out, i, clip(first + t * (load(end, i) - first), load(lo, i), load(hi, i)));
   });
 }
 
@@ -40,8 +40,8 @@ ADVCORE_FN float distortion(const Team& team, const Params& params, const Proble
 }
 
 template <class Team>
-ADVCORE_FN void copy(const Team& team, const Params& params, const float* from, float* to) {
-  team.each(params.stride, [=](int i) { store(to, i, load(from, i)); });
+ADVCORE_FN void copy(const Team& team, const Params& params, const float* source, float* target) {
+  team.each(params.stride, [=](int i) { store(target, i, load(source, i)); });
 }
 
 }  // namespace

@@ -15,7 +15,7 @@
 namespace ADVCORE_NS {
 namespace {
 
-// Passes of the projection, at most; the median of a polish is 6.
+// Passes of the projection, at most. The median is 6, and 90% of the projections take at most 9.
 constexpr int kMaxPasses = 60;
 
 // The a of cut i.
@@ -23,18 +23,18 @@ ADVCORE_FN inline float* cut_row(const Params& params, const Problem& p, int i) 
   return p.ring + (size_t)i * params.stride;
 }
 
-// Writes cut i from the margin and its gradient at `at`. Returns ||gradient||; no cut is written
+// Writes cut i from the margin and its gradient at x. Returns ||gradient||; no cut is written
 // where it is 0 or NaN.
 template <class Team>
 ADVCORE_FN float write_cut(const Team& team, const Params& params, const Problem& p,
-                           State::Bundle& bundle, int i, const float* gradient, const float* at,
+                           State::Bundle& bundle, int i, const float* gradient, const float* x,
                            float margin) {
   float dots[2];
   const float* const x0 = p.x0;
   team.template sums<2>(params.stride, dots, [=](int i, Lane* acc) {
     const Lane g = load(gradient, i);
     acc[0] += g * g;
-    acc[1] += g * (load(at, i) - load(x0, i));
+    acc[1] += g * (load(x, i) - load(x0, i));
   });
   const float norm = __builtin_sqrtf(dots[0]);
   if (!(norm > 1e-18f && norm < 1e18f))  // Beyond that its square is not a float.
@@ -103,45 +103,45 @@ ADVCORE_FN void dual_pass(const Team& team, const Params& params, const Problem&
 // the first multiplier becomes zero, and from there on without that one. Every part lowers the
 // model, so the whole step is one of descent. Setting all negative multipliers to zero at once was
 // not: 28% of the passes were lost in line searches.
-ADVCORE_FN inline void newton_step(const DualPoint& at, const float (*hessian)[kMaxBasis],
+ADVCORE_FN inline void newton_step(const DualPoint& point, const float (*hessian)[kMaxBasis],
                                    const float* dual, const int* active, int count,
                                    double (*H)[kMaxCuts], double* step) {
   double b[kMaxCuts], solved[kMaxCuts];
-  int kept[kMaxCuts], left = count;
-  for (int i = 0; i < count; ++i) kept[i] = i, step[i] = 0;
-  while (left > 0) {
-    for (int k = 0; k < left; ++k) {
-      b[k] = -at.residual[active[kept[k]]];
-      for (int i = 0; i < count; ++i) b[k] -= (double)hessian[kept[k]][i] * step[i];
-      for (int l = 0; l < left; ++l) H[k][l] = hessian[kept[k]][kept[l]];
+  int index[kMaxCuts], remaining = count;
+  for (int i = 0; i < count; ++i) index[i] = i, step[i] = 0;
+  while (remaining > 0) {
+    for (int k = 0; k < remaining; ++k) {
+      b[k] = -point.residual[active[index[k]]];
+      for (int i = 0; i < count; ++i) b[k] -= (double)hessian[index[k]][i] * step[i];
+      for (int l = 0; l < remaining; ++l) H[k][l] = hessian[index[k]][index[l]];
     }
-    solve_positive(left, H, b, solved);
-    int first = -1;
+    solve_positive(remaining, H, b, solved);
+    int blocking = -1;
     double length = 1;
-    for (int k = 0; k < left; ++k) {
-      const double now = dual[active[kept[k]]] + step[kept[k]], value = now > 0 ? now : 0;
-      if (value + length * solved[k] >= 0) continue;
-      length = value / -solved[k];
-      first = k;
+    for (int k = 0; k < remaining; ++k) {
+      const double sum = dual[active[index[k]]] + step[index[k]], multiplier = sum > 0 ? sum : 0;
+      if (multiplier + length * solved[k] >= 0) continue;
+      length = multiplier / -solved[k];
+      blocking = k;
     }
-    for (int k = 0; k < left; ++k) step[kept[k]] += length * solved[k];
-    if (first < 0) return;
-    step[kept[first]] = -dual[active[kept[first]]];
-    kept[first] = kept[--left];
+    for (int k = 0; k < remaining; ++k) step[index[k]] += length * solved[k];
+    if (blocking < 0) return;
+    step[index[blocking]] = -dual[active[index[blocking]]];
+    index[blocking] = index[--remaining];
   }
 }
 
-ADVCORE_FN inline float dual_value(int cuts, const DualPoint& at, const float* dual) {
-  float value = -0.5f * at.distance2;
-  for (int j = 0; j < cuts; ++j) value += dual[j] * at.residual[j];
+ADVCORE_FN inline float dual_value(int cuts, const DualPoint& point, const float* dual) {
+  float value = -0.5f * point.distance2;
+  for (int j = 0; j < cuts; ++j) value += dual[j] * point.residual[j];
   return value;
 }
 
 // The largest residual of a cut in use, or miss of another one.
-ADVCORE_FN inline float largest_violation(int cuts, const DualPoint& at, const float* dual) {
+ADVCORE_FN inline float largest_violation(int cuts, const DualPoint& point, const float* dual) {
   float worst = 0;
   for (int j = 0; j < cuts; ++j)
-    worst = max(worst, dual[j] > 0 ? abs(at.residual[j]) : -at.residual[j]);
+    worst = max(worst, dual[j] > 0 ? abs(point.residual[j]) : -point.residual[j]);
   return worst;
 }
 
@@ -157,32 +157,32 @@ template <class Team>
 ADVCORE_FN bool search_dual(const Team& team, const Params& params, const Problem& p,
                             const State::Bundle& bundle, float w, float* inside,
                             const ActiveCuts& active, const double* step, float* dual,
-                            DualPoint& at) {
+                            DualPoint& point) {
   const int cuts = bundle.count;
-  const float value = dual_value(cuts, at, dual), worst = largest_violation(cuts, at, dual);
+  const float value = dual_value(cuts, point, dual), worst = largest_violation(cuts, point, dual);
   float length = 1, next[kMaxCuts];
   DualPoint trial;
-  bool gained = false;
-  for (int halving = 0; halving < 8 && !gained; ++halving, length *= 0.4f) {
+  bool success = false;
+  for (int halving = 0; halving < 8 && !success; ++halving, length *= 0.4f) {
     double descent = 0;
     for (int j = 0; j < cuts; ++j) next[j] = dual[j];
     for (int i = 0; i < active.count; ++i) {
       const int j = active.cut[i];
       next[j] = max(dual[j] + length * (float)step[i], 0.0f);
-      descent += at.residual[j] * (next[j] - dual[j]);
+      descent += point.residual[j] * (next[j] - dual[j]);
     }
     dual_pass(team, params, p, bundle, next, w, inside, trial);
     // The values of near points differ by less than their rounding, the violations do not.
-    gained =
-        dual_value(cuts, trial, next) <= value + 1e-4f * (float)descent + 2e-7f * at.distance2 ||
+    success =
+        dual_value(cuts, trial, next) <= value + 1e-4f * (float)descent + 2e-7f * point.distance2 ||
         largest_violation(cuts, trial, next) <= 0.5f * worst;
   }
-  if (!gained) {  // This step along the gradient descends for any rows of unit length.
-    for (int j = 0; j < cuts; ++j) next[j] = max(dual[j] - at.residual[j] / cuts, 0.0f);
+  if (!success) {  // This step along the gradient descends for any rows of unit length.
+    for (int j = 0; j < cuts; ++j) next[j] = max(dual[j] - point.residual[j] / cuts, 0.0f);
     dual_pass(team, params, p, bundle, next, w, inside, trial);
     if (!(dual_value(cuts, trial, next) < value)) return false;
   }
-  at = trial;
+  point = trial;
   for (int j = 0; j < cuts; ++j) dual[j] = next[j];
   return true;
 }
@@ -191,34 +191,34 @@ ADVCORE_FN bool search_dual(const Team& team, const Params& params, const Proble
 template <class Team>
 ADVCORE_FN bool improve_dual(const Team& team, const Params& params, const Problem& p,
                              const State::Bundle& bundle, Work& work, float w, float* inside,
-                             float* dual, DualPoint& at) {
+                             float* dual, DualPoint& point) {
   // Residuals are distances; 1e-6 of the distortion is what float32 sums can resolve.
-  const float enough = 4e-6f * (__builtin_sqrtf(at.distance2) + 1e-6f);
-  if (!(largest_violation(bundle.count, at, dual) > enough)) return false;
+  const float tolerance = 4e-6f * (__builtin_sqrtf(point.distance2) + 1e-6f);
+  if (!(largest_violation(bundle.count, point, dual) > tolerance)) return false;
   ActiveCuts active;
   active.count = 0;
   for (int j = 0; j < bundle.count; ++j)
-    if (dual[j] > 0 || at.residual[j] < 0) active.cut[active.count++] = j;
+    if (dual[j] > 0 || point.residual[j] < 0) active.cut[active.count++] = j;
   const float* rows[kMaxCuts] = {};
   for (int i = 0; i < active.count; ++i) rows[i] = cut_row(params, p, active.cut[i]);
   float (*const hessian)[kMaxBasis] = work.model.gram;
   masked_gram(team, params.stride, inside, rows, active.count, hessian);
-  bool blocked = true;  // Nothing that these cuts could move is inside the box.
-  for (int i = 0; i < active.count; ++i) blocked = blocked && hessian[i][i] <= 0;
-  if (!blocked) {
+  bool movable = false;  // Whether a variable that these cuts could move is inside the box.
+  for (int i = 0; i < active.count; ++i) movable = movable || !(hessian[i][i] <= 0);
+  if (movable) {
     double step[kMaxCuts];
-    newton_step(at, hessian, dual, active.cut, active.count, work.newton, step);
-    return search_dual(team, params, p, bundle, w, inside, active, step, dual, at);
+    newton_step(point, hessian, dual, active.cut, active.count, work.newton, step);
+    return search_dual(team, params, p, bundle, w, inside, active, step, dual, point);
   }
-  // The cuts miss the box, or multipliers kept from an older bundle are too large.
+  // The cuts miss the box, or multipliers index from an older bundle are too large.
   bool reduced = false;
   for (int i = 0; i < active.count; ++i) {
     const int j = active.cut[i];
-    if (!(at.residual[j] > enough)) continue;
+    if (!(point.residual[j] > tolerance)) continue;
     dual[j] *= 0.25f;
     reduced = true;
   }
-  if (reduced) dual_pass(team, params, p, bundle, dual, w, inside, at);
+  if (reduced) dual_pass(team, params, p, bundle, dual, w, inside, point);
   return reduced;
 }
 
@@ -230,11 +230,11 @@ ADVCORE_FN void project(const Team& team, const Params& params, const Problem& p
   const int cuts = bundle.count;
   float dual[kMaxCuts] = {};
   for (int j = 0; j < cuts; ++j) dual[j] = bundle.dual[j];
-  float* const inside = out;  // Of the last pass, until the projection is written there.
-  DualPoint at;
-  dual_pass(team, params, p, bundle, dual, w, inside, at);
+  float* const inside = out;  // The mask of the last pass, until the projection is written there.
+  DualPoint point;
+  dual_pass(team, params, p, bundle, dual, w, inside, point);
   for (int pass = 0; pass < kMaxPasses; ++pass)
-    if (!improve_dual(team, params, p, bundle, work, w, inside, dual, at)) break;
+    if (!improve_dual(team, params, p, bundle, work, w, inside, dual, point)) break;
   for (int j = 0; j < cuts; ++j) bundle.dual[j] = dual[j];
   const int length = params.stride;
   const float *const clean = p.x0, *const x = p.x, *const lo = p.lo, *const hi = p.hi;

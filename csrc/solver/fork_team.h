@@ -1,17 +1,17 @@
-// A team of one leader and many workers. The leader alone runs the algorithm, so its scalars belong
-// to one thread and are the serial team's; a verb hands its function object to the workers, who
-// share the indices in strides, and waits for them. What carries the verbs, threads of a CUDA block
-// or of the host, is the Fabric:
+// The team of many threads: one leader and its workers. The leader alone runs the algorithm, so its
+// scalars belong to one thread, as in the serial team. A verb hands its function object to the
+// workers, who share the indices in strides, and waits for them. The threads, of a CUDA block or of
+// the host, are the Fabric:
 //
-//   call()                 what the workers are to do, in memory that all see
+//   call()                 the work of the workers, in memory that all see
 //   fork(), join()         barriers of leader and workers, before and after the work
-//   lane(), lanes()        of the calling worker, from 0; and how many there are
-//   fold<K>(acc, op)       by all workers: combines K values of each, in a fixed order
-//   result(k, op)          to the leader: what fold made of the k-th
+//   lane(), lanes()        number of the calling worker, from 0; how many there are
+//   fold<K>(acc, op)       called by all workers: combines K values of each, in a fixed order
+//   result(k, op)          called by the leader: the k-th combined value
 //
-// A function object travels as bytes: it captures by value, never by reference, neither the
-// leader's stack nor the problem (in a loop that stores the compiler reads its pointers again every
-// time). That of `solve` may refer to problem and machine.
+// A function object travels as bytes, so it captures by value. It must not refer to the leader's
+// stack, which no worker sees, nor to the problem: in a loop that stores, the compiler reads its
+// pointers again every time. The function object of `solve` may refer to problem and machine.
 #pragma once
 
 #include "problem.h"
@@ -19,8 +19,10 @@
 namespace ADVCORE_NS {
 namespace {
 
-constexpr int kMaxCapture = 272;  // bytes
-constexpr int kMaxFold = 36;      // values
+// Bytes of a function object, at most.
+constexpr int kMaxCapture = 272;
+// Values that one fold combines, at most.
+constexpr int kMaxFold = 36;
 
 struct Add {
   ADVCORE_INLINE float operator()(float a, float b) const { return a + b; }
@@ -31,7 +33,7 @@ struct Larger {
 
 template <class Fabric>
 struct Call {
-  void (*serve)(const Fabric& fabric);  // null: the end
+  void (*serve)(const Fabric& fabric);  // Null at the end.
   int n;
   alignas(16) unsigned char captured[kMaxCapture];
 };
@@ -71,7 +73,7 @@ ADVCORE_FN void serve_solve(const Fabric& fabric) {
   if (fabric.lane() < kTrialCs) captured<F>(fabric)(0);
 }
 
-// What a worker does from the first verb to the last.
+// The loop of a worker, from the first verb to the last.
 template <class Fabric>
 ADVCORE_INLINE void serve_verbs(const Fabric& fabric) {
   for (;;) {
@@ -85,7 +87,8 @@ ADVCORE_INLINE void serve_verbs(const Fabric& fabric) {
 
 template <class Fabric>
 struct ForkTeam {
-  static constexpr int kTile = 6;  // 36 sums, 12 rows: what 96 registers hold
+  // 36 sums and 12 rows are what 96 registers hold.
+  static constexpr int kTile = 6;
 
   Fabric fabric;
 
@@ -105,17 +108,17 @@ struct ForkTeam {
     return fabric.result(0, Larger{});
   }
   template <class F>
-  ADVCORE_INLINE int first(int n, F f) const {  // n - i is exact in a float up to 16 million
+  ADVCORE_INLINE int first(int n, F f) const {  // n - i is exact up to 16 million.
     return n - (int)max(maximum(n, [=](int i) { return f(i) ? (float)(n - i) : 0.0f; }), 0.0f);
   }
   template <class F>
   ADVCORE_INLINE void solve(F f) const {
     run(serve_solve<F, Fabric>, kTrialCs, f);
   }
-  ADVCORE_INLINE void copy_row(int n, const float* from, float* to) const {
-    each(n, [=](int i) { to[i] = from[i]; });
+  ADVCORE_INLINE void copy_row(int n, const float* source, float* target) const {
+    each(n, [=](int i) { target[i] = source[i]; });
   }
-  // Sends the workers home.
+  // Ends the loops of the workers.
   ADVCORE_INLINE void end() const {
     fabric.call().serve = nullptr;
     fabric.fork();

@@ -52,19 +52,19 @@ ADVCORE_FN void ring_dots(const Team& team, const Params& params, const Problem&
   if constexpr (R > 1) ring_dots<R - 1>(team, params, p, pairs, slot, first);
 }
 
-// Pushes s = trial - x, y = g(trial) - g(x), where g = -sigma * gradient of m_T. The caller has
-// tested the curvature.
+// Pushes s = new_x - old_x and y = g(new_x) - g(old_x), where g = -sigma * gradient of m_T. The
+// caller has tested the curvature.
 template <class Team>
 ADVCORE_FN void push_pair(const Team& team, const Params& params, const Problem& p,
-                          State::Pairs& pairs, const float* from, const float* from_gradient,
-                          float from_sigma, const float* to, const float* to_gradient,
-                          float to_sigma, float ss, float sy) {
+                          State::Pairs& pairs, const float* old_x, const float* old_gradient,
+                          float old_sigma, const float* new_x, const float* new_gradient,
+                          float new_sigma, float ss, float sy) {
   const int slot = pairs.newest + 1 == params.history ? 0 : pairs.newest + 1;
   float* const new_s = ring_s(params, p, slot);
   float* const new_y = ring_y(params, p, slot);
   team.each(params.stride, [=](int i) {
-    store(new_s, i, load(to, i) - load(from, i));
-    store(new_y, i, from_sigma * load(from_gradient, i) - to_sigma * load(to_gradient, i));
+    store(new_s, i, load(new_x, i) - load(old_x, i));
+    store(new_y, i, old_sigma * load(old_gradient, i) - new_sigma * load(new_gradient, i));
   });
   pairs.newest = slot;
   if (pairs.count < params.history) ++pairs.count;
@@ -86,14 +86,14 @@ ADVCORE_FN inline int age(const Params& params, const State::Pairs& pairs, int i
 // Dot products of a[0..R) with b[0..C) over the free variables, kept in registers. `diagonal`: a
 // and b are the same, and the lower triangle is enough.
 template <int R, int C, bool diagonal, class Team>
-ADVCORE_FN void gram_block(const Team& team, int n, const float* free, const float* const* a,
+ADVCORE_FN void gram_block(const Team& team, int n, const float* free_mask, const float* const* a,
                            const float* const* b, float (*dots)[Team::kTile]) {
   const float *rows[R], *columns[C];
   for (int r = 0; r < R; ++r) rows[r] = a[r];
   for (int c = 0; c < C; ++c) columns[c] = b[c];
   float sums[R * C];
   team.template sums<R * C>(n, sums, [=](int i, Lane* acc) {
-    const Mask on = load(free, i) > 0.0f;
+    const Mask is_free = load(free_mask, i) > 0.0f;
     Lane x[R], y[C];
     ADVCORE_UNROLL
     for (int r = 0; r < R; ++r) x[r] = load(rows[r], i);
@@ -101,11 +101,11 @@ ADVCORE_FN void gram_block(const Team& team, int n, const float* free, const flo
     for (int c = 0; c < C; ++c) y[c] = diagonal ? x[c] : load(columns[c], i);
     ADVCORE_UNROLL
     for (int r = 0; r < R; ++r) {
-      if (!kMaskedSums) x[r] = select(on, x[r], Lane{});
+      if (!kMaskedSums) x[r] = select(is_free, x[r], Lane{});
       ADVCORE_UNROLL
       for (int c = 0; c < (diagonal ? r + 1 : C); ++c) {
         const Lane sum = acc[r * C + c] + x[r] * y[c];
-        acc[r * C + c] = kMaskedSums ? select(on, sum, acc[r * C + c]) : sum;
+        acc[r * C + c] = kMaskedSums ? select(is_free, sum, acc[r * C + c]) : sum;
       }
     }
   });
@@ -114,15 +114,15 @@ ADVCORE_FN void gram_block(const Team& team, int n, const float* free, const flo
 }
 
 template <int R, class Team>
-ADVCORE_FN void gram_rows(const Team& team, int n, const float* free, const float* const* v,
+ADVCORE_FN void gram_rows(const Team& team, int n, const float* free_mask, const float* const* v,
                           int first, float (*gram)[kMaxBasis]) {
   constexpr int T = Team::kTile;
   float dots[T][T];
   for (int j = 0; j <= first; j += T) {
     if (j < first)
-      gram_block<R, T, false>(team, n, free, v + first, v + j, dots);
+      gram_block<R, T, false>(team, n, free_mask, v + first, v + j, dots);
     else
-      gram_block<R, R, true>(team, n, free, v + first, v + first, dots);
+      gram_block<R, R, true>(team, n, free_mask, v + first, v + first, dots);
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < (j < first ? T : r + 1); ++c)
         gram[first + r][j + c] = gram[j + c][first + r] = dots[r][c];
@@ -132,17 +132,17 @@ ADVCORE_FN void gram_rows(const Team& team, int n, const float* free, const floa
 // All dot products of the vectors v[first..count) with each other and with those before, over the
 // free variables.
 template <int R, class Team>
-ADVCORE_FN void gram_from(const Team& team, int n, const float* free, const float* const* v,
+ADVCORE_FN void gram_from(const Team& team, int n, const float* free_mask, const float* const* v,
                           int first, int count, float (*gram)[kMaxBasis]) {
-  for (; first + R <= count; first += R) gram_rows<R>(team, n, free, v, first, gram);
-  if constexpr (R > 1) gram_from<R - 1>(team, n, free, v, first, count, gram);
+  for (; first + R <= count; first += R) gram_rows<R>(team, n, free_mask, v, first, gram);
+  if constexpr (R > 1) gram_from<R - 1>(team, n, free_mask, v, first, count, gram);
 }
 
 // gram = v'v over the free variables, for v[0..count).
 template <class Team>
-ADVCORE_FN void masked_gram(const Team& team, int n, const float* free, const float* const* v,
+ADVCORE_FN void masked_gram(const Team& team, int n, const float* free_mask, const float* const* v,
                             int count, float (*gram)[kMaxBasis]) {
-  gram_from<Team::kTile>(team, n, free, v, 0, count, gram);
+  gram_from<Team::kTile>(team, n, free_mask, v, 0, count, gram);
 }
 
 // The entries of K: its lower triangle, by rows.
@@ -189,9 +189,9 @@ struct Work {
 ADVCORE_FN inline void assemble(const Params& params, const State::Pairs& pairs, Model& model) {
   const int m = model.pairs, iG = 2 * m, iR = 2 * m + 1;
   const double theta = model.theta;
-  for (int i = 0, at = 0; i < 2 * m; ++i) {
+  for (int i = 0, entry = 0; i < 2 * m; ++i) {
     const double scale = i < m ? 1.0 : theta;
-    for (int j = 0; j <= i; ++j, ++at) {
+    for (int j = 0; j <= i; ++j, ++entry) {
       double fixed = 0;
       if (i < m) {
         fixed = i == j ? -(double)pairs.sy[i][i] : 0.0;
@@ -201,8 +201,8 @@ ADVCORE_FN inline void assemble(const Params& params, const State::Pairs& pairs,
       } else {
         fixed = theta * pairs.ss[i - m][j - m];
       }
-      model.fixed[at] = fixed;
-      model.product[at] = scale * (j < m ? 1.0 : theta) * model.gram[i][j];
+      model.fixed[entry] = fixed;
+      model.product[entry] = scale * (j < m ? 1.0 : theta) * model.gram[i][j];
     }
     model.gradient[i] = scale * model.gram[i][iG];
     model.r[i] = scale * model.gram[i][iR];
@@ -224,32 +224,32 @@ ADVCORE_FN Solution<Value> solve_model(const Model& model, Value c, Row K, Row q
 // v'B^-1 u for u = g + 2 c r and a v with W_F'v = projected and v'u = direct, which is v'u / tau +
 // projected'q / tau^2.
 template <class Value, class Row>
-ADVCORE_FN Value inverse_product(const Model& model, const Solution<Value>& at, Row q, Value direct,
-                                 const double* projected) {
+ADVCORE_FN Value inverse_product(const Model& model, const Solution<Value>& solution, Row q,
+                                 Value direct, const double* projected) {
   Value sum = Value{};
   for (int i = 0; i < 2 * model.pairs; ++i) sum += q[i] * projected[i];
-  return (direct + sum * at.inverse) * at.inverse;
+  return (direct + sum * solution.inverse) * solution.inverse;
 }
 
 // The margin that the model predicts for the step d: m + (gradient of m_T)'d.
 template <class Value, class Row>
-ADVCORE_FN Value predicted_margin(const Model& model, const Solution<Value>& at, Row q) {
+ADVCORE_FN Value predicted_margin(const Model& model, const Solution<Value>& solution, Row q) {
   const int iG = 2 * model.pairs, iR = iG + 1;
   const Value direct =
-      2.0 * at.c * (double)model.gram[iG][iR] - (double)model.sigma * model.gram[iG][iG];
-  return (double)model.margin - inverse_product(model, at, q, direct, model.gradient);
+      2.0 * solution.c * (double)model.gram[iG][iR] - (double)model.sigma * model.gram[iG][iG];
+  return (double)model.margin - inverse_product(model, solution, q, direct, model.gradient);
 }
 
 // The slope of the penalty function along d: (g + 2 c r)'d.
-ADVCORE_FN inline double model_slope(const Model& model, const Solution<double>& at,
+ADVCORE_FN inline double model_slope(const Model& model, const Solution<double>& solution,
                                      const double* q) {
   const int iG = 2 * model.pairs, iR = iG + 1;
-  const double c2 = 2 * at.c, sigma = model.sigma;
+  const double c2 = 2 * solution.c, sigma = model.sigma;
   double projected[2 * kMaxHistory];
   for (int i = 0; i < iG; ++i) projected[i] = c2 * model.r[i] - sigma * model.gradient[i];
   const double direct = sigma * sigma * model.gram[iG][iG] - 2 * sigma * c2 * model.gram[iG][iR] +
                         c2 * c2 * model.gram[iR][iR];
-  return -inverse_product(model, at, q, direct, projected);
+  return -inverse_product(model, solution, q, direct, projected);
 }
 
 }  // namespace

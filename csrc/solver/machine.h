@@ -17,7 +17,7 @@ struct Step {
   float norm2;   // ||trial - x0||^2
 };
 
-// What a round of a stage has come to, for the rules by which the stage may end.
+// The result of a round of a stage, for the rules by which the stage may end.
 struct Round {
   float length;    // ||s||
   float norm;      // ||trial - x0||
@@ -77,11 +77,11 @@ struct Machine {
     ask(Phase::stage, true, s.request.k, Temperature::given, s.request.T);
   }
 
-  // Notes that what the model returned at `at` is not finite. Without bounds a step of the search
-  // itself may overflow: that is not the model's fault.
-  ADVCORE_FN void note_failure(const float* at) {
+  // Notes that what the model returned at that point is not finite. Without bounds a step of the
+  // search itself may overflow: that is not the model's fault.
+  ADVCORE_FN void note_failure(const float* point) {
     ++s.search.nonfinite_count;
-    s.restarts.model_failed = s.restarts.model_failed || distortion(team, params, p, at) < kNone;
+    s.restarts.model_failed = s.restarts.model_failed || distortion(team, params, p, point) < kNone;
   }
 
   // advance.h: one evaluation
@@ -126,10 +126,10 @@ struct Machine {
   ADVCORE_FN void stage();
   ADVCORE_FN void reject_nonfinite();
   ADVCORE_FN Round take_step(const Step& step);
-  ADVCORE_FN void adapt_damping(float before, float after, float slope);
+  ADVCORE_FN void adapt_damping(float old_value, float new_value, float slope);
   ADVCORE_FN void note_progress(const Step& step);
   ADVCORE_FN void propose();
-  ADVCORE_FN int fill_model(const float** v, float* free, float* r);
+  ADVCORE_FN int fill_model(const float** v, float* free_mask, float* r);
   ADVCORE_FN void step_back();
 
   // descent.h: gradient descent on the exact network
@@ -142,7 +142,7 @@ struct Machine {
   ADVCORE_FN void polish_start();
   ADVCORE_FN void far_side();
   ADVCORE_FN void push();
-  ADVCORE_FN bool add_cut(const float* gradient, const float* at);
+  ADVCORE_FN bool add_cut(const float* gradient, const float* point);
   ADVCORE_FN void note_curvature();
   ADVCORE_FN void propose_iteration();
   ADVCORE_FN void polish();

@@ -22,7 +22,7 @@ constexpr float kEpsilon = 1.1920929e-7f;
 
 // The largest logit and its class; of equal ones the first.
 template <class Team>
-ADVCORE_FN float largest_logit(const Team& team, int classes, const float* z, int& index) {
+ADVCORE_INLINE float largest_logit(const Team& team, int classes, const float* z, int& index) {
   const float value = team.maximum(advcore::padded(classes), [=](int i) { return load(z, i); });
   index = team.first(classes - 1, [=](int i) { return z[i] == value; });
   return value;
@@ -31,7 +31,7 @@ ADVCORE_FN float largest_logit(const Team& team, int classes, const float* z, in
 // Replaces what lies below kPadLogit by that, as models mask classes by -infinity. Returns whether
 // all logits are then finite.
 template <class Team>
-ADVCORE_FN bool clamp_masked(const Team& team, int padded, float* z) {
+ADVCORE_INLINE bool clamp_masked(const Team& team, int padded, float* z) {
   float difference[1];
   team.template sums<1>(padded, difference, [=](int i, Lane* acc) {
     Lane v = load(z, i);
@@ -45,15 +45,15 @@ ADVCORE_FN bool clamp_masked(const Team& team, int padded, float* z) {
 // m_T and d m_T / dz, from the margin and the logits of the rivals (that of the class asked for is
 // masked in z).
 template <class Team>
-ADVCORE_FN void smooth_margin(const Team& team, int padded, State& s, const float* z, float other,
-                              float sign, float* dlogits) {
+ADVCORE_INLINE void smooth_margin(const Team& team, int padded, State& s, const float* z,
+                                  float z_rival, float sign, float* dlogits) {
   Evaluation& e = s.eval;
   const float T = s.request.T;
   if (T > 0) {
     float total[1];
     const float scale = 1 / T;
     team.template sums<1>(padded, total, [=](int i, Lane* acc) {
-      const Lane weight = exp((load(z, i) - other) * scale);
+      const Lane weight = exp((load(z, i) - z_rival) * scale);
       store(dlogits, i, weight);
       acc[0] += weight;
     });
@@ -83,37 +83,37 @@ ADVCORE_FN void margin_loss(const Team& team, const Params& params, State& s, fl
   const float z_index = z[index];
   z[index] = kPadLogit;
   int runner_up = 0;
-  float other = largest_logit(team, classes, z, runner_up);
-  const float size = max(abs(z_index), abs(other));
+  float z_rival = largest_logit(team, classes, z, runner_up);
+  const float size = max(abs(z_index), abs(z_rival));
   const float masked = min(kMasked * max(size, s.clean_margin), -0.5f * kPadLogit);
   const float largest = max(size, team.maximum(padded, [=](int i) {
     const Lane v = abs(load(z, i));
     return select(v < Lane{} + masked, v, Lane{});
   }));
-  e.prediction = z_index > other || (z_index == other && index < runner_up) ? index : runner_up;
+  e.prediction = z_index > z_rival || (z_index == z_rival && index < runner_up) ? index : runner_up;
   float z_excluded[kMaxSchedules];
   for (int i = 0; i < request.exclusions; ++i) z_excluded[i] = z[request.excluded_classes[i]];
   if (request.exclusions > 0) {
     for (int i = 0; i < request.exclusions; ++i) z[request.excluded_classes[i]] = kPadLogit;
-    other = largest_logit(team, classes, z, runner_up);
+    z_rival = largest_logit(team, classes, z, runner_up);
   }
   if (request.rival_class >= 0) {
     runner_up = request.rival_class;
-    other = z[runner_up];
+    z_rival = z[runner_up];
   }
 
   const float sign = request.targeted ? 1.0f : -1.0f;
   e.rounding = 16 * kEpsilon * largest;
   e.required_margin = max(max(params.confidence, e.rounding), 1e-30f);  // A tie is not adversarial.
   e.runner_up = runner_up;
-  e.margin = sign * (z_index - other) - e.required_margin;
+  e.margin = sign * (z_index - z_rival) - e.required_margin;
   if (request.temperature == Temperature::from_margin) {
     const float fraction = params.schedule[s.search.schedule].temperature[s.search.stage];
     request.T = max(fraction * abs(e.margin), 64 * kEpsilon * largest);
   }
   e.log_odds = e.margin;
   if (request.want_gradient || request.T > 0)
-    smooth_margin(team, padded, s, z, other, sign, dlogits);
+    smooth_margin(team, padded, s, z, z_rival, sign, dlogits);
   z[index] = z_index;
   for (int i = 0; i < request.exclusions; ++i) z[request.excluded_classes[i]] = z_excluded[i];
 }

@@ -75,11 +75,11 @@ ADVCORE_FN void Machine<Team>::push() {
 
 // The cut keeps a reserve, so that rounding does not turn a point on it into a miss.
 template <class Team>
-ADVCORE_FN bool Machine<Team>::add_cut(const float* gradient, const float* at) {
+ADVCORE_FN bool Machine<Team>::add_cut(const float* gradient, const float* point) {
   State::Bundle& bundle = s.bundle;
   const int slot = cut_slot(bundle);
   const float margin = s.eval.margin - min(0.25f * s.eval.required_margin, 0.5f * s.eval.rounding);
-  if (!(write_cut(team, params, p, bundle, slot, gradient, at, margin) > 0)) return false;
+  if (!(write_cut(team, params, p, bundle, slot, gradient, point, margin) > 0)) return false;
   bundle.order[slot] = bundle.writes++;
   bundle.runner_up[slot] = s.eval.runner_up;
   if (slot == bundle.count) ++bundle.count;
@@ -100,14 +100,14 @@ ADVCORE_FN void Machine<Team>::note_curvature() {
       newest = j;
   if (newest < 0) return;
   const float* const cut = cut_row(params, p, newest);
-  const float *const at = p.trial, *const gradient = p.trial_gradient;
+  const float *const trial = p.trial, *const gradient = p.trial_gradient;
   const float *const x = p.x, *const x0 = p.x0;
   float dots[3];
   team.template sums<3>(params.stride, dots, [=](int i, Lane* acc) {
-    const Lane trial = load(at, i), d = trial - load(x, i), g = load(gradient, i);
+    const Lane t = load(trial, i), d = t - load(x, i), g = load(gradient, i);
     acc[0] += d * d;
     acc[1] += g * g;
-    acc[2] += load(cut, i) * (trial - load(x0, i));
+    acc[2] += load(cut, i) * (t - load(x0, i));
   });
   float multiplier = 0;
   for (int j = 0; j < bundle.count; ++j) multiplier += bundle.dual[j];

@@ -75,9 +75,9 @@ ADVCORE_FN bool Machine<Team>::next_search() {
   }
   // A point found by a push alone may be far away (5.6 times as far, for one of 1,000 digits): the
   // fallbacks go on as if there were none.
-  const bool found =
+  const bool success =
       restarts.found_by_search && (restarts.converged_on_last_network || exact_loss());
-  const int searches = found ? params.attempts : params.schedules;
+  const int searches = success ? params.attempts : params.schedules;
   if (exclusions + 1 >= params.classes || restarts.searches >= searches) return false;
   s.search.schedule = restarts.searches++;
   s.search.c = 0;

@@ -81,19 +81,20 @@ ADVCORE_FN void Machine<Team>::start_search() {
   project(team, params, p, s.bundle, work, 0, p.trial);
   s.bundle.count = 0;
   const float diagonal = box_diagonal(team, params, p), reach = kReach * diagonal;
-  const float far = distortion(team, params, p, p.trial);
+  const float distance = distortion(team, params, p, p.trial);
   if (diagonal == 0) return finish(Status::not_found);  // Nothing can move.
-  if (far == 0) {  // Nothing here can move, or the linear margin of a random start admits x0.
+  if (distance == 0) {  // Nothing here can move, or the linear margin of a random start admits x0.
     if (s.point.norm2 == 0) return end_restart(Status::not_found);
     search.c = linear_c(max(s.clean_margin, abs(s.point.margin)), s.point.norm2);
     search.first_c = search.last_c = search.c;
     note_stage_best(__builtin_sqrtf(s.point.norm2), p.x);
     return propose();
   }
-  if (s.request.exclusions > 0 && far > kPrune * rival_norm()) return end_restart(Status::stalled);
-  if (far > reach) between(team, params, p, p.x0, p.trial, reach / far, p.trial);
+  if (s.request.exclusions > 0 && distance > kPrune * rival_norm())
+    return end_restart(Status::stalled);
+  if (distance > reach) between(team, params, p, p.x0, p.trial, reach / distance, p.trial);
   const float lambda = s.bundle.dual[0] / norm;
-  search.c = first_c(lambda, abs(s.point.margin), min(far * far, reach * reach));
+  search.c = first_c(lambda, abs(s.point.margin), min(distance * distance, reach * reach));
   if (params.c_init > 0) {
     search.c = params.c_init;
     if (params.unsquared) search.c /= max(2 * distortion(team, params, p, p.trial), 1e-12f);
@@ -207,10 +208,10 @@ ADVCORE_FN void Machine<Team>::stage() {
   note_progress(step);
   const Round round = take_step(step);
   if (bisecting()) {
-    const bool still =
+    const bool short_step =
         round.accepted && round.predicted && round.length < params.tolerance * round.norm;
-    const bool over = still || s.search.rounds >= schedule().budget[s.search.stage];
-    if (over && !bisect_c(s, s.point.margin >= 0)) return end_stage(Status::converged);
+    const bool solved = short_step || s.search.rounds >= schedule().budget[s.search.stage];
+    if (solved && !bisect_c(s, s.point.margin >= 0)) return end_stage(Status::converged);
     return propose();
   }
   const StageEnd end = stage_end(round);
@@ -248,11 +249,12 @@ ADVCORE_FN Round Machine<Team>::take_step(const Step& step) {
   State::Search& search = s.search;
   keep_pair(step);
   const float new_loss = loss_of(s.eval.log_odds), norm = __builtin_sqrtf(step.norm2);
-  const float before = s.point.loss + search.c * s.point.norm2;
-  const float after = new_loss + search.c * step.norm2;
+  const float old_value = s.point.loss + search.c * s.point.norm2;
+  const float new_value = new_loss + search.c * step.norm2;
   const bool predicted = !search.fresh_model;
-  const bool accepted = !predicted || after <= before + 1e-4f * step.slope + 2e-7f * before;
-  if (predicted) adapt_damping(before, after, step.slope);
+  const bool accepted =
+      !predicted || new_value <= old_value + 1e-4f * step.slope + 2e-7f * old_value;
+  if (predicted) adapt_damping(old_value, new_value, step.slope);
   if (accepted) accept(step.norm2);
   search.fresh_model = false;
   if (accepted && s.request.k == 0 && s.point.margin >= 0 && !bisecting())
@@ -263,15 +265,15 @@ ADVCORE_FN Round Machine<Team>::take_step(const Step& step) {
 // Levenberg-Marquardt damping, from the gain of the penalty function beside the gain that the model
 // promised.
 template <class Team>
-ADVCORE_FN void Machine<Team>::adapt_damping(float before, float after, float slope) {
+ADVCORE_FN void Machine<Team>::adapt_damping(float old_value, float new_value, float slope) {
   State::Search& search = s.search;
-  const float ratio = (before - after) / max(-0.5f * slope, 1e-37f);
+  const float ratio = (old_value - new_value) / max(-0.5f * slope, 1e-37f);
   // A promise below the rounding of the loss says nothing about the model. The bisection needs the
   // damping there to come to rest.
-  if (ratio < 0.05f && (bisecting() || -slope > 1e-6f * before)) {
+  if (ratio < 0.05f && (bisecting() || -slope > 1e-6f * old_value)) {
     // With this damping a step along the last one would have ended at the minimum of the parabola
     // through both values and the slope. At the least it is four times the last damping.
-    const float bend = max(after - before - slope, 1e-37f);
+    const float bend = max(new_value - old_value - slope, 1e-37f);
     const float part = max(-0.5f * slope / bend, 0.1f);
     search.damping = max(max(4 * search.damping, search.c), 2 * search.c * (1 / part - 1));
   }
@@ -280,9 +282,9 @@ ADVCORE_FN void Machine<Team>::adapt_damping(float before, float after, float sl
 }
 
 // Fills the model of the round: the Gram blocks of the vectors v, which are Y, S, the gradient and
-// r, over the free variables. Returns the number of vectors. `free` and `r` are written.
+// r, over the free variables. Returns the number of vectors. `free_mask` and `r` are written.
 template <class Team>
-ADVCORE_FN int Machine<Team>::fill_model(const float** v, float* free, float* r) {
+ADVCORE_FN int Machine<Team>::fill_model(const float** v, float* free_mask, float* r) {
   // A small theta: outside the span of the pairs the curvature of the penalty problem is 2 c.
   Model& model = work.model;
   const State::Pairs& pairs = s.pairs;
@@ -301,7 +303,7 @@ ADVCORE_FN int Machine<Team>::fill_model(const float** v, float* free, float* r)
     const Lane x = load(point, i), ri = x - load(clean, i);
     const Lane total = c2 * ri - sigma * load(gradient, i);
     store(r, i, ri);
-    store(free, i, free_variable(x, total, load(lo, i), load(hi, i)));
+    store(free_mask, i, free_variable(x, total, load(lo, i), load(hi, i)));
   });
   const int m = pairs.count, count = 2 * m + 2;
   for (int j = 0; j < m; ++j) {
@@ -310,7 +312,7 @@ ADVCORE_FN int Machine<Team>::fill_model(const float** v, float* free, float* r)
   }
   v[2 * m] = p.gradient;
   v[2 * m + 1] = r;
-  masked_gram(team, params.stride, free, v, count, model.gram);
+  masked_gram(team, params.stride, free_mask, v, count, model.gram);
   assemble(params, pairs, model);
   return count;
 }
@@ -322,8 +324,8 @@ ADVCORE_FN void Machine<Team>::propose() {
   if (s.point.sigma < kVanished && s.point.margin > s.search.target_margin) return step_back();
   Model& model = work.model;
   const float* v[kMaxBasis] = {};
-  float* const free = p.trial;  // The next trial overwrites both.
-  const int count = fill_model(v, free, p.trial_gradient), m = model.pairs;
+  float* const free_mask = p.trial;  // The next trial overwrites both.
+  const int count = fill_model(v, free_mask, p.trial_gradient), m = model.pairs;
   s.search.last_c = s.search.c;
   if (!bisecting()) {
     // The damping bounds the step, not c: with it no c would reach the target, and c would run
@@ -333,22 +335,23 @@ ADVCORE_FN void Machine<Team>::propose() {
     model.damping = s.search.damping;
   }
   double* const q = work.q;
-  const auto at =
+  const auto solution =
       solve_model<double>(model, s.search.c, reinterpret_cast<double*>(work.trials.K), q);
-  const double slope = model_slope(model, at, q);
-  const bool sound = slope < 0 && slope > -1e300;
+  const double slope = model_slope(model, solution, q);
+  const bool descends = slope < 0 && slope > -1e300;
   float weight[kMaxBasis] = {};
   for (int j = 0; j < 2 * m; ++j)
-    weight[j] =
-        (float)(sound ? q[j] * (j < m ? 1.0 : (double)model.theta) * at.inverse * at.inverse : 0.0);
-  weight[2 * m] = (float)(-s.point.sigma * at.inverse);
-  weight[2 * m + 1] = (float)(2 * s.search.c * at.inverse);
+    weight[j] = (float)(descends ? q[j] * (j < m ? 1.0 : (double)model.theta) * solution.inverse *
+                                       solution.inverse
+                                 : 0.0);
+  weight[2 * m] = (float)(-s.point.sigma * solution.inverse);
+  weight[2 * m + 1] = (float)(2 * s.search.c * solution.inverse);
   const float *const point = p.x, *const lo = p.lo, *const hi = p.hi;
-  team.each(params.stride, [=](int i) {  // `free` is the trial.
+  team.each(params.stride, [=](int i) {  // `free_mask` is the trial.
     Lane d = Lane{};
     for (int j = 0; j < count; ++j) d += weight[j] * load(v[j], i);
-    const Lane x = load(point, i) - load(free, i) * d;
-    store(free, i, clip(x, load(lo, i), load(hi, i)));
+    const Lane x = load(point, i) - load(free_mask, i) * d;
+    store(free_mask, i, clip(x, load(lo, i), load(hi, i)));
   });
   ask_stage();
 }

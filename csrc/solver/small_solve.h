@@ -15,19 +15,19 @@ namespace {
 template <class Value, class Row>
 ADVCORE_FN void solve_quasi_definite(int size, int negative, Row K, Row b) {
   const auto row = [](int i) { return i * (i + 1) / 2; };
-  Value inverse[2 * kMaxHistory];  // Of the pivots: divisions would take half of the time.
+  Value inverse[2 * kMaxHistory];  // 1 / pivot: divisions would take half of the time.
   for (int j = 0; j < size; ++j) {
     const double side = j < negative ? -1.0 : 1.0;
     const Row kj = K + row(j);
-    const Value full = kj[j] * side;
-    Value d = full, v[2 * kMaxHistory];
+    const Value diagonal = kj[j] * side;
+    Value d = diagonal, v[2 * kMaxHistory];
     for (int p = 0; p < j; ++p) {
       v[p] = kj[p] * K[row(p) + p];
       d -= v[p] * kj[p] * side;
     }
     // Relative rounding of the float32 sums behind K is about 1e-6.
-    const auto sound = (d > 1e-9 * full) & (d > 0.0);
-    kj[j] = sound ? d * side : Value{} + 1e300 * side;
+    const auto usable = (d > 1e-9 * diagonal) & (d > 0.0);
+    kj[j] = usable ? d * side : Value{} + 1e300 * side;
     inverse[j] = 1.0 / kj[j];
     for (int i = j + 1; i < size; ++i) {
       const Row ki = K + row(i);

@@ -56,9 +56,9 @@ ADVCORE_FN void Machine<Team>::begin_stage(int stage) {
   search.started_away_from_x0 = false;
   s.bracket = {};
   copy(team, params, p.x0, p.trial);
-  const bool exact = exact_loss();
+  const bool paper_loss = exact_loss();
   ask(Phase::stage_origin, true, schedule().smoothing[stage],
-      exact ? Temperature::given : Temperature::from_margin, exact ? 1.0f : 0.0f);
+      paper_loss ? Temperature::given : Temperature::from_margin, paper_loss ? 1.0f : 0.0f);
 }
 
 template <class Team>
@@ -182,25 +182,27 @@ ADVCORE_FN bool Machine<Team>::without_progress() {
 template <class Team>
 ADVCORE_FN StageEnd Machine<Team>::stage_end(const Round& round) {
   const State::Search& search = s.search;
-  const bool found = search.stage_best < kNone;
+  const bool success = search.stage_best < kNone;
   const bool challenging = s.contest.challenging;
   // Near the boundary with short steps the distortion on this network is known well enough.
-  const bool at_boundary = found && s.point.sigma < 0.9f && round.accepted && round.predicted;
-  const bool settled = at_boundary && round.length < params.continuation_tolerance * round.norm;
-  const bool behind = at_boundary && round.length < kShortStep * round.norm &&
-                      round.norm > kLostContest * s.contest.incumbent_norm;
+  const bool at_boundary = success && s.point.sigma < 0.9f && round.accepted && round.predicted;
+  const bool short_steps = at_boundary && round.length < params.continuation_tolerance * round.norm;
+  const bool lost = at_boundary && round.length < kShortStep * round.norm &&
+                    round.norm > kLostContest * s.contest.incumbent_norm;
   // The minimiser of the paper's loss is itself the result, so it must be adversarial.
-  const bool adversarial = exact_loss() ? s.point.margin >= 0 : found;
-  const bool free_budget = !found && !s.restarts.found_by_search && !challenging;
+  const bool adversarial = exact_loss() ? s.point.margin >= 0 : success;
+  const bool free_budget = !success && !s.restarts.found_by_search && !challenging;
   const int budget = schedule().budget[search.stage] * (free_budget ? kBudgetsWithoutSuccess : 1);
 
-  if (settled && !challenging && s.request.exclusions > 0 && round.norm > kFarClass * rival_norm())
+  if (short_steps && !challenging && s.request.exclusions > 0 &&
+      round.norm > kFarClass * rival_norm())
     return StageEnd::far_class;
-  if (challenging && behind) return StageEnd::lost_contest;
-  if (settled && !on_last_stage()) return StageEnd::continuation;
-  if (settled && params.descent_budget > 0) return StageEnd::stalled;  // The descent goes on.
+  if (challenging && lost) return StageEnd::lost_contest;
+  if (short_steps && !on_last_stage()) return StageEnd::continuation;
+  if (short_steps && params.descent_budget > 0)
+    return StageEnd::stalled;  // Gradient descent takes over.
   if (adversarial && at_rest(round)) return StageEnd::converged;
-  if (found && search.rounds_since_improvement >= params.patience && adversarial)
+  if (success && search.rounds_since_improvement >= params.patience && adversarial)
     return StageEnd::stalled;
   if (!exact_loss() && without_progress()) return StageEnd::stalled;
   if (search.rounds >= budget) return StageEnd::stalled;

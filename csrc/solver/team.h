@@ -1,9 +1,10 @@
-// The verbs in which the algorithm is written. A team works on one image; its lanes share the
-// n variables. The serial team is one CPU thread that walks the lanes of its instruction set; a
-// CUDA block implements the same verbs with one thread a lane (fork_team.h).
+// The team: the vector loops in which the algorithm is written, its verbs. A team works on one
+// image; its lanes share the n variables. The serial team is one CPU thread that goes through the
+// vectors of its instruction set; a CUDA block has the same verbs with one thread a lane
+// (fork_team.h).
 //
-// Contract: n is the padded length (a multiple of kPad). A sum is taken in a fixed order: the
-// result does not depend on the batch, the slot or the thread.
+// n is the padded length, a multiple of kPad. A sum is taken in a fixed order, so that the result
+// does not depend on the batch, the slot or the thread.
 #pragma once
 
 #include "problem.h"
@@ -12,20 +13,21 @@ namespace ADVCORE_NS {
 namespace {
 
 struct SerialTeam {
+  // Rows and columns of a tile of a Gram matrix.
   static constexpr int kTile = kTileRows;
 
-  // f(i): i is the first index of a lane group.
+  // Calls f(i) with the first index of each vector.
   template <class F>
   static void each(int n, F f) {
     for (int i = 0; i < n; i += kLanes) f(i);
   }
 
-  // A row of the caller's memory, n floats without padding.
-  static void copy_row(int n, const float* from, float* to) {
-    __builtin_memcpy(to, from, sizeof(float) * (size_t)n);
+  // Copies a row of the caller's memory, n floats without padding.
+  static void copy_row(int n, const float* source, float* target) {
+    __builtin_memcpy(target, source, sizeof(float) * (size_t)n);
   }
 
-  // f(i, acc): add the terms of K sums to acc[0..K).
+  // K sums, whose terms f(i, acc) adds to acc[0..K).
   template <int K, class F>
   static void sums(int n, float* out, F f) {
     Lane acc[K];
@@ -35,7 +37,7 @@ struct SerialTeam {
     sum_lanes<K>(acc, out);
   }
 
-  // f(i): on the trial values from i on, a vector at a time.
+  // Calls f(i) for the trial values of c from i on, a vector at a time.
   template <class F>
   static void solve(F f) {
     for (int i = 0; i < kTrialCs; i += kTrialLanes) f(i);
@@ -49,7 +51,7 @@ struct SerialTeam {
     return i;
   }
 
-  // f(i) -> Lane
+  // The largest value of f(i) -> Lane.
   template <class F>
   static float maximum(int n, F f) {
     Lane best = broadcast(-3.0e38f);

@@ -238,12 +238,12 @@ def test_head_reference_against_every_head_of_a_run(kind: str, targeted: bool) -
     case = Case((20, 12, 5), kind)
     network, job = problem(case, targeted, 12)
     params = params_for(network, targeted)
-    session = _core.Session(params, *job, 6)
+    session = _core.Session(_core.Job(params, *job), 6)
     records = memory(session.slot_rows()["problems"], 6, PROBLEM)
     widths = np.zeros((6, 2), np.float32)
     compared = 0
     while True:
-        x, k, slots, measure, paired = session.fill()
+        x, k, slots, measure, paired = session.refill()
         if not len(x):
             break
         here = widths[slots]
@@ -256,7 +256,7 @@ def test_head_reference_against_every_head_of_a_run(kind: str, targeted: bool) -
             head_reference(z, record, params.temperatures, np.float32(params.confidence))
             for z, record in zip(logits, expected, strict=True)
         ])  # fmt: skip
-        found_seeds, found = session.head(logits), records[slots]
+        found_seeds, found = session.margin_loss(logits), records[slots]
         np.testing.assert_allclose(found_seeds, seeds[:paired], rtol=1e-4, atol=1e-5)
         for name in PROBLEM.names:
             np.testing.assert_allclose(
@@ -278,7 +278,7 @@ def test_a_whole_run(call: Call, kind: str, targeted: bool, fused: bool) -> None
     network, job = problem(case, targeted, 8)
     found = call(solve_in_rounds, case, job, targeted)
     params = params_for(network, targeted)
-    expected, _ = _core.solve(network.core, params, *job, 1, 8, lambda *state: True)
+    expected, _ = _core.solve(network.core, _core.Job(params, *job), 1, 8, lambda counts: True)
     np.testing.assert_array_equal(found["success"], expected["success"])
     assert found["success"].sum() >= 6
     both = found["success"] & (expected["distortion"] > 0)

@@ -34,10 +34,9 @@ class StandIn:
     latest: StandIn
 
     def __init__(
-        self, params: Any, images: Any, labels: Any, lo: Any, hi: Any, starts: Any, slots: int,
-        capacity: int, device: int, arena: int, stream: int,
-    ) -> None:  # fmt: skip
-        self.session = _core.Session(params, images, labels, lo, hi, starts, slots)
+        self, job: _core.Job, slots: int, capacity: int, device: int, arena: int, stream: int
+    ) -> None:
+        self.session = _core.Session(job, slots)
         self.slots, self.capacity = slots, capacity
         self.added: list[tuple[Any, ...]] = []
         self.rounds = 0
@@ -56,14 +55,14 @@ class StandIn:
             self.session.interrupt()
             return True
         for _ in range(10):
-            x, _, _, _, paired = self.session.fill()
+            x, _, _, _, paired = self.session.refill()
             if not len(x):
                 return True
             self.rounds += 1
             if self.rounds == self.fails_in:
                 raise RuntimeError("CUDA: a round: unspecified launch failure (719)")
             seeds = np.zeros((len(x), self.network.classes), np.float32)
-            seeds[:paired] = self.session.head(self.network.forward(x))
+            seeds[:paired] = self.session.margin_loss(self.network.forward(x))
             self.session.advance(self.network.backward(seeds)[:paired])
         return False
 

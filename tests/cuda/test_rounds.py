@@ -34,17 +34,14 @@ class StandIn:
 
     fails_in = -1
 
-    def __init__(
-        self, params: Any, images: Any, labels: Any, lo: Any, hi: Any, starts: Any, slots: int,
-        device: int, arena: int, stream: int,
-    ) -> None:  # fmt: skip
-        self.session = _core.Session(params, images, labels, lo, hi, starts, slots)
-        self.n, self.classes = images.shape[1], params.classes
+    def __init__(self, job: _core.Job, slots: int, device: int, arena: int, stream: int) -> None:
+        self.session = _core.Session(job, slots)
+        self.n, self.classes = job.params.n, job.params.classes
         self.slots: Any = None
         self.rounds = 0
 
-    def fill(self) -> Any:
-        self.x, self.k, slots, measure, self.paired = self.session.fill()
+    def refill(self) -> Any:
+        self.x, self.k, slots, measure, self.paired = self.session.refill()
         if self.slots is not None and np.array_equal(slots, self.slots) and not measure.any():
             return None
         self.slots = slots
@@ -54,10 +51,12 @@ class StandIn:
         rows_at(x, len(self.x), self.n)[:] = self.x
         rows_at(k, len(self.x), 1)[:, 0] = self.k
 
-    def head(self, logits: int, seeds: int) -> None:
-        out = rows_at(seeds, len(self.x), self.classes)
+    def margin_loss(self, logits: int, dlogits: int) -> None:
+        out = rows_at(dlogits, len(self.x), self.classes)
         out[:] = 0
-        out[: self.paired] = self.session.head(rows_at(logits, len(self.x), self.classes).copy())
+        out[: self.paired] = self.session.margin_loss(
+            rows_at(logits, len(self.x), self.classes).copy()
+        )
 
     def advance(self, gradients: int) -> None:
         self.rounds += 1
@@ -163,7 +162,4 @@ def test_the_reason_for_no_cuda_is_named() -> None:
     assert reason
     _, job = problem(torch.nn.Tanh())
     with pytest.raises(RuntimeError, match="CUDA" if built else "no CUDA"):
-        _core.CudaSession(
-            *(job.params, job.images, job.labels, job.lo, job.hi, None, 4), device=0, arena=0,
-            stream=0,
-        )  # fmt: skip
+        _core.CudaSession(job.core, 4, device=0, arena=0, stream=0)

@@ -78,7 +78,7 @@ def test_an_effort_may_be_handed_in(random_network: Any, name: str, targeted: bo
 
 
 def test_large_images_descend_at_once() -> None:
-    """From schedules.LARGE values on the walk is the search: steps by effort, and a polish."""
+    """From schedules.LARGE values on the descent is the search: steps by effort, and a polish."""
     torch = pytest.importorskip("torch")
     nn = torch.nn
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def test_large_images_descend_at_once() -> None:
         targets = model(torch.from_numpy(x)).argsort(dim=1)[:, -3].numpy()
     distortion = {}
     for effort in ("fast", "default"):
-        steps = schedules.ON_LARGE[effort].walk.steps
+        steps = schedules.ON_LARGE[effort].descent.steps
         result = advcore.minimize_distortion(model, x, targets, effort=effort)
         assert result.success.all()
         assert (result.rescues == 0).all()

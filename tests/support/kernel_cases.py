@@ -272,7 +272,7 @@ def solve_in_rounds(case: Case, job: tuple[Any, ...], targeted: bool) -> Any:
 
     params, plan = params_for(network_of(case), targeted), plan_of(case)
     slots = case.slots
-    session = _core.Session(params, *job, slots)
+    session = _core.Session(_core.Job(params, *job), slots)
     at = session.slot_rows()
     tensors = {
         "problems": torch.from_numpy(memory(at["problems"], slots, PROBLEM).view(np.uint8)),
@@ -286,7 +286,7 @@ def solve_in_rounds(case: Case, job: tuple[Any, ...], targeted: bool) -> Any:
         tensors[name] = torch.zeros(size)
     rounds = 0
     while True:
-        _, _, listed, _, _ = session.fill()
+        _, _, listed, _, _ = session.refill()
         if not len(listed):
             return session.results | {"rounds": rounds}
         tensors["rows"][: len(listed)] = torch.from_numpy(listed)

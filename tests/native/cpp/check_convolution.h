@@ -1,11 +1,11 @@
 // Checks of the convolutions: against the same layer as a fully connected one, which the other
-// checks compare with double, and rows on their own against rows of a tile. Pooling, smoothing and
+// checks compare with double, and rows on their own against rows of a batch. Pooling, smoothing and
 // whole networks are compared with torch in tests/network/test_convolution.py.
 #pragma once
 
 #include <numeric>
 
-#include "network_tile.h"
+#include "network_rows.h"
 
 using advcore::Convolution;
 using advcore::Pooling;
@@ -70,22 +70,22 @@ inline void check_convolutions(const IsaTable& isa) {
     std::vector<LayerSpec> rest = random_layers({layer.outputs, 6, 3}, Activation::tanh, rng);
     const Network net({layer, rest[0], rest[1]}, isa);
     const Network dense({dense_of(layer), rest[0], rest[1]}, isa);
-    Tile tile(net, 3), expected(dense, 3);
-    fill_random(tile, rng);
+    NetworkRows batch(net, 3), expected(dense, 3);
+    fill_random(batch, rng);
     for (int r = 0; r < 3; ++r) {
-      std::copy_n(tile.x.row[r], net.inputs(), expected.x.row[r]);
-      std::copy_n(tile.dlogits.row[r], 3, expected.dlogits.row[r]);
+      std::copy_n(batch.x.row[r], net.inputs(), expected.x.row[r]);
+      std::copy_n(batch.dlogits.row[r], 3, expected.dlogits.row[r]);
     }
-    for (Tile* one : {&tile, &expected}) {
+    for (NetworkRows* one : {&batch, &expected}) {
       one->forward();
       one->backward(one->all);
     }
     double logits = 0, dx = 0, largest = 1e-30;
     for (int r = 0; r < 3; ++r) {
       for (int i = 0; i < 3; ++i)
-        logits = std::fmax(logits, std::fabs(tile.logits.row[r][i] - expected.logits.row[r][i]));
+        logits = std::fmax(logits, std::fabs(batch.logits.row[r][i] - expected.logits.row[r][i]));
       for (int i = 0; i < net.inputs(); ++i) {
-        dx = std::fmax(dx, std::fabs(tile.dx.row[r][i] - expected.dx.row[r][i]));
+        dx = std::fmax(dx, std::fabs(batch.dx.row[r][i] - expected.dx.row[r][i]));
         largest = std::fmax(largest, std::fabs(expected.dx.row[r][i]));
       }
     }

@@ -76,11 +76,11 @@ void check_affine_untargeted(const advcore::IsaTable& isa, int n, int classes, b
   Instance at = instance(Model::Kind::affine, n, params, bounded, rng);
   const Trace trace = run(isa, at.slot, at.model, at.label);
   expect_consistent(isa, at.slot, at.model, at.label, trace);
-  const double kappa = static_cast<double>(params.confidence);
+  const double required_margin = static_cast<double>(params.confidence);
   double least = 1e300, reached = 1e300;  // of any class, of the class reached
   for (int j = 0; j < classes; ++j) {
     if (j == at.label) continue;
-    const dense::Polytope set = half_spaces(at, j, {at.label}, kappa);
+    const dense::Polytope set = half_spaces(at, j, {at.label}, required_margin);
     const double dual = dense::solve_line(set);
     if (!std::isfinite(dual)) continue;
     const double exact = dense::norm(dense::minus(set.at({dual}), set.x0));

@@ -71,8 +71,8 @@ int main(int arguments, char** argument) {
   job.penalty = penalty.data(), job.prediction = prediction.data(), job.status = status.data();
   job.evaluations = evaluations.data(), job.forwards = forwards.data();
   job.iterations = iterations.data(), job.rescues = rescues.data();
-  Feed feed;
-  solve(network, params, job, 1, 24, feed, [] { return true; });
+  WorkQueue work;
+  solve(network, params, job, 1, 24, work, [](const Counts&) { return true; });
   int total = 0, found = 0, probes = 0;
   for (size_t i = 0; i < images; ++i)
     total += evaluations[i], probes += forwards[i], found += success[i];

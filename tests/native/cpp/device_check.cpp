@@ -10,7 +10,7 @@
 #include "cuda/device.cu"  // NOLINT
 #include "cuda/queue.cu"   // NOLINT
 #include "job_arrays.h"
-#include "network_tile.h"
+#include "network_rows.h"
 
 namespace {
 
@@ -24,37 +24,40 @@ using advcore::Status;
 // What the kernels of a round do, by the engine of the CPU.
 struct Rounds {
   Rounds(const Network& network, const Params& params, int slots)
-      : network(network), params(params), tile(network, slots), widths(static_cast<size_t>(slots)) {
-    for (auto& of_slot : widths) of_slot.resize(static_cast<size_t>(network.widths()));
+      : network(network),
+        params(params),
+        batch(network, slots),
+        scales(static_cast<size_t>(slots)) {
+    for (auto& of_slot : scales) of_slot.resize(static_cast<size_t>(network.scales()));
   }
   void evaluate() {
     const int count = *rows_of_round;
-    tile.rows = count;
+    batch.rows = count;
     std::vector<int> paired;
     for (int r = 0; r < count; ++r) {
       const size_t row = static_cast<size_t>(r), slot = static_cast<size_t>(rows[r]);
       const advcore::State& s = slots.problems[slot].state;
-      std::copy_n(slots.problems[slot].trial, params.n, tile.x.row[row]);
-      std::copy(widths[slot].begin(), widths[slot].end(), tile.widths.row[row]);
-      tile.k[row] = s.request.k, tile.measure[row] = s.request.record_scales;
+      std::copy_n(slots.problems[slot].trial, params.n, batch.x.row[row]);
+      std::copy(scales[slot].begin(), scales[slot].end(), batch.scales.row[row]);
+      batch.k[row] = s.request.k, batch.record_scales[row] = s.request.record_scales;
       if (s.request.want_gradient) paired.push_back(r);
     }
-    tile.forward();
+    batch.forward();
     for (int r = 0; r < count; ++r) {
       const size_t row = static_cast<size_t>(r), slot = static_cast<size_t>(rows[r]);
-      std::copy_n(tile.widths.row[row], widths[slot].size(), widths[slot].begin());
-      network.isa().margin_loss(params, slots.problems[slot].state, tile.logits.row[row],
-                                tile.dlogits.row[row]);
+      std::copy_n(batch.scales.row[row], scales[slot].size(), scales[slot].begin());
+      network.isa().margin_loss(params, slots.problems[slot].state, batch.logits.row[row],
+                                batch.dlogits.row[row]);
     }
-    tile.backward(paired);
+    batch.backward(paired);
     for (const int r : paired)
-      std::copy_n(tile.dx.row[static_cast<size_t>(r)], params.n,
+      std::copy_n(batch.dx.row[static_cast<size_t>(r)], params.n,
                   slots.problems[rows[r]].trial_gradient);
   }
   const Network& network;
   const Params& params;
-  Tile tile;
-  std::vector<std::vector<float>> widths;
+  NetworkRows batch;
+  std::vector<std::vector<float>> scales;
   advcore::SlotRows slots{};
   const int* rows = nullptr;
   const int* rows_of_round = nullptr;
@@ -124,8 +127,9 @@ void check(const Case& at, std::mt19937& rng) {
   job.starts = at.own_bounds ? starts.data() : nullptr;
   Job expected_job = job;
   Arrays expected(expected_job, width), found(job, width);
-  advcore::Feed expected_feed, feed;
-  advcore::solve(network, params, expected_job, 1, 8, expected_feed, [] { return true; });
+  advcore::WorkQueue expected_work, work;
+  advcore::solve(network, params, expected_job, 1, 8, expected_work,
+                 [](const advcore::Counts&) { return true; });
   advcore::clear_numbers(job);
 
   fake::launches = 0, fake::fails_at = at.end == End::failed ? 8 : -1;
@@ -137,7 +141,7 @@ void check(const Case& at, std::mt19937& rng) {
   fake::foreign["evaluate"] = [](void** arguments, unsigned) {
     (*static_cast<Rounds**>(arguments[0]))->evaluate();
   };
-  CudaQueue queue(params, job, feed, at.slots, at.capacity, 0, memory.get(), &stream,
+  CudaQueue queue(params, job, work, at.slots, at.capacity, 0, memory.get(), &stream,
                   at.piece_bytes);
   rounds.slots = queue.slot_rows();
   rounds.rows = queue.rows(), rounds.rows_of_round = queue.count();
@@ -152,8 +156,8 @@ void check(const Case& at, std::mt19937& rng) {
   bool raised = false;
   try {
     for (int waits = 0; !queue.wait(0.002); ++waits) {
-      expect(queue.finished() >= seen, "%s: fewer images are finished than before", at.name);
-      seen = queue.finished();
+      expect(queue.counts().finished >= seen, "%s: fewer images are finished than before", at.name);
+      seen = queue.counts().finished;
       if (at.end == End::stopped && seen > 0) queue.stop();
       if (waits > 20000) return expect(false, "%s: does not end", at.name);
     }
@@ -163,9 +167,11 @@ void check(const Case& at, std::mt19937& rng) {
   expect(raised == (at.end == End::failed), "%s: raised is %d", at.name, raised);
   if (at.end == End::whole) {
     expect(found.same(expected), "%s: results differ from those of solve", at.name);
-    expect(queue.finished() == at.count && queue.succeeded() == expected_feed.succeeded &&
-               queue.evaluations() == expected_feed.evaluations && queue.rounds() > 0,
-           "%s: counted %ld images", at.name, static_cast<long>(queue.finished()));
+    expect(queue.counts().finished == at.count &&
+               queue.counts().succeeded == expected_work.counts().succeeded &&
+               queue.counts().evaluations == expected_work.counts().evaluations &&
+               queue.rounds() > 0,
+           "%s: counted %ld images", at.name, static_cast<long>(queue.counts().finished));
     const int64_t fillings = (at.count + at.capacity - 1) / at.capacity;
     expect(queue.fillings() == fillings, "%s: %d fillings", at.name, queue.fillings());
     return;

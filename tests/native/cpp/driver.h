@@ -127,7 +127,7 @@ inline void expect_consistent(const advcore::IsaTable& isa, const Slot& slot, Mo
 inline Trace run(const advcore::IsaTable& isa, Slot& slot, Model& model, int label) {
   const size_t padded = (model.classes + advcore::kPad - 1) / advcore::kPad * advcore::kPad;
   const advcore::AlignedFloats rows = advcore::allocate(static_cast<size_t>(2 * padded));
-  float *const z = rows.get(), *const seed = z + padded;
+  float *const z = rows.get(), *const dlogits = z + padded;
   const size_t length = static_cast<size_t>(slot.params.stride);
   const int bound = most_rounds(slot.params);
   Problem& p = slot.p;
@@ -146,11 +146,11 @@ inline Trace run(const advcore::IsaTable& isa, Slot& slot, Model& model, int lab
     Round round{{p.trial, p.trial + length}, {}, s.phase, s.request.k, 0, {}};
     write_logits(model.forward(p.trial, static_cast<double>(s.request.k), s.request.record_scales),
                  z, padded);
-    isa.margin_loss(slot.params, s, z, seed);
+    isa.margin_loss(slot.params, s, z, dlogits);
     round.eval = s.eval;
     round.T = s.request.T;
     if (s.request.want_gradient) {
-      slot.set(p.trial_gradient, model.backward(seed));
+      slot.set(p.trial_gradient, model.backward(dlogits));
       for (size_t i = slot.size(); i < length; ++i) p.trial_gradient[i] = 0;
       round.gradient.assign(p.trial_gradient, p.trial_gradient + length);
     }

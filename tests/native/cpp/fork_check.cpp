@@ -47,8 +47,8 @@ double apart(const Slot& slot, const float* a, const float* b) {
   return dense::norm(dense::minus(slot.vector(a), slot.vector(b))) / std::max(size, 1e-3);
 }
 
-void expect_same_head(const Slot& slot, const State& serial, const State& twin, const float* seeds,
-                      const float* twin_seeds) {
+void expect_same_loss(const Slot& slot, const State& serial, const State& twin,
+                      const float* dlogits, const float* twin_dlogits) {
   const auto near = [](float a, float b) {
     return std::fabs(static_cast<double>(a - b)) < 1e-5 * (1 + std::fabs(static_cast<double>(a)));
   };
@@ -57,12 +57,12 @@ void expect_same_head(const Slot& slot, const State& serial, const State& twin, 
              near(serial.request.T, twin.request.T) &&
              serial.eval.runner_up == twin.eval.runner_up &&
              serial.eval.prediction == twin.eval.prediction,
-         "head: margin %g and %g, class %d and %d", static_cast<double>(serial.eval.margin),
+         "margin loss: margin %g and %g, class %d and %d", static_cast<double>(serial.eval.margin),
          static_cast<double>(twin.eval.margin), serial.eval.prediction, twin.eval.prediction);
   for (int j = 0; serial.request.want_gradient && serial.eval.finite && j < slot.params.classes;
        ++j)
-    expect(near(seeds[j], twin_seeds[j]), "seed %d: %g and %g", j, static_cast<double>(seeds[j]),
-           static_cast<double>(twin_seeds[j]));
+    expect(near(dlogits[j], twin_dlogits[j]), "dlogits %d: %g and %g", j,
+           static_cast<double>(dlogits[j]), static_cast<double>(twin_dlogits[j]));
 }
 
 void check_run(const advcore::IsaTable& isa, Instance& at, Difference& total) {
@@ -75,8 +75,8 @@ void check_run(const advcore::IsaTable& isa, Instance& at, Difference& total) {
   std::memcpy(twin.p.x0, serial.p.x0, sizeof(float) * serial.size());
   const size_t padded = static_cast<size_t>(advcore::padded(serial.params.classes));
   const advcore::AlignedFloats rows = advcore::allocate(4 * padded);
-  float *const z = rows.get(), *const seed = z + padded, *const twin_z = seed + padded;
-  float* const twin_seed = twin_z + padded;
+  float *const z = rows.get(), *const dlogits = z + padded, *const twin_z = dlogits + padded;
+  float* const twin_dlogits = twin_z + padded;
   const advcore::Params& params = serial.params;
 
   isa.begin(params, serial.p, at.label);
@@ -91,15 +91,15 @@ void check_run(const advcore::IsaTable& isa, Instance& at, Difference& total) {
     const dense::Vector logits =
         at.model.forward(serial.p.trial, static_cast<double>(s.request.k), s.request.record_scales);
     write_logits(logits, z, padded), write_logits(logits, twin_z, padded);
-    isa.margin_loss(params, s, z, seed);
+    isa.margin_loss(params, s, z, dlogits);
     forked::Machine<forked::Team>* machine = nullptr;
     alignas(16) static unsigned char memory[sizeof *machine];  // where all threads may look
     total.verbs += forked::conduct([&](const forked::Team& team, forked::Work& work) {
-      forked::margin_loss(team, params, twin.p.state, twin_z, twin_seed);
-      expect_same_head(serial, s, twin.p.state, seed, twin_seed);
+      forked::margin_loss(team, params, twin.p.state, twin_z, twin_dlogits);
+      expect_same_loss(serial, s, twin.p.state, dlogits, twin_dlogits);
       take_over(serial, twin);
       if (s.request.want_gradient) {
-        serial.set(serial.p.trial_gradient, at.model.backward(seed));
+        serial.set(serial.p.trial_gradient, at.model.backward(dlogits));
         team.copy_row(params.stride, serial.p.trial_gradient, twin.p.trial_gradient);
       }
       machine =

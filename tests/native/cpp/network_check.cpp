@@ -16,7 +16,7 @@
 #include "check_convolution.h"
 #include "fma_peak.h"
 #include "network.h"
-#include "network_tile.h"
+#include "network_rows.h"
 #include "problem.h"
 
 namespace {
@@ -141,34 +141,34 @@ void check_against_plain(const IsaTable& isa, const std::vector<int>& sizes, Act
   std::string shape;
   for (int size : sizes) shape.append(std::to_string(size)).append(" ");
   shape.append(advcore::activation_name(activation));
-  Tile tile(net, 5);
-  fill_random(tile, rng);
+  NetworkRows batch(net, 5);
+  fill_random(batch, rng);
   for (float k : {0.0f, 0.8f, 0.05f}) {  // the pass with k = 0 measures the widths
-    tile.k.assign(tile.rows, k);
-    tile.measure.assign(tile.rows, k == 0.0f);
-    tile.forward();
-    tile.backward(tile.all);
-    for (int r = 0; r < tile.rows; ++r) {
+    batch.k.assign(batch.rows, k);
+    batch.record_scales.assign(batch.rows, k == 0.0f);
+    batch.forward();
+    batch.backward(batch.all);
+    for (int r = 0; r < batch.rows; ++r) {
       const Plain plain =
-          plain_pass(layers, tile.x.row[r], k, tile.widths.row[r], tile.dlogits.row[r]);
-      const double logits = row_error(tile.logits.row[r], plain.logits, plain.logits_scale);
-      const double dx = plain.smooth ? row_error(tile.dx.row[r], plain.dx, plain.dx_scale) : 0;
+          plain_pass(layers, batch.x.row[r], k, batch.scales.row[r], batch.dlogits.row[r]);
+      const double logits = row_error(batch.logits.row[r], plain.logits, plain.logits_scale);
+      const double dx = plain.smooth ? row_error(batch.dx.row[r], plain.dx, plain.dx_scale) : 0;
       expect(logits < 2e-6, "%s %s k %g row %d: logits off by %.2e", isa.name, shape.c_str(), k, r,
              logits);
       expect(dx < 2e-5, "%s %s k %g row %d: dx off by %.2e", isa.name, shape.c_str(), k, r, dx);
       worst.logits = std::max(worst.logits, logits), worst.dx = std::max(worst.dx, dx);
       for (int l = 0; k == 0.0f && l < net.layers(); ++l) {
-        const double width = std::fabs(tile.widths.row[r][l] / plain.widths[l] - 1);
+        const double width = std::fabs(batch.scales.row[r][l] / plain.widths[l] - 1);
         expect(width < 2e-5, "%s %s row %d layer %d: width %g, expected %g", isa.name,
-               shape.c_str(), r, l, tile.widths.row[r][l], plain.widths[l]);
+               shape.c_str(), r, l, batch.scales.row[r][l], plain.widths[l]);
         worst.widths = std::max(worst.widths, width);
       }
-      for (size_t i = net.classes(); i < tile.logits.stride; ++i)
-        expect(tile.logits.row[r][i] == advcore::kPadLogit, "%s %s: logit padding %zu is %g",
-               isa.name, shape.c_str(), i, tile.logits.row[r][i]);
-      for (size_t i = net.inputs(); i < tile.dx.stride; ++i)
-        expect(tile.dx.row[r][i] == 0.0f, "%s %s: dx padding %zu is %g", isa.name, shape.c_str(), i,
-               tile.dx.row[r][i]);
+      for (size_t i = net.classes(); i < batch.logits.stride; ++i)
+        expect(batch.logits.row[r][i] == advcore::kPadLogit, "%s %s: logit padding %zu is %g",
+               isa.name, shape.c_str(), i, batch.logits.row[r][i]);
+      for (size_t i = net.inputs(); i < batch.dx.stride; ++i)
+        expect(batch.dx.row[r][i] == 0.0f, "%s %s: dx padding %zu is %g", isa.name, shape.c_str(),
+               i, batch.dx.row[r][i]);
     }
   }
 }
@@ -182,21 +182,21 @@ void check_activations(const IsaTable& isa) {
         n, n, static_cast<Activation>(a), 0.1f, std::vector<float>(n * n), std::vector<float>(n)};
     for (int i = 0; i < n; ++i) layer.weight[i * n + i] = 1.0f;
     const Network net({layer}, isa);
-    Tile tile(net, 1);
-    std::fill_n(tile.dlogits.row[0], n, 1.0f);
+    NetworkRows batch(net, 1);
+    std::fill_n(batch.dlogits.row[0], n, 1.0f);
     double worst = 0, worst_d = 0;
     for (int part = 0; part < 800; ++part) {
       const float scale = part < 700 ? 12.0f : 120.0f, k = part % 2 ? 0.5f : 0.0f;
       for (int i = 0; i < n; ++i)
-        tile.x.row[0][i] = scale * (2.0f * (i * 800 + part) / (n * 800.0f) - 1.0f) + 1e-4f;
-      tile.k[0] = k, tile.widths.row[0][0] = 3.0f;
-      tile.forward();
-      tile.backward({0});
+        batch.x.row[0][i] = scale * (2.0f * (i * 800 + part) / (n * 800.0f) - 1.0f) + 1e-4f;
+      batch.k[0] = k, batch.scales.row[0][0] = 3.0f;
+      batch.forward();
+      batch.backward({0});
       for (int i = 0; i < n; ++i) {
         double h, dh;
-        plain_activation(layer.activation, layer.slope, k * 3.0, tile.x.row[0][i], h, dh);
-        const double error = std::fabs(tile.logits.row[0][i] - h) / std::max(1.0, std::fabs(h));
-        const double error_d = std::fabs(tile.dx.row[0][i] - dh);
+        plain_activation(layer.activation, layer.slope, k * 3.0, batch.x.row[0][i], h, dh);
+        const double error = std::fabs(batch.logits.row[0][i] - h) / std::max(1.0, std::fabs(h));
+        const double error_d = std::fabs(batch.dx.row[0][i] - dh);
         worst = std::max(worst, std::isnan(error) ? 1.0 : error);
         worst_d = std::max(worst_d, std::isnan(error_d) ? 1.0 : error_d);
       }
@@ -206,11 +206,11 @@ void check_activations(const IsaTable& isa) {
            advcore::activation_name(layer.activation), worst);
     expect(worst_d < 1e-6, "%s %s: dh off by %.2e", isa.name,
            advcore::activation_name(layer.activation), worst_d);
-    tile.k[0] = 0.0f;
+    batch.k[0] = 0.0f;
     for (float bad : {NAN, INFINITY, -INFINITY}) {
-      tile.x.row[0][0] = bad;
-      tile.forward();
-      expect(std::isnan(tile.logits.row[0][1]), "%s %s: %g was swallowed", isa.name,
+      batch.x.row[0][0] = bad;
+      batch.forward();
+      expect(std::isnan(batch.logits.row[0][1]), "%s %s: %g was swallowed", isa.name,
              advcore::activation_name(layer.activation), bad);
     }
   }
@@ -225,56 +225,56 @@ bool same_bits(const float* a, const float* b, size_t n) {
 void check_row_independence(const IsaTable& isa, const std::vector<LayerSpec>& layers) {
   std::mt19937 rng(2);
   const Network net(layers, isa);
-  Tile whole(net, 24);
+  NetworkRows whole(net, 24);
   fill_random(whole, rng);
-  Tile alone(net, 1);
+  NetworkRows alone(net, 1);
   for (int r = 0; r < whole.rows; ++r) {  // expected: every row on its own
     whole.k[r] = r % 3 ? 0.4f : 0.0f;
     std::memcpy(alone.x.row[0], whole.x.row[r], alone.x.stride * sizeof(float));
     std::memcpy(alone.dlogits.row[0], whole.dlogits.row[r], alone.dlogits.stride * sizeof(float));
-    alone.k[0] = 0.0f, alone.measure[0] = 1;
+    alone.k[0] = 0.0f, alone.record_scales[0] = 1;
     alone.forward();
-    std::memcpy(whole.widths.row[r], alone.widths.row[0], net.widths() * sizeof(float));
-    alone.k[0] = whole.k[r], alone.measure[0] = 0;
+    std::memcpy(whole.scales.row[r], alone.scales.row[0], net.scales() * sizeof(float));
+    alone.k[0] = whole.k[r], alone.record_scales[0] = 0;
     alone.forward();
     alone.backward({0});
     std::memcpy(whole.logits.row[r], alone.logits.row[0], whole.logits.stride * sizeof(float));
     std::memcpy(whole.dx.row[r], alone.dx.row[0], whole.dx.stride * sizeof(float));
   }
   for (int rows = 1; rows <= 24; ++rows) {
-    Tile tile(net, rows);
+    NetworkRows batch(net, rows);
     std::vector<int> source(24);
     for (int r = 0; r < 24; ++r) source[r] = r;
     std::shuffle(source.begin(), source.end(), rng);
     for (int r = 0; r < rows; ++r) {
-      std::memcpy(tile.x.row[r], whole.x.row[source[r]], tile.x.stride * sizeof(float));
-      std::memcpy(tile.dlogits.row[r], whole.dlogits.row[source[r]],
-                  tile.dlogits.stride * sizeof(float));
-      tile.measure[r] = 1;
+      std::memcpy(batch.x.row[r], whole.x.row[source[r]], batch.x.stride * sizeof(float));
+      std::memcpy(batch.dlogits.row[r], whole.dlogits.row[source[r]],
+                  batch.dlogits.stride * sizeof(float));
+      batch.record_scales[r] = 1;
     }
-    tile.forward();
+    batch.forward();
     for (int r = 0; r < rows; ++r) {
-      expect(same_bits(tile.widths.row[r], whole.widths.row[source[r]], net.widths()),
-             "%s tile of %d: widths of row %d depend on the tile", isa.name, rows, r);
-      tile.k[r] = whole.k[source[r]], tile.measure[r] = 0;
+      expect(same_bits(batch.scales.row[r], whole.scales.row[source[r]], net.scales()),
+             "%s batch of %d: widths of row %d depend on the batch", isa.name, rows, r);
+      batch.k[r] = whole.k[source[r]], batch.record_scales[r] = 0;
     }
-    tile.forward();
+    batch.forward();
     for (int count = rows; count >= 1; count = count > 5 ? count - 5 : count - 1) {
-      std::vector<int> which = tile.all;
+      std::vector<int> which = batch.all;
       std::shuffle(which.begin(), which.end(), rng);
       which.resize(count);
-      for (float* row : tile.dx.row) std::fill_n(row, tile.dx.stride, 7.0f);
-      tile.backward(which);
+      for (float* row : batch.dx.row) std::fill_n(row, batch.dx.stride, 7.0f);
+      batch.backward(which);
       for (int r = 0; r < rows; ++r) {
         const bool listed = std::find(which.begin(), which.end(), r) != which.end();
-        expect(same_bits(tile.logits.row[r], whole.logits.row[source[r]], tile.logits.stride),
-               "%s tile of %d: logits of row %d depend on the tile", isa.name, rows, r);
+        expect(same_bits(batch.logits.row[r], whole.logits.row[source[r]], batch.logits.stride),
+               "%s batch of %d: logits of row %d depend on the batch", isa.name, rows, r);
         if (listed)
-          expect(same_bits(tile.dx.row[r], whole.dx.row[source[r]], tile.dx.stride),
-                 "%s tile of %d, %d in the backward: dx of row %d depends on the tile", isa.name,
+          expect(same_bits(batch.dx.row[r], whole.dx.row[source[r]], batch.dx.stride),
+                 "%s batch of %d, %d in the backward: dx of row %d depends on the batch", isa.name,
                  rows, count, r);
         else
-          expect(tile.dx.row[r][0] == 7.0f, "%s: dx of row %d was written unasked", isa.name, r);
+          expect(batch.dx.row[r][0] == 7.0f, "%s: dx of row %d was written unasked", isa.name, r);
       }
     }
   }
@@ -284,17 +284,17 @@ void check_row_independence(const IsaTable& isa, const std::vector<LayerSpec>& l
 void check_nulls_and_mode(const IsaTable& isa) {
   std::mt19937 rng(5);
   const Network net(random_layers({20, 30, 3}, Activation::relu, rng), isa);
-  Tile tile(net, 3);
-  fill_random(tile, rng);
-  tile.forward();
+  NetworkRows batch(net, 3);
+  fill_random(batch, rng);
+  batch.forward();
   std::vector<float> expected;
-  for (float* row : tile.logits.row) expected.insert(expected.end(), row, row + 3);
-  isa.forward(net.packed(), *tile.scratch, tile.x.row.data(), 3, nullptr, nullptr, nullptr,
-              tile.logits.row.data());
-  tile.backward(tile.all);
-  tile.backward({});
+  for (float* row : batch.logits.row) expected.insert(expected.end(), row, row + 3);
+  isa.forward(net.packed(), *batch.scratch, batch.x.row.data(), 3, nullptr, nullptr, nullptr,
+              batch.logits.row.data());
+  batch.backward(batch.all);
+  batch.backward({});
   for (int r = 0; r < 3; ++r)
-    expect(same_bits(tile.logits.row[r], &expected[3 * r], 3), "%s: k = null is not k = 0",
+    expect(same_bits(batch.logits.row[r], &expected[3 * r], 3), "%s: k = null is not k = 0",
            isa.name);
   volatile float denormal = 1e-40f;
   expect(denormal * 1.0f != 0.0f, "%s: flushing of denormals was left on", isa.name);
@@ -364,15 +364,15 @@ void bench(const IsaTable& isa) {
   for (Activation activation : {Activation::relu, Activation::sigmoid}) {
     const Network net(random_layers({784, 100, 100, 10}, activation, rng), isa);
     for (int rows : {1, 4, 8, 16, 24, 32, 48, 64}) {
-      Tile tile(net, rows);
-      fill_random(tile, rng);
+      NetworkRows batch(net, rows);
+      fill_random(batch, rng);
       const double flop = 4.0 * (784 * 100 + 100 * 100 + 100 * 10) * rows;
       std::vector<double> rate, forward;
       for (int repeat = 0; repeat < 400; ++repeat) {
         const auto start = std::chrono::steady_clock::now();
-        for (int i = 0; i < 4; ++i) tile.forward();
+        for (int i = 0; i < 4; ++i) batch.forward();
         const auto middle = std::chrono::steady_clock::now();
-        for (int i = 0; i < 4; ++i) tile.forward(), tile.backward(tile.all);
+        for (int i = 0; i < 4; ++i) batch.forward(), batch.backward(batch.all);
         const auto end = std::chrono::steady_clock::now();
         rate.push_back(4 * flop / std::chrono::duration<double>(end - middle).count() / 1e9);
         forward.push_back(2 * flop / std::chrono::duration<double>(middle - start).count() / 1e9);

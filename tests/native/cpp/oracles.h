@@ -55,12 +55,12 @@ struct Model {
     return z;
   }
 
-  virtual dense::Vector backward(const float* seed) {
+  virtual dense::Vector backward(const float* dlogits) {
     dense::Vector back(b.size()), dx(n);
     for (size_t o = 0; o < back.size(); ++o) {
-      if (kind == Kind::affine) back[o] = static_cast<double>(seed[o]);
+      if (kind == Kind::affine) back[o] = static_cast<double>(dlogits[o]);
       for (size_t c = 0; kind != Kind::affine && c < classes; ++c)
-        back[o] += slope[o] * V[c * back.size() + o] * static_cast<double>(seed[c]);
+        back[o] += slope[o] * V[c * back.size() + o] * static_cast<double>(dlogits[c]);
     }
     for (size_t i = 0; i < n; ++i)
       for (size_t o = 0; o < back.size(); ++o) dx[i] += W[o * n + i] * back[o];
@@ -83,8 +83,8 @@ struct Failing : Model {
     if (++pass == at && what == What::logits) z[1] = std::numeric_limits<double>::quiet_NaN();
     return z;
   }
-  dense::Vector backward(const float* seed) override {
-    dense::Vector dx = Model::backward(seed);
+  dense::Vector backward(const float* dlogits) override {
+    dense::Vector dx = Model::backward(dlogits);
     if (pass == at && what == What::gradient) dx[0] = std::numeric_limits<double>::quiet_NaN();
     return dx;
   }
@@ -99,8 +99,8 @@ struct Flat : Model {
     at_point = dense::from_floats(x, n) == point;
     return Model::forward(x, k, measure);
   }
-  dense::Vector backward(const float* seed) override {
-    return at_point ? dense::Vector(n) : Model::backward(seed);
+  dense::Vector backward(const float* dlogits) override {
+    return at_point ? dense::Vector(n) : Model::backward(dlogits);
   }
   dense::Vector point;
   bool at_point = false;

@@ -1,6 +1,6 @@
-// The turn between two rounds of a CudaQueue, by crews of host threads, with rounds of a native
+// The refill between two rounds of a CudaQueue, by groups of host threads, with rounds of a native
 // network around it: every image comes out once, bit for bit as from `solve`, whatever the slots
-// and the order in which images arrive. Under ThreadSanitizer a race within or between crews is an
+// and the order in which images arrive. Under ThreadSanitizer a race within or between groups is an
 // error.
 #include <barrier>
 #include <thread>
@@ -8,11 +8,11 @@
 #include "check.h"
 #include "engine.h"
 #include "job_arrays.h"
-#include "network_tile.h"
+#include "network_rows.h"
 
 #define ADVCORE_NS advcore::queued
 
-#include "cuda/turn.h"
+#include "cuda/refill.h"
 
 namespace {
 
@@ -22,9 +22,9 @@ using advcore::Params;
 using advcore::Problem;
 namespace queued = advcore::queued;
 
-constexpr int kThreads = 2;  // of a crew
+constexpr int kThreads = 2;  // of a group
 
-struct Crew {
+struct HostThreads {
   std::barrier<>& all;
   int number;
 
@@ -47,21 +47,22 @@ struct Crew {
   }
 };
 
-void turn(const queued::Turn& t) {
+void refill(const queued::Refill& refill) {
   std::vector<std::thread> threads;
-  const int groups = (t.slots + queued::kGroup - 1) / queued::kGroup;
+  const int groups = (refill.slots + queued::kGroupSlots - 1) / queued::kGroupSlots;
   std::vector<std::unique_ptr<std::barrier<>>> barriers;
-  std::vector<queued::Board> boards(static_cast<size_t>(groups));
+  std::vector<queued::GroupScratch> scratch(static_cast<size_t>(groups));
   for (int g = 0; g < groups; ++g) {
     barriers.push_back(std::make_unique<std::barrier<>>(kThreads));
     for (int i = 0; i < kThreads; ++i)
-      threads.emplace_back([&t, &boards, &all = *barriers.back(), g, i] {
-        queued::turn_group(Crew{all, i}, t, g * queued::kGroup, boards[static_cast<size_t>(g)]);
+      threads.emplace_back([&refill, &scratch, &all = *barriers.back(), g, i] {
+        queued::refill_group(HostThreads{all, i}, refill, g * queued::kGroupSlots,
+                             scratch[static_cast<size_t>(g)]);
       });
   }
   for (std::thread& thread : threads) thread.join();
-  t.counters->rows = t.counters->listed;
-  t.counters->listed = 0;
+  refill.state->rows = refill.state->listed;
+  refill.state->listed = 0;
 }
 
 struct Case {
@@ -108,8 +109,9 @@ void check_run(const Case& at, std::mt19937& rng) {
   job.starts = at.starts > 0 ? starts.data() : nullptr;
   Job expected_job = job;
   Arrays expected(expected_job, n), found(job, n);
-  advcore::Feed expected_feed, feed;
-  advcore::solve(network, params, expected_job, 1, 8, expected_feed, [] { return true; });
+  advcore::WorkQueue expected_work, work;
+  advcore::solve(network, params, expected_job, 1, 8, expected_work,
+                 [](const advcore::Counts&) { return true; });
   advcore::clear_results(params, job);
 
   // What the queue has on the device.
@@ -129,9 +131,9 @@ void check_run(const Case& at, std::mt19937& rng) {
   std::vector<uint8_t> done(slots, 1);
   std::vector<int> rows(slots);
   std::vector<Outcome> outcomes(count);
-  queued::Counters counters{};
-  counters.total = at.count;
-  queued::Turn t{
+  queued::QueueState state{};
+  state.total = at.count;
+  queued::Refill arguments{
       params,
       {images.data(), n, at.own_bounds ? lo.data() : nullptr, at.own_bounds ? hi.data() : nullptr,
        n, job.starts, n * static_cast<size_t>(at.starts), labels.data()},
@@ -141,60 +143,60 @@ void check_run(const Case& at, std::mt19937& rng) {
       rows.data(),
       job.adversarial,
       outcomes.data(),
-      &counters,
+      &state,
       false};
 
-  Tile tile(network, at.slots);
-  std::vector<std::vector<float>> widths(slots, std::vector<float>(2));
+  NetworkRows batch(network, at.slots);
+  std::vector<std::vector<float>> scales(slots, std::vector<float>(2));
   int round = 0;
   for (;; ++round) {
-    counters.available = std::min(at.count, (round + 1) * at.arriving);
-    turn(t);
-    if (counters.rows == 0 && counters.next == counters.total) break;
+    state.available = std::min(at.count, (round + 1) * at.arriving);
+    refill(arguments);
+    if (state.rows == 0 && state.next == state.total) break;
     if (at.rounds_before > 0 && round == at.rounds_before) break;
     if (round > 20000) return expect(false, "not done after %d rounds", round);
     std::vector<int> paired;
     std::vector<bool> listed(slots);
-    tile.rows = counters.rows;
-    for (int r = 0; r < counters.rows; ++r) {
+    batch.rows = state.rows;
+    for (int r = 0; r < state.rows; ++r) {
       const size_t slot = static_cast<size_t>(rows[static_cast<size_t>(r)]),
                    row = static_cast<size_t>(r);
       expect(!listed[slot], "slot %zu is listed twice", slot);
       listed[slot] = true;
       const Problem& p = problems[slot];
-      std::copy_n(p.trial, n, tile.x.row[row]);
-      std::copy_n(widths[slot].data(), 2, tile.widths.row[row]);
-      tile.k[row] = p.state.request.k, tile.measure[row] = p.state.request.record_scales;
+      std::copy_n(p.trial, n, batch.x.row[row]);
+      std::copy_n(scales[slot].data(), 2, batch.scales.row[row]);
+      batch.k[row] = p.state.request.k, batch.record_scales[row] = p.state.request.record_scales;
       if (p.state.request.want_gradient) paired.push_back(r);
     }
-    tile.forward();
-    for (int r = 0; r < counters.rows; ++r) {
+    batch.forward();
+    for (int r = 0; r < state.rows; ++r) {
       const size_t slot = static_cast<size_t>(rows[static_cast<size_t>(r)]),
                    row = static_cast<size_t>(r);
-      std::copy_n(tile.widths.row[row], 2, widths[slot].data());
-      isa.margin_loss(params, problems[slot].state, tile.logits.row[row], tile.dlogits.row[row]);
+      std::copy_n(batch.scales.row[row], 2, scales[slot].data());
+      isa.margin_loss(params, problems[slot].state, batch.logits.row[row], batch.dlogits.row[row]);
     }
-    tile.backward(paired);
-    for (int r = 0; r < counters.rows; ++r) {
+    batch.backward(paired);
+    for (int r = 0; r < state.rows; ++r) {
       const size_t slot = static_cast<size_t>(rows[static_cast<size_t>(r)]);
       Problem& p = problems[slot];
       if (p.state.request.want_gradient)
-        std::copy_n(tile.dx.row[static_cast<size_t>(r)], n, p.trial_gradient);
+        std::copy_n(batch.dx.row[static_cast<size_t>(r)], n, p.trial_gradient);
       isa.advance(params, p);
       done[slot] = p.state.phase == advcore::Phase::done;
     }
   }
-  t.drain = true;
-  turn(t);
+  arguments.drain = true;
+  refill(arguments);
   int64_t delivered = 0;
   for (size_t i = 0; i < count; ++i) {
     if (!outcomes[i].delivered) continue;
     ++delivered;
-    advcore::deliver(params, job, feed, static_cast<int64_t>(i), outcomes[i], nullptr);
+    advcore::write_result(params, job, work, static_cast<int64_t>(i), outcomes[i], nullptr);
   }
-  expect(counters.finished == delivered && counters.succeeded == feed.succeeded &&
-             counters.evaluations == feed.evaluations,
-         "counted %ld images, delivered %ld", static_cast<long>(counters.finished),
+  expect(state.counts.finished == delivered && state.counts.succeeded == work.counts().succeeded &&
+             state.counts.evaluations == work.counts().evaluations,
+         "counted %ld images, delivered %ld", static_cast<long>(state.counts.finished),
          static_cast<long>(delivered));
   for (const Problem& p : problems)
     expect(p.index == -1, "a slot still has image %ld", static_cast<long>(p.index));
@@ -213,8 +215,8 @@ void check_run(const Case& at, std::mt19937& rng) {
       expect(job.status[i] == interrupted && !job.success[i], "image %zu never began", i);
     stopped += job.status[i] == interrupted;
   }
-  expect(counters.next == delivered && stopped > 0 && stopped < at.count && delivered < at.count,
-         "%ld images taken, %ld delivered, %ld interrupted", static_cast<long>(counters.next),
+  expect(state.next == delivered && stopped > 0 && stopped < at.count && delivered < at.count,
+         "%ld images taken, %ld delivered, %ld interrupted", static_cast<long>(state.next),
          static_cast<long>(delivered), static_cast<long>(stopped));
 }
 

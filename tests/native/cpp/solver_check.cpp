@@ -5,8 +5,8 @@
 
 #include "check_c.h"
 #include "check_direction.h"
-#include "check_head.h"
 #include "check_machine.h"
+#include "check_margin_loss.h"
 #include "check_projection.h"
 #include "check_solves.h"
 
@@ -20,7 +20,7 @@ int main() {
   for (const char* name : {"base", "v3", "v4"}) {
     const advcore::IsaTable* const table = advcore::find_isa(name);
     if (!table || (std::getenv("ADVCORE_ISA") && table != &advcore::isa())) continue;
-    check_heads(*table);
+    check_margin_losses(*table);
     check_affine(*table);
     check_machine(*table);
     check_failures_and_budgets(*table);

@@ -1,4 +1,4 @@
-// A network with the rows and the scratch of one tile, for the check programs.
+// A network with the rows and the scratch of one batch, for the check programs.
 #pragma once
 
 #include <cmath>
@@ -35,8 +35,8 @@ struct Rows {
   std::vector<float*> row;
 };
 
-struct Tile {
-  Tile(const Network& network, int rows)
+struct NetworkRows {
+  NetworkRows(const Network& network, int rows)
       : net(network),
         rows(rows),
         memory(static_cast<char*>(
@@ -45,17 +45,17 @@ struct Tile {
         logits(rows, net.classes()),
         dlogits(rows, net.classes()),
         dx(rows, net.inputs()),
-        widths(rows, net.widths(), 0.0f),
+        scales(rows, net.scales(), 0.0f),
         k(rows, 0.0f),
-        measure(rows, 0) {
+        record_scales(rows, 0) {
     // NaN: a kernel that read what was never written would show it
     std::memset(memory.get(), 0xff, net.isa().scratch_bytes(net.packed(), rows));
     scratch = net.isa().carve_scratch(net.packed(), rows, memory.get());
     for (int r = 0; r < rows; ++r) all.push_back(r);
   }
   void forward() {
-    net.isa().forward(net.packed(), *scratch, x.row.data(), rows, k.data(), widths.row.data(),
-                      measure.data(), logits.row.data());
+    net.isa().forward(net.packed(), *scratch, x.row.data(), rows, k.data(), scales.row.data(),
+                      record_scales.data(), logits.row.data());
   }
   void backward(const std::vector<int>& which) {
     net.isa().backward(net.packed(), *scratch, which.data(), static_cast<int>(which.size()),
@@ -66,9 +66,9 @@ struct Tile {
   int rows;
   std::unique_ptr<char, AlignedFree> memory;
   advcore::Scratch* scratch;
-  Rows x, logits, dlogits, dx, widths;
+  Rows x, logits, dlogits, dx, scales;
   std::vector<float> k;
-  std::vector<uint8_t> measure;
+  std::vector<uint8_t> record_scales;
   std::vector<int> all;
 };
 
@@ -88,11 +88,11 @@ inline std::vector<LayerSpec> random_layers(const std::vector<int>& sizes, Activ
   return layers;
 }
 
-inline void fill_random(Tile& tile, std::mt19937& rng) {
+inline void fill_random(NetworkRows& batch, std::mt19937& rng) {
   std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
   std::normal_distribution<float> normal;
-  for (int r = 0; r < tile.rows; ++r) {
-    for (int i = 0; i < tile.net.inputs(); ++i) tile.x.row[r][i] = uniform(rng);
-    for (int i = 0; i < tile.net.classes(); ++i) tile.dlogits.row[r][i] = normal(rng);
+  for (int r = 0; r < batch.rows; ++r) {
+    for (int i = 0; i < batch.net.inputs(); ++i) batch.x.row[r][i] = uniform(rng);
+    for (int i = 0; i < batch.net.classes(); ++i) batch.dlogits.row[r][i] = normal(rng);
   }
 }

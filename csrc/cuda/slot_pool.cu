@@ -1,4 +1,4 @@
-#include "cuda/tile.h"
+#include "cuda/slot_pool.h"
 
 #include <algorithm>
 
@@ -11,7 +11,7 @@ constexpr size_t kStagedBytes = size_t{32} << 20;  // pinned memory for images t
 
 }  // namespace
 
-struct CudaTile::Device : cuda::Device {
+struct CudaSlotPool::Device : cuda::Device {
   using cuda::Device::Device;
 
   cuda::Staged staged{};
@@ -21,7 +21,8 @@ struct CudaTile::Device : cuda::Device {
   cuda::Pinned<uint8_t> flags;
   cuda::Pinned<Problem> problems;
 
-  // The slots of the next launches. The host's copy is not touched before the stream is waited for.
+  // Names the slots of the next launches. The stream is waited for before the next call, which
+  // changes the host's copy.
   void list_rows(const int* rows, int count) {
     std::copy_n(rows, count, slot_list.data);
     expect(cudaMemcpyAsync(list, slot_list.data, sizeof(int) * static_cast<size_t>(count),
@@ -30,16 +31,16 @@ struct CudaTile::Device : cuda::Device {
   }
 };
 
-CudaTile::CudaTile(const Params& params, const Job& job, Feed& feed, int slots, int device,
-                   void* arena, void* stream)
+CudaSlotPool::CudaSlotPool(const Params& params, const Job& job, WorkQueue& work, int slots,
+                           int device, void* arena, void* stream)
     : params_(params),
       job_(job),
-      feed_(feed),
+      work_(work),
       slots_(slots),
       device_(std::make_unique<Device>(params, job, cuda_arena(params, job.own_bounds, slots),
                                        slots, device, arena, stream)),
       index_(static_cast<size_t>(slots), -1),
-      began_(static_cast<size_t>(slots), -1) {
+      admitted_(static_cast<size_t>(slots), -1) {
   Device& d = *device_;
   const size_t count = static_cast<size_t>(slots), n = static_cast<size_t>(params.n);
   const size_t stride =
@@ -54,15 +55,15 @@ CudaTile::CudaTile(const Params& params, const Job& job, Feed& feed, int slots, 
   d.staged = {d.vectors.data, stride, d.labels.data, d.problems.data, job.own_bounds};
 }
 
-CudaTile::~CudaTile() = default;
+CudaSlotPool::~CudaSlotPool() = default;
 
-int CudaTile::fill() {
+int CudaSlotPool::refill() {
   ++round_;
   fresh_ = false;
   if (round_ % kPollRounds != 0 && !rows_.empty()) return static_cast<int>(rows_.size());
   device_->select();
-  harvest(false);
-  refill();
+  retire(false);
+  admit();
   fresh_ = true;
   rows_.clear();
   for (int slot = 0; slot < slots_; ++slot)
@@ -72,8 +73,9 @@ int CudaTile::fill() {
   return static_cast<int>(rows_.size());
 }
 
-// Delivers the images that are done; all of them, the others as interrupted.
-void CudaTile::harvest(bool all) {
+// Writes the results of the finished images and frees their slots; all: of the others too, as
+// interrupted.
+void CudaSlotPool::retire(bool all) {
   Device& d = *device_;
   d.expect(cudaMemcpyAsync(d.flags.data, d.run.done, static_cast<size_t>(slots_),
                            cudaMemcpyDeviceToHost, d.stream),
@@ -93,23 +95,23 @@ void CudaTile::harvest(bool all) {
       const size_t slot = static_cast<size_t>(ready[first + static_cast<size_t>(row)]);
       State& state = d.problems.data[row].state;
       if (state.phase != Phase::done) state.status = Status::interrupted;
-      deliver(params_, job_, feed_, index_[slot], outcome_of(params_, state),
-              d.staged.vectors + static_cast<size_t>(row) * d.staged.stride);
+      write_result(params_, job_, work_, index_[slot], outcome_of(params_, state),
+                   d.staged.vectors + static_cast<size_t>(row) * d.staged.stride);
       index_[slot] = -1;
     }
   }
 }
 
-void CudaTile::refill() {
+void CudaSlotPool::admit() {
   Device& d = *device_;
   const size_t n = static_cast<size_t>(params_.n);
   const size_t starts = n * static_cast<size_t>(params_.starts);
   int slot = 0;
-  while (slot < slots_ && !feed_.stop && feed_.next < job_.count) {
+  while (slot < slots_ && !work_.stop && work_.next < job_.count) {
     std::vector<int> taken;
     for (; slot < slots_ && static_cast<int>(taken.size()) < d.staged_rows; ++slot) {
       if (index_[static_cast<size_t>(slot)] >= 0) continue;
-      const int64_t index = feed_.next.fetch_add(1);
+      const int64_t index = work_.next.fetch_add(1);
       if (index >= job_.count) break;
       const size_t at = static_cast<size_t>(index);
       float* to = d.vectors.data + taken.size() * d.staged.stride;
@@ -121,7 +123,7 @@ void CudaTile::refill() {
       if (starts > 0) std::copy_n(job_.starts + at * starts, starts, to);
       d.labels.data[taken.size()] = job_.labels[index];
       index_[static_cast<size_t>(slot)] = index;
-      began_[static_cast<size_t>(slot)] = round_;
+      admitted_[static_cast<size_t>(slot)] = round_;
       taken.push_back(slot);
     }
     if (taken.empty()) return;
@@ -132,28 +134,28 @@ void CudaTile::refill() {
   }
 }
 
-void CudaTile::gather(float* x, float* k) {
+void CudaSlotPool::gather(float* x, float* k) {
   device_->select();
   device_->launch("gather", cuda::kernels().gather, static_cast<int>(rows_.size()), 0, device_->run,
                   x, k);
 }
 
-void CudaTile::heads(const float* logits, float* seeds) {
+void CudaSlotPool::margin_losses(const float* logits, float* dlogits) {
   device_->select();
-  device_->launch("head", cuda::kernels().head, static_cast<int>(rows_.size()),
-                  cuda::shared_bytes(params_), device_->run, logits, seeds);
+  device_->launch("margin_loss", cuda::kernels().margin_loss, static_cast<int>(rows_.size()),
+                  cuda::shared_bytes(params_), device_->run, logits, dlogits);
 }
 
-void CudaTile::advance(const float* gradients) {
+void CudaSlotPool::advance(const float* gradients) {
   device_->select();
   device_->launch("advance", cuda::kernels().advance, static_cast<int>(rows_.size()),
                   cuda::shared_bytes(params_), device_->run, gradients);
 }
 
-void CudaTile::interrupt() {
+void CudaSlotPool::interrupt() {
   if (device_->failed) return;  // a failed context answers nothing
   device_->select();
-  harvest(true);
+  retire(true);
 }
 
 }  // namespace advcore
