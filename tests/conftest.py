@@ -57,7 +57,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 @pytest.fixture
 def random_network() -> Make:
-    """`make_network`."""
+    """The function `make_network`."""
     return make_network
 
 

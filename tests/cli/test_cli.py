@@ -14,7 +14,7 @@ import advcore
 from advcore import cli, data
 
 pytest.importorskip("typer")
-from typer.testing import CliRunner, Result
+from support.command_line import run
 
 from advcore.cli import attack
 from advcore.options import Options, option_info
@@ -45,10 +45,6 @@ def needs(path):
 
 
 OWN = ["--model", "my_model.py:build", "--images", "x.npy"]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(attack.app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -20,9 +20,7 @@ from advcore.cli import classes, pictures
 pytest.importorskip("PIL")
 pytest.importorskip("typer")
 from PIL import Image
-from typer.testing import CliRunner, Result
-
-from advcore.cli import attack
+from support.command_line import run
 
 SIDE = 12
 COLOUR = pictures.ImageFormat((3, SIDE, SIDE), 3, SIDE, SIDE)
@@ -44,10 +42,6 @@ def sized():
     return net
 """
 NAMES = ["tabby, tabby cat", "crane", "crane", "red fox"]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(attack.app, [str(argument) for argument in arguments])
 
 
 def blocks(seed: int, *shape: int) -> Any:

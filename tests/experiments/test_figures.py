@@ -22,11 +22,6 @@ from advcore.experiments.parts.tables import Outcome
 
 
 @pytest.fixture(scope="module")
-def run(experiments_folder: Path) -> Run:
-    return Run(experiments_folder, scale="tiny", seeds=1, dataset="embedded")
-
-
-@pytest.fixture(scope="module")
 def outcome(run: Run) -> Outcome:
     return figures.run(run)
 

@@ -23,11 +23,6 @@ DIMENSION = 50
 
 
 @pytest.fixture(scope="module")
-def run(experiments_folder: Path) -> Run:
-    return Run(experiments_folder, scale="tiny", seeds=1, dataset="embedded")
-
-
-@pytest.fixture(scope="module")
 def outcome(run: Run) -> Outcome:
     return frequency.run(run)
 

@@ -17,7 +17,7 @@ pytest.importorskip("joblib")
 pytest.importorskip("matplotlib")
 
 import torch
-from support.small_experiments import matrix_of
+from support.small_experiments import matrix_of, value
 from torch import nn
 
 from advcore import data
@@ -29,25 +29,14 @@ from advcore.experiments.parts.lipschitz import (
     response,
 )
 from advcore.experiments.parts.run import Run
-from advcore.experiments.parts.tables import Outcome, Table
+from advcore.experiments.parts.tables import Outcome
 from advcore.models import pretrained
 from advcore.models.pretrained import Expand
 
 
 @pytest.fixture(scope="module")
-def run(experiments_folder: Path) -> Run:
-    return Run(experiments_folder, scale="tiny", seeds=1, dataset="embedded")
-
-
-@pytest.fixture(scope="module")
 def outcome(run: Run) -> Outcome:
     return table5.run(run)
-
-
-def value(table: Table, row: str, column: str) -> float:
-    cell = table.cell(row, column)
-    assert cell is not None
-    return cell.mean
 
 
 def test_table5_has_the_norms_of_the_trained_networks(run: Run, outcome: Outcome) -> None:

@@ -10,6 +10,7 @@ from support.marks import needs_data
 
 pytest.importorskip("torch")
 pytest.importorskip("joblib")
+from support.small_experiments import value
 
 from advcore import data, models
 from advcore.experiments import table1, table2, table3, table4
@@ -25,19 +26,8 @@ ALL = [*PAPER, *CONVOLUTIONAL]
 
 
 @pytest.fixture(scope="module")
-def run(experiments_folder: Path) -> Run:
-    return Run(experiments_folder, scale="tiny", seeds=1, dataset="embedded")
-
-
-@pytest.fixture(scope="module")
 def first(run: Run) -> Outcome:
     return table1.run(run)
-
-
-def value(table: Table, row: str, column: str) -> float:
-    cell = table.cell(row, column)
-    assert cell is not None
-    return cell.mean
 
 
 def test_table1_has_every_model_and_both_distortions(first: Outcome) -> None:

@@ -11,30 +11,19 @@ from support.marks import needs_data
 
 pytest.importorskip("torch")
 pytest.importorskip("joblib")
-
 import torch
+from support.small_experiments import value
 
 from advcore import models
 from advcore.experiments import units
 from advcore.experiments.parts import directions
 from advcore.experiments.parts.run import Run
-from advcore.experiments.parts.tables import Outcome, Table
-
-
-@pytest.fixture(scope="module")
-def run(experiments_folder: Path) -> Run:
-    return Run(experiments_folder, scale="tiny", seeds=1, dataset="embedded")
+from advcore.experiments.parts.tables import Outcome
 
 
 @pytest.fixture(scope="module")
 def outcome(run: Run) -> Outcome:
     return units.run(run)
-
-
-def value(table: Table, row: str, column: str) -> float:
-    cell = table.cell(row, column)
-    assert cell is not None
-    return cell.mean
 
 
 def test_purity_of_a_made_up_example() -> None:

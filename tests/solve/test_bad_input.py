@@ -8,34 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from support.networks import make_network
+from support.small_models import INF, NAN, K, N, affine, images, refuse
 
 import advcore
-from advcore import Layer, Network
-
-N, K = 6, 3
-INF, NAN = float("inf"), float("nan")
-
-
-def affine(classes: int = K, n: int = N, seed: int = 0) -> Network:
-    rng = np.random.default_rng(seed)
-    weight = rng.standard_normal((classes, n)).astype(np.float32)
-    bias = -weight.sum(axis=1) / 2 + 0.3 * rng.standard_normal(classes).astype(np.float32)
-    return Network([Layer(weight, bias)])
-
-
-def images(rows: int = 4, n: int = N) -> Any:
-    return np.random.default_rng(1).random((rows, n), dtype=np.float32)
 
 
 def spoilt(value: float, row: int = 2) -> Any:
     x = images()
     x[row, 3] = value
     return x
-
-
-def refuse(error: type[Exception], text: str, *args: Any, **options: Any) -> None:
-    with pytest.raises(error, match=text):
-        advcore.minimize_distortion(*args, **options)
 
 
 class Items:

@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.backends import Backend
 from support.same_results import same
+from support.small_models import names
 
 import advcore
-from advcore import Status, data
+from advcore import data
 
 ACTIVATIONS = ["sigmoid", "relu"]
 
@@ -29,10 +30,6 @@ def examples(backend: Backend) -> settings:
         derandomize=True,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
-
-
-def names(result: Any) -> list[str]:
-    return [Status(int(code)).name for code in result.status]
 
 
 class RowWise:

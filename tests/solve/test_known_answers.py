@@ -195,7 +195,7 @@ def test_the_first_c_is_free(backend: Backend, penalty: str, factor: float) -> N
 
 
 @cache
-def of_the_reference(penalty: str, targeted: bool, *, tight: bool = False) -> Any:
+def reference_result(penalty: str, targeted: bool, *, tight: bool = False) -> Any:
     """The reference's result on the same images, found once for all back ends."""
     network, x = sigmoids(), digits()
     targets = (network.forward(x).argmax(axis=1) + 1) % 4 if targeted else None
@@ -212,7 +212,7 @@ def test_bisection_on_cross_entropy_is_the_reference(
 ) -> None:
     network, x = sigmoids(), digits()
     targets = (network.forward(x).argmax(axis=1) + 1) % 4 if targeted else None
-    paper = of_the_reference(penalty, targeted, tight=True)
+    paper = reference_result(penalty, targeted, tight=True)
     ours = backend.attack(
         network, x, targets, penalty=penalty, loss="cross_entropy", c_search="bisection"
     )
@@ -229,7 +229,7 @@ def test_bisection_on_cross_entropy_is_the_reference(
 def test_the_fused_minimiser_is_the_references(backend: Backend) -> None:
     network, x = sigmoids(), digits()
     targets = (network.forward(x).argmax(axis=1) + 1) % 4
-    paper = of_the_reference("l2", True)
+    paper = reference_result("l2", True)
     ours = backend.attack(network, x, targets, loss="cross_entropy")
     assert ours.penalty_distortion is not None
     assert paper.penalty_distortion is not None

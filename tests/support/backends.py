@@ -44,7 +44,8 @@ class Backend:
     path : str
         What ``Result.engine["path"]`` says.
     tolerance : Tolerance or None
-        Of smooth networks; None: the same bits as the native engine of this process.
+        How far results on smooth networks may be from those of the native engine of this process;
+        None where they must have the same bits.
     exact : bool
         Whether the arrays of an image have the same bits in any batch.
     smooths : bool
@@ -204,12 +205,14 @@ class Cuda(Backend):
 
     def missing(self) -> str:
         _, devices, reason = _core.cuda_status()
+        if not devices:
+            return f"no GPU: {reason}"
         for package in ("torch", "triton"):
             if not importlib.util.find_spec(package):
                 return f"{package} is not installed"
         import torch
 
-        return "" if devices and torch.cuda.is_available() else f"no GPU: {reason}"
+        return "" if torch.cuda.is_available() else "torch sees no GPU"
 
     def attack(self, network: Network, images: Any, targets: Any = None, **options: Any) -> Any:
         return super().attack(network, images, targets, device="cuda", **options)

@@ -71,6 +71,13 @@ def counted(values: list[Any]) -> Callable[[], dict[str, Any]]:
     return make
 
 
+def value(table: Table, row: str, column: str) -> float:
+    """The mean in a cell that must be there."""
+    cell = table.cell(row, column)
+    assert cell is not None
+    return cell.mean
+
+
 def matrix_of(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """The affine map's matrix without its offset, column by column."""
     units = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)

@@ -1,0 +1,15 @@
+"""The command line, run in this process."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("typer")
+from typer.testing import CliRunner, Result
+
+from advcore.cli import attack
+
+
+def run(*arguments: object) -> Result:
+    """The command with these arguments: exit code and output."""
+    return CliRunner().invoke(attack.app, [str(argument) for argument in arguments])
