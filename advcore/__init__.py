@@ -9,8 +9,8 @@ from .api import minimize_distortion
 from .errors import DeviceError, Interrupted, ModelError
 from .models.loading import load_model
 from .network import Convolution, Layer, Network
+from .options import Progress
 from .result import Result
-from .solve.job import Progress
 
 __all__ = [
     "Convolution",

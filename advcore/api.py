@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from . import _core, validate
 from .effort import Effort
 from .errors import warn_caller
-from .options import Options, penalty_from_norm
+from .options import Options, Progress, penalty_from_norm
 from .oracles.logits import batched
 from .result import Result
 from .solve.backends import Backend, Results
 from .solve.choose import PROBE_IMAGES, choose_backend, probe_images
 from .solve.finish import finish, make_result
-from .solve.job import Job, Progress, RunMonitor
+from .solve.job import Job, RunMonitor
 from .solve.params import Facts, effort_within_budget, engine_params
 from .solve.starts import nearest_starts
 from .solve.verify import Judge
@@ -54,7 +54,7 @@ def minimize_distortion(
     callback: Callable[[Progress], object] | None = None,
     norm: str | None = None,
 ) -> Result:
-    """Smallest ``||r||_2`` that makes the model see another class in ``x0 + r``, for each image.
+    """Find, for each image, the smallest ``||r||_2`` that gives ``x0 + r`` another class.
 
     ``docs/options.md`` lists all options with their values and defaults.
 
@@ -68,76 +68,78 @@ def minimize_distortion(
         with a single logit z counts as one with the two logits (0, z). The result's ``engine``
         says what ran.
     images : array or tensor (N, ...), inside ``bounds``
-        float32 arrays that are contiguous are used as they are; others are copied once.
+        Contiguous float32 arrays are used as they are, others are copied once.
     targets : (N,) int, or an int for all images, optional
         Class that each image shall be taken for. None: untargeted. The first class reached is not
         always the nearest, so further classes are searched: two (``effort="fast"``: none,
         ``"thorough"``: four).
     labels : (N,) int, or an int for all images, optional
-        True classes of an untargeted run. None: the model's own prediction. Where targets are
-        given, the labels are checked and otherwise ignored.
+        True classes of an untargeted run. None: the model's own prediction. With targets the
+        labels are checked and otherwise ignored.
     starts : array (N, ...) or (N, S, ...), or (pool images, pool classes), optional
-        Adversarial images from which further searches start; the smallest result counts. Of a pool
-        the three nearest images of the target's class (untargeted: of another class than the
-        label) are taken.
+        Adversarial images from which further searches start. The smallest result counts. A pool
+        gives each image the three nearest of its images with the target's class (untargeted: with
+        another class than the label).
     loss : "margin" or "cross_entropy"
         "margin" minimises smoothed log-odds and then polishes on the exact margin.
         "cross_entropy" is the loss of Szegedy et al. 2013, solved as they wrote it.
     penalty : "l2" or "l2_unsquared"
-        The distortion term is ``c * ||r||^2`` or ``c * ||r||``. Both have the same minimisers; c of
-        the second is 2 c ||r|| of the first. The result's ``c`` and ``c_init`` belong to the chosen
-        form: a larger c gives a smaller r.
+        The distortion term is ``c * ||r||^2`` or ``c * ||r||``. Both have the same minimisers, with
+        c of the second equal to 2 c ||r|| of the first. The result's ``c`` and ``c_init`` belong to
+        the chosen form. A larger c gives a smaller r.
     bounds : (lower, upper)
         Numbers, or arrays that broadcast to the images. float64 bounds are rounded inward.
     confidence : float >= 0
-        Margin required, in logits: the target's minus the best other (untargeted: the best other
-        minus the label's). Four times the rounding noise of the model's logits is added.
+        Margin required, in logits. The margin is the target's logit minus the largest other one
+        (untargeted: the largest other one minus the label's). Four times the rounding noise of the
+        model's logits is added.
     effort : "fast", "default" or "thorough"
-        More effort takes more evaluations and finds smaller distortions. An image that no search
-        reaches (``not_found``) costs 200 to 1,500 evaluations, "thorough" up to 2,000, unless
-        ``max_evaluations`` is less.
+        More effort takes more evaluations and finds smaller distortions. An image for which no
+        search succeeds (``not_found``) costs 200 to 1,500 evaluations, "thorough" up to 2,000,
+        unless ``max_evaluations`` is less.
     history : int in [3, 8]
         Pairs (s, y) of L-BFGS.
     max_evaluations : int, optional
-        Pairs of a forward and a backward of one image. The repair of ``levels`` takes up to 27
-        more. Where the budget is too small for an effort (`schedules.NEEDED`), the next lower
+        Budget of an image, in pairs of a forward and a backward. The repair of ``levels`` takes up
+        to 27 more. Where the budget is too small for an effort (`schedules.NEEDED`), the next lower
         effort runs, and the result's ``engine`` says so.
     tolerance : float > 0
         Relative change of c and of x at which a search stops.
     c_init : "auto" or float > 0
         First c. "auto": from the linearised problem.
     c_search : "fused" or "bisection"
-        "fused" chooses c anew in each iteration, at no evaluation; with ``loss="cross_entropy"``,
-        an image for which that fails is bisected. "bisection" does a full solve for each c, as the
+        "fused" chooses c anew in each iteration, at no evaluation. With ``loss="cross_entropy"`` an
+        image for which that fails is bisected. "bisection" does a full solve for each c, as the
         paper does.
     levels : int >= 2, optional
-        Results are on the grid of that many equidistant values between two scalar ``bounds`` (256
-        for 8 bits), repaired and verified there.
+        Number of equidistant values between two scalar ``bounds`` (256 for 8 bits). The results
+        take these values alone, and are repaired and verified there.
     seed : int >= 0
         Seed of random directions, which are needed only where a gradient is zero.
     batch_size : int, optional
-        Images in work at once; in the native engine, of each thread.
+        Images in work at once. In the native engine it is the number of each thread.
     device : optional
         Device of torch on which the model is evaluated. None: the module's own, else the CPU. On a
-        GPU the solver runs there too if advcore was built with CUDA, and a native network runs
+        GPU the solver runs there too if advcore was built with CUDA. A native network then runs
         with it, without Python. The result's ``engine`` says what ran.
     threads : int, optional
-        Threads of the CPU. None: ADVCORE_NUM_THREADS, else all CPUs; where a model runs through
-        torch, as many as torch has.
+        Threads of the CPU. None: ADVCORE_NUM_THREADS, else all CPUs. A model that runs through
+        torch has as many as torch.
     time_limit : float > 0, optional
-        Seconds. Images that are not finished then have the status "interrupted". They keep the best
-        that was found, or the point that the search has reached if the model confirms it.
+        Seconds. Images that are not finished by then have the status "interrupted". They keep the
+        best image that was found, or the point that the search has reached if the model confirms
+        it.
     progress : bool
         Show a progress bar (needs ``advcore[cli]``).
     callback : callable, optional
         Called with a `Progress` some 20 times a second. The run stops when it returns True.
     norm : str, optional
-        Former name of ``penalty``; a FutureWarning says so.
+        Former name of ``penalty``, which warns with a FutureWarning.
 
     Returns
     -------
     Result
-        Success is claimed for images that the model's own forward confirmed. An image's result
+        ``success`` is True for images that the model's own forward has confirmed. An image's result
         depends on that image, its target, the model and the options alone.
 
     Raises
@@ -145,17 +147,17 @@ def minimize_distortion(
     TypeError, ValueError
         An argument is not as described.
     Interrupted
-        Ctrl-C; a KeyboardInterrupt whose ``result`` holds what was computed.
+        Ctrl-C was pressed. It is a KeyboardInterrupt whose ``result`` holds what was computed.
     ModelError
-        The model raised in the middle of the run; ``result`` as above.
+        The model raised in the middle of the run. It has a ``result`` too.
     DeviceError
-        The GPU or its memory failed in the solver; ``result`` as above.
+        The GPU or its memory failed in the solver. It has a ``result`` too.
 
     Warns
     -----
     UserWarning
-        (1) Most targets are what the model sees already, as with labels passed for targets.
-        (2) The gradient of the model is zero at the first images, as that of a quantised model.
+        (1) Most targets are what the model predicts already, as with labels passed for targets.
+        (2) The gradient of the model is zero at the first images, as that of a quantised model is.
         (3) Images look normalised.
     FutureWarning
         ``norm`` was given.
@@ -206,7 +208,7 @@ def _make_judge(
     targets: Any,
     labels: Any,
 ) -> Judge:
-    """The classes of the images, and the margin that rounding makes necessary."""
+    """Return the classes of the images and the required margin, which covers the rounding."""
     count, required = len(flat), options.confidence
     if count:
         required += 4 * backend.noise(probe_images(*bounds))
@@ -232,7 +234,7 @@ def _make_job(
     bounds: tuple[Floats, Floats],
     starts: Floats | None,
 ) -> Job:
-    """What the engine is given; ``info`` of the back end gets the effort that a budget affords."""
+    """Return the engine's job. ``info`` of the back end gets the effort if the budget lowers it."""
     facts = Facts(
         n=flat.shape[1],
         classes=backend.classes,
@@ -250,7 +252,7 @@ def _make_job(
 def _run(
     backend: Backend, job: Job, options: Options, begin: float
 ) -> tuple[Results, BaseException | None, RunMonitor]:
-    """Results of the search, what ended it before its end, and who watched it."""
+    """Run the search, and return results, the error that ended it early if any, and the monitor."""
     with contextlib.ExitStack() as stack:
         callback = options.callback
         if options.progress:

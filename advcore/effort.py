@@ -1,4 +1,4 @@
-"""What an effort consists of: schedules of smoothed networks, descent steps, stopping rules."""
+"""The parts of an effort: schedules of smoothed networks, descent steps, stopping rules."""
 
 from __future__ import annotations
 
@@ -6,18 +6,33 @@ from dataclasses import dataclass
 
 EFFORTS = ("fast", "default", "thorough")
 SEARCHES = {"fast": 1, "default": 3, "thorough": 5}
-"""Searches of an untargeted run, each for another class."""
+"""Number of searches of an untargeted run, each for another class."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One pass: of each stage its smoothing, budget of evaluations, and T as a share of |m(x0)|."""
+    """One pass through networks that are smoothed less and less, a stage each.
+
+    Attributes
+    ----------
+    smoothing : tuple of float
+        k of each stage; 0 is the exact network.
+    budget : tuple of int
+        Evaluations of each stage.
+    temperature : tuple of float
+        T of each stage, as a fraction of the margin at the clean image.
+    origin : float
+        The search begins at ``lo + origin * (hi - lo)``. Negative: at the clean image.
+    contest : int
+        At the end of this stage a second search, from the start straight to the stage's network,
+        competes with the first. Negative: at none.
+    """
 
     smoothing: tuple[float, ...]
     budget: tuple[int, ...]
     temperature: tuple[float, ...]
-    origin: float = -1.0  # start at lo + origin (hi - lo); < 0: at the clean image
-    contest: int = -1  # stage that a second search reaches straight from there, to compete
+    origin: float = -1.0
+    contest: int = -1
 
 
 @dataclass(frozen=True)
@@ -25,21 +40,38 @@ class Descent:
     """Normalised gradient descent on the exact network before a polish (csrc/solver/descent.h)."""
 
     steps: int = 0
-    first_step: float = 0.3  # length of the first step, as a part of ||r||
-    last_step: float = 0.01
-    radius_rate: float = 0.03  # change of the radius in the first round at most
+    first_step: float = 0.3  # length of the first step, as a fraction of ||r||
+    last_step: float = 0.01  # length of the last step, as a fraction of ||r||
+    radius_rate: float = 0.03  # largest relative change of the radius in the first round
     power: int = 1  # with 3 the steps stay long for most of the descent
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Schedules that are always run, and when searches and the polish stop."""
+    """Schedules that are always run, and the rules by which searches and the polish stop.
+
+    Attributes
+    ----------
+    patience : int
+        A stage stops after so many rounds near its best point without a better one.
+    polish_tolerance : float
+        The polish stops at this relative gain.
+    polish_budget : int
+        Iterations of one polish.
+    continuation_tolerance : float or None
+        A step shorter than this fraction of ||r|| ends every stage but the last. None:
+        `schedules.CONTINUATION_TOLERANCE`.
+    untargeted : Schedule or None
+        Schedule of the searches of an untargeted run. None: the first of `schedules`.
+    searches : int
+        Number of searches of an untargeted run. `find_effort` sets it.
+    """
 
     schedules: tuple[Schedule, ...]
     patience: int
     polish_tolerance: float = 1e-4
     polish_budget: int = 30
     descent: Descent = Descent()
-    continuation_tolerance: float | None = None  # None: that of CONTINUATION_TOLERANCE
-    untargeted: Schedule | None = None  # of its searches, if not the first schedule
-    searches: int = SEARCHES["default"]  # of an untargeted run; `find_effort` fills it in
+    continuation_tolerance: float | None = None
+    untargeted: Schedule | None = None
+    searches: int = SEARCHES["default"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a run.
 
-    ``result`` holds every image that was finished; the others have the status ``interrupted`` and
+    ``result`` holds every image that was finished. The others have the status ``interrupted`` and
     the best adversarial image found for them so far, if any.
     """
 
@@ -23,8 +23,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class DeviceError(RuntimeError):
-    """The GPU, or its memory, failed during a run; ``result`` as in `Interrupted`, None where the
-    run had not begun.
+    """The GPU or its memory failed.
+
+    ``result`` is as in `Interrupted`, or None if the run had not begun.
     """
 
     def __init__(self, message: str, result: Result | None = None) -> None:
@@ -33,13 +34,14 @@ class DeviceError(RuntimeError):
 
 
 class ModelRaised(ValueError):
-    """The model raised in a forward; its exception is the cause. A run ends with `ModelError`."""
+    """The model raised in a forward. Its exception is the cause. A run ends with `ModelError`."""
 
 
 class ModelError(RuntimeError):
-    """The model raised during a run; its exception is the cause, ``result`` as in `Interrupted`.
+    """The model raised during a run.
 
-    What the search found is not verified again, and with ``levels`` not on the grid: no success.
+    Its exception is the cause. ``result`` is as in `Interrupted`, but images are neither verified
+    again nor, with ``levels``, moved to the grid. They count as no success.
     """
 
     def __init__(self, message: str, result: Result) -> None:
@@ -51,7 +53,7 @@ class ModelError(RuntimeError):
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line outside of this package that led here, however deep the call is."""
+    """Warn at the line outside this package that led to this call, however deep it is."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("advcore."):
         level, frame = level + 1, frame.f_back

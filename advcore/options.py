@@ -10,20 +10,38 @@ import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import validate
 from .effort import EFFORTS, Effort
-
-if TYPE_CHECKING:
-    from .solve.job import Progress
 
 PENALTIES = ("l2", "l2_unsquared")
 
 
 @dataclass(frozen=True)
+class Progress:
+    """State of a run; given to ``callback``, which stops the run by returning True."""
+
+    finished: int
+    total: int
+    succeeded: int
+    evaluations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Check:
-    """A check of a value: ``run(value, name)`` returns the value to keep, or raises."""
+    """A check of an option's value.
+
+    Attributes
+    ----------
+    run : function
+        ``run(value, name)`` returns the value to keep, or raises.
+    accepts : str
+        The values that pass, as ``docs/options.md`` describes them.
+    choices : tuple of str
+        The names that pass. Empty: the value is no name.
+    """
 
     run: Callable[[Any, str], Any]
     accepts: str
@@ -39,13 +57,13 @@ class OptionInfo:
     help : str
         One line for the command line, without the default.
     check : Check
-        None as a value is not checked where None is the default.
+        The check of a value. None is not checked where it is the default.
     meaning : str
-        The entry of ``docs/options.md``; empty: ``help``.
+        The entry of ``docs/options.md``. Empty: it is ``help``.
     without : str
-        What None, or another default that names no value, stands for.
+        The meaning of a default that names no value, such as None.
     command_type : type, function of a word, or None
-        How the command line reads the option. None: the command line does not have it.
+        The type as which the command line reads the option. None: it does not have the option.
     """
 
     help: str
@@ -62,26 +80,30 @@ def _one_of(*names: str) -> Check:
     return Check(run, ", ".join(f'`"{name}"`' for name in names), names)
 
 
-def _number(*, least: float = -math.inf, above: float = -math.inf, most: float = math.inf) -> Check:
+def _number(
+    *, minimum: float = -math.inf, lower_limit: float = -math.inf, maximum: float = math.inf
+) -> Check:
     def run(value: Any, name: str) -> float:
-        return validate.number(value, name, least=least, above=above, most=most)
+        return validate.number(
+            value, name, minimum=minimum, lower_limit=lower_limit, maximum=maximum
+        )
 
-    limits = [f"> {above:g}"] if above > -math.inf else [f">= {least:g}"]
-    if most < math.inf:
-        limits.append(f"<= {most:g}")
+    limits = [f"> {lower_limit:g}"] if lower_limit > -math.inf else [f">= {minimum:g}"]
+    if maximum < math.inf:
+        limits.append(f"<= {maximum:g}")
     return Check(run, f"number {' and '.join(limits)}")
 
 
-def _integer(least: int, most: int | None = None) -> Check:
+def _integer(minimum: int, maximum: int | None = None) -> Check:
     def run(value: Any, name: str) -> int:
-        if most is None:
-            return validate.integer(value, name, least=least)
-        return validate.integer(value, name, least=least, most=most)
+        if maximum is None:
+            return validate.integer(value, name, minimum=minimum)
+        return validate.integer(value, name, minimum=minimum, maximum=maximum)
 
-    if most is None:
-        return Check(run, f"integer >= {least}")
-    limit = f"{most:,}" if most < 2**32 else f"2^{most.bit_length() - 1}"
-    return Check(run, f"integer, {least} to {limit}")
+    if maximum is None:
+        return Check(run, f"integer >= {minimum}")
+    limit = f"{maximum:,}" if maximum < 2**32 else f"2^{maximum.bit_length() - 1}"
+    return Check(run, f"integer, {minimum} to {limit}")
 
 
 def _effort(value: Any, name: str) -> str | Effort:
@@ -91,7 +113,7 @@ def _effort(value: Any, name: str) -> str | Effort:
 def _first_c(value: Any, name: str) -> str | float:
     if isinstance(value, str) and value == "auto":
         return value
-    return validate.number(value, name, least=1 / validate.LARGE, most=validate.LARGE)
+    return validate.number(value, name, minimum=1 / validate.LARGE, maximum=validate.LARGE)
 
 
 def _function(value: Any, name: str) -> Any:
@@ -105,17 +127,17 @@ def _unchecked(value: Any, name: str) -> Any:
 
 
 def _auto_or_float(word: str) -> str | float:
-    """Value of ``--c-init``."""
+    """Convert a word of the command line to a value of ``c_init``."""
     return word if word == "auto" else float(word)
 
 
-def _about(help: str, check: Check, **more: Any) -> dict[str, OptionInfo]:
+def _metadata(help: str, check: Check, **more: Any) -> dict[str, OptionInfo]:
     return {"option": OptionInfo(help, check, **more)}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Options:
-    """Checked options of a run, each described where it is defined.
+    """Checked options of a run. The metadata of each field describe it.
 
     Raises
     ------
@@ -126,7 +148,7 @@ class Options:
 
     loss: str = field(
         default="margin",
-        metadata=_about(
+        metadata=_metadata(
             "function that the search minimises",
             _one_of("margin", "cross_entropy"),
             meaning='smoothed log-odds of the target; `"cross_entropy"`: the loss of the paper',
@@ -135,7 +157,7 @@ class Options:
     )
     penalty: str = field(
         default="l2",
-        metadata=_about(
+        metadata=_metadata(
             "form of the distortion term",
             _one_of(*PENALTIES),
             meaning='`c*‖r‖²`; `"l2_unsquared"`: `c*‖r‖`, as in the paper. The former name of the '
@@ -145,7 +167,7 @@ class Options:
     )
     bounds: Any = field(
         default=(0.0, 1.0),
-        metadata=_about(
+        metadata=_metadata(
             "least and largest value of a pixel",
             Check(validate.pair, "pair of numbers, or of arrays that broadcast to the images"),
             meaning="least and largest value of each pixel",
@@ -154,9 +176,9 @@ class Options:
     )
     confidence: float = field(
         default=1e-4,
-        metadata=_about(
+        metadata=_metadata(
             "margin required of a result, in logits",
-            _number(least=0, most=validate.LARGE),
+            _number(minimum=0, maximum=validate.LARGE),
             meaning="margin required of a result, in logits. The engine adds four times the "
             "rounding noise that it measures on the model's logits",
             command_type=float,
@@ -164,7 +186,7 @@ class Options:
     )
     effort: str | Effort = field(
         default="default",
-        metadata=_about(
+        metadata=_metadata(
             "how much is searched",
             Check(_effort, _one_of(*EFFORTS).accepts, EFFORTS),
             meaning='how much is searched: `"fast"` takes fewer evaluations and `"thorough"` more '
@@ -174,7 +196,7 @@ class Options:
     )
     history: int = field(
         default=5,
-        metadata=_about(
+        metadata=_metadata(
             "pairs (s, y) of L-BFGS, 3 to 8",
             _integer(3, 8),
             command_type=int,
@@ -182,7 +204,7 @@ class Options:
     )
     max_evaluations: int | None = field(
         default=None,
-        metadata=_about(
+        metadata=_metadata(
             "budget of each image, in pairs of a forward and a backward",
             _integer(1),
             meaning="budget of each image, in pairs of a forward and a backward. Where it is too "
@@ -194,15 +216,15 @@ class Options:
     )
     tolerance: float = field(
         default=1e-3,
-        metadata=_about(
+        metadata=_metadata(
             "relative change of c and of x at which a search stops",
-            _number(above=0, most=0.5),
+            _number(lower_limit=0, maximum=0.5),
             command_type=float,
         ),
     )
     c_init: float | str = field(
         default="auto",
-        metadata=_about(
+        metadata=_metadata(
             "first c: a number, or auto (from the linearised problem)",
             Check(
                 _first_c, f'`"auto"`, or number >= {1 / validate.LARGE:g} and <= {validate.LARGE:g}'
@@ -213,7 +235,7 @@ class Options:
     )
     c_search: str = field(
         default="fused",
-        metadata=_about(
+        metadata=_metadata(
             "how c is found",
             _one_of("fused", "bisection"),
             meaning='how `c` is found. `"fused"` chooses it anew in each iteration, at no '
@@ -223,7 +245,7 @@ class Options:
     )
     levels: int | None = field(
         default=None,
-        metadata=_about(
+        metadata=_metadata(
             "results on a grid of so many values, 256 for 8 bits and for every folder of pictures",
             _integer(2, 2**16),
             meaning="results on a grid of so many values, 256 for 8-bit images, verified there. "
@@ -235,7 +257,7 @@ class Options:
     )
     seed: int = field(
         default=0,
-        metadata=_about(
+        metadata=_metadata(
             "seed of random directions and of random targets",
             _integer(0, 2**63),
             meaning="seed of the random directions, which are used only where the gradient is zero",
@@ -244,7 +266,7 @@ class Options:
     )
     batch_size: int | None = field(
         default=None,
-        metadata=_about(
+        metadata=_metadata(
             "images in work at once",
             _integer(1, 2**20),
             meaning="images in work at once, in the native engine of each thread",
@@ -254,7 +276,7 @@ class Options:
     )
     device: Any = field(
         default=None,
-        metadata=_about(
+        metadata=_metadata(
             "cpu, or a device of torch",
             Check(_unchecked, "name or `torch.device`"),
             meaning="where the model is evaluated. A torch module must be there already. On a GPU "
@@ -265,7 +287,7 @@ class Options:
     )
     threads: int | None = field(
         default=None,
-        metadata=_about(
+        metadata=_metadata(
             "CPU threads",
             _integer(1, 1024),
             meaning="CPU threads of the engine, or of torch where a model runs through it",
@@ -275,9 +297,9 @@ class Options:
     )
     time_limit: float | None = field(
         default=None,
-        metadata=_about(
+        metadata=_metadata(
             "seconds for the whole run",
-            _number(above=0),
+            _number(lower_limit=0),
             meaning="seconds for the whole run. Images that are not finished then keep the best "
             "that was found, with status `interrupted`",
             without="no limit",
@@ -286,7 +308,7 @@ class Options:
     )
     progress: bool = field(
         default=False,
-        metadata=_about(
+        metadata=_metadata(
             "show a progress bar",
             Check(_unchecked, "`True`, `False`"),
             meaning="show a progress bar (needs `advcore[cli]`)",
@@ -294,7 +316,7 @@ class Options:
     )
     callback: Callable[[Progress], object] | None = field(
         default=None,
-        metadata=_about(
+        metadata=_metadata(
             "function that is told the progress",
             Check(_function, "function"),
             meaning="function that is called with an `advcore.Progress` some 20 times a second. It "
@@ -316,38 +338,40 @@ _FIELDS = {entry.name: entry for entry in fields(Options)}
 
 
 def option_info(name: str) -> OptionInfo:
-    """Check and texts of an option."""
+    """Return the check and the texts of an option."""
     info: OptionInfo = _FIELDS[name].metadata["option"]
     return info
 
 
 def check_grid_bounds(bounds: Any) -> None:
-    """Raises unless bounds are two finite numbers, lower < upper, as ``levels`` needs them."""
+    """Raise unless bounds are two finite numbers, lower < upper, as ``levels`` needs them."""
     for bound in bounds:
         if not isinstance(bound, numbers.Real) or not math.isfinite(float(bound)):
             raise ValueError(
                 "bounds must be two finite numbers where levels is given, got "
-                + validate.shown(bound)
+                + validate.describe(bound)
             )
     if not bounds[0] < bounds[1]:
         raise ValueError(f"bounds must have lower < upper where levels is given, got {bounds!r}")
 
 
 def penalty_from_norm(penalty: str, norm: str | None, *, dashes: str = "", stacklevel: int) -> str:
-    """The penalty, where ``norm``, the name that it had before, may be given in its place.
+    """Return the penalty, which may be given as ``norm``, the former name of the option.
 
-    Warns with a FutureWarning, as that is shown by default in scripts, modules and notebooks alike.
-    A penalty that was given with the value of the default cannot be told from none.
+    ``norm`` warns with a FutureWarning, which scripts, modules and notebooks alike show by default.
+    A penalty that has the default value counts as not given.
 
     Parameters
     ----------
     dashes : str
-        What stands before the names where the user sees them.
+        Prefix of the names as the user sees them: "--" on the command line.
 
     Raises
     ------
     TypeError
-        Both were given.
+        Both are given.
+    ValueError
+        ``norm`` is no form of the penalty.
     """
     if norm is None:
         return penalty

@@ -1,10 +1,11 @@
-"""Triton kernels of one round of the solver: forward, head and input gradient of a `Network`.
+"""Triton kernels of one round of the solver: forward, margin loss and input gradient.
 
-The solver keeps its problems in slots (csrc/problem.h). A round takes the slots listed in ``rows``:
-their trial points go through the network, the head (margin_loss.h) turns logits into margins and
-the seed of the backward pass, and the gradients go back into the slots. `plan.Plan` puts the
-kernels together, either as machine code for a CUDA graph (`Plan.launches`) or through Triton's own
-launcher (`Plan.run`). Beside each kernel is its plain reference; `kernel` looks both up by name.
+The solver keeps its problems in slots (csrc/problem.h). A round takes the slots listed in ``rows``.
+Their trial points go through a `Network`. The margin loss (csrc/solver/margin_loss.h) turns the
+logits into margins and into dlogits, where the backward pass begins. The gradients go back into the
+slots. `plan.Plan` puts the kernels together. It gives them as machine code for a CUDA graph
+(`Plan.launches`), or runs them on tensors (`Plan.run`). Each kernel has a plain reference beside
+it, and `kernel` looks both up by name.
 
 Importing this package imports neither torch nor triton.
 """
@@ -20,14 +21,14 @@ KERNELS = {
     "activation": "activation",
     "linear_forward": "linear",
     "linear_backward": "linear",
-    "head": "head",
+    "margin_loss": "margin_loss",
     "propagate": "fused",
 }
-"""Name of each kernel and its module, where ``<name>_reference`` is its twin."""
+"""Name of each kernel and its module, which has ``<name>_reference`` too."""
 
 
 def kernel(name: str) -> tuple[Any, Any]:
-    """The kernel of that name and its reference."""
+    """Return the kernel of that name and its reference."""
     if name not in KERNELS:
         raise ValueError(f"kernel must be one of {sorted(KERNELS)}, got {name!r}")
     module = importlib.import_module(f"{__name__}.{KERNELS[name]}")

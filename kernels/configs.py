@@ -1,7 +1,8 @@
-"""Tile sizes of the kernels: a table by precision, shapes and slots, not yet tried on a GPU.
+"""Tile sizes of the kernels: a table by precision, shapes and slots.
 
-No product is split along its sum, so a row's result does not depend on the other rows. Runs with
-fewer and with more slots than `MANY_SLOTS` may round differently.
+The sizes have not been tried on a GPU yet. No product is split along its sum, so a row's result
+does not depend on the other rows. Runs with fewer and with more slots than `MANY_SLOTS` may round
+differently.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ from dataclasses import dataclass
 from .geometry import Geometry, tile
 
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-"""Bytes that a program may have, by compute capability; 101376 for those not listed."""
+"""Bytes of shared memory that a program may have, by compute capability."""
+LEAST_SHARED_MEMORY = 101376
+"""The same for a compute capability that is not listed: the least of those that are."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """BM rows, BN columns and BK terms of a tile; warps of a program; stages of its loops.
+    """Sizes of a tile and of a program.
 
-    `fused`: the whole round is one kernel, a program for each BM rows. Else each layer is a kernel,
-    with a program for each tile of rows and columns.
+    fused : whether the round is one kernel, with a program for each BM rows. Else each layer is a
+        kernel, with a program for each tile of rows and columns.
+    BM, BN, BK : rows, columns and terms of a tile.
+    warps : warps of a program.
+    stages : stages of the pipelined loops.
     """
 
     fused: bool
@@ -38,7 +44,7 @@ class Config:
             raise ValueError(f"BN must be at most 128, got {self.BN}")
 
     def tiles(self, geometry: Geometry) -> dict[str, tuple[int, ...]]:
-        """Widths of the tiles of each layer: forward, backward, and the terms of both."""
+        """Return columns and terms of each layer's tiles, by the names of kernels' constants."""
         return {
             "BNS": tuple(tile(columns, self.BN) for columns in geometry.padded_outs),
             "BACK_BNS": tuple(tile(columns, self.BN) for columns in geometry.padded_ins),
@@ -48,35 +54,42 @@ class Config:
 
 
 def shared_memory(arch: int) -> int:
-    """Bytes of shared memory that a program may have on an architecture (90: sm_90)."""
-    return SHARED_MEMORY.get(arch, 101376)
+    """Return the bytes of shared memory that a program may have on an architecture (90: sm_90)."""
+    return SHARED_MEMORY.get(arch, LEAST_SHARED_MEMORY)
 
 
-TABLE = {  # 64 rows and 4 warps: wgmma on sm_90; 32 rows: mma.sync, but twice the programs
+TABLE = {
+    # With 64 rows and 4 warps sm_90 multiplies by wgmma. With 32 rows it multiplies by mma.sync,
+    # but there are twice as many programs.
     "tf32x3": (
         Config(fused=True, BM=32, BN=128, BK=32, warps=4, stages=2),
         Config(fused=True, BM=64, BN=128, BK=32, warps=4, stages=2),
         Config(fused=False, BM=64, BN=128, BK=32, warps=4, stages=2),
     ),
-    "ieee": (  # multiplications of single threads: small tiles, little code
+    # Single threads multiply, and small tiles keep the code short.
+    "ieee": (
         Config(fused=True, BM=32, BN=64, BK=16, warps=4, stages=2),
         Config(fused=True, BM=64, BN=64, BK=16, warps=8, stages=2),
         Config(fused=False, BM=64, BN=64, BK=16, warps=8, stages=2),
     ),
 }
-"""By precision: fused for fewer slots than `MANY_SLOTS`, fused for more, a kernel a layer."""
+"""Sizes for each precision: for fused rounds of fewer slots than `MANY_SLOTS`, for fused rounds of
+more, and for rounds with a kernel for each layer.
+"""
 
 MANY_SLOTS = 8000
-"""With 64 rows a program fewer slots leave multiprocessors of an H200 without one."""
+"""Slots from which a program takes 64 rows. With fewer, some of an H200's multiprocessors idle."""
 WIDE_LAYER = 512
-"""Units of the widest layer, above which every layer has columns enough for programs of its own."""
+"""Units of the widest layer above which each layer is a kernel: it has enough columns for one."""
 MANY_CLASSES = 8192
-"""Padded classes, above which a row of logits does not fit into the registers of a program."""
+"""Padded classes above which each layer is a kernel, as a row of logits does not fit into the
+registers of a fused program.
+"""
 
 
 def config_for(geometry: Geometry, precision: str, slots: int) -> Config:
-    """The tile sizes of a network's rounds over so many slots."""
-    few, many, layered = TABLE[precision]
+    """Return the tile sizes of rounds over so many slots."""
+    small_run, large_run, by_layers = TABLE[precision]
     if max(geometry.outs) > WIDE_LAYER or geometry.padded_outs[-1] > MANY_CLASSES:
-        return layered
-    return few if slots < MANY_SLOTS else many
+        return by_layers
+    return small_run if slots < MANY_SLOTS else large_run

@@ -116,12 +116,12 @@ Addresses problem_layout() {
   };
   const State& s = p.state;
   add("want_gradient", s.request.want_gradient);
-  add("measure", s.request.record_scales);
+  add("record_scales", s.request.record_scales);
   add("targeted", s.request.targeted);
-  add("label", s.request.class_index);
-  add("excluded", s.request.excluded_classes);
+  add("class_index", s.request.class_index);
+  add("excluded_classes", s.request.excluded_classes);
   add("exclusions", s.request.exclusions);
-  add("against", s.request.rival_class);
+  add("rival_class", s.request.rival_class);
   add("k", s.request.k);
   add("T", s.request.T);
   add("schedule", s.search.schedule);
@@ -130,7 +130,7 @@ Addresses problem_layout() {
   add("temperature", s.request.temperature);
   add("margin", s.eval.margin);
   add("log_odds", s.eval.log_odds);
-  add("kappa", s.eval.required_margin);
+  add("required_margin", s.eval.required_margin);
   add("rounding", s.eval.rounding);
   add("prediction", s.eval.prediction);
   add("runner_up", s.eval.runner_up);

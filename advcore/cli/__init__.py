@@ -6,12 +6,13 @@ import sys
 
 
 def main() -> None:
-    """Runs the command line.
+    """Run the command line.
 
-    Exit codes: 0 done, 1 the model or an experiment raised, 2 bad input, 130 Ctrl-C.
+    The exit code is 0 at the end of a run, 1 if the model or an experiment raised, 2 for bad input,
+    and 130 after Ctrl-C.
     """
     try:
-        from . import attack, reproduce  # noqa: F401 (they add their commands to the app)
+        from . import attack, reproduce  # noqa: F401 (The imports add the commands to the app.)
         from .app import app
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich"}:

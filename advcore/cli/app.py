@@ -1,4 +1,4 @@
-"""The app of the command `advcore`, its exit codes and its errors. Needs typer."""
+"""The app of the command `advcore`, its exit codes and its errors. The module needs typer."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ import advcore
 from .. import _core
 
 RAISED = 1
+"""Exit code if the model or an experiment raised."""
 BAD_INPUT = 2
+"""Exit code if an argument or a file is wrong."""
 INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell gives it: 128 and the number of SIGINT."""
 ISA_NAMES = {"v4": "AVX-512 (v4)", "v3": "AVX2 (v3)", "base": "baseline (base)"}
 
 
 class SortedCommands(TyperGroup):
-    """Commands in the order of their names, not in that of the imports."""
+    """Lists the commands in the order of their names, not in that of the imports."""
 
     def list_commands(self, context: Any) -> list[str]:
         return sorted(self.commands)
@@ -38,8 +41,8 @@ app = typer.Typer(
 )
 
 
-def _version(shown: bool) -> None:
-    if shown:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"advcore {advcore.__version__}")
         raise typer.Exit
 
@@ -48,7 +51,7 @@ def _version(shown: bool) -> None:
 def advcore_command(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="show it and exit"),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="show it and exit"),
     ] = False,
 ) -> None:
     """Minimum-distortion adversarial examples."""
@@ -72,23 +75,26 @@ def info() -> None:
 
 @dataclass
 class Stage:
-    """The stage that the command has reached, in words that follow "interrupted"."""
+    """The stage that a command has reached, as a text that follows "interrupted"."""
 
     name: str = "before the run began"
 
 
-def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 @contextmanager
 def one_line_errors(debug: bool) -> Iterator[Stage]:
-    """Turns Ctrl-C and errors about the user's input into one line on stderr and an exit code."""
+    """Turn Ctrl-C and errors about the user's input into one line on stderr and an exit code.
+
+    With `debug` errors keep their tracebacks.
+    """
     stage = Stage()
     try:
         with warnings.catch_warnings():
             if not debug:
-                warnings.showwarning = _one_line
+                warnings.showwarning = _print_warning
             yield stage
     except (ValueError, TypeError, OSError, ImportError) as error:
         if debug:

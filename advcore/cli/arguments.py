@@ -32,22 +32,28 @@ class AttackInputs:
     starts: NDArray[Any] | None  # (N, ...)
 
     def first(self, count: int | None) -> AttackInputs:
-        """The inputs with the first `count` images alone; None: all."""
+        """Return the inputs of the first `count` images. None: of all images."""
 
-        def head(values: NDArray[Any] | None) -> NDArray[Any] | None:
+        def cut(values: NDArray[Any] | None) -> NDArray[Any] | None:
             return None if values is None else values[:count]
 
         return AttackInputs(
             self.model,
             self.images[:count],
-            head(self.labels),
-            head(self.targets),
-            head(self.starts),
+            cut(self.labels),
+            cut(self.targets),
+            cut(self.starts),
         )
 
 
 def array(path: Path, option: str) -> NDArray[Any]:
-    """Reads an array of one or more dimensions from a .npy file; never unpickles."""
+    """Read an array of one or more dimensions from a .npy file, without unpickling.
+
+    Raises
+    ------
+    FileNotFoundError : the file does not exist.
+    ValueError : it holds no such array. Both messages begin with the name of the option.
+    """
     try:
         values = np.load(path, allow_pickle=False)
     except FileNotFoundError:
@@ -64,7 +70,10 @@ def array(path: Path, option: str) -> NDArray[Any]:
 
 
 def check_writable(path: Path, option: str, suffixes: Collection[str] = ()) -> None:
-    """Raises before a long run the error that writing the file would raise after it."""
+    """Raise now what writing the file would raise after a long run.
+
+    suffixes : endings that the name may have. Empty: any, and the path may be a folder.
+    """
     if suffixes and path.suffix.lower() not in suffixes:
         endings = ", ".join(sorted(suffixes))
         raise ValueError(f"{option}: expected a name that ends in {endings}, got {path}")
@@ -77,7 +86,10 @@ def check_writable(path: Path, option: str, suffixes: Collection[str] = ()) -> N
 
 
 def evaluate(model: Any, images: NDArray[Any], device: str | None) -> tuple[Forward, Floats]:
-    """The model's forward, from rows (N, n) to logits (N, K), and the logits of the images."""
+    """Return the model's forward and the logits (N, K) of the images (N, ...).
+
+    The forward maps rows (N, n) to logits (N, K).
+    """
     flat = validate.images(images).reshape(len(images), math.prod(images.shape[1:]))
     flat = flat.astype(np.float32)
     options = Options(device=device)

@@ -1,4 +1,4 @@
-"""Command `advcore attack`: runs `minimize_distortion` on files, prints and writes the result."""
+"""The command `advcore attack`, which runs `minimize_distortion` on files."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ if TYPE_CHECKING:
     from ..result import Result
 
 PANEL = "Options of the search (docs/options.md)"
+"""Heading of the options of `Options` in the help."""
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `Options` that the command line has.
+    """Give a command the options of `Options` that the command line has.
 
     Names, types, defaults and texts are those of `Options`. The command gets them as keywords.
     """
     signature = inspect.signature(command, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    made = [_parameter(entry) for entry in fields(Options) if option_info(entry.name).command_type]
-    command.__signature__ = signature.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*own, *made)}
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = [entry for entry in fields(Options) if option_info(entry.name).command_type]
+    parameters += map(_parameter, options)
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
 
 
 def _parameter(entry: Field[Any]) -> inspect.Parameter:
-    """A parameter of a command, as typer reads it."""
+    """Return the parameter of a command, as typer reads it."""
     info = option_info(entry.name)
     kind: Any = info.command_type
     text = f"{info.help}; default: {info.without}" if info.without else info.help
@@ -147,7 +149,7 @@ def attack(
     """
     with one_line_errors(debug) as stage:
         options["penalty"] = penalty_from_norm(options["penalty"], norm, dashes="--", stacklevel=1)
-        Options(**options)  # wrong ones are refused before anything is read
+        Options(**options)  # raises for wrong values before any file is read
         if targets is not None and untargeted:
             raise ValueError("--targets and --untargeted exclude each other")
         if out is not None:
@@ -192,7 +194,7 @@ def attack(
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the command line says that model and arrays come from."""
+    """Sources of the model and the arrays, as the command line names them."""
 
     model: str | None
     images: Path | None
@@ -205,7 +207,7 @@ class Sources:
 
 
 def read_inputs(sources: Sources, seed: int, device: str | None) -> AttackInputs:
-    """Model and arrays of a run, cut to the first images if there is a count."""
+    """Read model and arrays of a run, of the first images if there is a count."""
     model: Any = None
     true_labels: NDArray[Any] | None = None
     target_classes: NDArray[Any] | None = None
@@ -227,8 +229,8 @@ def read_inputs(sources: Sources, seed: int, device: str | None) -> AttackInputs
     if target_spec is not None and target_spec.endswith(".npy"):
         target_classes, target_spec = array(Path(target_spec), "--targets"), None
     starts = None if sources.starts is None else array(sources.starts, "--starts")
-    given = {"--labels": true_labels, "--targets": target_classes, "--starts": starts}
-    for option, values in given.items():
+    arrays = {"--labels": true_labels, "--targets": target_classes, "--starts": starts}
+    for option, values in arrays.items():
         if values is not None and len(values) != len(images):
             raise ValueError(f"{option} has {len(values)} entries for {len(images)} images")
     model = _load_model(sources.model) if model is None else model
@@ -251,9 +253,9 @@ def _with_model_classes(
     device: str | None,
     folder: PictureFolder | None,
 ) -> AttackInputs:
-    """The inputs with targets from a word of the command line.
+    """Return the inputs with the targets that the command line names.
 
-    Where there are no true labels, the classes that the model sees take their place.
+    Without true labels, the classes that the model predicts take their place.
     """
     forward, logits = evaluate(inputs.model, inputs.images, device)
     labels = logits.argmax(axis=1)
@@ -272,10 +274,10 @@ def _with_model_classes(
 def _run(
     inputs: AttackInputs, stage: Stage, options: dict[str, Any]
 ) -> tuple[Result, BaseException | None]:
-    """The result, and the exception that cut it short if there is one. Shows a progress bar."""
+    """Run the attack with a progress bar, and return the result and what ended the run early."""
 
     def note_begin(_: advcore.Progress) -> None:
-        stage.name = "after the run"  # in the middle of it Ctrl-C comes as Interrupted
+        stage.name = "after the run"  # During the run Ctrl-C comes as Interrupted.
 
     try:
         result = advcore.minimize_distortion(
@@ -289,14 +291,14 @@ def _run(
             **options,
         )
     except (advcore.Interrupted, advcore.ModelError, advcore.DeviceError) as stop:
-        if stop.result is None:  # the GPU failed before anything was computed
+        if stop.result is None:  # The GPU failed before anything was computed.
             raise _exit_with(stop) from None
         return stop.result, stop
     return result, None
 
 
 def _exit_with(error: BaseException) -> typer.Exit:
-    """The exit after an error of the model or the GPU, which is printed as one line."""
+    """Print an error of the model or the GPU as one line, and return the exit."""
     text = " ".join(str(error).split())
     text = text.replace("the exception's .result holds", "the table and --out hold")
     print(f"error: {text}", file=sys.stderr)
@@ -313,7 +315,7 @@ def _print_table(result: Result) -> None:
 
 
 def summary_rows(result: Result) -> list[tuple[str, str]]:
-    """Lines (name, value) of the table; distortions are over the successes."""
+    """Return the lines (name, value) of the table. Distortions are over the successes."""
     count, successes = len(result.success), int(result.success.sum())
     share = f" ({successes / count:.1%})" if count else ""
     rows = [("success", f"{successes} of {count}{share}")]

@@ -1,4 +1,4 @@
-"""Names of classes, and the targets for a word of the command line."""
+"""Names of classes, and targets as the command line names them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ Floats = NDArray[np.float32]
 
 
 def class_names(path: Path | None, classes: int) -> list[str] | None:
-    """Names of the classes, from a .json list or object, or from the lines of a text file.
+    """Read the names of the classes from a .json list or object, or from the lines of a text file.
 
-    None: those of ``$ADVCORE_DATA/imagenet/imagenet_labels.json`` for 1,000 classes, else None.
+    Without a path the names for 1,000 classes are those of
+    ``$ADVCORE_DATA/imagenet/imagenet_labels.json``. Other classes have none, which gives None.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError : the file does not exist, or does not name so many classes.
     """
     if path is None:
         path = Path(os.environ.get("ADVCORE_DATA", "")) / "imagenet" / "imagenet_labels.json"
@@ -29,7 +34,7 @@ def class_names(path: Path | None, classes: int) -> list[str] | None:
     try:
         text = path.read_text()
         content = json.loads(text) if path.suffix == ".json" else text.splitlines()
-        if isinstance(content, dict):  # {"0": name} or {"0": [id, name]}
+        if isinstance(content, dict):  # It is {"0": name} or {"0": [id, name]}.
             content = [content[str(i)] for i in range(len(content))]
         names = [str(name[-1] if isinstance(name, list) else name).strip() for name in content]
     except FileNotFoundError:
@@ -48,7 +53,10 @@ def choose_targets(
     names: list[str] | None,
     seed: int,
 ) -> NDArray[np.int64]:
-    """Classes (N,) for ``next-likeliest``, ``random``, a class's number or one of its names."""
+    """Return the target classes (N,) of images with these logits (N, K) and labels (N,).
+
+    target_spec : "next-likeliest", "random", a class's number or one of its names.
+    """
     classes = logits.shape[1]
     if target_spec == "random":
         return random_targets(labels, classes=classes, seed=seed)
@@ -64,18 +72,18 @@ def _class(target_spec: str, classes: int, names: list[str] | None) -> int:
         if not 0 <= int(target_spec) < classes:
             raise ValueError(f"--targets: class {target_spec} is not in [0, {classes - 1}]")
         return int(target_spec)
-    known: dict[str, list[int]] = {}
+    numbers_by_name: dict[str, list[int]] = {}
     for i, name in enumerate(names or []):
         for word in {part.strip().lower() for part in (name, *name.split(","))}:
-            known.setdefault(word, []).append(i)
-    matches = known.get(target_spec.strip().lower(), [])
+            numbers_by_name.setdefault(word, []).append(i)
+    matches = numbers_by_name.get(target_spec.strip().lower(), [])
     if len(matches) == 1:
         return matches[0]
     if matches:
         numbers = ", ".join(map(str, matches))
         raise ValueError(f"--targets: {target_spec!r} names the classes {numbers}; give the number")
-    close = difflib.get_close_matches(target_spec.lower(), known, 3)
-    hint = f"; close: {', '.join(close)}" if close else ""
+    similar_names = difflib.get_close_matches(target_spec.lower(), numbers_by_name, 3)
+    hint = f"; close: {', '.join(similar_names)}" if similar_names else ""
     if names is None:
         hint = "; the names of the classes are not known (--names)"
     raise ValueError(
@@ -85,5 +93,5 @@ def _class(target_spec: str, classes: int, names: list[str] | None) -> int:
 
 
 def short(names: Sequence[str] | None, number: int) -> str:
-    """First name of a class; empty if unknown."""
+    """Return the first name of a class. It is empty if the class or its name is unknown."""
     return names[number].partition(",")[0] if names is not None and number >= 0 else ""

@@ -1,6 +1,6 @@
-"""Folders of PNG and JPEG files for `advcore attack`: reading, 8-bit results, table, grid.
+"""Folders of pictures for `advcore attack`: reading, 8-bit results, table and grid.
 
-Needs Pillow (``pip install "advcore[pictures]"``).
+The module needs Pillow (``pip install "advcore[pictures]"``).
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 SHORT_SIDE = 256
 """Short side of a picture before it is cropped to 200 to 256 pixels, as is usual on ImageNet."""
 COLUMNS = (
-    *("file", "class", "class_name", "target", "target_name", "adversarial", "adversarial_name"),
-    *("success", "verified_in_png", "distortion", "rms_distortion", "margin", "status"),
-    *("evaluations", "original_png", "adversarial_png"),
-)
+    "file", "class", "class_name", "target", "target_name", "adversarial", "adversarial_name",
+    "success", "verified_in_png", "distortion", "rms_distortion", "margin", "status",
+    "evaluations", "original_png", "adversarial_png",
+)  # fmt: skip
+"""Columns of table.csv."""
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How a model takes pictures: each has ``shape``, made of (channels, height, width)."""
+    """The shape in which a model takes a picture, and the picture's channels, height and width."""
 
     shape: tuple[int, ...]
     channels: int
@@ -48,35 +49,35 @@ class ImageFormat:
     width: int
 
     def to_model(self, pixels: Floats) -> Floats:
-        """(N, C, H, W) to (N, ...)."""
+        """Convert pictures (N, C, H, W) to images (N, ...) of the model."""
         if len(self.shape) == 3 and self.shape[0] != self.channels:
             pixels = np.moveaxis(pixels, 1, 3)
         return np.ascontiguousarray(pixels.reshape(len(pixels), *self.shape))
 
     def to_pixels(self, images: NDArray[Any]) -> Floats:
-        """(N, ...) to (N, C, H, W)."""
+        """Convert images (N, ...) of the model to pictures (N, C, H, W)."""
         if len(self.shape) == 3 and self.shape[0] != self.channels:
             images = np.moveaxis(images, 3, 1)
         return images.reshape(len(images), self.channels, self.height, self.width)
 
 
 def find_format(model: Any, size: int | None = None) -> ImageFormat:
-    """The format of a model's pictures.
+    """Return the format of a model's pictures.
 
-    It follows from the ``input_shape`` of the model, the ``inputs`` of a Network, or ``size``, the
-    side of a square.
+    It follows from the ``input_shape`` of the model, from the ``inputs`` of a Network, or from
+    ``size``, the side of a square.
 
     Raises
     ------
-    ValueError : nothing says how large the pictures shall be.
+    ValueError : nothing says how large the pictures shall be, or they have no shape of pictures.
     """
     shape: Any = getattr(model, "input_shape", None)
     if shape is None and isinstance(getattr(model, "inputs", None), int):
         shape = (model.inputs,)
     if size is not None and (shape is None or len(shape) == 3):
-        last = shape is not None and shape[0] not in (1, 3)
-        channels = 3 if shape is None else shape[2] if last else shape[0]
-        shape = (size, size, channels) if last else (channels, size, size)
+        channels_last = shape is not None and shape[0] not in (1, 3)
+        channels = 3 if shape is None else shape[2] if channels_last else shape[0]
+        shape = (size, size, channels) if channels_last else (channels, size, size)
     if shape is None:
         raise ValueError(
             "the model does not say how large its pictures are; give --size, or the model an "
@@ -99,15 +100,15 @@ def find_format(model: Any, size: int | None = None) -> ImageFormat:
 
 @dataclass(frozen=True)
 class ReadPictures:
-    """The pictures of a folder in the order of their names; ``unread`` ones with the reason."""
+    """The pictures of a folder, in the order of their names."""
 
     files: list[Path]
     pixels: Floats  # (N, C, H, W), multiples of 1/255
-    unread: list[tuple[Path, str]]
+    unread: list[tuple[Path, str]]  # files that cannot be read, each with the reason
 
 
 def read_folder(folder: Path, image_format: ImageFormat, count: int | None = None) -> ReadPictures:
-    """The first ``count`` pictures that can be read, resized and cropped to the format.
+    """Read the first ``count`` pictures that can be read, resized and cropped to the format.
 
     Raises
     ------
@@ -125,28 +126,29 @@ def read_folder(folder: Path, image_format: ImageFormat, count: int | None = Non
             break
         try:
             pixels.append(_fit(path, image_format))
-        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, its own
+        except Exception as error:  # Pillow raises errors of many types.
             unread.append((path, " ".join(str(error).split()) or type(error).__name__))
         else:
             files.append(path)
     if unread and not files:
-        path, why = unread[0]
-        raise ValueError(f"--images: no picture in {folder} can be read; {path.name}: {why}")
+        path, reason = unread[0]
+        raise ValueError(f"--images: no picture in {folder} can be read; {path.name}: {reason}")
     shape = (0, image_format.channels, image_format.height, image_format.width)
-    stacked = np.stack(pixels) if pixels else np.empty(shape, np.uint8)
-    return ReadPictures(files, stacked.astype(np.float32) / np.float32(255), unread)
+    values = np.stack(pixels) if pixels else np.empty(shape, np.uint8)
+    return ReadPictures(files, values.astype(np.float32) / np.float32(255), unread)
 
 
 def _fit(path: Path, image_format: ImageFormat) -> NDArray[np.uint8]:
-    """(C, H, W): the middle of the picture, bilinear over the whole area where it shrinks.
+    """Read a picture and return its middle in the format, (C, H, W).
 
-    Palettes and grey become colours, or colours grey; transparent parts lie on white.
+    Resizing is bilinear. Where the picture shrinks, the filter covers the whole area of a pixel.
+    Palettes and grey become colours, or colours grey. Transparent parts lie on white.
     """
     Image = require("PIL.Image", "pictures", "reading pictures")
     ImageOps = require("PIL.ImageOps", "pictures", "reading pictures")
-    with Image.open(path) as opened:
-        picture = ImageOps.exif_transpose(opened)
-        if picture.mode.startswith("I"):  # 16 bits
+    with Image.open(path) as file:
+        picture = ImageOps.exif_transpose(file)
+        if picture.mode.startswith("I"):  # The pixels have 16 bits.
             picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
@@ -155,24 +157,24 @@ def _fit(path: Path, image_format: ImageFormat) -> NDArray[np.uint8]:
     width, height = picture.size
     if (height, width) != (image_format.height, image_format.width):
         sides = (image_format.height, image_format.width)
-        custom = min(sides) == max(sides) and 200 <= min(sides) <= SHORT_SIDE
-        least = (SHORT_SIDE, SHORT_SIDE) if custom else sides
-        ratio = max(least[0] / height, least[1] / width)
-        wide = max(image_format.width, round(width * ratio))
-        high = max(image_format.height, round(height * ratio))
-        picture = picture.resize((wide, high), Image.Resampling.BILINEAR)
-        left, top = (wide - image_format.width) // 2, (high - image_format.height) // 2
+        as_imagenet = min(sides) == max(sides) and 200 <= min(sides) <= SHORT_SIDE
+        least_sides = (SHORT_SIDE, SHORT_SIDE) if as_imagenet else sides
+        ratio = max(least_sides[0] / height, least_sides[1] / width)
+        new_width = max(image_format.width, round(width * ratio))
+        new_height = max(image_format.height, round(height * ratio))
+        picture = picture.resize((new_width, new_height), Image.Resampling.BILINEAR)
+        left, top = (new_width - image_format.width) // 2, (new_height - image_format.height) // 2
         picture = picture.crop((left, top, left + image_format.width, top + image_format.height))
     values = np.asarray(picture, np.uint8)
     return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
 
 
 @dataclass(frozen=True)
-class Written:
-    """Numbers of successes, and of those that are adversarial in the files too; the table."""
+class WriteReport:
+    """Summary of the files that `write` has report."""
 
     successes: int
-    verified: int
+    verified: int  # successes that are adversarial after reading the file back
     table: Path
 
 
@@ -185,16 +187,20 @@ def write(
     image_format: ImageFormat,
     forward: Any,
     names: Sequence[str] | None,
-) -> Written:
-    """Originals and adversarial pictures as PNG, and ``table.csv``, in a folder that it makes.
+) -> WriteReport:
+    """Write originals and adversarial pictures as PNG, and ``table.csv``, into a new folder.
 
-    ``forward`` maps (N, n) to logits; it evaluates the files, which are read back. ``clean`` and
-    the result are in the model's shape, ``labels`` its classes of the clean pictures.
+    Parameters
+    ----------
+    clean : images (N, ...) in the shape of the model.
+    labels : the model's classes (N,) of the clean images.
+    forward : function from rows (N, n) to logits (N, K). It evaluates the files, which are read
+        back.
     """
     Image = require("PIL.Image", "pictures", "writing pictures")
     folder.mkdir(parents=True, exist_ok=True)
     adversarial = image_format.to_pixels(to_numpy(result.adversarial))
-    before = image_format.to_pixels(clean)
+    originals = image_format.to_pixels(clean)
     stems = Counter(path.stem for path in files)
     rows: list[dict[str, Any]] = []
     success = result.success
@@ -203,14 +209,15 @@ def write(
     for i, path in enumerate(files):
         name = path.stem if stems[path.stem] == 1 else path.name.replace(".", "_")
         target = int(result.target[i])
-        original, changed = folder / f"{name}_original.png", folder / f"{name}_adversarial.png"
-        _picture(Image, before[i]).save(original)
-        changed.unlink(missing_ok=True)  # of an earlier run
+        original_path = folder / f"{name}_original.png"
+        adversarial_path = folder / f"{name}_adversarial.png"
+        _picture(Image, originals[i]).save(original_path)
+        adversarial_path.unlink(missing_ok=True)  # An earlier run may have left one.
         if success[i]:
-            _picture(Image, adversarial[i]).save(changed)
+            _picture(Image, adversarial[i]).save(adversarial_path)
             place = int(np.searchsorted(attacked, i))
-            with Image.open(changed) as opened:
-                values = np.asarray(opened, np.uint8)
+            with Image.open(adversarial_path) as file:
+                values = np.asarray(file, np.uint8)
             values = values.reshape(image_format.height, image_format.width, -1)
             stored[place] = np.moveaxis(values, 2, 0).astype(np.float32) / np.float32(255)
         rows.append(
@@ -226,8 +233,8 @@ def write(
                 "rms_distortion": f"{result.rms_distortion[i]:.6g}" if success[i] else "",
                 "status": _status(int(result.status[i])),
                 "evaluations": int(result.evaluations[i]),
-                "original_png": original.name,
-                "adversarial_png": changed.name if success[i] else "",
+                "original_png": original_path.name,
+                "adversarial_png": adversarial_path.name if success[i] else "",
             }
         )
     verified = 0
@@ -237,10 +244,10 @@ def write(
         targeted = bool((result.target >= 0).all())
         margin, predicted = margins(batched(forward, flat, 64), classes, targeted)
         for place, row in enumerate(attacked):
-            good = bool(margin[place] > 0 and (predicted[place] == classes[place]) == targeted)
-            verified += good
+            confirmed = bool(margin[place] > 0 and (predicted[place] == classes[place]) == targeted)
+            verified += confirmed
             rows[int(row)] |= {
-                "verified_in_png": int(good),
+                "verified_in_png": int(confirmed),
                 "margin": f"{margin[place]:.6g}",
                 "adversarial": int(predicted[place]),
                 "adversarial_name": short(names, int(predicted[place])),
@@ -250,11 +257,11 @@ def write(
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    return Written(len(attacked), verified, table)
+    return WriteReport(len(attacked), verified, table)
 
 
 def _picture(Image: Any, pixels: Floats) -> Any:
-    """A picture of 8 bits from values (C, H, W) in [0, 1]."""
+    """Return a picture of 8 bits, from values (C, H, W) in [0, 1]."""
     values = np.rint(np.moveaxis(pixels, 0, 2) * 255).astype(np.uint8)
     return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
 
@@ -274,9 +281,9 @@ def grid(
     names: Sequence[str] | None,
     count: int = 10,
 ) -> None:
-    """Original, adversarial picture and difference of the first successes, with class names.
+    """Draw original, adversarial picture and difference of the first successes, with class names.
 
-    The difference is x100 where none of it is above 0.02, else x10.
+    The difference is magnified x100 if none of it is above 0.02, else x10.
     """
     from ..report import adversarial_figure
 
@@ -301,7 +308,7 @@ def grid(
 
 @dataclass
 class PictureFolder:
-    """A folder of pictures to attack, and the folder where the results are written.
+    """A folder of pictures to attack, and the folder where the results are report.
 
     Attributes
     ----------
@@ -325,7 +332,7 @@ class PictureFolder:
     labels: Any = field(init=False)
 
     def read(self, model: Any, count: int | None) -> Floats:
-        """The pictures as the model takes them; names those that cannot be read on stderr."""
+        """Read pictures in the shape of the model, and name on stderr those that cannot be read."""
         if self.output.resolve() == self.folder.resolve():
             raise ValueError("--output: must be another folder than --images")
         if self.output.exists() and not self.output.is_dir():
@@ -333,17 +340,17 @@ class PictureFolder:
         check_writable(self.output, "--output")
         self.image_format = find_format(model, self.size)
         pictures = read_folder(self.folder, self.image_format, count)
-        for path, why in pictures.unread:
+        for path, reason in pictures.unread:
             print(
-                f"warning: {path} cannot be read ({why}); the other {len(pictures.files)} go on",
+                f"warning: {path} cannot be read ({reason}); the other {len(pictures.files)} go on",
                 file=sys.stderr,
             )
         self.files = pictures.files
         return self.image_format.to_model(pictures.pixels)
 
     def write(self, inputs: AttackInputs, result: Result, picture: Path | None) -> None:
-        """Writes PNG files and table, and the grid where ``picture`` names its file."""
-        written = write(
+        """Write the PNG files and the table, and the grid if ``picture`` names its file."""
+        report = write(
             self.output,
             self.files,
             inputs.images,
@@ -354,10 +361,10 @@ class PictureFolder:
             self.class_names,
         )
         print(
-            f"pictures: {self.output} ({written.verified} of {written.successes} adversarial ones "
+            f"pictures: {self.output} ({report.verified} of {report.successes} adversarial ones "
             "verified after reading the PNG files back)"
         )
-        print(f"table: {written.table}")
+        print(f"table: {report.table}")
         if picture is not None and len(inputs.images):
             grid(picture, inputs.images, self.labels, result, self.image_format, self.class_names)
             print(f"picture: {picture}")

@@ -1,4 +1,4 @@
-"""Command `advcore reproduce`: runs the experiments, prints each table beside the published one."""
+"""The command `advcore reproduce`, which runs the experiments and prints their tables."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..experiments.parts.tables import Cell, Outcome, Table
 
 FULL_SEEDS, QUICK_SEEDS = 5, 1
+"""Default repetitions of an experiment, without and with --quick."""
 _NAMES = f"all, or any of {', '.join(experiments.EXPERIMENTS)}"
 
 
@@ -80,12 +81,12 @@ def reproduce(
 
 
 def print_outcome(outcome: Outcome) -> None:
-    """Tables and remarks of one experiment, on the standard output."""
+    """Print the tables and remarks of one experiment."""
     console = Console(highlight=False)
     grids = [table_grid(table) for table in outcome.tables]
-    if not console.is_terminal:  # a file has no width: nothing is folded
-        endless = console.options.update(width=10_000)
-        widths = [Measurement.get(console, endless, grid).maximum for grid in grids]
+    if not console.is_terminal:  # A file has no width, so that nothing needs to be folded.
+        options = console.options.update(width=10_000)
+        widths = [Measurement.get(console, options, grid).maximum for grid in grids]
         console.width = max([console.width, *widths])
     console.print(outcome.title, style="bold", markup=False)
     for grid in grids:
@@ -103,7 +104,7 @@ def print_outcome(outcome: Outcome) -> None:
 
 
 def table_grid(table: Table) -> Grid:
-    """Measured numbers, the published ones dim and in parentheses beneath them."""
+    """Return a table of the measured numbers, each above the published one in parentheses."""
     grid = Grid(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD)
     grid.add_column(Text(table.corner))
     for column in table.columns:

@@ -1,4 +1,4 @@
-"""Models to attack: the paper's networks, published ones, and what is put around a model.
+"""Models to attack: the paper's networks, published ones, and layers around a model.
 
 Importing this package imports no torch.
 """

@@ -13,21 +13,27 @@ class Averaged(nn.Module):
     """Mean logits of a random model over ``samples`` draws with fixed seeds.
 
     Every image sees the same draws, whatever the batch, so that an attack has one function to
-    work on: the expectation over transformation of Athalye et al. 2018 (arXiv:1707.07397) with
-    common random numbers. What it finds is adversarial for that mean, not for every new draw.
+    work on. This is the expectation over transformation of Athalye et al. 2018 (arXiv:1707.07397)
+    with common random numbers. Its results are adversarial for that mean, not for every new draw.
 
     Parameters
     ----------
     model : nn.Module
-        Images (B, ...) to logits (B, K); it may be in training mode (dropout) and must run under
-        ``torch.func.vmap``. Its mode stays as it is.
+        Maps images (B, ...) to logits (B, K), and runs under ``torch.func.vmap``. It may be in
+        training mode (dropout), and its mode stays as it is.
     samples : int >= 1
-        The time of a forward grows with them.
+        Number of draws. The time of a forward is proportional to it.
     seed : int
-        Of the first draw; the next ones follow.
+        Seed of the first draw. Each further draw has the next integer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``model`` is not a module, or ``samples`` is not an integer >= 1.
     """
 
-    draws = True  # modules in training mode are meant to be
+    draws = True
+    """Whether the model draws on purpose. Submodules in training mode then raise no warning."""
 
     def __init__(self, model: nn.Module, samples: int = 16, seed: int = 0) -> None:
         super().__init__()
@@ -38,22 +44,22 @@ class Averaged(nn.Module):
         self.model, self.samples, self.seed = model, samples, seed
 
     def train(self, mode: bool = True) -> Averaged:
-        """Leaves the model's own mode alone."""
+        """Set the mode of this module; the model keeps its own."""
         self.training = mode
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, ...)."""
 
-        def one(image: Tensor) -> Tensor:
+        def image_logits(image: Tensor) -> Tensor:
             logits: Tensor = self.model(image[None])
             return logits[0]
 
-        every = torch.func.vmap(one, randomness="same")
+        batch_logits = torch.func.vmap(image_logits, randomness="same")
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             total = torch.zeros((), dtype=x.dtype, device=x.device)
             for draw in range(self.samples):
                 torch.manual_seed(self.seed + draw)
-                total = total + every(x)
+                total = total + batch_logits(x)
         return total / self.samples

@@ -15,23 +15,34 @@ from .._extras import require
 
 
 def load_model(source: str | Path) -> Any:
-    """Model that `source` names, for `minimize_distortion`.
+    """Load the model that `source` names, for `minimize_distortion`.
 
-    ``x.onnx``: an ONNX file (extra ``onnx``). ``x.pt2``: a torch.export program.
-    ``x.safetensors``: an advcore.Network. ``squeezenet1_0``: a builder of advcore.models.
-    ``file.py:build`` and ``package.module:build``: what the function returns (or the object itself
-    if not callable without arguments, such as a module).
+    Parameters
+    ----------
+    source : str or Path
+        One of these forms:
+
+        - ``x.onnx``, an ONNX file (extra ``onnx``);
+        - ``x.pt2``, a torch.export program;
+        - ``x.safetensors``, an advcore.Network;
+        - ``squeezenet1_0`` or another name in `advcore.models.BUILDERS`;
+        - ``file.py:build`` or ``package.module:build``, a function without arguments that returns
+          the model, or the model itself.
 
     Raises
     ------
-    FileNotFoundError, ImportError, ValueError
-        No such file; a package that reading it needs is missing; not a model.
+    FileNotFoundError
+        There is no such file.
+    ImportError
+        A package that reading it needs is missing.
+    ValueError
+        It is not a model.
     """
     return model(str(source), "load_model")
 
 
 def model(source: str, option: str = "--model") -> Any:
-    """`load_model`; errors begin with `option`."""
+    """Load a model as `load_model` does; errors begin with `option`."""
     reader = _READERS.get(Path(source).suffix)
     if reader is not None:
         if not Path(source).is_file():
@@ -46,25 +57,25 @@ def model(source: str, option: str = "--model") -> Any:
     if source in models.BUILDERS:
         return getattr(models, source)().eval()
     if not colon or not place or not name:
-        pickled = source.endswith((".pt", ".pth"))
-        hint = "; write a build() that loads it" if pickled else ""
-        known = ", ".join(models.BUILDERS)
+        is_pickle = source.endswith((".pt", ".pth"))
+        hint = "; write a build() that loads it" if is_pickle else ""
+        names = ", ".join(models.BUILDERS)
         raise ValueError(
-            f"{option}: expected x.onnx, x.pt2, x.safetensors, module:function or one of {known}; "
+            f"{option}: expected x.onnx, x.pt2, x.safetensors, module:function or one of {names}; "
             f"got {source!r}{hint}"
         )
-    module = _module(place, option)
+    module = _import_module(place, option)
     if not hasattr(module, name):
         raise ValueError(f"{option}: {place} has no {name!r}")
     build = getattr(module, name)
-    made = hasattr(build, "parameters") or hasattr(build, "forward")
-    if not callable(build) or (made and not isinstance(build, type)):
+    is_model = hasattr(build, "parameters") or hasattr(build, "forward")
+    if not callable(build) or (is_model and not isinstance(build, type)):
         return build
     try:
         inspect.signature(build).bind()
     except TypeError:
         raise ValueError(f"{option}: {source} must be callable without arguments") from None
-    except ValueError:  # some that are not written in Python have no signature
+    except ValueError:  # some functions that are not written in Python have no signature
         pass
     return _build(build, name, option)
 
@@ -76,7 +87,7 @@ def _build(build: Callable[[], Any], name: str, option: str) -> Any:
         raise ValueError(f"{option}: {name}() raised {type(error).__name__}: {error}") from error
 
 
-def _onnx(source: str) -> Any:
+def _read_onnx(source: str) -> Any:
     require("torch", "torch", "reading a .onnx file")
     require("onnx", "onnx", "reading a .onnx file")
     from .onnx_graph import load
@@ -84,7 +95,7 @@ def _onnx(source: str) -> Any:
     return load(Path(source))
 
 
-def _exported(source: str) -> Any:
+def _read_exported(source: str) -> Any:
     require("torch", "torch", "reading a .pt2 file")
     export = importlib.import_module("torch.export")
     try:
@@ -93,26 +104,28 @@ def _exported(source: str) -> Any:
         raise ValueError(f"{source} cannot be read by torch.export.load ({error})") from None
 
 
-def _network(source: str) -> Any:
+def _read_network(source: str) -> Any:
     from ..network import Network
 
     return Network.load(source)
 
 
-_READERS = {".onnx": _onnx, ".pt2": _exported, ".safetensors": _network}
+_READERS = {".onnx": _read_onnx, ".pt2": _read_exported, ".safetensors": _read_network}
+"""Function that reads a model from a file, by the file's suffix."""
 
 
-def _module(place: str, option: str) -> Any:
-    """The module of that dotted name or file; what it raises becomes one error."""
+def _import_module(place: str, option: str) -> Any:
+    """Import the module of a dotted name or file; its own errors become a ValueError."""
     try:
-        return _import(place, option)
+        return _run_import(place, option)
     except (FileNotFoundError, ImportError):
         raise
     except Exception as error:
         raise ValueError(f"{option}: {place} raised {type(error).__name__}: {error}") from error
 
 
-def _import(place: str, option: str) -> Any:
+def _run_import(place: str, option: str) -> Any:
+    """Import the module of a dotted name or file, as it raises."""
     if not place.endswith(".py"):
         sys.path.insert(0, "")
         return importlib.import_module(place)
@@ -123,7 +136,7 @@ def _import(place: str, option: str) -> Any:
     if spec is None or spec.loader is None:
         raise ImportError(f"{option}: {place} cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickles of the file look themselves up
+    sys.modules[path.stem] = module  # dataclasses and pickles look up their module here
     sys.path.insert(0, str(path.absolute().parent))
     spec.loader.exec_module(module)
     return module

@@ -102,8 +102,8 @@ class LocalContrast(nn.Module):
         """Return the means (B, 1, H, W). Windows at the edge use the part inside the maps."""
         size = self.window.shape[-1]
         margins = [(size - 1) // 2, size // 2] * 2
-        inside = F.conv2d(F.pad(torch.ones_like(h[:1, :1]), margins), self.window)
-        return F.conv2d(F.pad(h.mean(1, keepdim=True), margins), self.window) / inside
+        coverage = F.conv2d(F.pad(torch.ones_like(h[:1, :1]), margins), self.window)
+        return F.conv2d(F.pad(h.mean(1, keepdim=True), margins), self.window) / coverage
 
     def forward(self, h: Tensor) -> Tensor:
         """Normalise (B, maps, H, W), and return the same shape."""

@@ -1,4 +1,4 @@
-"""Torch modules that the models of the package are made of. Importing this file imports torch."""
+"""Torch modules of the package's models. Importing this file imports torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from torch.nn import functional
 
 
 class Resize(nn.Module):
-    """Bilinear resizing, over the whole area of the source where it shrinks.
+    """Bilinear resizing, with antialiasing where the image shrinks.
 
     Parameters
     ----------
-    size : int, the shorter side, or (height, width)
+    size : int or (int, int)
+        Length of the shorter side, or (height, width), in pixels.
+
+    Raises
+    ------
+    ValueError
+        A length is not a positive integer.
     """
 
     def __init__(self, size: int | tuple[int, int]) -> None:
         super().__init__()
-        self.size = _sides(size, "size") if isinstance(size, Sequence) else _side(size, "size")
+        self.size = (
+            _check_sides(size, "size") if isinstance(size, Sequence) else _check_side(size, "size")
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) of another size."""
+        """Return the resized images of ``x``, (B, C, H, W)."""
         size, shape = self.size, tuple(x.shape[2:])
         if isinstance(size, int):
             ratio = size / min(shape)
@@ -35,14 +43,25 @@ class Resize(nn.Module):
 
 
 class CenterCrop(nn.Module):
-    """The middle of images (B, C, H, W); ``size`` an int, or (height, width)."""
+    """Crop to the middle of images (B, C, H, W).
+
+    Parameters
+    ----------
+    size : int or (int, int)
+        Side of a square, or (height, width), in pixels.
+
+    Raises
+    ------
+    ValueError
+        A length is not a positive integer, or an image is smaller than the crop.
+    """
 
     def __init__(self, size: int | tuple[int, int]) -> None:
         super().__init__()
-        self.size = _sides(size if isinstance(size, Sequence) else (size, size), "crop")
+        self.size = _check_sides(size if isinstance(size, Sequence) else (size, size), "crop")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, height, width)."""
+        """Return the middle of the images, (B, C, height, width)."""
         (rows, columns), (height, width) = x.shape[2:], self.size
         if rows < height or columns < width:
             raise ValueError(
@@ -55,20 +74,22 @@ class CenterCrop(nn.Module):
         return f"size={self.size}"
 
 
-def _side(value: int, name: str) -> int:
+def _check_side(value: int, name: str) -> int:
+    """Return a length in pixels; ValueError unless it is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer or (height, width), got {value!r}")
     return value
 
 
-def _sides(value: Sequence[int], name: str) -> tuple[int, int]:
+def _check_sides(value: Sequence[int], name: str) -> tuple[int, int]:
+    """Return (height, width) in pixels; ValueError unless both are positive integers."""
     if len(value) != 2:
         raise ValueError(f"{name} must be a positive integer or (height, width), got {value!r}")
-    return _side(value[0], name), _side(value[1], name)
+    return _check_side(value[0], name), _check_side(value[1], name)
 
 
 class ReverseChannels(nn.Module):
-    """RGB to BGR."""
+    """Reverse the channels of images (B, C, H, W), for example from RGB to BGR."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flip(1)

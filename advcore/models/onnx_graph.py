@@ -2,9 +2,9 @@
 
 A chain of convolutions and fully connected layers becomes a `torch.nn.Sequential` that
 `Network.from_torch` recognises, so that it runs in the engine. Every other graph becomes an
-`OnnxGraph`, which evaluates the operators of `advcore.onnx_operators` one after the other. A graph
-with other operators is converted by the package onnx2pytorch, where that is installed. Importing
-this file imports torch.
+`OnnxGraph`, which evaluates the operators of `advcore.models.onnx_operators` one after the other.
+A graph with other operators is converted by the package onnx2pytorch, where that is installed.
+Importing this file imports torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ..network import Normalize
 from .onnx_operators import OPERATORS, Node, UnsupportedNode
 
 TRIAL = 3
-"""Number of images on which a graph is tried."""
+"""Number of images of the trial forward of a graph. It differs from 1, so that a fixed batch of one
+shows."""
 
 
 class OnnxGraph(nn.Module):
@@ -47,8 +48,8 @@ class OnnxGraph(nn.Module):
         self.direct_constants: dict[str, Tensor] = {}
         self.buffer_of: dict[str, str] = {}
         nodes = _folded(nodes, constants)
-        used = {name for node in nodes for name in node.inputs} | {exit_}
-        for name in sorted(used & constants.keys()):
+        names = {name for node in nodes for name in node.inputs} | {exit_}
+        for name in sorted(names & constants.keys()):
             self.keep(name, constants[name])
         self.nodes = nodes
         last_use = {name: place for place, node in enumerate(nodes) for name in node.inputs}
@@ -129,9 +130,9 @@ def _module(onnx: Any, proto: Any) -> nn.Module:
     batch, shape = _input_shape(onnx, entries[0])
     versions = {item.domain: item.version for item in proto.opset_import}
     version = versions.get("", versions.get("ai.onnx", 1))
-    unknown = sorted({_kind(node) for node in graph.node} - {*OPERATORS, "Constant"})
-    if unknown or graph.sparse_initializer:
-        return _converted(proto, unknown or ["sparse weights"], shape)
+    unsupported_kinds = sorted({_kind(node) for node in graph.node} - {*OPERATORS, "Constant"})
+    if unsupported_kinds or graph.sparse_initializer:
+        return _converted(proto, unsupported_kinds or ["sparse weights"], shape)
     constants = {name: _tensor(onnx, tensor, name) for name, tensor in initializers.items()}
     nodes = []
     for place, item in enumerate(graph.node):
@@ -208,14 +209,14 @@ def _constant(attributes: dict[str, Any], name: str) -> Tensor:
 
 def _folded(nodes: Sequence[Node], constants: dict[str, Tensor]) -> list[Node]:
     """Return the nodes that depend on the images, and add the others' values to ``constants``."""
-    rest = []
+    variable_nodes = []
     for node in nodes:
         if any(name and name not in constants for name in node.inputs):
-            rest.append(node)
+            variable_nodes.append(node)
             continue
         out = _call(node, [constants.get(name) for name in node.inputs])
         constants.update(zip(node.outputs, [out] if torch.is_tensor(out) else out, strict=False))
-    return rest
+    return variable_nodes
 
 
 def _call(node: Node, values: Sequence[Any]) -> Any:
@@ -227,12 +228,12 @@ def _call(node: Node, values: Sequence[Any]) -> Any:
         raise node.fail(f"{type(error).__name__}: {error}") from error
 
 
-def _try(network: nn.Module, *more: dict[str, tuple[int, ...]]) -> None:
+def _try(network: nn.Module, *shapes: dict[str, tuple[int, ...]]) -> None:
     """Raise ValueError unless the network maps batches of images to logits."""
     shape: Any = vars(network)["input_shape"]
     try:
         with torch.no_grad():
-            logits = network(torch.zeros(TRIAL, *shape), *more)
+            logits = network(torch.zeros(TRIAL, *shape), *shapes)
     except UnsupportedNode:
         raise
     except Exception as error:
@@ -245,7 +246,7 @@ def _try(network: nn.Module, *more: dict[str, tuple[int, ...]]) -> None:
 
 
 class _Converted(nn.Module):
-    """A module of onnx2pytorch."""
+    """Wraps a module of onnx2pytorch, which takes images in the shape of the file."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -301,8 +302,10 @@ def sequential(graph: OnnxGraph, shapes: dict[str, tuple[int, ...]]) -> nn.Seque
     network = nn.Sequential(*layers).eval().requires_grad_(False)
     x = torch.rand(TRIAL, math.prod(graph.input_shape), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        logits, same = graph(x), network(x)
-    if same.shape != logits.shape or not torch.allclose(same, logits, rtol=1e-3, atol=1e-3):
+        logits, chain_logits = graph(x), network(x)
+    if chain_logits.shape != logits.shape:
+        return None
+    if not torch.allclose(chain_logits, logits, rtol=1e-3, atol=1e-3):
         return None
     vars(network)["input_shape"] = graph.input_shape
     return network
@@ -386,10 +389,10 @@ def _layer(
         or not operand.is_floating_point()
     ):
         return None
-    whole = operand[0] if operand.dim() == len(shape) and len(operand) == 1 else operand
-    if whole.dim() >= len(shape):
+    operand = operand[0] if operand.dim() == len(shape) and len(operand) == 1 else operand
+    if operand.dim() >= len(shape):
         return None
-    c = whole.broadcast_to(shape[1:]).flatten()
+    c = operand.broadcast_to(shape[1:]).flatten()
     if (
         kind == "Add"
         and isinstance(last_layer, nn.Linear)
@@ -424,8 +427,7 @@ def _product(
     layer = nn.Linear(inputs, outputs, bias=bias is not None)
     layer.weight = _fixed(weight)
     if bias is not None:
-        whole = (node.get("beta", 1.0) * bias).broadcast_to(1, outputs)[0]
-        layer.bias = _fixed(whole)
+        layer.bias = _fixed((node.get("beta", 1.0) * bias).broadcast_to(1, outputs)[0])
     return [layer]
 
 

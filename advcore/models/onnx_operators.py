@@ -1,4 +1,4 @@
-"""Operators of ONNX as functions of torch tensors, for `advcore.onnx_graph`.
+"""Operators of ONNX as functions of torch tensors, for `advcore.models.onnx_graph`.
 
 Each entry of `OPERATORS` takes the node and its inputs, with None for an optional one that is left
 out. Axes, pads and limits are attributes in one version of an operator and inputs in another; both
@@ -56,6 +56,7 @@ class Node:
 
 Operator = Callable[[Node, Values], Any]
 OPERATORS: dict[str, Operator] = {}
+"""Function of each operator, by its name in ONNX."""
 
 
 def _operator(function: Operator) -> Operator:
@@ -64,50 +65,51 @@ def _operator(function: Operator) -> Operator:
     return function
 
 
-def _plain(function: Callable[..., Any]) -> Operator:
+def _call(function: Callable[..., Any]) -> Operator:
+    """The operator that calls a function with the inputs and no attributes."""
     return lambda node, values: function(*values)
 
 
 OPERATORS |= {
-    "Abs": _plain(torch.abs),
-    "Add": _plain(torch.add),
-    "And": _plain(torch.logical_and),
-    "Ceil": _plain(torch.ceil),
-    "Cos": _plain(torch.cos),
+    "Abs": _call(torch.abs),
+    "Add": _call(torch.add),
+    "And": _call(torch.logical_and),
+    "Ceil": _call(torch.ceil),
+    "Cos": _call(torch.cos),
     "Dropout": lambda node, values: values[0],
-    "Equal": _plain(torch.eq),
-    "Erf": _plain(torch.erf),
-    "Exp": _plain(torch.exp),
-    "Floor": _plain(torch.floor),
-    "Greater": _plain(torch.gt),
-    "GreaterOrEqual": _plain(torch.ge),
+    "Equal": _call(torch.eq),
+    "Erf": _call(torch.erf),
+    "Exp": _call(torch.exp),
+    "Floor": _call(torch.floor),
+    "Greater": _call(torch.gt),
+    "GreaterOrEqual": _call(torch.ge),
     "Identity": lambda node, values: values[0],
-    "Less": _plain(torch.lt),
-    "LessOrEqual": _plain(torch.le),
-    "Log": _plain(torch.log),
-    "MatMul": _plain(torch.matmul),
-    "Mul": _plain(torch.mul),
+    "Less": _call(torch.lt),
+    "LessOrEqual": _call(torch.le),
+    "Log": _call(torch.log),
+    "MatMul": _call(torch.matmul),
+    "Mul": _call(torch.mul),
     "Mod": lambda node, values: (torch.fmod if node.get("fmod") else torch.remainder)(*values),
-    "Neg": _plain(torch.neg),
-    "Not": _plain(torch.logical_not),
-    "Or": _plain(torch.logical_or),
-    "Pow": _plain(torch.pow),
+    "Neg": _call(torch.neg),
+    "Not": _call(torch.logical_not),
+    "Or": _call(torch.logical_or),
+    "Pow": _call(torch.pow),
     "PRelu": lambda node, values: torch.where(values[0] < 0, values[0] * values[1], values[0]),
     "Range": lambda node, values: torch.arange(*(value.item() for value in values)),
-    "Reciprocal": _plain(torch.reciprocal),
-    "Relu": _plain(torch.relu),
-    "Sigmoid": _plain(torch.sigmoid),
-    "Sin": _plain(torch.sin),
-    "Softplus": _plain(F.softplus),
-    "Softsign": _plain(F.softsign),
-    "Sqrt": _plain(torch.sqrt),
-    "Sub": _plain(torch.sub),
-    "Tanh": _plain(torch.tanh),
-    "HardSwish": _plain(F.hardswish),
-    "Mish": _plain(F.mish),
+    "Reciprocal": _call(torch.reciprocal),
+    "Relu": _call(torch.relu),
+    "Sigmoid": _call(torch.sigmoid),
+    "Sin": _call(torch.sin),
+    "Softplus": _call(F.softplus),
+    "Softsign": _call(F.softsign),
+    "Sqrt": _call(torch.sqrt),
+    "Sub": _call(torch.sub),
+    "Tanh": _call(torch.tanh),
+    "HardSwish": _call(F.hardswish),
+    "Mish": _call(F.mish),
     "Celu": lambda node, values: F.celu(values[0], node.get("alpha", 1.0)),
     "Elu": lambda node, values: F.elu(values[0], node.get("alpha", 1.0)),
-    "Selu": _plain(F.selu),
+    "Selu": _call(F.selu),
     "LeakyRelu": lambda node, values: F.leaky_relu(values[0], node.get("alpha", 0.01)),
     "HardSigmoid": lambda node, values: torch.clamp(
         node.get("alpha", 0.2) * values[0] + node.get("beta", 0.5), 0, 1
@@ -125,8 +127,7 @@ def _spatial(x: Tensor) -> tuple[int, ...]:
 @_operator
 def _div(node: Node, values: Values) -> Tensor:
     a, b = values
-    whole = not a.is_floating_point()
-    return torch.div(a, b, rounding_mode="trunc") if whole else a / b
+    return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
 @_operator
@@ -136,8 +137,8 @@ def _gelu(node: Node, values: Values) -> Tensor:
 
 @_operator
 def _clip(node: Node, values: Values) -> Tensor:
-    low, high = node.option(values, 1, "min"), node.option(values, 2, "max")
-    return values[0] if low is None and high is None else torch.clamp(values[0], low, high)
+    lower, upper = node.option(values, 1, "min"), node.option(values, 2, "max")
+    return values[0] if lower is None and upper is None else torch.clamp(values[0], lower, upper)
 
 
 @_operator
@@ -237,8 +238,8 @@ def _margins(
         max((math.ceil(n / s) - 1) * s + (k - 1) * d + 1 - n, 0)
         for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
     ]
-    smaller, larger = [t // 2 for t in total], [t - t // 2 for t in total]
-    return smaller + larger if auto == "SAME_UPPER" else larger + smaller
+    floors, ceilings = [t // 2 for t in total], [t - t // 2 for t in total]
+    return floors + ceilings if auto == "SAME_UPPER" else ceilings + floors
 
 
 def _pad_by(x: Tensor, pads: Sequence[int], mode: str, value: float) -> Tensor:
@@ -273,13 +274,13 @@ def _average_pool(node: Node, values: Values) -> Tensor:
     if not 1 <= dims <= 3 or any(d != 1 for d in node.get("dilations", [1])):
         raise node.fail("only 1 to 3 dimensions and without dilation")
     pads = _margins(node, x, kernel, stride, [1] * dims)
-    counted = bool(node.get("count_include_pad", 0))
+    count_pads = bool(node.get("count_include_pad", 0))
     if pads[:dims] != pads[dims:]:
-        if not counted:
+        if not count_pads:
             raise node.fail(f"pads {pads} differ from side to side")
         x, pads = _pad_by(x, pads, "constant", 0.0), [0] * dims
     call: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dims - 1]
-    out: Tensor = call(x, kernel, stride, pads[:dims], bool(node.get("ceil_mode", 0)), counted)
+    out: Tensor = call(x, kernel, stride, pads[:dims], bool(node.get("ceil_mode", 0)), count_pads)
     return out
 
 
@@ -324,19 +325,19 @@ def _reduce(function: Callable[..., Tensor]) -> Operator:
         axes = node.option(values, 1, "axes")
         if not axes and node.get("noop_with_empty_axes", 0):
             return values[0]
-        over = tuple(axes) if axes else tuple(range(values[0].dim()))
-        return function(values[0], over, keepdim=bool(node.get("keepdims", 1)))
+        dims = tuple(axes) if axes else tuple(range(values[0].dim()))
+        return function(values[0], dims, keepdim=bool(node.get("keepdims", 1)))
 
     return apply
 
 
 OPERATORS |= {
-    "ReduceL2": _reduce(lambda x, over, keepdim: x.square().sum(over, keepdim).sqrt()),
+    "ReduceL2": _reduce(lambda x, dims, keepdim: x.square().sum(dims, keepdim).sqrt()),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMean": _reduce(torch.mean),
     "ReduceMin": _reduce(torch.amin),
     "ReduceSum": _reduce(torch.sum),
-    "ReduceSumSquare": _reduce(lambda x, over, keepdim: x.square().sum(over, keepdim)),
+    "ReduceSumSquare": _reduce(lambda x, dims, keepdim: x.square().sum(dims, keepdim)),
 }
 
 
@@ -435,11 +436,11 @@ def _pad(node: Node, values: Values) -> Any:
     value = node.option(values, 2, "value", 0.0)
     axes = node.option(values, 3, "axes")
     if axes is not None:
-        whole = [0] * 2 * x.dim()
+        all_pads = [0] * 2 * x.dim()
         for place, axis in enumerate(axes):
-            whole[axis % x.dim()] = pads[place]
-            whole[axis % x.dim() + x.dim()] = pads[place + len(axes)]
-        pads = whole
+            all_pads[axis % x.dim()] = pads[place]
+            all_pads[axis % x.dim() + x.dim()] = pads[place + len(axes)]
+        pads = all_pads
     return _pad_by(x, pads, node.get("mode", "constant"), value)
 
 

@@ -1,7 +1,7 @@
-"""What is done to an image before a network sees it, as part of the model.
+"""Preprocessing of images as part of the model.
 
-So distortion is measured in the image's own [0, 1] space. `normalised_note` notices images that
-have been normalised already.
+Distortion is then measured on the images themselves, with values in [0, 1]. `normalised_note`
+detects images that are normalised already.
 """
 
 from __future__ import annotations
@@ -31,23 +31,36 @@ def preprocess(
     crop: int | tuple[int, int] | None = None,
     bgr: bool = False,
 ) -> torch.nn.Sequential:
-    """``model`` behind resizing, crop, order of channels and normalisation, all differentiable.
+    """Put resizing, crop, order of channels and normalisation before ``model``.
 
-    The result takes RGB images (B, C, H, W) in [0, 1], of any size where ``size`` is given. A fully
-    connected ``model`` with ``mean``, ``std`` and ``scale`` alone still runs in the engine.
+    All of them are differentiable. The result takes RGB images (B, C, H, W) in [0, 1], of any size
+    if ``size`` is set. A ``model`` that the engine runs still runs there if only ``mean``, ``std``
+    and ``scale`` are set.
 
     Parameters
     ----------
-    mean, std : number, or one per channel in the order that the model sees
-        The model gets ``(scale * x - mean) / std``. None: 0 and 1.
+    model : torch.nn.Module
+    mean, std : number or sequence of float, optional
+        The model gets ``(scale * x - mean) / std``. A sequence has one number per channel, in the
+        order of the model's channels. The defaults are 0 and 1.
     scale : number > 0
-        255 for a model that takes pixels from 0 to 255.
-    size : int, the shorter side, or (height, width)
-        Bilinear, over the whole area of the source where it shrinks.
-    crop : int, or (height, width)
-        The middle of the resized image.
+        Factor of the image; 255 for a model that takes pixels from 0 to 255.
+    size : int or (int, int), optional
+        Length of the shorter side after a bilinear resizing, or (height, width), in pixels.
+    crop : int or (int, int), optional
+        Side, or (height, width), of the middle part of the resized image that the model gets.
     bgr : bool
-        The model takes the channels in reverse.
+        Whether the model takes the channels in reverse order.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        The new modules and ``model``, in the mode (training or eval) of ``model``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        ``model`` is not a module, or a number is not valid.
     """
     require("torch", "torch", "advcore.models.preprocess")
     import torch
@@ -67,11 +80,11 @@ def preprocess(
     if bgr:
         parts.append(ReverseChannels())
     if mean is not None or std is not None or scale != 1:
-        centre, width = (
+        scaled_mean, scaled_std = (
             np.asarray(default if value is None else value, np.float64) / scale
             for value, default in ((mean, 0.0), (std, 1.0))
         )
-        parts.append(Normalize(centre.tolist(), width.tolist()))
+        parts.append(Normalize(scaled_mean.tolist(), scaled_std.tolist()))
     network = torch.nn.Sequential(*parts, model)
     for part in (network, *parts):  # not train(): parts of the model may have a mode of their own
         part.training = model.training

@@ -29,12 +29,24 @@ from .modules import ReverseChannels
 from .seeding import seeded
 
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+"""Address of torchvision's weights; the end of the name is the start of their SHA-256."""
+
 ALEXNET_SIDE = 224
+"""Height and width in pixels of the images that AlexNet takes."""
+
 SQUEEZENET_SHA256 = "dcb1522e27feaccfc8808c04ad934a9c5d5402d99096fb081c219cfcef032918"
+"""SHA-256 of the file with SqueezeNet's weights."""
+
 SQUEEZENET_SIDE = 227
+"""Height and width in pixels of the images that SqueezeNet takes."""
+
 SHORT_SIDE = 256
-_TIMEOUT = 5.0  # seconds to wait for a silent server
-_FIRES = {  # channels of squeeze, expand 1x1 and expand 3x3
+"""Length in pixels to which the short side of a picture is scaled before the crop."""
+
+_TIMEOUT = 5.0
+"""Seconds to wait for a server that does not answer."""
+
+_FIRES = {
     "fire2": (96, 16, 64, 64),
     "fire3": (128, 16, 64, 64),
     "fire4": (128, 32, 128, 128),
@@ -44,6 +56,7 @@ _FIRES = {  # channels of squeeze, expand 1x1 and expand 3x3
     "fire8": (384, 64, 256, 256),
     "fire9": (512, 64, 256, 256),
 }
+"""Channels of each fire module of SqueezeNet: input, squeeze, expand 1x1 and expand 3x3."""
 
 
 class Unavailable(OSError):
@@ -131,12 +144,12 @@ def squeezenet1_0(*, pretrained: bool = True, seed: int = 0) -> nn.Sequential:
     )
     with seeded(seed):
         layers |= {"conv1": nn.Conv2d(3, 96, 7, stride=2), "relu1": nn.ReLU(), "pool1": _pool()}
-        for name, (channels, squeezed, ones, threes) in _FIRES.items():
+        for name, (channels, squeeze, expand1x1, expand3x3) in _FIRES.items():
             layers[name] = nn.Sequential(
                 OrderedDict(
-                    squeeze1x1=nn.Conv2d(channels, squeezed, 1),
+                    squeeze1x1=nn.Conv2d(channels, squeeze, 1),
                     relu=nn.ReLU(),
-                    expand=Expand(squeezed, ones, threes),
+                    expand=Expand(squeeze, expand1x1, expand3x3),
                     relu_expand=nn.ReLU(),
                 )
             )

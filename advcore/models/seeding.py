@@ -1,4 +1,4 @@
-"""Initial weights that depend on a seed alone. Importing this file imports no torch."""
+"""Seeding of torch's random numbers. Importing this file imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Set torch's CPU generator to ``seed`` inside the block, and back to its state after it."""
+    """Seed torch's CPU generator inside the block, and restore its state after the block."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

@@ -51,7 +51,7 @@ def train(
     -------
     The mean objective of each epoch.
     """
-    require("torch", "torch", "advcore.training")
+    require("torch", "torch", "advcore.models.training")
     import torch
 
     x = torch.as_tensor(images, dtype=torch.float32)
@@ -121,7 +121,7 @@ def train_autoencoder(
     -------
     The mean objective of each epoch.
     """
-    require("torch", "torch", "advcore.training")
+    require("torch", "torch", "advcore.models.training")
     import torch
 
     x = torch.as_tensor(images, dtype=torch.float32).flatten(1)
@@ -164,7 +164,7 @@ def error_rate(
     batch_size: int = 10_000,
 ) -> float:
     """Return the share of the images whose largest logit is not the label, in [0, 1]."""
-    require("torch", "torch", "advcore.training")
+    require("torch", "torch", "advcore.models.training")
     import torch
 
     x = torch.as_tensor(images, dtype=torch.float32)
@@ -180,7 +180,7 @@ def _penalties(
     model: torch.nn.Module, weight_decay: float | Sequence[float]
 ) -> list[tuple[float, torch.Tensor]]:
     """Return (lambda / k, weight) of every Linear layer with lambda > 0."""
-    require("torch", "torch", "advcore.training")
+    require("torch", "torch", "advcore.models.training")
     import torch
 
     linear = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]

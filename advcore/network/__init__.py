@@ -1,4 +1,4 @@
-"""Networks that the compiled engine runs by itself: layers, files, and the way to and from torch.
+"""Networks that the compiled engine runs by itself: layers, files, conversion from and to torch.
 
 Importing this package imports neither torch nor the compiled module.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        if name == "Normalize":  # a torch module: imported when it is asked for
+        if name == "Normalize":  # a torch module, so it is imported on first use
             from .normalize import Normalize
 
             return Normalize

@@ -21,24 +21,28 @@ ACTIVATIONS = (
     "gelu",
     "gelu_tanh",
 )
-"""Names shared with the engine; ``gelu`` is the exact form with erf, ``gelu_tanh`` torch's."""
+"""Names of activations, shared with the engine. ``gelu`` is the exact form with erf, ``gelu_tanh``
+torch's approximation."""
 
 KINKED = ("relu", "leaky_relu")
+"""Piecewise linear activations, which the engine can smooth by a spline."""
+
 SATURATING = ("sigmoid", "tanh")
-"""These two families have a smoothed form in the engine, and so has max-pooling."""
+"""Sigmoidal activations, which the engine can smooth by stretching them."""
 
 POOLINGS = ("none", "max", "mean")
+"""Names of poolings, shared with the engine. It can smooth "max" by a log-sum-exp."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """``h -> activation(weight @ h + bias)``.
+    """A fully connected layer, ``h -> activation(weight @ h + bias)``.
 
     Attributes
     ----------
     weight : ndarray, shape (out, in), float32
     bias : ndarray, shape (out,), float32
-        Both are copied (float64 is rounded) and made read-only.
+        Both arrays are copied, rounded if they are float64, and made read-only.
     activation : str
         One of `ACTIVATIONS`.
     slope : float
@@ -57,25 +61,28 @@ class Layer:
 
     @property
     def inputs(self) -> int:
-        """Width of the input."""
+        """Number of values of the input."""
         return int(self.weight.shape[1])
 
     @property
     def outputs(self) -> int:
-        """Width of the output."""
+        """Number of values of the output."""
         return int(self.weight.shape[0])
 
     @property
     def geometry(self) -> None:
-        """Nothing beyond the weight's shape; of a `Convolution` it is a tuple."""
+        """Always None; a `Convolution` has a tuple here."""
         return
 
     def reversed(self, channels: int, outputs: bool) -> Layer:
-        """The same layer with its inputs, in so many groups, and its outputs in reverse order."""
+        """The same layer with its inputs in reverse order, in ``channels`` groups of equal size.
+
+        The order inside a group stays. With ``outputs`` the outputs are in reverse order too.
+        """
         rows = slice(None, None, -1 if outputs else 1)
-        weight = self.weight.reshape(self.outputs, channels, -1)[rows, ::-1]
-        columns = weight.reshape(self.weight.shape)
-        return Layer(columns, self.bias[rows], self.activation, self.slope)
+        groups = self.weight.reshape(self.outputs, channels, -1)[rows, ::-1]
+        weight = groups.reshape(self.weight.shape)
+        return Layer(weight, self.bias[rows], self.activation, self.slope)
 
 
 def _no_padding_value() -> Floats:
@@ -84,31 +91,33 @@ def _no_padding_value() -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """2-D convolution (cross-correlation, as torch's), activation, then pooling.
+    """A 2-D convolution (cross-correlation, as torch's), an activation, and then a pooling.
 
     Attributes
     ----------
     weight : ndarray, shape (features, channels, height, width), float32
     bias : ndarray, shape (features,), float32
-        Both are copied (float64 is rounded) and made read-only.
+        Both arrays are copied, rounded if they are float64, and made read-only.
     shape : tuple of int
-        (channels, height, width) of the image that comes in.
+        (channels, height, width) of the input.
     activation, slope
-        As of a `Layer`.
-    stride, padding : tuple of int
-        Rows and columns; ``padding`` of them are added on each side.
+        See `Layer`.
+    stride : tuple of int
+        Step in rows and columns.
+    padding : tuple of int
+        Rows and columns that are added on each side.
     padding_value : ndarray, shape (channels,), float32
-        What they hold; default zeros. (A normalisation of the image is folded into the weight, and
-        what its zero was is another value here.)
+        Value of the padding, zeros by default. It differs from zero where a normalisation of the
+        image is folded into the weight.
     pooling : str
-        "none", or "max" or "mean" over windows side by side; rows and columns that fill no window
+        "none", or "max" or "mean" over windows side by side. Rows and columns that fill no window
         are dropped.
     window : tuple of int
         Rows and columns of a window.
 
     Notes
     -----
-    Values in and out are flat, in the order (channel, row, column).
+    Inputs and outputs are flat, in the order (channel, row, column).
     """
 
     weight: Floats
@@ -126,14 +135,16 @@ class Convolution:
         _freeze(self, "weight", 4)
         _freeze(self, "bias", 1)
         _check_activation(self)
-        for name, length, least in (
-            *(("shape", 3, 1), ("stride", 2, 1)),
-            *(("padding", 2, 0), ("window", 2, 1)),
+        for name, length, minimum in (
+            ("shape", 3, 1),
+            ("stride", 2, 1),
+            ("padding", 2, 0),
+            ("window", 2, 1),
         ):
-            given = getattr(self, name)
-            values = tuple(int(value) for value in given)
-            if len(values) != length or min(values) < least or values != tuple(given):
-                raise ValueError(f"{name} must be {length} integers >= {least}, got {given!r}")
+            argument = getattr(self, name)
+            values = tuple(int(value) for value in argument)
+            if len(values) != length or min(values) < minimum or values != tuple(argument):
+                raise ValueError(f"{name} must be {length} integers >= {minimum}, got {argument!r}")
             object.__setattr__(self, name, values)
         if not np.asarray(self.padding_value).size:
             object.__setattr__(self, "padding_value", np.zeros(self.shape[0], np.float32))
@@ -163,23 +174,23 @@ class Convolution:
 
     @property
     def out_shape(self) -> tuple[int, int, int]:
-        """(features, height, width) of what goes out."""
+        """(features, height, width) of the output."""
         rows, columns = (n // w for n, w in zip(self.positions, self.window, strict=True))
         return len(self.weight), rows, columns
 
     @property
     def inputs(self) -> int:
-        """Values of the image that comes in."""
+        """Number of values of the input."""
         return math.prod(self.shape)
 
     @property
     def outputs(self) -> int:
-        """Values that go out."""
+        """Number of values of the output."""
         return math.prod(self.out_shape)
 
     @property
     def geometry(self) -> tuple[Any, ...]:
-        """What the engine and a file need beyond weight, bias and activation."""
+        """The arguments of the compiled layer beyond weight, bias and activation."""
         return (
             self.shape,
             self.stride,
@@ -190,7 +201,7 @@ class Convolution:
         )
 
     def reversed(self, channels: int, outputs: bool) -> Convolution:
-        """The same layer with its channels, ``channels`` of them, and its features in reverse."""
+        """The same layer with its channels, and with ``outputs`` its features, in reverse order."""
         rows = slice(None, None, -1 if outputs else 1)
         return replace(
             self,
@@ -202,13 +213,13 @@ class Convolution:
 
 def _freeze(layer: Layer | Convolution, name: str, dims: int) -> None:
     """Replace an array of the layer by a checked copy in float32 that cannot be written to."""
-    given = np.asarray(getattr(layer, name))
-    if given.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{name} must be float32 or float64, got {given.dtype}")
-    if given.ndim != dims or 0 in given.shape:
-        raise ValueError(f"{name} must have {dims} non-empty dimensions, got {given.shape}")
+    argument = np.asarray(getattr(layer, name))
+    if argument.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {argument.dtype}")
+    if argument.ndim != dims or 0 in argument.shape:
+        raise ValueError(f"{name} must have {dims} non-empty dimensions, got {argument.shape}")
     with np.errstate(over="ignore"):  # an overflow is reported just below
-        array = np.array(given, dtype=np.float32, order="C", copy=True)
+        array = np.array(argument, dtype=np.float32, order="C", copy=True)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite in float32")
     array.flags.writeable = False
@@ -228,7 +239,13 @@ def _check_activation(layer: Layer | Convolution) -> None:
 
 
 class Unsupported(ValueError):
-    """A torch module that has no native form; ``reason`` names the module and says why."""
+    """Raised for a torch module without a native form.
+
+    Attributes
+    ----------
+    reason : str
+        The module and why it has none.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

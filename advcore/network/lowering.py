@@ -1,7 +1,7 @@
-"""Recognise torch modules that are chains of known layers, and turn them into native layers.
+"""Recognise torch modules that are chains of known layers, and convert them to native layers.
 
-Only exact types are accepted: a subclass, or a module of the user's with one `Sequential` inside,
-may do anything in its forward. What is not recognised raises `Unsupported` and goes through torch.
+Only exact types are accepted, as the forward of a subclass, or of a module of the user's with one
+`Sequential` inside, may do anything. Any other module raises `Unsupported` and runs through torch.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ Float64 = NDArray[np.float64]
 
 
 def lower(module: object, input_shape: tuple[int, ...]) -> list[Layer | Convolution]:
-    """Layers of ``module`` for images of ``input_shape``; see `Network.from_torch`.
+    """Native layers of ``module`` for images of ``input_shape``; see `Network.from_torch`.
 
     Raises
     ------
     Unsupported
-        With the module and the reason.
+        The module has no native form; the error names the module and the reason.
+    ValueError
+        ``input_shape`` is empty, or an entry is not positive.
     """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(module, torch.nn.Module):
@@ -48,30 +50,41 @@ def lower(module: object, input_shape: tuple[int, ...]) -> list[Layer | Convolut
 
 @dataclass
 class _Linear:
-    """A layer under construction: weight (out, in) and bias (out,) in float64."""
+    """A fully connected layer under construction, in float64.
+
+    Attributes
+    ----------
+    weight : ndarray (out, in)
+    bias : ndarray (out,)
+    activation, slope
+        See `Layer`.
+    """
 
     weight: Float64
     bias: Float64
     activation: str = "identity"
     slope: float = 0.01
 
-    def scaled(self, scale: Float64, shift: Float64) -> bool:
-        """Takes ``h -> scale * h + shift``, an entry for each output; False where it cannot."""
+    def absorb(self, scale: Float64, shift: Float64) -> bool:
+        """Put ``h -> scale * h + shift`` into the weight and bias, with an entry for each output.
+
+        The result is False, and nothing changes, where that is not possible.
+        """
         if self.activation != "identity":
             return False
         self.weight = scale[:, None] * self.weight
         self.bias = scale * self.bias + shift
         return True
 
-    def finished(self) -> Layer | Convolution:
-        """In float32; a `Layer` refuses what overflows there."""
+    def to_native(self) -> Layer | Convolution:
+        """The layer in float32; ValueError where a value overflows there."""
         weight, bias = self.weight.astype(np.float32), self.bias.astype(np.float32)
         return Layer(weight, bias, self.activation, self.slope)
 
 
 @dataclass
 class _Convolution(_Linear):
-    """The same with weight (out, in, y, x), for images of ``shape``."""
+    """A convolution under construction, for images of ``shape``: weight (out, in, y, x)."""
 
     shape: tuple[int, int, int] = (1, 1, 1)
     stride: tuple[int, int] = (1, 1)
@@ -83,22 +96,22 @@ class _Convolution(_Linear):
     @property
     def out_shape(self) -> tuple[int, ...]:
         """(features, height, width) after the pooling."""
-        return self.finished().out_shape
+        return self.to_native().out_shape
 
-    def scaled(self, scale: Float64, shift: Float64) -> bool:
-        """See `_Linear.scaled`; the entries are those of all positions."""
-        features = scale.reshape(len(self.bias), -1)
-        same = len(scale) > 0 and bool((np.ptp(features, axis=1) == 0).all())
+    def absorb(self, scale: Float64, shift: Float64) -> bool:
+        """See `_Linear.absorb`; there is an entry for each position of each feature."""
+        scales = scale.reshape(len(self.bias), -1)
+        is_uniform = len(scale) > 0 and bool((np.ptp(scales, axis=1) == 0).all())
         shifts = shift.reshape(len(self.bias), -1)
-        same = same and bool((np.ptp(shifts, axis=1) == 0).all())
-        if self.activation != "identity" or self.pooling != "none" or not same:
+        is_uniform = is_uniform and bool((np.ptp(shifts, axis=1) == 0).all())
+        if self.activation != "identity" or self.pooling != "none" or not is_uniform:
             return False
-        self.weight = features[:, :1, None, None] * self.weight
-        self.bias = features[:, 0] * self.bias + shifts[:, 0]
+        self.weight = scales[:, :1, None, None] * self.weight
+        self.bias = scales[:, 0] * self.bias + shifts[:, 0]
         return True
 
-    def finished(self) -> Convolution:
-        """See `_Linear.finished`."""
+    def to_native(self) -> Convolution:
+        """See `_Linear.to_native`."""
         value = np.zeros(self.shape[0]) if self.padding_value is None else self.padding_value
         return Convolution(
             self.weight.astype(np.float32),
@@ -115,10 +128,21 @@ class _Convolution(_Linear):
 
 
 class _Lowering:
-    """The walk over the modules: layers so far, shape of the value, and an affine part on hold.
+    """Visits the modules in the order of the forward, and collects layers.
 
-    ``scale`` and ``shift`` hold ``h -> scale * h + shift`` (one entry per value) until a Linear or
-    Conv2d comes that can take it; without one they are None.
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape of the value after the last module, without the batch.
+    layers : list
+        Layers under construction.
+    scale, shift : ndarray or None
+        The map ``h -> scale * h + shift``, with one entry per value, that waits for a Linear or
+        Conv2d to absorb it; None where no map waits.
+    dtype : torch.dtype or None
+        Type of all weights so far; None before the first.
+    location : str
+        The module being visited, for error texts.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -129,15 +153,17 @@ class _Lowering:
         self.scale: Float64 | None = None
         self.shift: Float64 | None = None
         self.dtype: object = None
-        self.where = ""
+        self.location = ""
 
     def fail(self, why: str) -> NoReturn:
-        raise Unsupported(f"{self.where}: {why}")
+        """Raise `Unsupported` for the module being visited."""
+        raise Unsupported(f"{self.location}: {why}")
 
     def visit(self, module: torch.nn.Module, path: str) -> None:
+        """Add the layers of ``module``, whose name in the model is ``path``."""
         from torch import nn
 
-        self.where = f"{f'layer {path}' if path else 'model'} ({type(module).__name__})"
+        self.location = f"{f'layer {path}' if path else 'model'} ({type(module).__name__})"
         self.check(module)
         kind: type[Any] = type(module)
         if kind is nn.Sequential:
@@ -164,7 +190,7 @@ class _Lowering:
             self.activation(module)
 
     def check(self, module: torch.nn.Module) -> None:
-        """Refuse what would make a known type behave unlike itself."""
+        """Refuse hooks and modes that make a known type behave unlike itself."""
         for name in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"):
             if getattr(module, f"_{name}", None):
                 self.fail(f"it has {name.replace('_', ' ')}")
@@ -176,7 +202,7 @@ class _Lowering:
             self.fail("it is in training mode")
 
     def array(self, tensor: Any, name: str) -> Float64:
-        """Copy of a weight as float64, if it is an ordinary finite float32/float64 tensor."""
+        """A copy of a weight in float64; `Unsupported` unless it is a plain finite tensor."""
         import torch
 
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
@@ -195,15 +221,15 @@ class _Lowering:
 
     def flatten(self, module: Any) -> None:
         dims = len(self.shape) + 1
-        first, last = module.start_dim, module.end_dim
-        first += dims if first < 0 else 0
-        last += dims if last < 0 else 0
-        if not 1 <= first <= last < dims:
+        start, end = module.start_dim, module.end_dim
+        start += dims if start < 0 else 0
+        end += dims if end < 0 else 0
+        if not 1 <= start <= end < dims:
             self.fail(
                 f"start_dim {module.start_dim}, end_dim {module.end_dim} on images of {self.shape}"
             )
-        merged = math.prod(self.shape[first - 1 : last])
-        self.shape = (*self.shape[: first - 1], merged, *self.shape[last:])
+        size = math.prod(self.shape[start - 1 : end])
+        self.shape = (*self.shape[: start - 1], size, *self.shape[end:])
 
     def linear(self, module: Any) -> None:
         weight = self.array(module.weight, "weight")
@@ -222,12 +248,54 @@ class _Lowering:
         dim = module.dim if isinstance(module.dim, int) else 0
         dim += len(self.shape) + 1 if dim < 0 else 0
         sizes = tuple(module.unflattened_size)
-        known = all(isinstance(size, int) for size in sizes)
-        if not (1 <= dim <= len(self.shape) and known and math.prod(sizes) == self.shape[dim - 1]):
+        are_integers = all(isinstance(size, int) for size in sizes)
+        dim_exists = 1 <= dim <= len(self.shape)
+        if not (dim_exists and are_integers and math.prod(sizes) == self.shape[dim - 1]):
             self.fail(f"dim {module.dim}, sizes {module.unflattened_size} on {self.shape}")
         self.shape = (*self.shape[: dim - 1], *sizes, *self.shape[dim:])
 
     def convolution(self, module: Any) -> None:
+        padding = self.convolution_padding(module)
+        weight = self.array(module.weight, "weight")
+        bias = np.zeros(len(weight)) if module.bias is None else self.array(module.bias, "bias")
+        if len(self.shape) != 3 or self.shape[0] != weight.shape[1]:
+            self.fail(f"it takes ({weight.shape[1]}, H, W), the value before it has {self.shape}")
+        if self.layers and not isinstance(self.layers[-1], _Convolution):
+            self.fail("convolutions after a Linear have no native form")
+        self.check_map()
+        padding_value = np.zeros(self.shape[0])
+        if self.scale is not None and self.shift is not None:
+            maps = np.stack([part.reshape(self.shape[0], -1) for part in (self.scale, self.shift)])
+            if np.ptp(maps, axis=2).any():
+                self.fail("the normalisation before it differs from pixel to pixel")
+            scale, shift = maps[:, :, 0]
+            bias = bias + weight.sum(axis=(2, 3)) @ shift
+            if any(padding):  # zero for the convolution is -shift / scale before it
+                if not scale.all():
+                    self.fail("the normalisation before it has a scale of zero")
+                padding_value = -shift / scale
+            weight = weight * scale[:, None, None]
+            self.scale = self.shift = None
+        channels, height, width = self.shape
+        stride = tuple(module.stride)
+        sizes = zip((height, width), module.kernel_size, stride, padding, strict=True)
+        positions = tuple((size + 2 * pad - k) // step + 1 for size, k, step, pad in sizes)
+        if min(positions) < 1:
+            self.fail(f"its kernel does not fit {self.shape}")
+        self.layers.append(
+            _Convolution(
+                weight,
+                bias,
+                shape=(channels, height, width),
+                stride=stride,
+                padding=padding,
+                padding_value=padding_value,
+            )
+        )
+        self.shape = (len(weight), *positions)
+
+    def convolution_padding(self, module: Any) -> tuple[int, int]:
+        """Rows and columns of padding of a Conv2d that has one group and no dilation."""
         if module.groups != 1 or tuple(module.dilation) != (1, 1):
             self.fail(f"only one group and no dilation, got {module.groups} and {module.dilation}")
         padding = module.padding
@@ -239,98 +307,58 @@ class _Lowering:
             padding = tuple((size - 1) // 2 for size in module.kernel_size)
         if module.padding_mode != "zeros" and any(padding):
             self.fail(f"only zeros around the image, got {module.padding_mode!r}")
-        weight = self.array(module.weight, "weight")
-        bias = np.zeros(len(weight)) if module.bias is None else self.array(module.bias, "bias")
-        if len(self.shape) != 3 or self.shape[0] != weight.shape[1]:
-            self.fail(f"it takes ({weight.shape[1]}, H, W), the value before it has {self.shape}")
-        if self.layers and not isinstance(self.layers[-1], _Convolution):
-            self.fail("convolutions after a Linear have no native form")
-        self.check_map()
-        value = np.zeros(self.shape[0])
-        if self.scale is not None and self.shift is not None:
-            channels = np.stack(
-                [part.reshape(self.shape[0], -1) for part in (self.scale, self.shift)]
-            )
-            if np.ptp(channels, axis=2).any():
-                self.fail("the normalisation before it differs from pixel to pixel")
-            scale, shift = channels[:, :, 0]
-            bias = bias + weight.sum(axis=(2, 3)) @ shift
-            if any(padding):  # zero for the convolution is -shift / scale before it
-                if not scale.all():
-                    self.fail("the normalisation before it has a scale of zero")
-                value = -shift / scale
-            weight = weight * scale[:, None, None]
-            self.scale = self.shift = None
-        channels_, height, width = self.shape
-        stride = tuple(module.stride)
-        sizes = zip((height, width), module.kernel_size, stride, padding, strict=True)
-        positions = tuple((size + 2 * pad - k) // step + 1 for size, k, step, pad in sizes)
-        if min(positions) < 1:
-            self.fail(f"its kernel does not fit {self.shape}")
-        self.layers.append(
-            _Convolution(
-                weight,
-                bias,
-                shape=(channels_, height, width),
-                stride=stride,
-                padding=tuple(padding),
-                padding_value=value,
-            )
-        )
-        self.shape = (len(weight), *positions)
+        return padding[0], padding[1]
 
     def check_map(self) -> None:
-        """Refuse values of a convolution that were reshaped since."""
-        last = self.layers[-1] if self.layers else None
-        if isinstance(last, _Convolution) and self.shape != last.out_shape:
-            self.fail(f"the values before it were reshaped from {last.out_shape} to {self.shape}")
+        """Refuse the output of a convolution that was reshaped after it."""
+        layer = self.layers[-1] if self.layers else None
+        if isinstance(layer, _Convolution) and self.shape != layer.out_shape:
+            self.fail(f"the values before it were reshaped from {layer.out_shape} to {self.shape}")
 
     def pooling(self, module: Any, kind: str) -> None:
-        last = self.layers[-1] if self.layers else None
-        if not isinstance(last, _Convolution) or last.pooling != "none" or self.scale is not None:
+        layer = self.layers[-1] if self.layers else None
+        if not isinstance(layer, _Convolution) or layer.pooling != "none" or self.scale is not None:
             self.fail("it has no convolution with its activation directly before it")
         if len(self.shape) != 3:
             self.fail(f"it does not take values of shape {self.shape}")
         self.check_map()
+        height, width = self.shape[1:]
+        window = self.window(module)
+        if window[0] > height or window[1] > width:
+            self.fail(f"its windows do not fit {self.shape}")
+        layer.pooling, layer.window = kind, window
+        self.shape = (self.shape[0], height // window[0], width // window[1])
+
+    def window(self, module: Any) -> tuple[int, int]:
+        """Rows and columns of a pooling's windows, which stand side by side."""
         sides = self.shape[1:]
-
-        def pair(value: Any) -> tuple[int, int]:
-            values = (value,) if isinstance(value, int) else tuple(value)
-            return values * 2 if len(values) == 1 else values
-
         if hasattr(module, "output_size"):  # adaptive: windows side by side where they divide
             size = module.output_size
-            wanted = [size] * 2 if size is None or isinstance(size, int) else size
-            counts = [side if n is None else n for side, n in zip(sides, wanted, strict=True)]
+            sizes = [size] * 2 if size is None or isinstance(size, int) else size
+            counts = [side if n is None else n for side, n in zip(sides, sizes, strict=True)]
             if any(side % n for side, n in zip(sides, counts, strict=True)):
                 self.fail(f"windows of {sides} to {module.output_size} differ in size")
-            window = (sides[0] // counts[0], sides[1] // counts[1])
-        else:
-            window = pair(module.kernel_size)
-            plain = pair(module.padding) == (0, 0) and pair(getattr(module, "dilation", 1)) == (
-                1,
-                1,
-            )
-            if pair(module.stride) != window or not plain:
-                self.fail("only windows side by side, without padding or dilation")
-            exact = not any(side % n for side, n in zip(sides, window, strict=True))
-            if module.ceil_mode and not exact:
-                self.fail("windows that reach beyond the end (ceil_mode)")
-            if getattr(module, "return_indices", False):
-                self.fail("it returns the indices too")
-            if getattr(module, "divisor_override", None) not in (None, window[0] * window[1]):
-                self.fail("its divisor is not the size of its windows")
-        if window[0] > sides[0] or window[1] > sides[1]:
-            self.fail(f"its windows do not fit {self.shape}")
-        last.pooling, last.window = kind, window
-        self.shape = (self.shape[0], sides[0] // window[0], sides[1] // window[1])
+            return sides[0] // counts[0], sides[1] // counts[1]
+        window = _pair(module.kernel_size)
+        is_padded = _pair(module.padding) != (0, 0)
+        is_dilated = _pair(getattr(module, "dilation", 1)) != (1, 1)
+        if _pair(module.stride) != window or is_padded or is_dilated:
+            self.fail("only windows side by side, without padding or dilation")
+        divides = not any(side % n for side, n in zip(sides, window, strict=True))
+        if module.ceil_mode and not divides:
+            self.fail("windows that reach beyond the end (ceil_mode)")
+        if getattr(module, "return_indices", False):
+            self.fail("it returns the indices too")
+        if getattr(module, "divisor_override", None) not in (None, window[0] * window[1]):
+            self.fail("its divisor is not the size of its windows")
+        return window
 
     def affine(self, scale: Float64, shift: Float64) -> None:
-        """Append ``h -> scale * h + shift`` per channel, (C,) along the first dimension."""
-        rest = math.prod(self.shape[1:])
-        scale, shift = np.repeat(scale, rest), np.repeat(shift, rest)
-        last = self.layers[-1] if self.layers else None
-        if last is not None and self.scale is None and last.scaled(scale, shift):
+        """Append ``h -> scale * h + shift``; both are (C,), one entry per channel."""
+        positions = math.prod(self.shape[1:])
+        scale, shift = np.repeat(scale, positions), np.repeat(shift, positions)
+        layer = self.layers[-1] if self.layers else None
+        if layer is not None and self.scale is None and layer.absorb(scale, shift):
             return
         if self.scale is None or self.shift is None:
             self.scale, self.shift = scale, shift
@@ -355,6 +383,7 @@ class _Lowering:
 
     @staticmethod
     def is_normalize(kind: type[Any]) -> bool:
+        """Whether the type is this package's `Normalize` or torchvision's."""
         return kind.__name__ == "Normalize" and (
             kind.__module__ == "advcore.network"
             or kind.__module__.startswith("torchvision.transforms.")
@@ -362,7 +391,7 @@ class _Lowering:
 
     def normalize(self, module: Any) -> None:
         if type(module).__module__.startswith("torchvision") and len(self.shape) != 3:
-            # torchvision takes the third dimension from the end as the channels
+            # torchvision takes the third dimension from the end as the channels.
             self.fail(f"it needs images of shape (C, H, W), got {self.shape}")
         parts = []
         for name in ("mean", "std"):
@@ -401,16 +430,17 @@ class _Lowering:
             self.fail(f"only beta 1 and threshold 20, got {module.beta}, {module.threshold}")
         if name == "gelu" and module.approximate == "tanh":
             name = "gelu_tanh"
-        last = self.layers[-1] if self.layers else None
-        pooled = isinstance(last, _Convolution) and last.pooling != "none"
-        if last is None or self.scale is not None or last.activation != "identity" or pooled:
+        layer = self.layers[-1] if self.layers else None
+        is_pooled = isinstance(layer, _Convolution) and layer.pooling != "none"
+        if layer is None or self.scale is not None or layer.activation != "identity" or is_pooled:
             self.fail("it has no Linear or Conv2d directly before it")
-        last.activation = name
+        layer.activation = name
         if name == "leaky_relu":
-            last.slope = float(module.negative_slope)
+            layer.slope = float(module.negative_slope)
 
     def finish(self) -> list[Layer | Convolution]:
-        self.where = "model"
+        """The native layers, after the last module."""
+        self.location = "model"
         if not self.layers:
             self.fail("it has no Linear or Conv2d")
         if len(self.shape) != 1:
@@ -419,16 +449,22 @@ class _Lowering:
             self.layers.append(_Linear(np.diag(self.scale), self.shift))
         if self.shape == (1,):  # a single logit z: two classes with logits (0, z)
             self.layers.append(_Linear(np.array([[0.0], [1.0]]), np.zeros(2)))
-            before = self.layers[-2]
-            if before.activation == "identity" and not isinstance(before, _Convolution):
-                pair, last = self.layers.pop(), self.layers.pop()
-                merged = _Linear(pair.weight @ last.weight, pair.weight @ last.bias)
-                self.layers.append(merged)
-        last = self.layers[-1]
-        if isinstance(last, _Convolution) and math.prod(self.shape) != len(last.bias):
+            source = self.layers[-2]
+            if source.activation == "identity" and not isinstance(source, _Convolution):
+                pair = self.layers.pop()
+                product = _Linear(pair.weight @ source.weight, pair.weight @ source.bias)
+                self.layers[-1] = product
+        output = self.layers[-1]
+        if isinstance(output, _Convolution) and math.prod(self.shape) != len(output.bias):
             self.fail("its logits come from several positions of a convolution")
         try:
             with np.errstate(over="ignore"):
-                return [layer.finished() for layer in self.layers]
+                return [layer.to_native() for layer in self.layers]
         except ValueError as error:
             self.fail(str(error))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """The values of both dimensions, from a number or a sequence of one or two."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * 2 if len(values) == 1 else values

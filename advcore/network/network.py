@@ -23,20 +23,26 @@ from .safetensors import read_tensors, write_tensors
 if TYPE_CHECKING:
     import torch
 
-
 FILE_FORMAT = "advcore.network.1"
+"""Name of the file format for fully connected layers alone."""
+
 CONVOLUTIONAL_FORMAT = "advcore.network.2"
-"""Of a file with convolutions, which readers of the first do not know."""
+"""Name of the file format with convolutions. It has its own, as readers of the first would fail."""
 
 
 class Network:
-    """A network: ``n`` inputs to ``K`` logits.
+    """A network from ``n`` inputs to ``K`` logits.
 
     Parameters
     ----------
     layers : sequence of Layer and Convolution
-        At least one; each takes what the one before it gives, flat; convolutions come first; the
-        last gives K >= 2 logits, a convolution at a single position.
+        At least one layer, convolutions first. Each takes the flat output of the layer before it.
+        The last one gives K >= 2 logits; a convolution gives them at a single position.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An entry is not a layer, or does not fit the one before it.
 
     Notes
     -----
@@ -53,25 +59,26 @@ class Network:
                 raise TypeError(f"layers[{index}] must be a Layer, got {type(layer).__name__}")
             if index == 0:
                 continue
-            before = self._layers[index - 1]
+            source = self._layers[index - 1]
             if isinstance(layer, Convolution) and (
-                not isinstance(before, Convolution) or before.out_shape != layer.shape
+                not isinstance(source, Convolution) or source.out_shape != layer.shape
             ):
                 raise ValueError(
                     f"layers[{index}] must follow a convolution that gives {layer.shape}, it "
-                    f"follows one that gives {getattr(before, 'out_shape', before.outputs)}"
+                    f"follows one that gives {getattr(source, 'out_shape', source.outputs)}"
                 )
-            if layer.inputs != before.outputs:
+            if layer.inputs != source.outputs:
                 raise ValueError(
-                    f"layers[{index}] must take {before.outputs} values, "
+                    f"layers[{index}] must take {source.outputs} values, "
                     f"its weight has shape {layer.weight.shape}"
                 )
         if self.classes < 2:
             raise ValueError("the last layer must give at least 2 logits, got 1")
-        last = self._layers[-1]
-        if isinstance(last, Convolution) and last.out_shape[1:] != (1, 1):
+        output = self._layers[-1]
+        if isinstance(output, Convolution) and output.out_shape[1:] != (1, 1):
             raise ValueError(
-                f"the last layer must end at one position, this convolution gives {last.out_shape}"
+                "the last layer must end at one position, this convolution gives "
+                f"{output.out_shape}"
             )
         self._compiled: Any = None
         self._reordered: Network | None = None
@@ -83,7 +90,7 @@ class Network:
 
     @property
     def convolutional(self) -> bool:
-        """Whether there are convolutions among them."""
+        """Whether any layer is a convolution."""
         return isinstance(self._layers[0], Convolution)
 
     @property
@@ -98,22 +105,22 @@ class Network:
 
     @property
     def kind(self) -> str:
-        """What the engine smooths at first, and how.
+        """Activations that the engine smooths at first.
 
-        "convolutional" where a convolution has a piecewise linear activation; else "kinked" where
-        any layer has; else "saturating" where any has a sigmoid or tanh; else "convolutional" where
-        there is max-pooling; else "smooth".
+        It is "convolutional" where a convolution has a piecewise linear activation, else "kinked"
+        where any layer has one, else "saturating" where any has a sigmoid or tanh, else
+        "convolutional" where there is max-pooling, else "smooth".
         """
-        used = {layer.activation for layer in self._layers}
+        activations = {layer.activation for layer in self._layers}
         convolutions = [layer for layer in self._layers if isinstance(layer, Convolution)]
         if any(layer.activation in KINKED for layer in convolutions):
             return "convolutional"
-        if used & set(KINKED):
+        if activations & set(KINKED):
             return "kinked"
-        if used & set(SATURATING):
+        if activations & set(SATURATING):
             return "saturating"
-        pooled = any(layer.pooling == "max" for layer in convolutions)
-        return "convolutional" if pooled else "smooth"
+        has_max_pooling = any(layer.pooling == "max" for layer in convolutions)
+        return "convolutional" if has_max_pooling else "smooth"
 
     @property
     def core(self) -> Any:
@@ -141,11 +148,11 @@ class Network:
         return logits
 
     def backward(self, dlogits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Pull (B, K) back through the last `forward`: gradient (B, n), float32."""
-        seed = np.ascontiguousarray(dlogits, dtype=np.float32)
-        if seed.ndim != 2 or seed.shape[1] != self.classes:
-            raise ValueError(f"dlogits must have shape (B, {self.classes}), got {seed.shape}")
-        gradient: NDArray[np.float32] = self.core.backward(seed)
+        """Gradient (B, n) float32 of the last `forward` for ``dlogits`` (B, K): ``dlogits @ J``."""
+        cotangent = np.ascontiguousarray(dlogits, dtype=np.float32)
+        if cotangent.ndim != 2 or cotangent.shape[1] != self.classes:
+            raise ValueError(f"dlogits must have shape (B, {self.classes}), got {cotangent.shape}")
+        gradient: NDArray[np.float32] = self.core.backward(cotangent)
         return gradient
 
     @staticmethod
@@ -159,8 +166,8 @@ class Network:
             `MaxPool2d`, `AvgPool2d` and `AdaptiveAvgPool2d` with windows side by side, `Flatten`,
             `Unflatten`, `Identity`, `Dropout`, `Dropout2d`, `ReLU`, `LeakyReLU`, `Sigmoid`, `Tanh`,
             `Softplus` (beta 1, threshold 20), `GELU`, `BatchNorm1d`, `BatchNorm2d`, `Normalize` and
-            torchvision's `Normalize`. Only these exact types: the forward of anything else is
-            unknown.
+            torchvision's `Normalize`. Only these exact types are accepted, as the forward of
+            anything else is unknown.
         input_shape : sequence of int
             Shape of one image, without the batch.
 
@@ -173,8 +180,9 @@ class Network:
         Raises
         ------
         Unsupported
-            With the module and the reason. Hooks, parametrizations, training mode, weights that
-            are not float32 or float64, and non-finite weights are among the reasons.
+            The module has no native form, and the error names the reason. Among the reasons are
+            hooks, parametrizations, training mode, weights that are not float32 or float64, and
+            non-finite weights.
         """
         from .lowering import lower
 
@@ -185,38 +193,37 @@ class Network:
             raise Unsupported(str(error)) from error
 
     def forward_reordered(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (B, K) of ``x`` (B, n) from the same network with all units in reverse.
+        """Logits (B, K) of ``x`` (B, n) from the same network with all units in reverse order.
 
-        Its sums are in another order, so that the difference to `forward` is rounding alone. In
-        images only the channels are reversed.
+        The sums run in another order, so that only rounding makes these logits differ from those of
+        `forward`. In images the channels are reversed, not the pixels.
         """
         if self._reordered is None:
             layers: list[Layer | Convolution] = []
             for index, layer in enumerate(self._layers):
-                before = self._layers[index - 1] if index else layer
-                images = before if isinstance(before, Convolution) else None
+                source = self._layers[index - 1] if index else layer
                 channels = layer.inputs
-                if images is not None:
-                    channels = images.out_shape[0] if index else images.shape[0]
+                if isinstance(source, Convolution):
+                    channels = source.out_shape[0] if index else source.shape[0]
                 layers.append(layer.reversed(channels, index + 1 < len(self._layers)))
             self._reordered = Network(layers)
-        first = self._layers[0]
-        groups = first.shape[0] if isinstance(first, Convolution) else first.inputs
+        layer = self._layers[0]
+        groups = layer.shape[0] if isinstance(layer, Convolution) else layer.inputs
         reversed_x = x.reshape(len(x), groups, -1)[:, ::-1]
         return self._reordered.forward(reversed_x.reshape(len(x), self.inputs))
 
     def to_torch(self) -> torch.nn.Sequential:
         """The same network as torch modules, float32 on the CPU, in eval mode."""
-        from .to_torch import raised
+        from .to_torch import to_torch_modules
 
-        return raised(self._layers)
+        return to_torch_modules(self._layers)
 
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write a safetensors file: ``layers.<i>.weight``, ``layers.<i>.bias`` and metadata.
 
-        ``metadata`` adds strings of the caller's (training, licence) beside ``format``,
-        ``activations`` and ``slopes`` (JSON lists, one entry per layer). Convolutions also have
-        ``layers.<i>.padding_value`` and an entry in the list ``convolutions``.
+        The metadata are ``format``, ``activations`` and ``slopes`` (JSON lists with one entry per
+        layer), and the strings of the argument ``metadata``, for example a licence. Convolutions
+        also have ``layers.<i>.padding_value`` and an entry in the list ``convolutions``.
         """
         tensors: dict[str, NDArray[np.float32]] = {}
         for index, layer in enumerate(self._layers):
@@ -241,7 +248,7 @@ class Network:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Network:
-        """Read what `save` wrote.
+        """Read a network from a file that `save` wrote.
 
         Raises
         ------
@@ -257,17 +264,17 @@ class Network:
         layers: list[Layer | Convolution] = []
         try:
             pairs = zip(json.loads(notes["activations"]), json.loads(notes["slopes"]), strict=True)
-            images = notes["format"] == CONVOLUTIONAL_FORMAT
-            convolutions = json.loads(notes["convolutions"]) if images else []
+            has_convolutions = notes["format"] == CONVOLUTIONAL_FORMAT
+            convolutions = json.loads(notes["convolutions"]) if has_convolutions else []
             for index, (activation, slope) in enumerate(pairs):
                 weight, bias = (tensors[f"layers.{index}.{part}"] for part in ("weight", "bias"))
-                about: dict[str, Any] = {"activation": str(activation), "slope": float(slope)}
+                fields: dict[str, Any] = {"activation": str(activation), "slope": float(slope)}
                 if index < len(convolutions):
-                    about |= convolutions[index]
-                    about["padding_value"] = tensors[f"layers.{index}.padding_value"]
-                    layers.append(Convolution(weight, bias, **about))
+                    fields |= convolutions[index]
+                    fields["padding_value"] = tensors[f"layers.{index}.padding_value"]
+                    layers.append(Convolution(weight, bias, **fields))
                 else:
-                    layers.append(Layer(weight, bias, **about))
+                    layers.append(Layer(weight, bias, **fields))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a stored network: {error!r}") from error
         return Network(layers)
@@ -279,6 +286,6 @@ class Network:
         parts = [str(self.inputs)]
         for layer in self._layers:
             shape = "x".join(map(str, getattr(layer, "out_shape", (layer.outputs,))))
-            pooled = getattr(layer, "pooling", "none")
-            parts.append(f"{shape} {layer.activation}" + (f" {pooled}" * (pooled != "none")))
+            pooling = getattr(layer, "pooling", "none")
+            parts.append(f"{shape} {layer.activation}" + (f" {pooling}" * (pooling != "none")))
         return f"Network({' -> '.join(parts)})"

@@ -9,17 +9,21 @@ from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """``(x - mean) / std`` per channel, as the first module of a model that takes raw images.
+    """The normalisation ``(x - mean) / std`` of each channel, for a model that takes raw images.
+
+    It stands as the first module. `Network.from_torch` folds it into the first ``Linear`` or
+    ``Conv2d``.
 
     Parameters
     ----------
     mean, std : float or sequence of float
-        One value, or one per channel (dimension 1 of the batch, whatever follows it). ``std`` is
-        positive. Both are kept as float32 buffers of shape ``(C,)``.
+        One value, or one per channel, which is dimension 1 of the batch. ``std`` is positive. Both
+        are kept as float32 buffers of shape (1,) or (C,).
 
-    Notes
-    -----
-    A recognised fully connected model folds it into its first ``Linear``.
+    Raises
+    ------
+    ValueError
+        A value is not finite, or ``std`` is not positive.
     """
 
     mean: Tensor
@@ -36,7 +40,7 @@ class Normalize(nn.Module):
             raise ValueError(f"std must be positive, got {std!r}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` of shape (B, C, ...)."""
+        """Return the normalised images of ``x``, (B, C, ...)."""
         shape = (-1,) + (1,) * (x.dim() - 2)
         return (x - self.mean.view(shape)) / self.std.view(shape)
 
@@ -44,5 +48,5 @@ class Normalize(nn.Module):
         return f"mean={self.mean.tolist()}, std={self.std.tolist()}"
 
 
-# The name under which stored modules look the class up, whichever file it stands in.
+# Stored modules look the class up under this name, so that it may move to another file.
 Normalize.__module__ = "advcore.network"

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_HEADER_BYTES = 100_000_000
-"""Limit of the format itself; a longer header means that the file is something else."""
+"""Largest length of a header in bytes. It is the format's own limit, so that a file with a longer
+one is something else."""
 
 
 def write_tensors(
@@ -96,6 +97,6 @@ def read_tensors(
                 f"{path}: tensor {name!r} of shape {shape} needs {length} bytes, "
                 f"its offsets [{begin}, {end}] point into {len(body)}"
             )
-        flat = np.frombuffer(body[begin:end], dtype="<f4")
-        tensors[name] = flat.reshape(shape).astype(np.float32)
+        values = np.frombuffer(body[begin:end], dtype="<f4")
+        tensors[name] = values.reshape(shape).astype(np.float32)
     return tensors, {str(key): str(text) for key, text in metadata.items()}

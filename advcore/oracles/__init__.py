@@ -1,4 +1,4 @@
-"""Oracles: how any model is evaluated, by NumPy or through torch.
+"""Oracles: the evaluation of any model, by NumPy or through torch.
 
 An oracle returns the logits of a batch, and their vector-Jacobian products. Loss, distortion and c
 belong to the engine. Importing this package imports no torch.

@@ -1,4 +1,4 @@
-"""Logits: how a model's output is checked and converted, and the arithmetic of margins."""
+"""Logits: checks and conversion of a model's output, and the arithmetic of margins."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ Forward = Callable[[Floats], Floats]
 
 
 class Logits:
-    """Checks and converts what a model returns; one for every oracle.
+    """Checks and converts the output of a model; every oracle has one.
 
-    A single logit z is the binary form: it becomes the logits (0, z) of classes 0 and 1, and of a
-    gradient with respect to them the model gets the second column.
+    A single logit z is the binary form. It becomes the logits (0, z) of classes 0 and 1, and the
+    model gets the second column of a gradient with respect to them.
+
+    Attributes
+    ----------
+    outputs : int
+        Number of logits that the model returns for an image; 0 before the first forward.
     """
 
     def __init__(self) -> None:
@@ -28,7 +33,13 @@ class Logits:
         return max(2, self.outputs) if self.outputs else 0
 
     def check(self, shape: tuple[int, ...], rows: int) -> None:
-        """Raises unless this is the shape of the logits of ``rows`` images, as it was before."""
+        """Check the shape of the output for ``rows`` images, and remember the number of logits.
+
+        Raises
+        ------
+        ValueError
+            It is not (rows, K), or K differs from that of an earlier forward.
+        """
         if len(shape) != 2 or shape[0] != rows or shape[1] == 0:
             hint = "; a single logit an image: (B, 1)" if shape == (rows,) else ""
             raise ValueError(
@@ -40,8 +51,16 @@ class Logits:
             )
         self.outputs = shape[1]
 
-    def take(self, output: NDArray[Any], rows: int) -> Floats:
-        """(B, K) float32, K >= 2, of the model's output for ``rows`` images."""
+    def convert(self, output: NDArray[Any], rows: int) -> Floats:
+        """Convert the model's output for ``rows`` images to logits (B, K) float32, K >= 2.
+
+        Raises
+        ------
+        TypeError
+            The output is not floating point.
+        ValueError
+            Its shape is wrong, see `check`.
+        """
         if output.dtype.kind != "f":
             raise TypeError(f"model must return floating-point logits, got {output.dtype}")
         self.check(output.shape, rows)
@@ -52,28 +71,29 @@ class Logits:
         with np.errstate(over="ignore"):  # a float64 logit may overflow: the row is not finite
             return np.array(output, dtype=np.float32, order="C")  # the model may reuse its buffer
 
-    def seed(self, dlogits: Floats) -> Floats:
-        """The gradient with respect to the model's own output."""
+    def output_gradient(self, dlogits: Floats) -> Floats:
+        """Convert the gradient for the logits (B, K) to that for the model's own output."""
         return np.ascontiguousarray(dlogits[:, 1:]) if self.outputs == 1 else dlogits
 
 
 def softmax_output(logits: NDArray[np.floating[Any]]) -> bool:
     """Whether every row looks like probabilities: in [0, 1] and summing to 1 within 1e-4.
 
-    Within 1e-2 where all are numbers of float16 or bfloat16. Such a model ends in a softmax; the
-    solver wants what goes into it. (0, z) pairs of a single logit never pass, nor does an empty
-    batch or one with NaN.
+    The tolerance is 1e-2 where every number is one of float16 or bfloat16. Such a model ends in a
+    softmax, but the solver needs the logits before it. Pairs (0, z) of a single logit never pass,
+    nor does an empty batch or one with NaN.
     """
     rows = np.asarray(logits, dtype=np.float64)
-    half = not (np.asarray(logits, dtype=np.float32).view(np.uint32) & 0x1FFF).any()
+    half_precision = not (np.asarray(logits, dtype=np.float32).view(np.uint32) & 0x1FFF).any()
     if rows.size == 0 or not np.isfinite(rows).all():
         return False
-    inside = rows.min() >= 0.0 and rows.max() <= 1.0
-    return bool(inside and np.abs(rows.sum(axis=1) - 1.0).max() <= (1e-2 if half else 1e-4))
+    in_range = rows.min() >= 0.0 and rows.max() <= 1.0
+    tolerance = 1e-2 if half_precision else 1e-4
+    return bool(in_range and np.abs(rows.sum(axis=1) - 1.0).max() <= tolerance)
 
 
 def sigmoid_output(logits: NDArray[np.floating[Any]]) -> bool:
-    """Whether these are pairs (0, z) of a single output, every z in [0, 1]: a probability."""
+    """Whether these are pairs (0, z) of a single output with every z a probability, in [0, 1]."""
     return (
         logits.shape[1] == 2
         and len(logits) > 1
@@ -90,31 +110,37 @@ def batched(forward: Forward, x: Floats, size: int) -> Floats:
 def margins(
     logits: Floats, labels: NDArray[np.int32], targeted: bool
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Margin (N,) and predicted class (N,): label's logit minus the best other, or its negative."""
+    """Margin (N,) and predicted class (N,) of logits (N, K).
+
+    The margin is the label's logit minus the largest other logit if ``targeted``, else the negative
+    of that. It is positive for a success.
+    """
     rows = np.arange(len(logits))
-    others = logits.copy()
-    others[rows, labels] = -np.inf
-    margin = logits[rows, labels] - others.max(axis=1)
+    other_logits = logits.copy()
+    other_logits[rows, labels] = -np.inf
+    margin = logits[rows, labels] - other_logits.max(axis=1)
     return margin if targeted else -margin, logits.argmax(axis=1)
 
 
-def difference(logits: Floats, others: Floats) -> float:
-    """Largest finite one between two arrays of logits (N, K), but for masked classes."""
+def difference(logits: Floats, other_logits: Floats) -> float:
+    """Largest finite absolute difference of two arrays of logits (N, K), without masked classes."""
     with np.errstate(invalid="ignore"):  # infinity minus infinity
-        out = np.abs(logits - others)
-    return float(out[np.isfinite(out) & unmasked(logits)].max(initial=0.0))
+        gaps = np.abs(logits - other_logits)
+    return float(gaps[np.isfinite(gaps) & unmasked(logits)].max(initial=0.0))
 
 
 def largest_logit(logits: Floats) -> float:
-    """Largest finite |logit|, but for masked classes."""
+    """Largest finite absolute logit of (N, K), without masked classes."""
     return float(np.abs(logits[unmasked(logits)]).max(initial=0.0))
 
 
 def unmasked(logits: Floats) -> NDArray[np.bool_]:
-    """Which (N, K) are finite and at most 100 times the first two of the row.
+    """Logits (N, K) that are finite and, in magnitude, at most 100 times the row's two largest.
 
-    The engine has the same rule (csrc/solver/margin_loss.h).
+    A model may mask a class by a huge negative logit. The engine has the same rule
+    (csrc/solver/margin_loss.h).
     """
-    top = np.abs(np.partition(logits, -2, axis=1)[:, -2:]).max(axis=1, keepdims=True)
-    keep: NDArray[np.bool_] = np.isfinite(logits) & (np.abs(logits) <= 100 * top)
-    return keep
+    two_largest = np.partition(logits, -2, axis=1)[:, -2:]
+    limit = 100 * np.abs(two_largest).max(axis=1, keepdims=True)
+    mask: NDArray[np.bool_] = np.isfinite(logits) & (np.abs(logits) <= limit)
+    return mask

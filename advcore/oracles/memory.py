@@ -1,4 +1,4 @@
-"""How many images a model is given at once, and whether it ran out of memory."""
+"""Memory: the number of images that a model gets at once, and errors that say it ran out."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from ..errors import ModelRaised
 from .protocol import Oracle
 
 BACKWARD_BYTES = 1 << 27
-"""Bytes that a forward may keep for its backward: fewer rows where they would be more. On a CPU
-SqueezeNet (30 MB an image) takes 141 ms an image in batches of 2, 155 of 8 and 233 of 32."""
+"""Bytes that a forward may keep for its backward; the batch is smaller where it would keep more.
+SqueezeNet keeps 30 MB an image. On a CPU it takes 141 ms an image in batches of 2, 155 in batches
+of 8 and 233 in batches of 32."""
 
 
-def rows(oracle: Oracle, most: int, room: int = BACKWARD_BYTES) -> int:
-    """Images whose activations fit into ``room`` bytes, from 1 to ``most``."""
+def rows(oracle: Oracle, limit: int, available_bytes: int = BACKWARD_BYTES) -> int:
+    """Number of images whose activations fit into ``available_bytes``, from 1 to ``limit``."""
     if not oracle.saved_bytes:
-        return most
-    return max(1, min(most, room // oracle.saved_bytes))
+        return limit
+    return max(1, min(limit, available_bytes // oracle.saved_bytes))
 
 
 def ran_out(error: BaseException | None) -> bool:
-    """Whether the model, or torch, found no memory: on a GPU or on the CPU."""
+    """Whether the error says that the model, or torch, got no memory on the GPU or the CPU."""
     cause = error.__cause__ if isinstance(error, ModelRaised) else error
     if type(cause).__name__ == "OutOfMemoryError" or isinstance(cause, MemoryError):
         return True

@@ -16,7 +16,7 @@ Floats = NDArray[np.float32]
 
 
 class NumpyOracle:
-    """An object with NumPy ``forward`` and ``backward``, see `NumpyModel`.
+    """Oracle of an object with NumPy ``forward`` and ``backward``, see `NumpyModel`.
 
     Parameters
     ----------
@@ -24,7 +24,14 @@ class NumpyOracle:
     image_shape : sequence of int
         Shape in which an image reaches the model, float32, without the batch.
     sample : ndarray (B, n) float32, optional
-        Images to find the number of classes with; default one image of 0.5.
+        Images of a trial forward, which gives the number of classes; default one image of 0.5.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A method is missing, or the trial's output is not a floating-point array (B, K).
+    ModelRaised
+        The model raised on the trial.
     """
 
     kind = "smooth"
@@ -46,22 +53,22 @@ class NumpyOracle:
     def forward(
         self,
         x: Floats,
-        k: Floats | None = None,
+        smoothing: Floats | None = None,
         slots: NDArray[np.int32] | None = None,
-        measure: NDArray[np.bool_] | None = None,
+        record_scales: NDArray[np.bool_] | None = None,
         grad: bool = True,
     ) -> Floats:
-        """See `Oracle`; ``k``, ``slots`` and ``measure`` are ignored."""
+        """See `Oracle`; ``smoothing``, ``slots`` and ``record_scales`` are ignored."""
         images = x.reshape(len(x), *self._shape)
         with model_errors(images):
             output = self._model.forward(images)
         if isinstance(output, (tuple, dict)):
             raise TypeError(f"model must return an array (B, K), got {type(output).__name__}")
-        return self._logits.take(np.asarray(output), len(x))
+        return self._logits.convert(np.asarray(output), len(x))
 
     def backward(self, dlogits: Floats) -> Floats:
         """See `Oracle`."""
-        gradient = np.asarray(self._model.backward(self._logits.seed(dlogits)))
+        gradient = np.asarray(self._model.backward(self._logits.output_gradient(dlogits)))
         rows = len(dlogits)
         if gradient.dtype.kind != "f":
             raise TypeError(f"model.backward must return floating point, got {gradient.dtype}")
@@ -73,7 +80,7 @@ class NumpyOracle:
             return np.ascontiguousarray(gradient.reshape(rows, self._n), dtype=np.float32)
 
     def forget(self) -> None:
-        """See `Oracle`; what a NumPy model keeps is its own affair."""
+        """See `Oracle`; a NumPy model manages its own memory."""
 
     def limit_threads(self, count: int | None) -> AbstractContextManager[None]:
         """See `Oracle`; the threads of NumPy stay as they are."""

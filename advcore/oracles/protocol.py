@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelRaised
 
-if TYPE_CHECKING:
-    pass
-
 Floats = NDArray[np.float32]
 
 
 class Oracle(Protocol):
-    """The contract. Either array returned may hold NaN rows.
+    """Evaluates batches of flat images. Both arrays that it returns may hold NaN rows.
 
     Attributes
     ----------
     kind : str
-        What k > 0 smooths: "convolutional" (ReLU on feature maps, or max-pooling alone), "kinked"
-        (any other ReLU or leaky ReLU), "saturating" (else, any sigmoid or tanh) or "smooth"
-        (nothing: the solver keeps k = 0).
+        Activations that are smoothed: "convolutional" (a ReLU on feature maps, or max-pooling
+        alone), "kinked" (any other ReLU or leaky ReLU), "saturating" (else, any sigmoid or tanh) or
+        "smooth" (none; the solver keeps the smoothing at 0).
     classes : int
         Number K >= 2 of logits that `forward` returns.
     saved_bytes : int
-        Bytes of an image that a forward keeps for its backward; 0: unknown.
+        Bytes that a forward keeps of an image for its backward; 0 if unknown.
     """
 
     kind: str
@@ -39,16 +36,24 @@ class Oracle(Protocol):
     def forward(
         self,
         x: Floats,
-        k: Floats | None = None,
+        smoothing: Floats | None = None,
         slots: NDArray[np.int32] | None = None,
-        measure: NDArray[np.bool_] | None = None,
+        record_scales: NDArray[np.bool_] | None = None,
         grad: bool = True,
     ) -> Floats:
         """Logits (B, K) float32 of rows ``x`` (B, n).
 
-        ``k`` (B,) float32 is the smoothing of each row, ``slots`` (B,) int32 says under which
-        number the widths of a row are kept, ``measure`` (B,) bool marks the rows (with k = 0)
-        whose widths are measured in this pass. ``grad``: a backward will follow.
+        Parameters
+        ----------
+        x : ndarray (B, n) float32
+        smoothing : ndarray (B,) float32, optional
+            Smoothing of each row; 0 is the exact network.
+        slots : ndarray (B,) int32, optional
+            Number under which the smoothing scales of each row are kept.
+        record_scales : ndarray (B,) bool, optional
+            Rows, of smoothing 0, whose smoothing scales are recorded in this pass.
+        grad : bool
+            Whether a backward will follow.
         """
         ...
 
@@ -61,12 +66,12 @@ class Oracle(Protocol):
         ...
 
     def limit_threads(self, count: int | None) -> AbstractContextManager[None]:
-        """``count`` CPU threads for the model inside the block; None: as many as before."""
+        """Give the model ``count`` CPU threads inside the block; None leaves them as they are."""
         ...
 
 
 class NumpyModel(Protocol):
-    """What a model without torch offers; K = 1 is taken as the logit of class 1 of two."""
+    """A model without torch. With K = 1 its output is the logit of class 1 of two."""
 
     def forward(self, x: Any) -> Any:
         """Logits (B, K), floating point, of images (B, ...); ``x`` must not be written to."""
@@ -79,7 +84,7 @@ class NumpyModel(Protocol):
 
 @contextmanager
 def model_errors(images: Any, hint: str = "") -> Iterator[None]:
-    """Turns what the model raises on ``images`` (B, ...) into one error that names them."""
+    """Turn any error of the model on ``images`` (B, ...) into a `ModelRaised` that names them."""
     try:
         yield
     except Exception as error:

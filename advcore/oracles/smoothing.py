@@ -1,22 +1,23 @@
-"""Smoothed activations and pooling for any torch module, which is not altered: calls are caught.
+"""Smoothed activations and pooling for any torch module: its calls are intercepted.
 
-Two families have a smoothed form, used in the first stages of a solve. A network with kinks has a
-loss whose gradient jumps: every ReLU is replaced by a quadratic spline of half-width d, ::
+The module is not altered. Two families of activations have a smoothed form, which the first stages
+of a solve use. A piecewise linear network has a loss whose gradient jumps. Every ReLU is replaced
+by a quadratic spline of bandwidth d, which differs from the ReLU for abs(h) < d, ::
 
     relu_d(h) = 0 for h <= -d;  (h + d)^2 / (4 d) for |h| < d;  h for h >= d
     relu_d'(h) = clamp((h + d) / (2 d), 0, 1)
 
-and a leaky ReLU by ``slope * h + (1 - slope) * relu_d(h)``. Units that saturate pass no gradient:
-sigmoid and tanh are stretched as if h had noise of standard deviation d (their convolution with a
-normal density, by the probit approximation; MacKay 1992), ::
+and a leaky ReLU by ``slope * h + (1 - slope) * relu_d(h)``. Saturated sigmoidal units pass no
+gradient. Sigmoid and tanh are stretched as if h had noise of standard deviation d. This is their
+convolution with a normal density by the probit approximation (MacKay 1992), ::
 
     sigmoid_d(h) = sigmoid(h / sqrt(1 + pi d^2 / 8)),  tanh_d(h) = tanh(h / sqrt(1 + pi d^2 / 2))
 
-Max-pooling becomes a log-sum-exp (`advcore.pooling`).
+Max-pooling becomes a log-sum-exp (`advcore.oracles.pooling`).
 
-d = k * width: k is the row's smoothing (0 = the exact network), width the standard deviation of
-that image's own pre-activation at its clean image, so that nothing depends on the neighbours in
-the batch. The compiled networks have the same forms.
+The bandwidth d is the row's smoothing, which is 0 for the exact network, times the smoothing scale.
+The scale is the standard deviation of the pre-activation of that row's own clean image, so that
+nothing depends on the other rows of the batch. The compiled networks have the same forms.
 
 Importing this file imports torch.
 """
@@ -37,13 +38,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .pooling import find_windows, smoothed_max
 
 RELATIVE_FLOOR = 1e-3
-"""Smallest width, as a share of the root mean square of the pre-activation."""
+"""Smallest smoothing scale, as a share of the root mean square of the pre-activation. It keeps the
+bandwidth above 0 where all units have one value."""
 
 ABSOLUTE_FLOOR = 1e-30
+"""Smallest smoothing scale, in units of the pre-activation, for one that is 0 everywhere."""
 
 
 class _SmoothedReLU(torch.autograd.Function):
-    """Smoothed leaky ReLU and its derivative; d = 0 gives the exact one, bit for bit."""
+    """Smoothed leaky ReLU and its derivative. With d = 0 both are the exact ones, bit for bit."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, d: Tensor, slope: float) -> Tensor:
@@ -63,7 +66,7 @@ class _SmoothedReLU(torch.autograd.Function):
 
 
 def smoothed_relu(h: Tensor, d: Tensor, slope: float = 0.0) -> Tensor:
-    """``slope * h + (1 - slope) * relu_d(h)`` for half-widths ``d >= 0``.
+    """``slope * h + (1 - slope) * relu_d(h)`` for bandwidths ``d >= 0``.
 
     ``d`` has the dtype of ``h`` and broadcasts to it.
     """
@@ -88,122 +91,136 @@ def _stretched(function: Callable[[Tensor], Tensor], h: Tensor, d: Tensor) -> Te
     return torch.where(d > 0, stretched, function(h))
 
 
-def unit_width(h: Tensor) -> Tensor:
-    """Width of each row of a pre-activation, (B, C).
+def smoothing_scale(h: Tensor) -> Tensor:
+    """Smoothing scale of each row of a pre-activation ``h``, (B, C) float32.
 
-    (B, units): standard deviation over the units, C = 1. (B, C, ...): per channel over the rest;
-    where the rest is a single value it is taken over the channels, as for (B, units). Floored at
-    1e-3 of the root mean square, and at 1e-30.
+    For (B, units) it is the standard deviation over the units, and C is 1. For (B, C, ...) it is
+    that of each channel over its positions, or over the channels where there is one position. It is
+    at least 1e-3 of the root mean square, and at least 1e-30.
     """
     rows = h.detach().to(torch.float32)
-    rest = rows[0, 0].numel() if h.dim() > 2 else 1
-    rows = rows.reshape(len(h), 1, -1) if rest == 1 else rows.reshape(len(h), h.shape[1], -1)
+    positions = rows[0, 0].numel() if h.dim() > 2 else 1
+    rows = rows.reshape(len(h), 1, -1) if positions == 1 else rows.reshape(len(h), h.shape[1], -1)
     deviation = rows.std(dim=2, correction=0)
     floor = RELATIVE_FLOOR * rows.square().mean(dim=2).sqrt()
     return torch.maximum(deviation, floor).clamp_min(ABSOLUTE_FLOOR)
 
 
-class Surveyed(NamedTuple):
-    """An interceptable call of a forward: its kind, as `Activation.kind`, and shape with batch."""
+class ActivationCall(NamedTuple):
+    """An activation call that can be intercepted.
+
+    Attributes
+    ----------
+    kind : str
+        As `Activation.kind`.
+    shape : tuple of int
+        Shape of the pre-activation, with the batch.
+    """
 
     kind: str
     shape: tuple[int, ...]
 
 
-class Widths:
-    """Which activation calls of a module can be smoothed, and the widths of every slot.
+class SmoothingScales:
+    """The activation calls of a module that can be smoothed, and their scales for every slot.
 
     Attributes
     ----------
     kind : str
-        Where any of them is a ReLU or leaky ReLU: "convolutional" if one of these has more than
-        two dimensions, else "kinked"; else "saturating" where any is a sigmoid or tanh; else
-        "convolutional" where any is a max-pooling; else "smooth".
-    tails : dict of call index to shape
+        Where any call is a ReLU or leaky ReLU: "convolutional" if one of these has more than two
+        dimensions, else "kinked". Without one: "saturating" where any is a sigmoid or tanh, else
+        "convolutional" where any is a max-pooling, else "smooth".
+    row_shapes : dict of call index to shape
         Shape without the batch of each call whose first dimension is the batch. Calls are
-        numbered in the order of the forward; a call that is not here, or comes with another
-        shape, stays exact.
-    stored : dict of call index to Tensor, (slots, C), float32
-        Widths by slot; 0 where none was measured.
+        numbered in the order of the forward. A call that is not here, or that has another shape,
+        stays exact.
+    tables : dict of call index to Tensor (slots, C) float32
+        Smoothing scales by slot; 0 where none was recorded.
     """
 
     def __init__(self) -> None:
         self.kind = "smooth"
-        self.tails: dict[int, tuple[int, ...]] = {}
-        self.stored: dict[int, Tensor] = {}
+        self.row_shapes: dict[int, tuple[int, ...]] = {}
+        self.tables: dict[int, Tensor] = {}
 
-    def learn(self, few: list[Surveyed], more: list[Surveyed]) -> None:
-        """Take all calls of two forwards with 2 and 3 rows."""
-        found = {
-            index: one
-            for index, (one, two) in enumerate(zip(few, more, strict=False))
-            if len(few) == len(more) and len(one.shape) > 1 and 0 not in one.shape
-            and one.shape[0] == 2 and two == Surveyed(one.kind, (3, *one.shape[1:]))
+    def update(self, two_rows: list[ActivationCall], three_rows: list[ActivationCall]) -> None:
+        """Keep the calls that follow the batch, from all calls of forwards with 2 and 3 rows."""
+        calls = {
+            index: call
+            for index, (call, repeat) in enumerate(zip(two_rows, three_rows, strict=False))
+            if len(two_rows) == len(three_rows) and len(call.shape) > 1 and 0 not in call.shape
+            and call.shape[0] == 2 and repeat == ActivationCall(call.kind, (3, *call.shape[1:]))
         }  # fmt: skip
-        self.tails = {index: call.shape[1:] for index, call in found.items()}
-        kinds = {call.kind for call in found.values()}
-        known = ("kinked", "saturating", "pooled")
-        self.kind = next((kind for kind in known if kind in kinds), "smooth")
-        spatial = any(call.kind == "kinked" and len(call.shape) > 2 for call in found.values())
+        self.row_shapes = {index: call.shape[1:] for index, call in calls.items()}
+        kinds = {call.kind for call in calls.values()}
+        precedence = ("kinked", "saturating", "pooled")
+        self.kind = next((kind for kind in precedence if kind in kinds), "smooth")
+        spatial = any(call.kind == "kinked" and len(call.shape) > 2 for call in calls.values())
         if spatial or self.kind == "pooled":
             self.kind = "convolutional"
 
-    def record(self, index: int, slots: Tensor, widths: Tensor, needed: int) -> None:
-        """Store ``widths`` (B, C) of the call for ``slots`` (B,) < needed, growing the table."""
-        table = self.stored.get(index)
-        if table is None or len(table) < needed:
-            grown = widths.new_zeros(max(needed, 2 * len(table) if table is not None else 0), 1)
-            grown = grown.repeat(1, widths.shape[1])
+    def record(self, index: int, slots: Tensor, scales: Tensor, capacity: int) -> None:
+        """Store ``scales`` (B, C) of a call for ``slots`` (B,), all below ``capacity``.
+
+        The table of the call grows where it has fewer slots than ``capacity``.
+        """
+        table = self.tables.get(index)
+        if table is None or len(table) < capacity:
+            size = max(capacity, 2 * len(table) if table is not None else 0)
+            larger_table = scales.new_zeros(size, 1).repeat(1, scales.shape[1])
             if table is not None:
-                grown[: len(table)] = table
-            self.stored[index] = table = grown
-        table[slots] = widths
+                larger_table[: len(table)] = table
+            self.tables[index] = table = larger_table
+        table[slots] = scales
 
 
 class Smoothing(TorchFunctionMode):
-    """Function mode for one forward: measures widths and smooths the rows with k > 0.
+    """Function mode of one forward: records smoothing scales, and smooths rows.
 
     Parameters
     ----------
-    widths : Widths
-    k : Tensor (B,) float32, or None where every row is exact
+    scales : SmoothingScales
+    smoothing : Tensor (B,) float32, or None
+        Smoothing of each row; None where every row is exact.
     slots : Tensor (B,) int64
-    measured : Tensor int64, row numbers to measure, or None
-    capacity : int, above every slot: known without waiting for the device
+    recorded_rows : Tensor int64, or None
+        Numbers of the rows whose scales are recorded.
+    capacity : int
+        A number above every slot. A GPU would have to be waited for to compute it from ``slots``.
     """
 
     def __init__(
         self,
-        widths: Widths,
-        k: Tensor | None,
+        scales: SmoothingScales,
+        smoothing: Tensor | None,
         slots: Tensor,
-        measured: Tensor | None,
+        recorded_rows: Tensor | None,
         capacity: int,
     ) -> None:
         super().__init__()
-        self.widths = widths
-        self.k = k
+        self.scales = scales
+        self.smoothing = smoothing
         self.slots = slots
-        self.measured = measured
+        self.recorded_rows = recorded_rows
         self.capacity = capacity
         self.calls = 0
 
-    def half_width(self, index: int, h: Tensor) -> Tensor | None:
-        """Half-widths d that broadcast to the call's ``h``; None to leave the call exact."""
-        if self.widths.tails.get(index) != tuple(h.shape[1:]) or len(h) != len(self.slots):
+    def bandwidth(self, index: int, h: Tensor) -> Tensor | None:
+        """Bandwidths d that broadcast to ``h`` of call ``index``; None to leave the call exact."""
+        if self.scales.row_shapes.get(index) != tuple(h.shape[1:]) or len(h) != len(self.slots):
             return None
-        if self.measured is not None:
-            rows = h.detach()[self.measured]
-            slots = self.slots[self.measured]
-            self.widths.record(index, slots, unit_width(rows), self.capacity)
-        table = self.widths.stored.get(index)
-        if self.k is None or table is None:
+        if self.recorded_rows is not None:
+            rows = h.detach()[self.recorded_rows]
+            slots = self.slots[self.recorded_rows]
+            self.scales.record(index, slots, smoothing_scale(rows), self.capacity)
+        table = self.scales.tables.get(index)
+        if self.smoothing is None or table is None:
             return None
-        if self.capacity > len(table):  # a slot that was never measured has width 0
-            none = table.new_zeros(0, table.shape[1])
-            self.widths.record(index, self.slots[:0], none, self.capacity)
-            table = self.widths.stored[index]
-        d = self.k[:, None] * table[self.slots]
+        if self.capacity > len(table):  # a slot that was never recorded has scale 0
+            no_scales = table.new_zeros(0, table.shape[1])
+            self.scales.record(index, self.slots[:0], no_scales, self.capacity)
+            table = self.scales.tables[index]
+        d = self.smoothing[:, None] * table[self.slots]
         return d.to(h.dtype).view(d.shape + (1,) * (h.dim() - 2))
 
     def __torch_function__(
@@ -219,7 +236,7 @@ class Smoothing(TorchFunctionMode):
             return func(*args, **kwargs)
         index = self.calls
         self.calls += 1
-        d = self.half_width(index, call.h)
+        d = self.bandwidth(index, call.h)
         if d is None:
             return func(*args, **kwargs)
         out = call.smoothed(call.h, d)
@@ -227,11 +244,11 @@ class Smoothing(TorchFunctionMode):
 
 
 class Survey(TorchFunctionMode):
-    """Function mode that notes every interceptable call and changes nothing."""
+    """Function mode that lists the activation calls of a forward and changes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Surveyed] = []
+        self.calls: list[ActivationCall] = []
 
     def __torch_function__(
         self,
@@ -243,24 +260,29 @@ class Survey(TorchFunctionMode):
         kwargs = kwargs or {}
         call = find_activation(func, args, kwargs)
         if call is not None:
-            self.calls.append(Surveyed(call.kind, tuple(call.h.shape)))
+            self.calls.append(ActivationCall(call.kind, tuple(call.h.shape)))
         return func(*args, **kwargs)
 
 
 class Recomputation(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
-    """Dispatch mode for a backward: sees activations that run again, as checkpointing does.
+    """Dispatch mode of a backward that detects activations which run again (checkpointing).
 
-    Those calls would come without the function mode, and so with the wrong derivative. Their own
-    derivatives have other names (``sigmoid_backward``).
+    Such calls come without the function mode, and so with the wrong derivative. Derivatives of
+    activations have other names (``sigmoid_backward``).
+
+    Attributes
+    ----------
+    detected : bool
+        Whether an activation has run.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self.seen = False
+        self.detected = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """False: torch need not import its compiler, which takes 1 s, to keep it out of here."""
+        """Return False. Otherwise torch imports its compiler, which takes a second."""
         return False
 
     def __torch_dispatch__(
@@ -271,21 +293,21 @@ class Recomputation(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = func.overloadpacket.__name__.rstrip("_")
-        self.seen |= name in _RECOMPUTED
+        self.detected |= name in _ACTIVATION_OPERATORS
         return func(*args, **(kwargs or {}))
 
 
 class Activation(NamedTuple):
-    """A call that has a smoothed form.
+    """An intercepted call, with its smoothed form.
 
     Attributes
     ----------
     kind : str
         "kinked", "saturating" or "pooled".
     h : Tensor
-        The pre-activation, or what is pooled.
+        The pre-activation, or the input of the pooling.
     smoothed : callable
-        The smoothed form, of ``h`` and half-widths d.
+        The smoothed form, a function of ``h`` and bandwidths d.
     inplace : bool
         Whether the result goes to ``h``.
     """
@@ -296,12 +318,12 @@ class Activation(NamedTuple):
     inplace: bool
 
 
-_RECOMPUTED = (
+_ACTIVATION_OPERATORS = (
     "relu", "leaky_relu", "clamp", "clamp_min", "sigmoid", "tanh",
     "max_pool2d_with_indices", "max_pool3d_with_indices",
 )  # fmt: skip
+"""Names of the operators that `_FUNCTIONS` and max-pooling run."""
 
-# form: (its parameters, kind, smoothed form without the slope)
 _FORMS: dict[str, tuple[tuple[str, ...], str, Callable[..., Tensor]]] = {
     "relu": (("input", "inplace"), "kinked", smoothed_relu),
     "leaky_relu": (("input", "negative_slope", "inplace"), "kinked", smoothed_relu),
@@ -309,8 +331,8 @@ _FORMS: dict[str, tuple[tuple[str, ...], str, Callable[..., Tensor]]] = {
     "sigmoid": (("input",), "saturating", smoothed_sigmoid),
     "tanh": (("input",), "saturating", smoothed_tanh),
 }
+"""Parameters, kind and smoothed form of each activation; the slope of a leaky ReLU is added."""
 
-# function: (its form, whether it always works in place)
 _FUNCTIONS: dict[Any, tuple[str, bool]] = {
     functional.relu: ("relu", False),
     torch.relu: ("relu", False),
@@ -342,34 +364,36 @@ _FUNCTIONS: dict[Any, tuple[str, bool]] = {
     Tensor.tanh: ("tanh", False),
     Tensor.tanh_: ("tanh", True),
 }
+"""Activation of each function that is intercepted, and whether it always works in place."""
 
 
 def find_activation(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Activation | None:
-    """The call as one that has a smoothed form, in any spelling; None for every other call.
+    """The activation that a call is, in any spelling; None for a call without a smoothed form.
 
     ``clamp`` is a ReLU where its lower bound is the number 0 and it has no upper bound.
-    ``functional.sigmoid`` and ``functional.tanh`` come as the methods they call.
+    ``functional.sigmoid`` and ``functional.tanh`` are intercepted as the methods that they call.
     """
     pooling = find_windows(func, args, kwargs)
     if pooling is not None:
-        exact = partial(func, *args, **kwargs)
-        smoothed_pooling = partial(smoothed_max, exact=exact, windows=pooling[1])
-        return Activation("pooled", pooling[0], smoothed_pooling, False)
+        pool_input, windows = pooling
+        exact_call = partial(func, *args, **kwargs)
+        smoothed_pooling = partial(smoothed_max, exact_call=exact_call, windows=windows)
+        return Activation("pooled", pool_input, smoothed_pooling, False)
     form, inplace = _FUNCTIONS.get(func, ("", False))
     if not form or "out" in kwargs:
         return None
     parameters, kind, smoothed = _FORMS[form]
-    given = dict(zip(parameters, args, strict=False)) | kwargs
-    h = given.get("input")
+    arguments = dict(zip(parameters, args, strict=False)) | kwargs
+    h = arguments.get("input")
     if not isinstance(h, Tensor) or not h.is_floating_point():
         return None
     if form == "clamp":
-        low = given.get("min")
-        number = isinstance(low, (int, float)) and not isinstance(low, bool)
-        if not number or low != 0 or given.get("max") is not None:
+        minimum = arguments.get("min")
+        is_number = isinstance(minimum, (int, float)) and not isinstance(minimum, bool)
+        if not is_number or minimum != 0 or arguments.get("max") is not None:
             return None
     if form == "leaky_relu":
-        smoothed = partial(smoothed, slope=float(given.get("negative_slope", 0.01)))
-    return Activation(kind, h, smoothed, inplace or bool(given.get("inplace", False)))
+        smoothed = partial(smoothed, slope=float(arguments.get("negative_slope", 0.01)))
+    return Activation(kind, h, smoothed, inplace or bool(arguments.get("inplace", False)))

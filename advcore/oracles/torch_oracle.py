@@ -17,13 +17,13 @@ from .protocol import model_errors
 if TYPE_CHECKING:
     import torch
 
-    from .smoothing import Widths
+    from .smoothing import SmoothingScales
 
 Floats = NDArray[np.float32]
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str:
-    """What may be wrong with images of this shape, if it looks so."""
+    """Text of a likely mistake for images of ``shape``; empty where the shape looks right."""
     if len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3):
         return "; channels last? a model with convolutions takes (B, channels, height, width)"
     if len(shape) < 3:
@@ -32,35 +32,40 @@ def _shape_hint(shape: tuple[int, ...]) -> str:
 
 
 class TorchOracle:
-    """Any torch module or differentiable callable, images (B, ...) to logits (B, K).
+    """Oracle of a torch module or differentiable callable, images (B, ...) to logits (B, K).
 
     Parameters
     ----------
     model : torch.nn.Module or callable
-        Its parameters get no gradients, their ``requires_grad`` and the module stay as they are.
+        Its parameters get no gradients. Their ``requires_grad`` and the module stay as they are.
     image_shape : sequence of int
         Shape in which an image reaches the model, without the batch.
     device : str or torch.device, optional
-        Where inputs go; default: the device of the module's first parameter or buffer, else CPU.
+        Device that inputs are moved to. By default it is that of the module's first parameter or
+        buffer, else the CPU.
     sample : ndarray (B, n) float32, optional
-        Images to try the model with; default one image of 0.5.
+        Images of the trial forwards; default one image of 0.5.
     survey : bool
-        Whether to look for activations to smooth at once; else `survey` does it later.
+        Whether the constructor looks for activations to smooth; else `survey` does it later.
 
     Notes
     -----
     Inputs have the dtype of the module's first floating-point parameter, else float32. On the CPU
     they are views of the solver's memory (DLPack); a model that writes to its input gets copies.
-    Calls run outside autocast. The trial forwards of the constructor find the number of classes
-    and the activations that `advcore.smoothing` can smooth; a module that has none, that runs them
-    again in its backward (checkpointing) or that hides them (TorchScript, ``torch.compile``) has
-    the kind "smooth".
+    Calls run outside autocast.
+
+    The trial forwards of the constructor give the number of classes and the activations that
+    `advcore.oracles.smoothing` can smooth. The kind is "smooth" for a module that has none of them,
+    that runs them again in its backward (checkpointing) or that hides them (TorchScript,
+    ``torch.compile``).
 
     Raises
     ------
     TypeError, ValueError
-        The model raised, its output is not a floating-point tensor (B, K), or no gradient can
-        flow through it.
+        The model is not callable, its output is not a floating-point tensor (B, K), or no gradient
+        can flow through it.
+    ModelRaised
+        The model raised.
     """
 
     def __init__(
@@ -92,57 +97,67 @@ class TorchOracle:
         self._copies = True
         self._leaf: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
-        self._widths: Widths | None = None
-        self.saved_bytes = 0  # what a forward keeps of an image for its backward
+        self._scales: SmoothingScales | None = None
+        self.saved_bytes = 0
         self.kind = "smooth"
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
-        self._tried = np.ascontiguousarray(x[:1], dtype=np.float32)
-        self._try(np.ascontiguousarray(x, dtype=np.float32))
+        self._survey_image = np.ascontiguousarray(x[:1], dtype=np.float32)
+        self._run_trial(np.ascontiguousarray(x, dtype=np.float32))
         self.classes = self._logits.classes
         if survey:
             self.survey()
 
     def survey(self) -> None:
-        """Find the activations to smooth, and with them the ``kind``; 4 ms for a small network."""
+        """Look for activations to smooth, and set ``kind``. A small network takes 4 ms."""
         try:
-            self._survey(self._tried)
-        except Exception:  # whatever a model does under a function mode, it still runs without
-            self._leaf = self._output = self._widths = None
+            self._survey(self._survey_image)
+        except Exception:  # a model that fails under a function mode still runs without one
+            self._leaf = self._output = self._scales = None
             self.kind = "smooth"
 
     def forward(
         self,
         x: Floats,
-        k: Floats | None = None,
+        smoothing: Floats | None = None,
         slots: NDArray[np.int32] | None = None,
-        measure: NDArray[np.bool_] | None = None,
+        record_scales: NDArray[np.bool_] | None = None,
         grad: bool = True,
     ) -> Floats:
         """See `Oracle`."""
-        mode = self._mode(k, slots, measure)
+        mode = self._mode(smoothing, slots, record_scales)
         with self._torch.inference_mode(False):
             output = self._evaluate(self._wrap(x), mode, grad)
-            return self._logits.take(self._to_numpy(output), len(x))
+            return self._logits.convert(self._to_numpy(output), len(x))
 
     def forward_rows(
         self,
         x: torch.Tensor,
-        k: torch.Tensor,
+        smoothing: torch.Tensor,
         slots: torch.Tensor,
-        measured: torch.Tensor | None,
+        recorded_rows: torch.Tensor | None,
         capacity: int,
     ) -> torch.Tensor:
-        """`forward` on tensors of the model's device, which it does not wait for.
+        """Logits (B, K) float32 like `forward`, on tensors of the model's device.
 
-        ``slots`` (B,) int64 are below ``capacity``; ``measured`` holds row numbers.
+        It does not wait for the device.
+
+        Parameters
+        ----------
+        x : Tensor (B, n) float32
+        smoothing : Tensor (B,) float32
+        slots : Tensor (B,) int64
+        recorded_rows : Tensor int64, or None
+            Numbers of the rows whose smoothing scales are recorded.
+        capacity : int
+            A number above every slot.
         """
         torch = self._torch
         with torch.inference_mode(False):
             mode = None
-            if self._widths is not None:
+            if self._scales is not None:
                 from .smoothing import Smoothing
 
-                mode = Smoothing(self._widths, k, slots, measured, capacity)
+                mode = Smoothing(self._scales, smoothing, slots, recorded_rows, capacity)
             output = self._evaluate(x.detach(), mode, True).detach()
             self._logits.check(tuple(output.shape), len(x))
             logits = output.to(x.device, torch.float32).contiguous()
@@ -173,12 +188,12 @@ class TorchOracle:
         if count is None:
             yield
             return
-        before = self._torch.get_num_threads()
+        default_count = self._torch.get_num_threads()
         self._torch.set_num_threads(count)
         try:
             yield
         finally:
-            self._torch.set_num_threads(before)
+            self._torch.set_num_threads(default_count)
 
     def backward(self, dlogits: Floats) -> Floats:
         """See `Oracle`; zeros where the logits do not depend on the input."""
@@ -188,33 +203,35 @@ class TorchOracle:
         return self._to_numpy(gradient)
 
     def backward_rows(self, dlogits: torch.Tensor) -> torch.Tensor:
-        """`backward` on tensors, after `forward_rows`."""
+        """Gradient (B, n) float32 like `backward`, on tensors, after `forward_rows`."""
         gradient = self._vector_jacobian(dlogits)
         if gradient is None:
             return dlogits.new_zeros(len(dlogits), self._n)
         return gradient.to(self._torch.float32).contiguous()
 
     def _vector_jacobian(self, dlogits: torch.Tensor) -> torch.Tensor | None:
+        """Gradient (B, n) of the last forward; None where no graph leads to the input."""
         leaf, output = self._leaf, self._output
         if leaf is None or output is None:
             raise RuntimeError("backward needs a forward with grad=True before it")
         self._leaf = self._output = None
         if not output.requires_grad:
             return None
-        seed = dlogits[:, 1:].contiguous() if self._logits.outputs == 1 else dlogits
+        dlogits = dlogits[:, 1:].contiguous() if self._logits.outputs == 1 else dlogits
         with self._torch.autocast(self._device.type, enabled=False):  # it reaches the backward too
             (gradient,) = self._torch.autograd.grad(
-                output, leaf, seed.to(output), allow_unused=True
+                output, leaf, dlogits.to(output), allow_unused=True
             )
         return gradient
 
     @property
     def device(self) -> torch.device:
-        """Where the model is evaluated."""
+        """Device on which the model is evaluated."""
         return self._device
 
     def _wrap(self, x: Floats) -> torch.Tensor:
-        """``x`` as a tensor over the same memory where DLPack allows it (it wants writable)."""
+        """``x`` as a tensor over the same memory, or a copy where DLPack would refuse it."""
+        # DLPack takes writable memory only.
         if not x.flags.writeable or not x.flags.c_contiguous:
             x = np.array(x, order="C")
         from torch.utils.dlpack import from_dlpack
@@ -229,9 +246,9 @@ class TorchOracle:
     def _call(self, x: torch.Tensor, mode: Any = None) -> torch.Tensor:
         """The model's output for flat rows ``x``, under the function mode if there is one."""
         images = x.reshape(len(x), *self._shape)
-        exported = isinstance(self._model, self._torch.fx.GraphModule)
-        hint = "; an exported program needs a dynamic batch dimension" if exported else ""
-        if not exported and not self._logits.outputs:  # the first call
+        is_exported = isinstance(self._model, self._torch.fx.GraphModule)
+        hint = "; an exported program needs a dynamic batch dimension" if is_exported else ""
+        if not is_exported and not self._logits.outputs:  # the first call
             hint = _shape_hint(self._shape)
         with self._torch.autocast(self._device.type, enabled=False), model_errors(images, hint):
             if mode is None:
@@ -248,58 +265,77 @@ class TorchOracle:
 
     def _mode(
         self,
-        k: Floats | None,
+        smoothing: Floats | None,
         slots: NDArray[np.int32] | None,
-        measure: NDArray[np.bool_] | None,
+        record_scales: NDArray[np.bool_] | None,
     ) -> Any:
-        """The function mode this forward needs; None where every row is exact and unmeasured."""
-        smooth = k is not None and bool(np.any(k))
-        measured = np.flatnonzero(False if measure is None else measure)
-        if self._widths is None or not (smooth or measured.size):
+        """Function mode of a forward; None where every row is exact and records no scales."""
+        any_smoothed = smoothing is not None and bool(np.any(smoothing))
+        recorded_rows = np.flatnonzero(False if record_scales is None else record_scales)
+        if self._scales is None or not (any_smoothed or recorded_rows.size):
             return None
         from .smoothing import Smoothing
 
         torch = self._torch
         if slots is None:
-            raise ValueError("slots must be given where rows are smoothed or measured, got None")
-        numbers = torch.from_numpy(slots.astype(np.int64)).to(self._device)
+            raise ValueError(
+                "slots must be given where rows are smoothed or record scales, got None"
+            )
+
+        def on_device(array: NDArray[Any]) -> Any:
+            return torch.from_numpy(array).to(self._device)
+
         return Smoothing(
-            self._widths,
-            torch.from_numpy(np.array(k, np.float32)).to(self._device) if smooth else None,
-            numbers,
-            torch.from_numpy(measured).to(self._device) if measured.size else None,
+            self._scales,
+            on_device(np.array(smoothing, np.float32)) if any_smoothed else None,
+            on_device(slots.astype(np.int64)),
+            on_device(recorded_rows) if recorded_rows.size else None,
             int(slots.max()) + 1,
         )
 
-    def _try(self, x: Floats) -> None:
-        """Find the classes, and whether the model writes to its input."""
+    def _run_trial(self, x: Floats) -> None:
+        """Evaluate ``x`` to learn the number of classes and whether the model writes to its input.
+
+        The first two rows also give `saved_bytes`, and show whether gradients reach the input.
+        """
         torch = self._torch
         with torch.inference_mode(False), torch.no_grad():
             rows = self._wrap(x).clone().to(self._device, self._dtype)
-            before, version = rows.clone(), rows._version
+            original, version = rows.clone(), rows._version
             output = self._call(rows)
-            # through .data the version stays
-            self._copies = rows._version != version or not torch.equal(rows, before)
-            self._logits.take(self._to_numpy(output), len(x))
-        few = x[:2]
-        logits = self._count_saved(few)
-        if len(few):
-            self._check_gradient(few, logits)
+            # A write through .data leaves the version as it is, so values are compared too.
+            self._copies = rows._version != version or not torch.equal(rows, original)
+            self._logits.convert(self._to_numpy(output), len(x))
+        x = x[:2]
+        logits = self._count_saved(x)
+        if len(x):
+            self._check_gradient(x, logits)
         self._leaf = self._output = None
 
     def _check_gradient(self, x: Floats, logits: Floats) -> None:
-        """Raises where no gradient of the last forward reaches ``x``; warns where it is zero."""
+        """Check that a gradient of the last forward, whose logits are given, reaches ``x``.
+
+        Raises
+        ------
+        ValueError
+            There is no gradient although the logits change with the images.
+
+        Warns
+        -----
+        UserWarning
+            The gradient is zero although the logits change with the images.
+        """
         # Not ones: logits that sum to a constant have no gradient along them.
-        seed = np.random.default_rng(0).standard_normal(logits.shape, dtype=np.float32)
-        # Weights that want gradients give the output a graph that need not reach the images.
-        gradient = self._vector_jacobian(self._torch.from_numpy(seed).to(self._device))
+        dlogits = np.random.default_rng(0).standard_normal(logits.shape, dtype=np.float32)
+        # Weights that require gradients give the output a graph that need not reach the images.
+        gradient = self._vector_jacobian(self._torch.from_numpy(dlogits).to(self._device))
         if gradient is not None and gradient.any():
             return
         try:
-            moved = self.forward(x * np.float32(0.5) + np.float32(0.125), grad=False)
-        except ModelRaised:  # it may refuse what is outside the caller's bounds
-            moved = self.forward(np.ascontiguousarray(x[::-1]), grad=False)
-        if np.array_equal(logits, moved, equal_nan=True):
+            other_logits = self.forward(x * np.float32(0.5) + np.float32(0.125), grad=False)
+        except ModelRaised:  # it may refuse images outside the caller's bounds
+            other_logits = self.forward(np.ascontiguousarray(x[::-1]), grad=False)
+        if np.array_equal(logits, other_logits, equal_nan=True):
             return
         if gradient is None:
             raise ValueError(
@@ -313,34 +349,40 @@ class TorchOracle:
         )
 
     def _count_saved(self, x: Floats) -> Floats:
-        """A forward with a graph, and `saved_bytes`: all storages but the parameters'."""
-        own: set[int] = set()
+        """Logits (B, K) of ``x`` with a graph; sets `saved_bytes`.
+
+        Counted are all storages that the graph keeps, but those of the model's own tensors.
+        """
+        model_addresses: set[int] = set()
         if isinstance(self._model, self._torch.nn.Module):
             tensors = (*self._model.parameters(), *self._model.buffers())
-            own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        kept: dict[int, int] = {}
+            model_addresses = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        sizes: dict[int, int] = {}  # bytes by address
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with self._torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             logits = self.forward(x)
-        total = sum(size for place, size in kept.items() if place not in own)
+        total = sum(size for address, size in sizes.items() if address not in model_addresses)
         self.saved_bytes = total // max(len(x), 1)
         return logits
 
     def _survey(self, x: Floats) -> None:
-        """Number the activations in forwards with 2 and 3 rows; keep those that follow the rows."""
-        from .smoothing import Recomputation, Survey, Widths
+        """Number the activations in forwards of image ``x`` (1, n) with 2 and 3 rows.
+
+        Those that follow the rows are kept in ``_scales``, and set the ``kind``.
+        """
+        from .smoothing import Recomputation, SmoothingScales, Survey
 
         torch = self._torch
         if isinstance(self._model, torch.nn.Module):
-            kinds = {type(module).__name__ for module in self._model.modules()}
-            if "OptimizedModule" in kinds:  # torch.compile would trace the mode itself
+            names = {type(module).__name__ for module in self._model.modules()}
+            if "OptimizedModule" in names:  # torch.compile would trace the mode itself
                 return
-        surveyed = []
+        calls = []
         for count in (2, 3):
             mode = Survey()
             with torch.inference_mode(False), torch.enable_grad():
@@ -348,20 +390,20 @@ class TorchOracle:
                 output = self._call(leaf.clone().to(self._device, self._dtype), mode)
                 if mode.calls and output.requires_grad:
                     total = output.sum()
-                    with Recomputation() as backward:
+                    with Recomputation() as recomputation:
                         torch.autograd.grad(total, leaf, allow_unused=True)
-                    if backward.seen:
+                    if recomputation.detected:
                         return
-            surveyed.append(mode.calls)
-        widths = Widths()
-        widths.learn(*surveyed)
-        if not widths.tails:
+            calls.append(mode.calls)
+        scales = SmoothingScales()
+        scales.update(*calls)
+        if not scales.row_shapes:
             return
-        self._widths = widths
-        # one pass that measures and one that smooths: the model must run under the mode as well
-        slots, k = np.zeros(1, np.int32), np.ones(1, np.float32)
-        plain = self.forward(x, slots=slots, measure=np.ones(1, np.bool_), grad=False)
-        self.forward(x, k, slots)
-        self.backward(np.zeros_like(plain))
-        widths.stored.clear()
-        self.kind = widths.kind
+        self._scales = scales
+        # The model must also run under the mode: one pass records scales, and one smooths.
+        slots, smoothing = np.zeros(1, np.int32), np.ones(1, np.float32)
+        logits = self.forward(x, slots=slots, record_scales=np.ones(1, np.bool_), grad=False)
+        self.forward(x, smoothing, slots)
+        self.backward(np.zeros_like(logits))
+        scales.tables.clear()
+        self.kind = scales.kind

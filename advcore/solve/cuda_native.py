@@ -154,12 +154,12 @@ class NativeCudaBackend:
                 queue = _core.CudaQueue(
                     job.core, slots, capacity, device.index, memory.data_ptr(), stream(device)
                 )
-                fractions = torch.from_numpy(job.params.temperatures).to(device)
+                temperatures = torch.from_numpy(job.params.temperatures).to(device)
                 buffers = {
                     name: torch.zeros(size, device=device)
                     for name, size in plan.buffers(slots).items()
                 }
-                tensors = {"weights": weights, "fractions": fractions, **buffers}
+                tensors = {"weights": weights, "temperatures": temperatures, **buffers}
                 addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
                 addresses |= queue.slot_rows()
                 for launch in plan.launches(

@@ -12,19 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..options import Progress
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """State of a run; given to ``callback``, which stops the run by returning True."""
-
-    finished: int
-    total: int
-    succeeded: int
-    evaluations: int
-    seconds: float
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .._extras import require
-from .job import Progress
+from ..options import Progress
 
 
 @contextmanager

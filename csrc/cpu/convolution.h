@@ -18,7 +18,7 @@
 namespace ADVCORE_NS {
 namespace {
 
-// The temperature of smoothed max-pooling for a half-width of 1, as in advcore/pooling.py.
+// The temperature of smoothed max-pooling for a half-width of 1, as in advcore/oracles/pooling.py.
 constexpr float kPoolTemperature = 0.2f;
 // Positions whose patches of the gradient are computed together, in L2, before they are added.
 constexpr int kPatchRows = 4 * kBlockRows;

@@ -1,5 +1,5 @@
 // The margin loss: logits to margin, smoothed log-odds and the cotangent of the logits, in one go.
-// Every loss of the solver is here (kernels/head.py has the same for a native network on a GPU):
+// Every loss of the solver is here, and in kernels/margin_loss.py for a native network on a GPU:
 //   targeted    m = z_t - max_{j != t} z_j      m_T = z_t - T log sum_{j != t} exp(z_j / T)
 //   untargeted  m = max_{j != y} z_j - z_y      m_T = T log sum_{j != y} exp(z_j / T) - z_y
 // The loss of the penalty problem is l = T log(1 + exp(-m_T / T)): with T = 1 it is the

@@ -26,7 +26,7 @@ def resources(report: str) -> dict[str, dict[str, int]]:
     for line in re.split(r"(?=ptxas info\s+: )", report):
         if match := re.search(r"Compiling entry function '(\w+)'", line):
             entry = match[1]
-            name = re.search(r"[a-z]+_kernel(?=E)", entry)
+            name = re.search(r"[a-z_]+_kernel(?=E)", entry)
             kernel = found.setdefault(name[0] if name else entry, {})
         elif match := re.search(r"Used (\d+) registers(?:.*?(\d+) bytes cumulative stack)?", line):
             kernel |= {"registers": int(match[1]), "stack": int(match[2] or 0)}

@@ -37,12 +37,13 @@ pytest.importorskip("triton")
 import advcore.kernels  # noqa: E402
 from advcore.kernels.activation import activation_reference  # noqa: E402
 from advcore.kernels.fused import propagate_reference  # noqa: E402
-from advcore.kernels.head import head_reference  # noqa: E402
+from advcore.kernels.margin_loss import margin_loss_reference  # noqa: E402
 from advcore.kernels.precision import PRECISIONS, product, split  # noqa: E402
 from advcore.kernels.slots import PROBLEM  # noqa: E402
 
 Call = Callable[..., Any]
-TOLERANCE = 2e-6  # of sums in float32, relative to the largest
+TOLERANCE = 2e-6
+"""Rounding of sums in float32, relative to the largest."""
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def shuffled(case: Case, data: dict[str, Any], seed: int) -> dict[str, Any]:
     out = {name: array.copy() for name, array in data.items()}
     out["rows"][: case.batch] = random.permutation(rows)
     other = make_round(replace(case, seed=seed))
-    for name in ("x", "problems", "widths"):
+    for name in ("x", "problems", "scales"):
         out[name][rows[3:]] = other[name][rows[3:]]
     return out
 
@@ -160,9 +161,9 @@ def shuffled(case: Case, data: dict[str, Any], seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("kind", ["relu", "sigmoid"])
 def test_a_row_does_not_depend_on_the_others(call: Call, kind: str, fused: bool) -> None:
-    """To rounding: in the interpreter a BLAS multiplies, and may round by the place of a row.
+    """In the interpreter a BLAS multiplies, whose rounding may depend on the place of a row.
 
-    On a GPU equality is asked for (test_kernels_gpu.py).
+    On a GPU the test asks for equality (test_kernels_gpu.py).
     """
     case = Case((48, 70, 20, 5), kind, batch=30, slots=33, fused=fused, seed=2)
     data = make_round(case)
@@ -170,13 +171,13 @@ def test_a_row_does_not_depend_on_the_others(call: Call, kind: str, fused: bool)
     expected = call(run_round, case, data)
     for seed in (3, 4):
         found = call(run_round, case, shuffled(case, data, seed))
-        ours, theirs = (records(of["problems"])[kept] for of in (found, expected))
+        ours, theirs = (records(each["problems"])[kept] for each in (found, expected))
         for name in ("finite", "prediction", "runner_up"):
             assert np.array_equal(ours[name], theirs[name]), name
         scale = np.abs(expected["logits"]).max()
         for name in ("margin", "log_odds", "T"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=TOLERANCE * scale)
-        for name in ("dx", "widths"):
+        for name in ("dx", "scales"):
             for a, b in zip(found[name][kept], expected[name][kept], strict=True):
                 np.testing.assert_allclose(a, b, rtol=0, atol=4 * TOLERANCE * np.abs(b).max())
 
@@ -200,26 +201,26 @@ def test_reference_against_the_engine(kind: str) -> None:
     data, network = make_round(case), network_of(case)
     problems = records(data["problems"])
     x, k = np.ascontiguousarray(data["x"][:, :17]), problems["k"].copy()
-    widths = data["widths"].copy()
+    scales = data["scales"].copy()
     logits, gradients = propagate_reference(
-        network, x, problems.copy(), widths, data["fractions"], CONFIDENCE
+        network, x, problems.copy(), scales, data["temperatures"], CONFIDENCE
     )
     np.testing.assert_allclose(
-        network.core.forward(x, k, data["widths"]), logits, rtol=0, atol=3e-6 * np.abs(logits).max()
+        network.core.forward(x, k, data["scales"]), logits, rtol=0, atol=3e-6 * np.abs(logits).max()
     )
-    seeds = np.array([
-        head_reference(z, problem, data["fractions"], CONFIDENCE)
+    dlogits = np.array([
+        margin_loss_reference(z, problem, data["temperatures"], CONFIDENCE)
         for z, problem in zip(logits, problems.copy(), strict=True)
     ])  # fmt: skip
-    back = network.core.backward(seeds.astype(np.float32))
+    back = network.core.backward(dlogits.astype(np.float32))
     np.testing.assert_allclose(back, gradients, rtol=0, atol=1e-5 * np.abs(gradients).max())
     if network.core.smoothable:
-        measured = np.zeros_like(data["widths"])
+        recorded = np.zeros_like(data["scales"])
         exact = np.zeros_like(k)
-        network.core.forward(x, exact, measured, measure=True)
-        rows = problems["measure"]
+        network.core.forward(x, exact, recorded, measure=True)
+        rows = problems["record_scales"]
         assert rows.any()
-        np.testing.assert_allclose(widths[rows], measured[rows], rtol=1e-5)
+        np.testing.assert_allclose(scales[rows], recorded[rows], rtol=1e-5)
 
 
 def problem(case: Case, targeted: bool, count: int) -> tuple[Any, ...]:
@@ -234,36 +235,36 @@ def problem(case: Case, targeted: bool, count: int) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("targeted", [True, False])
 @pytest.mark.parametrize("kind", ["relu", "sigmoid"])
-def test_head_reference_against_every_head_of_a_run(kind: str, targeted: bool) -> None:
+def test_margin_loss_reference_against_every_loss_of_a_run(kind: str, targeted: bool) -> None:
     case = Case((20, 12, 5), kind)
     network, job = problem(case, targeted, 12)
     params = params_for(network, targeted)
     session = _core.Session(_core.Job(params, *job), 6)
     records = memory(session.slot_rows()["problems"], 6, PROBLEM)
-    widths = np.zeros((6, 2), np.float32)
+    scales = np.zeros((6, 2), np.float32)
     compared = 0
     while True:
-        x, k, slots, measure, paired = session.refill()
+        x, k, slots, record, paired = session.refill()
         if not len(x):
             break
-        here = widths[slots]
-        logits = network.core.forward(x, k, here)
-        if measure.any():
-            network.core.forward(x[measure], None, here_measured := here[measure], measure=True)
-            widths[slots[measure]] = here_measured
+        row_scales = scales[slots]
+        logits = network.core.forward(x, k, row_scales)
+        if record.any():
+            network.core.forward(x[record], None, recorded := row_scales[record], measure=True)
+            scales[slots[record]] = recorded
         expected = records[slots]
-        seeds = np.array([
-            head_reference(z, record, params.temperatures, np.float32(params.confidence))
-            for z, record in zip(logits, expected, strict=True)
+        dlogits = np.array([
+            margin_loss_reference(z, problem, params.temperatures, np.float32(params.confidence))
+            for z, problem in zip(logits, expected, strict=True)
         ])  # fmt: skip
-        found_seeds, found = session.margin_loss(logits), records[slots]
-        np.testing.assert_allclose(found_seeds, seeds[:paired], rtol=1e-4, atol=1e-5)
+        engine_dlogits, found = session.margin_loss(logits), records[slots]
+        np.testing.assert_allclose(engine_dlogits, dlogits[:paired], rtol=1e-4, atol=1e-5)
         for name in PROBLEM.names:
             np.testing.assert_allclose(
                 found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name
             )
-        network.core.forward(x[:paired], k[:paired], widths[slots[:paired]])
-        session.advance(network.core.backward(found_seeds))
+        network.core.forward(x[:paired], k[:paired], scales[slots[:paired]])
+        session.advance(network.core.backward(engine_dlogits))
         compared += len(x)
     assert compared > 200
     assert session.results["success"].all()

@@ -23,7 +23,7 @@ from support.networks import make_network
 torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
-from advcore.kernels import driver  # noqa: E402
+from advcore.kernels import launch as launching  # noqa: E402
 from advcore.kernels.configs import (  # noqa: E402
     MANY_SLOTS,
     TABLE,
@@ -67,7 +67,7 @@ def assert_fits(plan: Plan, folder: Path) -> None:
         assert code.shared <= shared_memory(plan.arch)
         assert resources(code.cubin, folder)["STACK"] <= STACK
         tensor_cores = "wgmma" in code.ptx or "mma.sync" in code.ptx or "tcgen05.mma" in code.ptx
-        assert tensor_cores == (plan.precision != "ieee" and code.name != "head")
+        assert tensor_cores == (plan.precision != "ieee" and code.name != "margin_loss")
         assert ".nc" not in re.findall(r"ld\.global\S*", code.ptx)  # h is written in between
         formats = [struct.calcsize(kind) for kind in code.formats]
         parameters = re.findall(r"^\s*\.param \.(\w+)", code.ptx, re.MULTILINE)
@@ -99,9 +99,9 @@ def test_default_configuration_elsewhere(arch: int, tmp_path: Path) -> None:
 
 def test_many_classes(tmp_path: Path) -> None:
     plan = Plan(make_network((20, 65536), "relu"), "ieee", 90, Config(False, 64, 128, 32, 4, 2))
-    head = plan.steps[1].compiled(90)
-    assert head.name == "head"
-    assert head.shared <= shared_memory(90)
+    code = plan.steps[1].compiled(90)
+    assert code.name == "margin_loss"
+    assert code.shared <= shared_memory(90)
 
 
 def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_packed_arguments() -> None:
     plan = Plan(make_network((30, 20, 10)), "ieee", 90, Config(False, 16, 32, 16, 4, 2))
     addresses = {name: 4096 * (i + 1) for i, name in enumerate(ADDRESSES)}
     launches = plan.launches(addresses, slots=100, confidence=0.5)
-    names = ["linear_forward"] * 2 + ["head"] + ["linear_backward"] * 2
+    names = ["linear_forward"] * 2 + ["margin_loss"] + ["linear_backward"] * 2
     assert [launch.name for launch in launches] == names
     assert launches[0].grid == (7, 1, 1)
     for launch in launches:
@@ -173,16 +173,16 @@ class Driver:
 
 def test_launches_through_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Driver()
-    monkeypatch.setattr(driver, "_cuda", lambda: cuda)
+    monkeypatch.setattr(launching, "_cuda", lambda: cuda)
     stream = types.SimpleNamespace(cuda_stream=55)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     plan = Plan(make_network((784, 100, 10)), config=Config(True, 64, 128, 32, 4, 2))
     addresses = {name: 4096 * (i + 1) for i, name in enumerate(ADDRESSES)}
     (launch,) = plan.launches(addresses, slots=1000, confidence=0.5)
-    loaded = driver.Loaded(plan.compiled[0])
+    loaded = launching.LoadedKernel(plan.compiled[0])
     assert cuda.calls["cuModuleLoadData"][1] == launch.cubin
     assert cuda.calls["cuModuleGetFunction"][2] == b"propagate"
-    assert launch.shared > driver.DEFAULT_SHARED
+    assert launch.shared > launching.DEFAULT_SHARED
     assert cuda.calls["cuFuncSetAttribute"][1:] == (8, launch.shared)
     cuda.expected = launch.arguments
     loaded.launch(launch)
@@ -223,7 +223,7 @@ def test_geometry() -> None:
         16, 16, 32, 64, 128, 128, 192, 1024,
     ]  # fmt: skip
     network = make_network((784, 100, 130, 10))
-    geometry = Geometry.of(network, "ieee")
+    geometry = Geometry.from_network(network, "ieee")
     for config in itertools.chain(*TABLE.values()):
         tiles = config.tiles(geometry)
         for columns, tile in zip(geometry.padded_outs, tiles["BNS"], strict=True):
@@ -242,7 +242,7 @@ def test_problem_records_are_the_engine_s() -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_tile_sizes_of_the_table(precision: str) -> None:
     for widths, fused in (((784, 100, 10), True), ((3072, 2000, 10), False), ((5, 9000), False)):
-        geometry = Geometry.of(make_network(widths), precision)
+        geometry = Geometry.from_network(make_network(widths), precision)
         rows = []
         for slots in (1, MANY_SLOTS - 1, MANY_SLOTS):
             config = config_for(geometry, precision, slots)

@@ -161,8 +161,8 @@ def test_a_row_does_not_depend_on_the_others(precision: str, fused: bool) -> Non
         other = make_round(replace(case, seed=seed))
         mixed = {name: array.copy() for name, array in data.items()}
         mixed["rows"] = random.permutation(data["rows"])
-        for name in ("x", "problems", "widths"):
+        for name in ("x", "problems", "scales"):
             mixed[name][data["rows"][20:]] = other[name][data["rows"][20:]]
         found = run(case, mixed)
-        for name in ("problems", "dx", "widths"):
+        for name in ("problems", "dx", "scales"):
             assert np.array_equal(found[name][kept], expected[name][kept]), name

@@ -14,10 +14,10 @@ from advcore import _core
 from advcore.data import embedded_network
 from advcore.errors import DeviceError
 from advcore.network import Layer, Network
-from advcore.options import Options
+from advcore.options import Options, Progress
 from advcore.oracles import TorchOracle
 from advcore.solve.backends import EngineInfo, NetworkVerifier
-from advcore.solve.job import Job, Progress, RunMonitor
+from advcore.solve.job import Job, RunMonitor
 from advcore.solve.native import NativeBackend
 from advcore.solve.params import Facts, engine_params
 
@@ -79,7 +79,7 @@ class StandInPlan:
     given: Any = None
 
     def buffers(self, slots: int) -> dict[str, int]:
-        return {"widths": 3 * slots}
+        return {"scales": 3 * slots}
 
     def launches(self, addresses: dict[str, int], **given: Any) -> list[StandInPlan]:
         self.given = addresses | given
@@ -155,7 +155,7 @@ def test_what_the_kernels_are_told(plan: StandInPlan) -> None:
     assert (queue.slots, queue.capacity) == (7, 40)
     assert (given["slots"], given["rows"], given["count"]) == (7, 1, 2)
     assert given["confidence"] == job.params.confidence
-    assert all(given[name] for name in ("problems", "vectors", "weights", "fractions", "widths"))
+    assert all(given[name] for name in ("problems", "vectors", "weights", "temperatures", "scales"))
 
 
 @pytest.mark.parametrize("how", ["callback", "limit"])

@@ -13,7 +13,7 @@ from advcore import data
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
-from networks import _stored as stored  # noqa: E402
+from harness.networks import stored_network as stored  # noqa: E402
 from support.marks import needs_data  # noqa: E402
 from support.onnx_files import Writer, floats, from_torch  # noqa: E402
 

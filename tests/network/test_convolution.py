@@ -149,7 +149,7 @@ def test_smoothed_forms_are_those_of_the_torch_oracle(name: str, act: Any) -> No
     oracle.forward(flat, zeros, slots, np.ones(len(x), np.bool_), grad=False)
     widths = np.zeros((len(x), network.core.widths), np.float32)
     network.core.forward(flat, None, widths, True)
-    stored = oracle._widths.stored
+    stored = oracle._scales.tables
     columns = [stored[i][: len(x)].numpy() for i in sorted(stored)]
     measured = np.concatenate(columns, axis=1)
     for value in measured.ravel():  # ours has also those of layers without a smoothed form

@@ -52,6 +52,25 @@ def test_modules_used_twice_are_lowered_twice(shared: str) -> None:
     np.testing.assert_allclose(network.forward(x.numpy()), module(x).detach(), atol=1e-6)
 
 
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_modules_stored_with_the_former_name_of_normalize_are_lowered(protocol: int) -> None:
+    """Version 0.1 stored the class as ``advcore.torch_modules.Normalize``."""
+    torch = pytest.importorskip("torch")
+    from advcore.network import Normalize
+
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(Normalize(0.2, 0.5), torch.nn.Linear(5, 3)).eval()
+    stored = pickle.dumps(module, protocol)
+    name, former_name = b"cadvcore.network\nNormalize\n", b"cadvcore.torch_modules\nNormalize\n"
+    assert stored.count(name) == 1
+    loaded = pickle.loads(stored.replace(name, former_name))
+    assert type(loaded[0]) is Normalize
+    x = torch.rand(7, 5)
+    network = Network.from_torch(loaded, (5,))
+    assert len(network.layers) == 1
+    np.testing.assert_allclose(network.forward(x.numpy()), module(x).detach(), atol=1e-6)
+
+
 def test_layer_copies_and_freezes_its_arrays() -> None:
     weight = np.asfortranarray(np.arange(6.0).reshape(2, 3))
     layer = Layer(weight, np.zeros(2))  # type: ignore[arg-type]

@@ -41,11 +41,11 @@ def test_numpy_oracle_passes_images_in_their_shape() -> None:
     model = Affine()
     oracle = NumpyOracle(model, (2, 3))
     assert (oracle.classes, oracle.kind) == (3, "smooth")
-    x, seed = images(), np.eye(4, 3, dtype=np.float32)
+    x, dlogits = images(), np.eye(4, 3, dtype=np.float32)
     logits = oracle.forward(x)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, x @ model.a.T + model.b, rtol=1e-6)
-    gradient = oracle.backward(seed)
+    gradient = oracle.backward(dlogits)
     assert gradient.dtype == np.float32
     np.testing.assert_allclose(gradient[:3], model.a.astype(np.float32))
     np.testing.assert_array_equal(gradient[3], np.zeros(6))
@@ -84,12 +84,12 @@ def test_single_logit_is_the_binary_form() -> None:
     logits = oracle.forward(x)
     np.testing.assert_array_equal(logits[:, 0], np.zeros(4))
     np.testing.assert_allclose(logits[:, 1:], x @ model.a.T + model.b, rtol=1e-6)
-    seed = np.array([[5, 2], [5, 0], [0, -1], [1, 1]], np.float32)
-    np.testing.assert_allclose(oracle.backward(seed), seed[:, 1:] @ model.a, rtol=1e-6)
+    dlogits = np.array([[5, 2], [5, 0], [0, -1], [1, 1]], np.float32)
+    np.testing.assert_allclose(oracle.backward(dlogits), dlogits[:, 1:] @ model.a, rtol=1e-6)
 
 
 def test_logits_overflow_to_infinity_without_a_warning() -> None:
-    assert np.isinf(Logits().take(np.array([[1e300, 0.0]]), 1)[0, 0])
+    assert np.isinf(Logits().convert(np.array([[1e300, 0.0]]), 1)[0, 0])
 
 
 def test_softmax_output_is_told_from_logits() -> None:
@@ -121,7 +121,7 @@ def model() -> Any:
     return nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
 
 
-def exact(model: Any, x: Any, seed: Any) -> tuple[Any, Any]:
+def exact(model: Any, x: Any, dlogits: Any) -> tuple[Any, Any]:
     """Logits and input gradient by a plain backward, on a copy, in float64."""
     import copy
 
@@ -130,7 +130,7 @@ def exact(model: Any, x: Any, seed: Any) -> tuple[Any, Any]:
     twin = copy.deepcopy(model).double()
     leaf = torch.tensor(x, dtype=torch.float64).view(-1, 2, 3).requires_grad_(True)
     z = twin(leaf)
-    z.backward(torch.tensor(seed, dtype=torch.float64))
+    z.backward(torch.tensor(dlogits, dtype=torch.float64))
     return z.detach().numpy(), leaf.grad.reshape(len(x), -1).numpy()
 
 
@@ -138,13 +138,13 @@ def test_torch_oracle_agrees_with_float64(model: Any) -> None:
     oracle = TorchOracle(model, (2, 3))
     assert (oracle.classes, oracle.kind) == (3, "saturating")
     assert str(oracle.device) == "cpu"
-    x, seed = images(), np.random.default_rng(2).standard_normal((4, 3)).astype(np.float32)
-    z, gradient = exact(model, x, seed)
+    x, dlogits = images(), np.random.default_rng(2).standard_normal((4, 3)).astype(np.float32)
+    z, gradient = exact(model, x, dlogits)
     np.testing.assert_allclose(oracle.forward(x), z, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(oracle.backward(seed), gradient, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(oracle.backward(dlogits), gradient, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(oracle.forward(x, grad=False), z, rtol=1e-5, atol=1e-6)
     with pytest.raises(RuntimeError, match="needs a forward with grad=True"):
-        oracle.backward(seed)
+        oracle.backward(dlogits)
 
 
 def test_parameters_keep_their_state(model: Any) -> None:
@@ -187,8 +187,8 @@ def test_model_that_writes_to_its_input_gets_copies() -> None:
     x = images()
     before = x.copy()
     np.testing.assert_allclose(oracle.forward(x), 2 * before @ weight.numpy(), rtol=1e-5)
-    seed = np.ones((4, 3), np.float32)
-    np.testing.assert_allclose(oracle.backward(seed), 2 * seed @ weight.T.numpy(), rtol=1e-5)
+    dlogits = np.ones((4, 3), np.float32)
+    np.testing.assert_allclose(oracle.backward(dlogits), 2 * dlogits @ weight.T.numpy(), rtol=1e-5)
     oracle.forward(x, grad=False)
     np.testing.assert_array_equal(x, before)
 
@@ -208,25 +208,25 @@ def test_model_of_another_precision(model: Any, dtype: str) -> None:
     import torch
 
     oracle = TorchOracle(model.to(getattr(torch, dtype)), (2, 3))
-    x, seed = images(), np.ones((4, 3), np.float32)
-    z, gradient = exact(model, x, seed)
+    x, dlogits = images(), np.ones((4, 3), np.float32)
+    z, gradient = exact(model, x, dlogits)
     tolerance = 1e-6 if dtype == "float64" else 0.05
     logits = oracle.forward(x)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, z, atol=tolerance)
-    np.testing.assert_allclose(oracle.backward(seed), gradient, atol=tolerance)
+    np.testing.assert_allclose(oracle.backward(dlogits), gradient, atol=tolerance)
 
 
 def test_callers_grad_modes_and_autocast_do_not_matter(model: Any) -> None:
     import torch
 
     oracle = TorchOracle(model, (2, 3))
-    x, seed = images(), np.ones((4, 3), np.float32)
-    z, gradient = oracle.forward(x), oracle.backward(seed)
+    x, dlogits = images(), np.ones((4, 3), np.float32)
+    z, gradient = oracle.forward(x), oracle.backward(dlogits)
     for context in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu")):
         with context:
             np.testing.assert_array_equal(oracle.forward(x), z)
-            np.testing.assert_array_equal(oracle.backward(seed), gradient)
+            np.testing.assert_array_equal(oracle.backward(dlogits), gradient)
             TorchOracle(model, (2, 3))
 
 
@@ -238,9 +238,9 @@ def test_torch_single_logit_is_the_binary_form() -> None:
     x = images()
     expected = np.stack([np.zeros(4), x @ np.arange(6.0)], axis=1)
     np.testing.assert_allclose(oracle.forward(x), expected, rtol=1e-6)
-    seed = np.array([[9, 1], [9, -2]], np.float32)
+    dlogits = np.array([[9, 1], [9, -2]], np.float32)
     oracle.forward(x[:2])
-    np.testing.assert_allclose(oracle.backward(seed), np.outer([1, -2], np.arange(6.0)))
+    np.testing.assert_allclose(oracle.backward(dlogits), np.outer([1, -2], np.arange(6.0)))
 
 
 def test_outputs_that_are_no_logits_are_named() -> None:
@@ -328,13 +328,13 @@ def test_smoothed_pass_of_torch_and_native_agree(activation: str, random_network
     slots, k = np.arange(40, dtype=np.int32), np.tile(np.float32([0, 0.05, 0.3, 2]), 10)
     widths = np.zeros((40, 3), np.float32)
     network.core.forward(x, None, widths, True)
-    oracle.forward(x, slots=slots, measure=np.ones(40, bool))
-    seed = np.random.default_rng(2).standard_normal((40, 5)).astype(np.float32)
+    oracle.forward(x, slots=slots, record_scales=np.ones(40, bool))
+    dlogits = np.random.default_rng(2).standard_normal((40, 5)).astype(np.float32)
     z, theirs = network.core.forward(moved, k, widths), oracle.forward(moved, k, slots)
     np.testing.assert_allclose(theirs, z, atol=1e-5)
     # a narrow spline turns rounding of its argument into rounding / 2d
-    gradient = network.core.backward(seed)
-    np.testing.assert_allclose(oracle.backward(seed), gradient, atol=1e-4)
+    gradient = network.core.backward(dlogits)
+    np.testing.assert_allclose(oracle.backward(dlogits), gradient, atol=1e-4)
 
 
 @pytest.mark.parametrize(("targeted", "share"), [(False, 0.9), (True, 0.8)])

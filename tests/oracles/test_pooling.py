@@ -1,4 +1,4 @@
-"""Smoothed max-pooling (advcore/pooling.py) against a slow twin, and under the function mode."""
+"""Smoothed max-pooling against a slow twin, and under the function mode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.nn import functional  # noqa: E402
 import advcore  # noqa: E402
 from advcore.oracles import TorchOracle, smoothing  # noqa: E402
 from advcore.oracles.pooling import TEMPERATURE, find_windows, smoothed_max  # noqa: E402
-from advcore.oracles.smoothing import Recomputation, find_activation, unit_width  # noqa: E402
+from advcore.oracles.smoothing import Recomputation, find_activation, smoothing_scale  # noqa: E402
 
 
 def twin(h: Any, temperature: Any, kernel: Any, stride: Any, padding: Any, ceil: bool) -> Any:
@@ -63,9 +63,9 @@ def test_values_and_gradient_are_those_of_the_slow_twin(
     out = pooled(h, d, kernel, stride, padding, ceil_mode=ceil)
     expected = twin(h, TEMPERATURE * d[:, :, 0, 0], kernel, stride, padding, ceil)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    seed = torch.randn(out.shape, generator=generator, dtype=torch.float64)
-    (mine,) = torch.autograd.grad(out, h, seed)
-    (theirs,) = torch.autograd.grad(expected, h, seed)
+    dlogits = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    (mine,) = torch.autograd.grad(out, h, dlogits)
+    (theirs,) = torch.autograd.grad(expected, h, dlogits)
     torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
     few, some = h.detach()[:1, :1].requires_grad_(), d[:1, :1]
     assert torch.autograd.gradcheck(lambda h: pooled(h, some, kernel, stride, padding), few)
@@ -93,11 +93,11 @@ def test_rows_without_smoothing_are_the_call_itself_bit_for_bit() -> None:
     """Also the gradient, with ties and overlapping windows."""
     generator = torch.Generator().manual_seed(0)
     h = torch.randint(0, 3, (4, 2, 9, 9), generator=generator).float().requires_grad_()
-    seed = torch.randn(4, 2, 4, 4, generator=generator)
+    dlogits = torch.randn(4, 2, 4, 4, generator=generator)
     d = torch.tensor([0, 0.5, 0, 1e-30]).view(4, 1, 1, 1)
     out, exact = pooled(h, d, 3, 2), functional.max_pool2d(h, 3, 2)
-    (gradient,) = torch.autograd.grad(out, h, seed)
-    (expected,) = torch.autograd.grad(exact, h, seed)
+    (gradient,) = torch.autograd.grad(out, h, dlogits)
+    (expected,) = torch.autograd.grad(exact, h, dlogits)
     assert torch.equal(out[::2], exact[::2])
     assert torch.equal(gradient[::2], expected[::2])
     assert torch.equal(out[3], exact[3])  # no underflow or overflow on the way
@@ -120,11 +120,11 @@ def test_infinities_and_nan_stay_in_their_windows() -> None:
     torch.testing.assert_close(out[1], torch.full((4,), T * math.log(4)), rtol=1e-5, atol=0)
 
 
-def test_half_precision_large_values_and_small_widths() -> None:
+def test_half_precision_large_values_and_small_bandwidths() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         h = (6e4 * torch.rand(2, 3, 4, 4)).to(dtype)
-        for width in (0.0, 1e-30, 1e-3, 1.0):
-            out = pooled(h, torch.full((2, 1, 1, 1), width, dtype=dtype), 2)
+        for bandwidth in (0.0, 1e-30, 1e-3, 1.0):
+            out = pooled(h, torch.full((2, 1, 1, 1), bandwidth, dtype=dtype), 2)
             assert out.dtype == dtype
             assert out.isfinite().all()
             torch.testing.assert_close(out, functional.max_pool2d(h, 2), rtol=1e-2, atol=1)
@@ -145,7 +145,7 @@ SPELLINGS: dict[str, tuple[Callable[[Any], Any], int]] = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_is_smoothed_with_the_widths_of_its_channels(spelling: str) -> None:
+def test_every_spelling_is_smoothed_with_the_scales_of_its_channels(spelling: str) -> None:
     call, dims = SPELLINGS[spelling]
     shape = (3, *(4,) * dims)
 
@@ -158,7 +158,7 @@ def test_every_spelling_is_smoothed_with_the_widths_of_its_channels(spelling: st
     rng = np.random.default_rng(0)
     clean, x = (rng.random((3, math.prod(shape)), dtype=np.float32) for _ in range(2))
     slots = np.arange(3, dtype=np.int32)
-    oracle.forward(clean, slots=slots, measure=np.ones(3, bool), grad=False)
+    oracle.forward(clean, slots=slots, record_scales=np.ones(3, bool), grad=False)
     k = np.array([1.0, 0, 0.3], np.float32)
     logits = oracle.forward(x, k, slots)
     gradient = oracle.backward(np.ones((3, 2), np.float32))
@@ -169,15 +169,15 @@ def test_every_spelling_is_smoothed_with_the_widths_of_its_channels(spelling: st
     assert np.array_equal(logits[1], exact[1])
     assert np.array_equal(gradient[1], exact_gradient[1])
     assert (logits[::2, 0] > exact[::2, 0] + 1e-3).all()
-    for row in (0, 2):  # alone, measured beside nothing
+    for row in (0, 2):  # alone, recorded beside nothing
         alone = TorchOracle(model, shape)
         one = np.zeros(1, np.int32)
-        alone.forward(clean[row : row + 1], slots=one, measure=np.ones(1, bool), grad=False)
+        alone.forward(clean[row : row + 1], slots=one, record_scales=np.ones(1, bool), grad=False)
         single = alone.forward(x[row : row + 1], k[row : row + 1], one)
         np.testing.assert_allclose(single[0], logits[row], rtol=1e-5)
     h = 6 * torch.tensor(clean).view(3, *shape) - 3
     expected = h.flatten(2).std(2, correction=0)
-    torch.testing.assert_close(unit_width(h), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(smoothing_scale(h), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -223,9 +223,9 @@ def test_recomputed_pooling_is_noticed(dims: int, call: Callable[..., Any]) -> N
     assert TorchOracle(checkpointed, shape).kind == "smooth"
     h = torch.zeros(1, *shape, requires_grad=True)
     out = call(h * 1, 2)
-    with Recomputation() as backward:
+    with Recomputation() as recomputation:
         torch.autograd.grad(out.sum(), h)
-    assert not backward.seen
+    assert not recomputation.detected
 
 
 def trained() -> Any:

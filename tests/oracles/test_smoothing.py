@@ -1,4 +1,4 @@
-"""Smoothed activations by interception: formulas, derivatives, widths, the untouched module."""
+"""Smoothed activations by interception: formulas, derivatives, scales, the untouched module."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from advcore.oracles import TorchOracle  # noqa: E402
 from advcore.oracles.pooling import TEMPERATURE  # noqa: E402
 from advcore.oracles.smoothing import (  # noqa: E402
     ABSOLUTE_FLOOR,
+    ActivationCall,
     Recomputation,
-    Surveyed,
-    Widths,
+    SmoothingScales,
     find_activation,
     smoothed_relu,
     smoothed_sigmoid,
     smoothed_tanh,
-    unit_width,
+    smoothing_scale,
 )
 
 
@@ -71,7 +71,7 @@ def test_value_and_derivative_against_plain_autograd(slope: float) -> None:
 
 @pytest.mark.parametrize("slope", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_zero_half_width_is_the_exact_relu(slope: float, dtype: Any) -> None:
+def test_zero_bandwidth_is_the_exact_relu(slope: float, dtype: Any) -> None:
     h = torch.tensor([-1e30, -1.0, -1e-30, 0.0, 1e-30, 0.3, 1e30], dtype=dtype, requires_grad=True)
     out = smoothed_relu(h, torch.zeros(1, dtype=dtype), slope)
     exact = functional.leaky_relu(h, slope)
@@ -106,7 +106,7 @@ def test_stretched_forms_at_known_points() -> None:
 
 @pytest.mark.parametrize("form", STRETCHED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_zero_width_is_the_exact_form_in_any_layout(form: str, dtype: Any) -> None:
+def test_zero_bandwidth_is_the_exact_form_in_any_layout(form: str, dtype: Any) -> None:
     ours, exact = STRETCHED[form]
     big = (4 * torch.randn(33, 101, generator=torch.Generator().manual_seed(0))).to(dtype)
     views = (big, big[:, ::2], big.t()[:33], big[:, 3:50], big[:, :1].expand(33, 20))
@@ -133,19 +133,21 @@ def test_not_a_number_passes_through() -> None:
         assert out[1:].tolist() == limit
 
 
-def test_widths_of_dense_and_convolutional_values() -> None:
+def test_scales_of_dense_and_convolutional_values() -> None:
     rng = np.random.default_rng(0)
     dense = rng.standard_normal((3, 40)).astype(np.float32)
-    np.testing.assert_allclose(unit_width(torch.tensor(dense)), dense.std(1)[:, None], rtol=1e-5)
+    np.testing.assert_allclose(
+        smoothing_scale(torch.tensor(dense)), dense.std(1)[:, None], rtol=1e-5
+    )
     maps = rng.standard_normal((3, 4, 5, 6)).astype(np.float32)
-    np.testing.assert_allclose(unit_width(torch.tensor(maps)), maps.std((2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(smoothing_scale(torch.tensor(maps)), maps.std((2, 3)), rtol=1e-5)
     single = torch.tensor(dense)[:, :, None, None]  # 1 x 1 maps have no deviation of their own
-    torch.testing.assert_close(unit_width(single), unit_width(torch.tensor(dense)))
+    torch.testing.assert_close(smoothing_scale(single), smoothing_scale(torch.tensor(dense)))
 
 
-def test_widths_are_floored() -> None:
-    width = unit_width(torch.tensor([[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]))
-    np.testing.assert_allclose(width, [[2e-3], [ABSOLUTE_FLOOR]], rtol=1e-6)
+def test_scales_are_floored() -> None:
+    scale = smoothing_scale(torch.tensor([[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]))
+    np.testing.assert_allclose(scale, [[2e-3], [ABSOLUTE_FLOOR]], rtol=1e-6)
 
 
 SPELLINGS: dict[str, tuple[Callable[[Any], Any], float | str]] = {
@@ -212,20 +214,20 @@ def test_every_spelling_is_smoothed_with_the_right_gradient(spelling: str) -> No
     oracle = TorchOracle(model, (6,))
     assert oracle.kind == ("saturating" if isinstance(form, str) else "kinked")
     x = np.random.default_rng(0).random((4, 6), dtype=np.float32)
-    clean = oracle.forward(x, slots=numbers(4), measure=np.ones(4, bool), grad=False)
+    clean = oracle.forward(x, slots=numbers(4), record_scales=np.ones(4, bool), grad=False)
     assert np.array_equal(clean, model(torch.tensor(x)).detach())
 
     k = np.array([0.8, 0.2, 0.05, 1.5], np.float32)
     moved = x + np.float32(0.1)
     logits = oracle.forward(moved, k, numbers(4))
-    seed = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
-    gradient = oracle.backward(seed)
+    dlogits = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    gradient = oracle.backward(dlogits)
 
     with torch.no_grad():
-        width = model.one(torch.tensor(x)).std(1, correction=0, keepdim=True)
+        scale = model.one(torch.tensor(x)).std(1, correction=0, keepdim=True)
     leaf = torch.tensor(moved, requires_grad=True)
-    z = model.two(smoothed(form, model.one(leaf), torch.tensor(k)[:, None] * width))
-    (expected,) = torch.autograd.grad(z, leaf, torch.tensor(seed))
+    z = model.two(smoothed(form, model.one(leaf), torch.tensor(k)[:, None] * scale))
+    (expected,) = torch.autograd.grad(z, leaf, torch.tensor(dlogits))
     np.testing.assert_allclose(logits, z.detach(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
     assert np.abs(logits - model(torch.tensor(moved)).detach().numpy()).max() > 1e-3
@@ -279,16 +281,16 @@ def convolutional() -> Any:
     ).eval()  # fmt: skip
 
 
-def test_convolutions_get_a_width_per_channel_and_each_call_its_own() -> None:
+def test_convolutions_get_a_scale_per_channel_and_each_call_its_own() -> None:
     model = convolutional()
     oracle = TorchOracle(model, (1, 8, 8))
     rng = np.random.default_rng(0)
     x, moved = (rng.random((3, 64), dtype=np.float32) for _ in range(2))
-    oracle.forward(x, slots=numbers(3), measure=np.ones(3, bool), grad=False)
+    oracle.forward(x, slots=numbers(3), record_scales=np.ones(3, bool), grad=False)
     k = torch.tensor([0.8, 0.2, 0.5])
     logits = oracle.forward(moved, k.numpy(), numbers(3))
-    seed = rng.standard_normal((3, 5)).astype(np.float32)
-    gradient = oracle.backward(seed)
+    dlogits = rng.standard_normal((3, 5)).astype(np.float32)
+    gradient = oracle.backward(dlogits)
 
     conv, _, pool, flatten, hidden, _, last = model
     with torch.no_grad():
@@ -304,7 +306,7 @@ def test_convolutions_get_a_width_per_channel_and_each_call_its_own() -> None:
     h = temperature * windows.logsumexp((4, 5))
     h = spline(hidden(flatten(h)), k[:, :, 0, 0] * second, 0.1)
     z = last(h)
-    (expected,) = torch.autograd.grad(z, leaf, torch.tensor(seed))
+    (expected,) = torch.autograd.grad(z, leaf, torch.tensor(dlogits))
     np.testing.assert_allclose(logits, z.detach(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5)
 
@@ -329,22 +331,22 @@ def test_exact_rows_stay_bit_exact_beside_smoothed_ones(build: Callable[[], Any]
     model = build()
     oracle = TorchOracle(model, (1, 8, 8))
     x = np.random.default_rng(0).random((4, 64), dtype=np.float32)
-    seed = np.random.default_rng(1).standard_normal((4, 5)).astype(np.float32)
-    plain = oracle.forward(x, slots=numbers(4), measure=np.ones(4, bool))
-    gradient = oracle.backward(seed)
+    dlogits = np.random.default_rng(1).standard_normal((4, 5)).astype(np.float32)
+    plain = oracle.forward(x, slots=numbers(4), record_scales=np.ones(4, bool))
+    gradient = oracle.backward(dlogits)
     mixed = oracle.forward(x, np.array([0, 0.8, 0, 0.2], np.float32), numbers(4))
     assert np.array_equal(mixed[::2], plain[::2])
-    assert np.array_equal(oracle.backward(seed)[::2], gradient[::2])
+    assert np.array_equal(oracle.backward(dlogits)[::2], gradient[::2])
     assert (np.abs(mixed - plain).max(axis=1)[1::2] > 0).all()
 
 
-def test_widths_belong_to_the_slot_and_not_to_the_batch() -> None:
-    """Slots in any order, measured at different times beside any neighbours, give the same row."""
+def test_scales_belong_to_the_slot_and_not_to_the_batch() -> None:
+    """Slots in any order, recorded at different times beside any neighbours, give the same row."""
     oracle = TorchOracle(Model(torch.relu), (6,))
     rng = np.random.default_rng(0)
     clean, x = (rng.random((3, 6), dtype=np.float32) for _ in range(2))
     k = np.full(3, 0.5, np.float32)
-    oracle.forward(clean, slots=numbers(3), measure=np.ones(3, bool), grad=False)
+    oracle.forward(clean, slots=numbers(3), record_scales=np.ones(3, bool), grad=False)
     together = oracle.forward(x, k, numbers(3), grad=False)
 
     other = TorchOracle(Model(torch.relu), (6,))
@@ -352,29 +354,29 @@ def test_widths_belong_to_the_slot_and_not_to_the_batch() -> None:
         filler = rng.random((1, 6), dtype=np.float32)
         pair = np.concatenate([filler, clean[row : row + 1]])
         slots = np.array([1, slot], np.int32)
-        other.forward(pair, slots=slots, measure=np.array([False, True]), grad=False)
+        other.forward(pair, slots=slots, record_scales=np.array([False, True]), grad=False)
     alone = other.forward(x[::-1].copy(), k, np.array([9, 5, 4], np.int32), grad=False)
     np.testing.assert_allclose(alone[::-1], together, rtol=1e-5, atol=1e-5)
 
-    again = rng.random((1, 6), dtype=np.float32)  # a refilled slot takes new widths
+    again = rng.random((1, 6), dtype=np.float32)  # a refilled slot takes new scales
     one = np.array([4], np.int32)
-    other.forward(again, slots=one, measure=np.ones(1, bool), grad=False)
+    other.forward(again, slots=one, record_scales=np.ones(1, bool), grad=False)
     fresh = TorchOracle(Model(torch.relu), (6,))
-    fresh.forward(again, slots=numbers(1), measure=np.ones(1, bool), grad=False)
+    fresh.forward(again, slots=numbers(1), record_scales=np.ones(1, bool), grad=False)
     np.testing.assert_array_equal(
         other.forward(x[:1], k[:1], one, grad=False),
         fresh.forward(x[:1], k[:1], numbers(1), grad=False),
     )
 
 
-def test_rows_that_were_never_measured_are_exact() -> None:
+def test_rows_that_were_never_recorded_are_exact() -> None:
     model = Model(torch.relu)
     oracle = TorchOracle(model, (6,))
     x = np.random.default_rng(0).random((2, 6), dtype=np.float32)
     k, slots = np.ones(2, np.float32), np.array([0, 7], np.int32)
     exact = model(torch.tensor(x)).detach().numpy()
     assert np.array_equal(oracle.forward(x, k, slots, grad=False), exact)
-    oracle.forward(x, slots=slots, measure=np.array([True, False]), grad=False)
+    oracle.forward(x, slots=slots, record_scales=np.array([True, False]), grad=False)
     smoothed = oracle.forward(x, k, slots, grad=False)
     assert np.array_equal(smoothed[1], exact[1])
     assert not np.array_equal(smoothed[0], exact[0])
@@ -390,7 +392,7 @@ def test_calls_that_do_not_carry_the_batch_stay_exact() -> None:
     model = Positive(torch.relu)
     oracle = TorchOracle(model, (6,))
     x = np.random.default_rng(0).random((3, 6), dtype=np.float32)  # 3 rows, as the weight has
-    oracle.forward(x, slots=numbers(3), measure=np.ones(3, bool), grad=False)
+    oracle.forward(x, slots=numbers(3), record_scales=np.ones(3, bool), grad=False)
     logits = oracle.forward(x, np.ones(3, np.float32), numbers(3), grad=False)
     with torch.no_grad():
         h = model.one(torch.tensor(x))
@@ -399,19 +401,19 @@ def test_calls_that_do_not_carry_the_batch_stay_exact() -> None:
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_widths_learn_only_calls_that_follow_the_rows() -> None:
-    widths = Widths()
-    widths.learn(
-        [Surveyed("saturating", shape) for shape in ((2, 5), (2, 5), (4, 5), (2,))],
-        [Surveyed("saturating", shape) for shape in ((3, 5), (2, 5), (6, 5), (3,))],
+def test_scales_keep_only_calls_that_follow_the_rows() -> None:
+    scales = SmoothingScales()
+    scales.update(
+        [ActivationCall("saturating", shape) for shape in ((2, 5), (2, 5), (4, 5), (2,))],
+        [ActivationCall("saturating", shape) for shape in ((3, 5), (2, 5), (6, 5), (3,))],
     )
-    assert (widths.tails, widths.kind) == ({0: (5,)}, "saturating")
-    one, two = Surveyed("kinked", (2, 5)), Surveyed("kinked", (3, 5))
-    widths.learn([one], [two])
-    assert (widths.tails, widths.kind) == ({0: (5,)}, "kinked")
-    for more in ([two, two], [Surveyed("saturating", (3, 5))]):
-        widths.learn([one], more)
-        assert (widths.tails, widths.kind) == ({}, "smooth")
+    assert (scales.row_shapes, scales.kind) == ({0: (5,)}, "saturating")
+    one, two = ActivationCall("kinked", (2, 5)), ActivationCall("kinked", (3, 5))
+    scales.update([one], [two])
+    assert (scales.row_shapes, scales.kind) == ({0: (5,)}, "kinked")
+    for more in ([two, two], [ActivationCall("saturating", (3, 5))]):
+        scales.update([one], more)
+        assert (scales.row_shapes, scales.kind) == ({}, "smooth")
 
 
 def test_module_is_never_altered() -> None:
@@ -422,7 +424,7 @@ def test_module_is_never_altered() -> None:
     x = np.random.default_rng(0).random((2, 64), dtype=np.float32)
     before = model(torch.tensor(x).view(2, 1, 8, 8))
     oracle = TorchOracle(model, (1, 8, 8))
-    oracle.forward(x, slots=numbers(2), measure=np.ones(2, bool), grad=False)
+    oracle.forward(x, slots=numbers(2), record_scales=np.ones(2, bool), grad=False)
     oracle.forward(x, np.ones(2, np.float32), numbers(2))
     oracle.backward(np.ones((2, 5), np.float32))
     assert [type(module) for module in model.modules()] == kinds
@@ -445,8 +447,8 @@ def test_checkpointed_modules_are_not_smoothed(activation: Callable[[Any], Any])
     x = np.random.default_rng(0).random((2, 6), dtype=np.float32)
     plain = TorchOracle(model, (6,))
     assert np.array_equal(oracle.forward(x), plain.forward(x))
-    seed = np.ones((2, 3), np.float32)
-    np.testing.assert_allclose(oracle.backward(seed), plain.backward(seed), rtol=1e-6)
+    dlogits = np.ones((2, 3), np.float32)
+    np.testing.assert_allclose(oracle.backward(dlogits), plain.backward(dlogits), rtol=1e-6)
 
 
 @pytest.mark.parametrize("activation", [torch.relu, torch.sigmoid, torch.tanh, torch.sigmoid_])
@@ -455,12 +457,12 @@ def test_recomputation_is_an_activation_and_not_its_derivative(
 ) -> None:
     h = torch.zeros(3, requires_grad=True)
     out = activation(h * 1)
-    with Recomputation() as backward:
+    with Recomputation() as recomputation:
         torch.autograd.grad(out.sum(), h)
-    assert not backward.seen
-    with Recomputation() as backward:
+    assert not recomputation.detected
+    with Recomputation() as recomputation:
         activation(h * 1)
-    assert backward.seen
+    assert recomputation.detected
 
 
 def test_model_that_fails_under_a_function_mode_still_runs_without() -> None:

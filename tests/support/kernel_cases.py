@@ -1,7 +1,7 @@
-"""Rounds for the tests of the kernels: random slots, what a plan makes of them, and references.
+"""Rounds for the tests of the kernels: random slots, their results by a plan, and references.
 
 `interpreter` sends functions of this file to a process in which the kernels run in Triton's
-interpreter; on a GPU the same functions run where they are called.
+interpreter. On a GPU the same functions run where they are called.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from support.networks import make_network
 from advcore import Layer, Network
 
 CONFIDENCE = 1e-4
-UNTOUCHED = 7.0  # what dx holds before a round
+UNTOUCHED = 7.0
+"""Value that dx holds before a round."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A round: `batch` rows of random slots in any order, of a grid for `slots` rows."""
+    """A round of `batch` rows of random slots in any order, on a grid for `slots` rows."""
 
     widths: tuple[int, ...]
     activation: str = "tanh"
@@ -37,9 +38,9 @@ class Case:
     fused: bool = True
     precision: str = "tf32x3"
     tile: tuple[int, int, int] = (16, 32, 16)
-    bad: float | None = None  # in the image of the first listed slot
+    bad: float | None = None  # value of a pixel of the first listed slot
     masked: float | None = None  # logit of the last class
-    plain: bool = False  # every gradient wanted, exact network, T = 0.7
+    plain: bool = False  # whether all rows want a gradient, of the exact network, with T = 0.7
 
 
 def records(problems: Any) -> Any:
@@ -53,7 +54,7 @@ def records(problems: Any) -> Any:
 
 
 def make_round(case: Case) -> dict[str, Any]:
-    """The arrays of a round by the names of `plan.ADDRESSES`; problems: bytes of `records`."""
+    """Arrays of a round by the names of `plan.ADDRESSES`. The problems are bytes of `records`."""
     from advcore.kernels.slots import FROM_MARGIN, MAX_SCHEDULES, MAX_STAGES, PROBLEM
 
     random = np.random.default_rng(case.seed)
@@ -67,8 +68,8 @@ def make_round(case: Case) -> dict[str, Any]:
     if case.bad is not None:
         x[rows[0], 0] = case.bad
     p = np.zeros(slots, PROBLEM)
-    p["label"] = random.integers(classes - (case.masked is not None), size=slots)
-    p["against"] = -1
+    p["class_index"] = random.integers(classes - (case.masked is not None), size=slots)
+    p["rival_class"] = -1
     p["T"] = 0.7
     p["want_gradient"] = True
     p["finite"] = True
@@ -76,19 +77,19 @@ def make_round(case: Case) -> dict[str, Any]:
     if not case.plain:
         p["want_gradient"] = random.random(slots) < 0.7
         p["targeted"] = random.random(slots) < 0.5
-        p["measure"] = random.random(slots) < 0.3
-        p["k"] = np.where(p["measure"], 0, random.choice([0, 0.4, 1], size=slots))
+        p["record_scales"] = random.random(slots) < 0.3
+        p["k"] = np.where(p["record_scales"], 0, random.choice([0, 0.4, 1], size=slots))
         p["T"] = random.choice([-1, 0, 0.7], size=slots)
         p["clean_margin"] = random.choice([0, 1], size=slots)
         p["schedule"] = random.integers(MAX_SCHEDULES, size=slots)
         p["stage"] = random.integers(MAX_STAGES, size=slots)
         for slot in np.flatnonzero(~p["targeted"]):
-            others = random.permutation(np.delete(np.arange(classes), p["label"][slot]))
+            others = random.permutation(np.delete(np.arange(classes), p["class_index"][slot]))
             count = random.integers(0, min(MAX_SCHEDULES, classes - 1))
             p["exclusions"][slot] = count
-            p["excluded"][slot, :count] = others[:count]
+            p["excluded_classes"][slot, :count] = others[:count]
             if random.random() < 0.2:
-                p["against"][slot], p["T"][slot] = others[-1], 0
+                p["rival_class"][slot], p["T"][slot] = others[-1], 0
         p["temperature"] = np.where(p["T"] < 0, FROM_MARGIN.value, p["T"] > 0)
     return {
         "problems": p.view(np.uint8).reshape(slots, -1),
@@ -96,8 +97,8 @@ def make_round(case: Case) -> dict[str, Any]:
         "dx": np.full((slots, stride), UNTOUCHED, np.float32),
         "rows": listed,
         "count": np.array([case.batch], np.int32),
-        "fractions": random.uniform(0.1, 0.5, (MAX_SCHEDULES, MAX_STAGES)).astype(np.float32),
-        "widths": random.uniform(0.2, 1, (slots, len(case.widths) - 1)).astype(np.float32),
+        "temperatures": random.uniform(0.1, 0.5, (MAX_SCHEDULES, MAX_STAGES)).astype(np.float32),
+        "scales": random.uniform(0.2, 1, (slots, len(case.widths) - 1)).astype(np.float32),
     }
 
 
@@ -120,7 +121,7 @@ def plan_of(case: Case, arch: int = 90) -> Any:
 
 
 def run_round(case: Case, data: dict[str, Any], device: str = "cpu", plan: Any = None) -> Any:
-    """problems, dx, widths after the round, and the logits (batch, K)."""
+    """The problems, dx and scales after the round, and the logits (batch, K)."""
     import torch
 
     plan = plan or plan_of(case)
@@ -132,25 +133,26 @@ def run_round(case: Case, data: dict[str, Any], device: str = "cpu", plan: Any =
     both[place] = np.concatenate([flat.pop("x"), flat.pop("dx")]).reshape(2 * slots, stride)
     vectors = torch.tensor(both.reshape(-1), device=device)
     problems = data["problems"].copy()
-    at = vectors.data_ptr() + 4 * stride * place
-    records(problems)["trial"], records(problems)["trial_gradient"] = at[:slots], at[slots:]
+    addresses = vectors.data_ptr() + 4 * stride * place
+    records(problems)["trial"] = addresses[:slots]
+    records(problems)["trial_gradient"] = addresses[slots:]
     flat["problems"] = problems.reshape(-1)
     tensors = {name: torch.tensor(array, device=device) for name, array in flat.items()}
-    stored = tensors.pop("widths")
+    stored = tensors.pop("scales")
     for name, size in plan.buffers(case.slots).items():
         tensors[name] = torch.full((size,), float("nan"), device=device)
-    tensors["widths"][: stored.numel()] = stored
+    tensors["scales"][: stored.numel()] = stored
     tensors["weights"] = plan.weights(device)
     tensors["vectors"] = vectors
     plan.run(tensors, slots=slots, confidence=CONFIDENCE)
-    host = {name: tensors[name].cpu().numpy() for name in ("problems", "widths", "h")}
+    host = {name: tensors[name].cpu().numpy() for name in ("problems", "scales", "h")}
     records(host["problems"])["trial"] = records(host["problems"])["trial_gradient"] = 0
     x, host["dx"] = np.split(vectors.cpu().numpy().reshape(2 * slots, stride)[place], 2)
     assert np.array_equal(x, data["x"], equal_nan=True)
     g = plan.geometry
     h = host["h"].reshape(case.slots, -1)[: case.batch]
     return {
-        **{name: host[name].reshape(data[name].shape) for name in ("problems", "dx", "widths")},
+        **{name: host[name].reshape(data[name].shape) for name in ("problems", "dx", "scales")},
         "logits": h[:, g.columns[-2] : g.columns[-2] + g.outs[-1]],
     }
 
@@ -161,80 +163,83 @@ def run_case(case: Case) -> Any:
 
 
 def run_float64(case: Case, data: dict[str, Any]) -> Any:
-    """The reference of the same in float64: problems, gradients and widths of the listed rows."""
+    """The reference in float64: problems, gradients, scales and logits of the listed rows."""
     import torch
     from advcore.kernels.fused import propagate_reference
 
     rows = data["rows"][: case.batch]
-    problems, widths = records(data["problems"])[rows], data["widths"][rows]
+    problems, scales = records(data["problems"])[rows], data["scales"][rows]
     x = data["x"][rows, : case.widths[0]]
     logits, gradients = propagate_reference(
-        network_of(case), x, problems, widths, data["fractions"], CONFIDENCE, dtype=torch.float64
+        network_of(case), x, problems, scales, data["temperatures"], CONFIDENCE, dtype=torch.float64
     )
-    return {"problems": problems, "dx": gradients, "widths": widths, "logits": logits}
+    return {"problems": problems, "dx": gradients, "scales": scales, "logits": logits}
 
 
-def assert_round(case: Case, data: dict[str, Any], found: Any, tolerance: float) -> float:
-    """The round against float64; `tolerance` relative to the largest logit, gradient, width.
+def assert_round(case: Case, data: dict[str, Any], result: Any, tolerance: float) -> float:
+    """Compare a round with float64.
 
-    Another class may be found to be the largest where it is nearer than the tolerance. Returns the
-    largest error of a logit, relative to the largest logit.
+    The tolerance is relative to the largest logit, gradient and scale. Where two classes are nearer
+    than the tolerance, either may be the largest. Returns the largest error of a logit, relative to
+    the largest logit.
     """
     expected = run_float64(case, data)
     rows = data["rows"][: case.batch]
-    problems, reference = records(found["problems"])[rows], expected["problems"]
+    problems, reference = records(result["problems"])[rows], expected["problems"]
     finite = reference["finite"]
     np.testing.assert_array_equal(problems["finite"], finite)
-    most = None if case.masked is None else -1  # without the masked class, and the last layer
-    scale = np.abs(expected["logits"][finite, :most]).max(initial=1e-3)
+    end = None if case.masked is None else -1  # leaves out the masked class and the last layer
+    scale = np.abs(expected["logits"][finite, :end]).max(initial=1e-3)
     np.testing.assert_allclose(
-        found["logits"][finite], expected["logits"][finite], rtol=0, atol=tolerance * scale
+        result["logits"][finite], expected["logits"][finite], rtol=0, atol=tolerance * scale
     )
     for name in ("prediction", "runner_up"):
         each = np.arange(case.batch)
         ours, theirs = (expected["logits"][each, p[name]] for p in (problems, reference))
         near = (ours == theirs) | (np.abs(theirs - ours) <= 4 * tolerance * scale)
         assert near[finite].all(), name
-    for name in ("margin", "log_odds", "kappa", "rounding", "T"):
+    for name in ("margin", "log_odds", "required_margin", "rounding", "T"):
         bound = tolerance * (scale if name != "rounding" else 1e-5 * scale)
         np.testing.assert_allclose(
             problems[name][finite], reference[name][finite], rtol=4 * tolerance, atol=4 * bound,
             err_msg=name,
         )  # fmt: skip
-    wanted = finite & reference["want_gradient"]
+    wants_gradient = finite & reference["want_gradient"]
     n = case.widths[0]
-    compared = wanted & ((problems["runner_up"] == reference["runner_up"]) | (reference["T"] > 0))
-    assert compared.sum() >= 0.9 * wanted.sum()
-    each = zip(found["dx"][rows], expected["dx"], reference["T"], strict=True)
+    compared = wants_gradient & (
+        (problems["runner_up"] == reference["runner_up"]) | (reference["T"] > 0)
+    )
+    assert compared.sum() >= 0.9 * wants_gradient.sum()
+    each = zip(result["dx"][rows], expected["dx"], reference["T"], strict=True)
     for row, gradient, T in itertools.compress(each, compared):
-        # The seed of a temperature far below the logits multiplies their errors.
+        # The dlogits of a temperature far below the logits multiply their errors.
         steep = max(1, 0.02 * scale / T) if T > 0 else 1
         atol = 4 * tolerance * steep * np.abs(gradient).max() + 1e-30
         np.testing.assert_allclose(row[:n], gradient, rtol=0, atol=atol)
-    measured = finite & reference["measure"]
-    spreads = expected["widths"][measured, :most]
+    recorded = finite & reference["record_scales"]
+    scales = expected["scales"][recorded, :end]
     np.testing.assert_allclose(
-        found["widths"][rows][measured, :most], spreads, rtol=4 * tolerance,
-        atol=4 * tolerance * spreads.max(initial=0),
+        result["scales"][rows][recorded, :end], scales, rtol=4 * tolerance,
+        atol=4 * tolerance * scales.max(initial=0),
     )  # fmt: skip
-    # What is not asked for stays: the other slots, the padding, gradients not wanted, other widths.
+    # All else stays: the other slots, the padding, the other gradients and scales.
     others = np.setdiff1d(np.arange(case.slots), rows)
-    assert np.array_equal(found["problems"][others], data["problems"][others])
-    untouched = found["dx"].copy()
-    untouched[rows[wanted], :n] = UNTOUCHED
+    assert np.array_equal(result["problems"][others], data["problems"][others])
+    untouched = result["dx"].copy()
+    untouched[rows[wants_gradient], :n] = UNTOUCHED
     assert (untouched == UNTOUCHED).all()
-    kept = np.setdiff1d(np.arange(case.slots), rows[reference["measure"]])
-    assert np.array_equal(found["widths"][kept], data["widths"][kept])
+    kept = np.setdiff1d(np.arange(case.slots), rows[reference["record_scales"]])
+    assert np.array_equal(result["scales"][kept], data["scales"][kept])
     bad = rows[~finite]
     only_finite = data["problems"].copy()
     records(only_finite)["finite"][bad] = False
-    assert np.array_equal(found["problems"][bad], only_finite[bad])
-    errors = np.abs(found["logits"][finite] - expected["logits"][finite])
+    assert np.array_equal(result["problems"][bad], only_finite[bad])
+    errors = np.abs(result["logits"][finite] - expected["logits"][finite])
     return float(errors.max(initial=0) / scale)
 
 
 def activations(kind: str, slope: float, z: Any, d: Any, device: str = "cpu") -> Any:
-    """The activation's kernel on z (rows, columns) with half-widths d (rows): h, dh."""
+    """h and dh by the kernel, of z (rows, columns) and smoothing scales d (rows)."""
     import torch
     from advcore.kernels.activation import activation
 
@@ -249,7 +254,7 @@ def activations(kind: str, slope: float, z: Any, d: Any, device: str = "cpu") ->
 
 
 def memory(address: int, count: int, kind: Any) -> Any:
-    """An array over the memory of somebody else."""
+    """An array over memory that another object owns."""
     size = count * np.dtype(kind).itemsize
     return np.frombuffer((ctypes.c_char * size).from_address(address), kind)
 
@@ -273,13 +278,13 @@ def solve_in_rounds(case: Case, job: tuple[Any, ...], targeted: bool) -> Any:
     params, plan = params_for(network_of(case), targeted), plan_of(case)
     slots = case.slots
     session = _core.Session(_core.Job(params, *job), slots)
-    at = session.slot_rows()
+    addresses = session.slot_rows()
     tensors = {
-        "problems": torch.from_numpy(memory(at["problems"], slots, PROBLEM).view(np.uint8)),
-        "vectors": torch.from_numpy(memory(at["vectors"], 1, np.float32)),
+        "problems": torch.from_numpy(memory(addresses["problems"], slots, PROBLEM).view(np.uint8)),
+        "vectors": torch.from_numpy(memory(addresses["vectors"], 1, np.float32)),
         "rows": torch.zeros(slots, dtype=torch.int32),
         "count": torch.zeros(1, dtype=torch.int32),
-        "fractions": torch.from_numpy(params.temperatures.copy()).reshape(-1),
+        "temperatures": torch.from_numpy(params.temperatures.copy()).reshape(-1),
         "weights": plan.weights(),
     }
     for name, size in plan.buffers(slots).items():
@@ -305,9 +310,9 @@ def _interpret() -> None:
 
 @contextmanager
 def interpreter() -> Iterator[Callable[..., Any]]:
-    """``call(function, *arguments)`` in a process whose kernels are interpreted."""
+    """A function ``call(function, *arguments)`` of a process whose kernels are interpreted."""
     before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: the child has it at once
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it at its import, in the child.
     try:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context, initializer=_interpret) as pool:

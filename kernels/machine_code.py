@@ -1,7 +1,7 @@
-"""Machine code of a kernel for a GPU that need not be here.
+"""Ahead-of-time compilation of kernels, for a GPU that need not be in this machine.
 
-A program in another language loads it and launches it with the arguments of `Launch`; nothing of
-Triton's launcher takes part. Triton keeps what it has compiled in its cache on disk.
+A program in another language loads the machine code and launches it with the arguments of `Launch`,
+without Triton's launcher. Triton keeps compiled kernels in its cache on disk.
 """
 # mypy: disable-error-code="import-untyped, import-not-found"
 
@@ -20,24 +20,24 @@ from triton.compiler import ASTSource
 from .configs import shared_memory
 
 FORMATS = {"i32": "<i", "fp32": "<f"}
-"""Of scalar parameters; every other one is an address, <Q."""
+"""Struct formats of the scalar parameters. Every other parameter is an address, "<Q"."""
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """Machine code and how it is launched."""
+class MachineCode:
+    """Machine code of a kernel, and what a launch of it needs."""
 
-    name: str  # entry of the code
+    name: str  # name of the entry
     cubin: bytes
     ptx: str
     threads: int
     shared: int  # bytes of dynamic shared memory
-    formats: tuple[str, ...]  # struct formats of all its parameters, Triton's own at the end
+    formats: tuple[str, ...]  # formats of its parameters, those of Triton at the end
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with its arguments packed in the order of its parameters, ready to be launched."""
+    """A kernel with its arguments, packed in the order of its parameters."""
 
     name: str
     cubin: bytes
@@ -47,27 +47,37 @@ class Launch:
     arguments: tuple[bytes, ...]
 
 
-_compiled: dict[tuple[Any, ...], Compiled] = {}
+_KERNELS: dict[tuple[Any, ...], MachineCode] = {}
 
 
-def compile_ahead(
+def compile_kernel(
     kernel: Any,
     parameters: Mapping[str, str],
     aligned: Collection[str],
     constants: Mapping[str, Any],
     options: Mapping[str, Any],
     arch: int,
-) -> Compiled:
-    """`kernel` for an architecture (90: sm_90).
+) -> MachineCode:
+    """Compile a kernel for an architecture (90: sm_90).
 
-    parameters: Triton's type of each one that is passed, in order ("*fp32", "i32"); aligned: those
-    that are multiples of 16; constants: values of the others. Kept in this process, where even
-    Triton's cache on disk takes half a second.
+    The machine code is kept in this process, as Triton's cache on disk takes half a second.
+
+    Parameters
+    ----------
+    parameters : Triton's types ("*fp32", "i32") of the parameters that a launch passes, in order.
+    aligned : names of those that are multiples of 16.
+    constants : values of the other parameters.
+    options : Triton's options of a compilation.
+
+    Raises
+    ------
+    TypeError : a parameter is missing or unknown.
+    ValueError : the kernel needs more shared memory than there is, or what a `Launch` lacks.
     """
-    given = (parameters, constants, options)
-    key = (kernel, arch, tuple(sorted(aligned)), *(tuple(values.items()) for values in given))
-    if key in _compiled:
-        return _compiled[key]
+    mappings = (parameters, constants, options)
+    key = (kernel, arch, tuple(sorted(aligned)), *(tuple(values.items()) for values in mappings))
+    if key in _KERNELS:
+        return _KERNELS[key]
     place = {name: i for i, name in enumerate(kernel.arg_names)}
     unknown = place.keys() ^ (parameters.keys() | constants.keys())
     if unknown:
@@ -76,7 +86,7 @@ def compile_ahead(
         fn=kernel,
         signature={**parameters, **dict.fromkeys(constants, "constexpr")},
         constexprs={(place[name],): value for name, value in constants.items()},
-        attrs={  # in one order: it is part of the key of Triton's cache
+        attrs={  # The order is part of the key of Triton's cache.
             (place[name],): [["tt.divisibility", 16]] for name in parameters if name in aligned
         },
     )
@@ -95,7 +105,7 @@ def compile_ahead(
     if extra < 0 or tuple(getattr(data, "cluster_dims", (1, 1, 1))) != (1, 1, 1):
         raise ValueError(f"{kernel.__name__}: parameters or clusters that are not understood")
     threads = re.search(r"\.reqntid (\d+)", ptx)
-    _compiled[key] = Compiled(
+    _KERNELS[key] = MachineCode(
         name=data.name,
         cubin=compiled.asm["cubin"],
         ptx=ptx,
@@ -103,11 +113,11 @@ def compile_ahead(
         shared=data.shared,
         formats=formats + ("<Q",) * extra,
     )
-    return _compiled[key]
+    return _KERNELS[key]
 
 
-def launch(code: Compiled, grid: int, values: tuple[int | float, ...]) -> Launch:
-    """`code` on a grid of so many programs; Triton's own parameters, not used, are 0."""
+def make_launch(code: MachineCode, grid: int, values: tuple[int | float, ...]) -> Launch:
+    """Pack a launch of `grid` programs. Triton's own parameters are 0, as they are not used."""
     values += (0,) * (len(code.formats) - len(values))
     arguments = tuple(
         struct.pack(kind, value) for kind, value in zip(code.formats, values, strict=True)
