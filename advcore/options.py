@@ -20,7 +20,19 @@ PENALTIES = ("l2", "l2_unsquared")
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a run; given to ``callback``, which stops the run by returning True."""
+    """State of a run, which is passed to ``callback``. The run stops when that returns True.
+
+    Attributes
+    ----------
+    finished, total : int
+        Finished images and all images.
+    succeeded : int
+        Finished images with an adversarial one.
+    evaluations : int
+        Pairs of a forward and a backward so far.
+    seconds : float
+        Time since the run began.
+    """
 
     finished: int
     total: int

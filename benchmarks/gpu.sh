@@ -96,6 +96,7 @@ fi
 step "native networks" 180 "$python" -P benchmarks/bench_gpu.py
 if "$python" -c 'import pytest' 2>/dev/null; then
   step "tests of torch modules" 60 "${pytest[@]}" tests/cuda/test_torch.py tests/cuda/test_rounds.py
+  step "tests of the solver" 60 "${pytest[@]}" tests/solve -k "cuda-native or cuda-torch"
   step "tests of the kernels" 110 "${pytest[@]}" tests/cuda/test_kernels_gpu.py
 else
   skip "tests (no pytest)"

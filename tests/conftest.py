@@ -17,33 +17,33 @@ from advcore import Network
 
 Make = Callable[..., Network]
 
-if not os.environ.get("ADVCORE_DATA"):  # empty is unset, as for the package
+if not os.environ.get("ADVCORE_DATA"):  # Empty is unset, as for the package.
     os.environ.pop("ADVCORE_DATA", None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One run for each back end of this machine that has what the test's mark ``backends`` names.
+    """Run a test on each back end of this machine that has what its mark ``backends`` names.
 
-    Those that this machine lacks are skipped visibly in test_backends.py, once each.
+    Back ends that this machine lacks are skipped visibly in test_backends.py, once each.
     """
     if "backend" not in metafunc.fixturenames:
         return
     mark = metafunc.definition.get_closest_marker("backends")
     flags = mark.args if mark else ()
-    chosen = [b for b in BACKENDS if not b.missing() and all(getattr(b, name) for name in flags)]
-    metafunc.parametrize("backend", chosen, ids=[b.name for b in chosen], indirect=True)
+    backends = [b for b in BACKENDS if not b.missing() and all(getattr(b, name) for name in flags)]
+    metafunc.parametrize("backend", backends, ids=[b.name for b in backends], indirect=True)
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, every_backend: None) -> Backend:
     """A back end of `support.backends`."""
-    chosen: Backend = request.param
-    return chosen
+    backend: Backend = request.param
+    return backend
 
 
 @pytest.fixture(scope="session")
 def every_backend() -> Iterator[None]:
-    """Ends the processes of the back ends after the last test."""
+    """End the processes of the back ends after the last test."""
     yield
     for each in BACKENDS:
         each.close()
@@ -79,5 +79,5 @@ def random_images() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def experiments_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tiny experiments keep networks and finished steps, which the tests share."""
+    """Folder in which tiny experiments keep networks and finished steps, which the tests share."""
     return tmp_path_factory.mktemp("experiments")

@@ -1,4 +1,4 @@
-"""Where things belong: which room of the package imports which, and how long things may be."""
+"""The layout: which room of the package imports which, and how long files and functions are."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from support.native_build import ROOT
 ROOMS: Rooms = (
     [["_core", "_version", "_extras", "errors", "effort", "options", "result", "validate"]],
     [["network"]],
-    [["data"]],  # its embedded network is a Network
+    [["data"]],  # Its embedded network is a Network.
     [["oracles"], ["kernels"]],
     [["solve"]],
     [["api"]],
     [["models"], ["reference"], ["report"]],
-    [["torch_modules"]],  # a former name, for stored modules
-    [[""]],  # advcore/__init__.py: the public names
+    [["torch_modules"]],  # It is a former name, for stored modules.
+    [[""]],  # advcore/__init__.py with the public names
     [["adapters"], ["compare"], ["diagnose"], ["certify"], ["jobs"], ["experiments"]],
     [["cli"]],
 )
@@ -28,8 +28,8 @@ ONLY = {"kernels": ("network", "_core")}
 pytestmark = pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="needs the source folder")
 
 
-def written(folder: Path, sources: dict[str, str]) -> dict[str, Path]:
-    """Modules of a package ``p`` with these sources, by file name."""
+def write_package(folder: Path, sources: dict[str, str]) -> dict[str, Path]:
+    """Write a package ``p`` with these sources by file name, and return its modules."""
     for name, source in sources.items():
         path = folder / "p" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,15 +37,15 @@ def written(folder: Path, sources: dict[str, str]) -> dict[str, Path]:
     return modules(folder / "p", "p")
 
 
-def pairs(found: list[Import]) -> set[tuple[str, str]]:
-    return {(each.importer, each.imported) for each in found}
+def pairs(statements: list[Import]) -> set[tuple[str, str]]:
+    return {(each.importer, each.imported) for each in statements}
 
 
 # --- the checks themselves, on small packages
 
 
 def test_imports_of_every_form_are_seen(tmp_path: Path) -> None:
-    files = written(
+    files = write_package(
         tmp_path,
         {
             "__init__.py": "from . import a",
@@ -69,8 +69,8 @@ def test_imports_for_type_checkers_are_told_apart(tmp_path: Path) -> None:
     source = (
         "import typing\nif typing.TYPE_CHECKING:\n    from . import b\nelse:\n    from . import c\n"
     )
-    found = imports(written(tmp_path, {"a.py": source, "b.py": "", "c.py": ""}))
-    assert [(each.imported, each.for_types, each.line) for each in found] == [
+    statements = imports(write_package(tmp_path, {"a.py": source, "b.py": "", "c.py": ""}))
+    assert [(each.imported, each.for_types, each.line) for each in statements] == [
         ("p.b", True, 3), ("p.c", False, 5),
     ]  # fmt: skip
 
@@ -86,14 +86,14 @@ def test_a_room_imports_the_rooms_below_it(tmp_path: Path) -> None:
         "top.py": "from . import low, kit, left",
     }
     rooms: Rooms = ([["low", "base"]], [["kit"]], [["left"], ["right"]], [["top"]])
-    files = written(tmp_path, sources)
+    files = write_package(tmp_path, sources)
     assert upward(imports(files), rooms, {}) == ["p.right:2 imports p.left"]
     assert upward(imports(files), rooms, {"top": ("kit",)}) == [
         "p.right:2 imports p.left", "p.top:1 imports p.low", "p.top:1 imports p.left",
     ]  # fmt: skip
     types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import top\n"
-    files = written(tmp_path, {"low.py": types, "right.py": "", "more/x.py": ""})
-    assert upward(imports(written(tmp_path, {"more/x.py": ""})), rooms, {}) == [
+    files = write_package(tmp_path, {"low.py": types, "right.py": "", "more/x.py": ""})
+    assert upward(imports(write_package(tmp_path, {"more/x.py": ""})), rooms, {}) == [
         "p.low:3 imports p.top"
     ]
     assert without_a_room(files, rooms) == ["more"]
@@ -109,9 +109,9 @@ def test_circles_are_found(tmp_path: Path) -> None:
         "f/__init__.py": "from .g import x",
         "f/g.py": "",
     }
-    assert circles(imports(written(tmp_path, sources))) == [["p.a", "p.b", "p.c"]]
+    assert circles(imports(write_package(tmp_path, sources))) == [["p.a", "p.b", "p.c"]]
     both = {"c.py": "from . import d", "f/g.py": "from . import y"}
-    assert circles(imports(written(tmp_path, both))) == [["p.f", "p.f.g"]]
+    assert circles(imports(write_package(tmp_path, both))) == [["p.f", "p.f.g"]]
 
 
 def test_lengths_of_python_functions(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_norm_is_checked(random_network: Any, random_images: Any) -> None:
 def test_the_page_of_options_is_up_to_date() -> None:
     """And its environment variables are those that the sources read."""
     tool = Path(__file__).parents[1] / "tools" / "make_options.py"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, tool, "--check"], capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr

@@ -1,4 +1,4 @@
-"""What an installation holds and what importing it costs."""
+"""The contents of an installation and the cost of importing it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPTIONAL = ("torch", "scipy", "matplotlib", "typer", "rich", "pooch", "triton", 
 
 def python(code: str) -> str:
     """Standard output of a fresh interpreter, outside the source folder."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         cwd=sys.prefix,
         capture_output=True,
@@ -24,7 +24,7 @@ def python(code: str) -> str:
         check=True,
         timeout=120,
     )
-    return done.stdout
+    return process.stdout
 
 
 def test_import_is_light() -> None:

@@ -19,9 +19,8 @@ from torch import Tensor
 from .. import _core
 from ..errors import DeviceError
 from ..oracles import TorchOracle, memory
-from .backends import FORWARD_ROWS, EngineInfo, OracleVerifier, Results
-from .job import Job, RunMonitor
-from .rounds import run_rounds
+from .job import Job
+from .rounds import RoundBackend
 
 Floats = NDArray[np.float32]
 
@@ -113,38 +112,13 @@ class DeviceOracle:
 
 
 @dataclass(frozen=True)
-class OracleCudaBackend:
+class OracleCudaBackend(RoundBackend):
     """A torch model on a GPU, with the solver beside it."""
 
     oracle: TorchOracle
-    info: EngineInfo
-    batch_size: int | None = None  # images in work
-
-    @property
-    def kind(self) -> str:
-        """Kind of the model."""
-        return self.oracle.kind
-
-    @property
-    def classes(self) -> int:
-        """Number of its logits."""
-        return self.oracle.classes
-
-    @property
-    def verifier(self) -> OracleVerifier:
-        """The model itself, in batches no larger than those of the search."""
-        return OracleVerifier(self.oracle, self.batch_size or FORWARD_ROWS)
-
-    def noise(self, x: Floats) -> float:
-        """See `Backend`."""
-        return self.verifier.noise(x)
-
-    def run(self, job: Job, monitor: RunMonitor) -> tuple[Results, BaseException | None]:
-        """See `Backend`."""
-        return run_rounds(self, job, monitor)
 
     def slots(self, job: Job) -> int:
-        """See `rounds.RoundBackend`."""
+        """See `RoundBackend`."""
         return memory.rows(self.oracle, SLOTS, room(self.oracle.device))
 
     @contextmanager

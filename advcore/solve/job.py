@@ -1,4 +1,4 @@
-"""A checked job, its progress, and the monitor of its run."""
+"""A checked job, and the monitor of its run."""
 
 from __future__ import annotations
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,27 +29,9 @@ REPORT_SECONDS = 0.05
 """Seconds between two reports of progress."""
 
 
-class RoundBackend(Protocol):
-    """A back end whose evaluations an oracle makes, one batch a round."""
-
-    @property
-    def oracle(self) -> Oracle: ...
-
-    @property
-    def batch_size(self) -> int | None: ...
-
-    def slots(self, job: Job) -> int:
-        """Rows of a round: as many as are fast, and as activations and solver leave room for."""
-        ...
-
-    def session(self, job: Job, slots: int) -> AbstractContextManager[tuple[Any, Any]]:
-        """The solver's session for a job, and the oracle on arrays of the session's kind."""
-        ...
-
-
 @dataclass(frozen=True)
-class OracleBackend:
-    """A model behind an oracle, and the solver on the CPU."""
+class RoundBackend(ABC):
+    """A model behind an oracle, which evaluates one batch of slots a round."""
 
     oracle: Oracle
     info: EngineInfo
@@ -76,6 +59,18 @@ class OracleBackend:
     def run(self, job: Job, monitor: RunMonitor) -> tuple[Results, BaseException | None]:
         """See `Backend`."""
         return run_rounds(self, job, monitor)
+
+    @abstractmethod
+    def slots(self, job: Job) -> int:
+        """Rows of a round: as many as are fast, and as activations and solver leave room for."""
+
+    @abstractmethod
+    def session(self, job: Job, slots: int) -> AbstractContextManager[tuple[Any, Any]]:
+        """The solver's session for a job, and the oracle on arrays of the session's kind."""
+
+
+class OracleBackend(RoundBackend):
+    """A model behind an oracle, and the solver on the CPU."""
 
     def slots(self, job: Job) -> int:
         """See `RoundBackend`."""

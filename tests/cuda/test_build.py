@@ -18,16 +18,17 @@ pytestmark = pytest.mark.slow
 
 
 def resources(report: str) -> dict[str, dict[str, int]]:
-    """Of each kernel; and of the functions they call, which save the registers of their callers in
-    what ptxas counts as spills, the largest.
+    """Registers, stack and spills of each kernel, and the largest spills of functions they call.
+
+    These functions save the registers of their callers in what ptxas counts as spills.
     """
-    found: dict[str, dict[str, int]] = {}
+    result: dict[str, dict[str, int]] = {}
     entry, spills = "", [0]
     for line in re.split(r"(?=ptxas info\s+: )", report):
         if match := re.search(r"Compiling entry function '(\w+)'", line):
             entry = match[1]
             name = re.search(r"[a-z_]+_kernel(?=E)", entry)
-            kernel = found.setdefault(name[0] if name else entry, {})
+            kernel = result.setdefault(name[0] if name else entry, {})
         elif match := re.search(r"Used (\d+) registers(?:.*?(\d+) bytes cumulative stack)?", line):
             kernel |= {"registers": int(match[1]), "stack": int(match[2] or 0)}
         elif match := re.search(r"properties for (\w+)\s.*?(\d+) bytes spill stores", line, re.S):
@@ -35,8 +36,8 @@ def resources(report: str) -> dict[str, dict[str, int]]:
                 kernel["spills"] = int(match[2])
             else:
                 spills.append(int(match[2]))
-    found["called functions"] = {"spills": max(spills)}
-    return found
+    result["called functions"] = {"spills": max(spills)}
+    return result
 
 
 def test_kernels_use_what_the_table_says(tmp_path: Path) -> None:
@@ -56,12 +57,12 @@ def test_kernels_use_what_the_table_says(tmp_path: Path) -> None:
             *("-Xptxas=-v", f"-I{ROOT / 'csrc'}", "-cubin", "-o", str(tmp_path / "kernels.cubin")),
             str(ROOT / f"csrc/cuda/{source}.cu"),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "warning" not in done.stderr, done.stderr
-        found = resources(done.stdout + done.stderr)
-        called = measured.get("called functions", {"spills": 0}), found["called functions"]
-        measured |= found | {"called functions": {"spills": max(c["spills"] for c in called)}}
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
+        assert "warning" not in process.stderr, process.stderr
+        result = resources(process.stdout + process.stderr)
+        called = measured.get("called functions", {"spills": 0}), result["called functions"]
+        measured |= result | {"called functions": {"spills": max(c["spills"] for c in called)}}
     expected = table[release[1]][ARCHITECTURE]
     assert measured.keys() == expected.keys()
     for name, figures in expected.items():

@@ -70,8 +70,8 @@ def test_activation(call: Call, kind: str) -> None:
     expected = activation_reference(
         torch.tensor(z).double().expand(len(d), -1), torch.tensor(d), kind, 0.1
     )
-    for found, exact in zip((h, dh), expected, strict=True):
-        np.testing.assert_allclose(found[:, :-1], exact[:, :-1], rtol=4e-6, atol=1e-6)
+    for result, exact in zip((h, dh), expected, strict=True):
+        np.testing.assert_allclose(result[:, :-1], exact[:, :-1], rtol=4e-6, atol=1e-6)
     assert np.isnan(h[:, -1]).all()
 
 
@@ -117,11 +117,11 @@ def test_masked_classes(call: Call, masked: float, fused: bool) -> None:
 def test_logits_that_are_not_finite(call: Call, bad: float, fused: bool) -> None:
     case = Case((17, 20, 5), "relu", batch=9, slots=12, bad=bad, fused=fused)
     data = make_round(case)
-    found = call(run_case, case)
-    finite = records(found["problems"])["finite"][data["rows"][: case.batch]]
+    result = call(run_case, case)
+    finite = records(result["problems"])["finite"][data["rows"][: case.batch]]
     assert not finite[0]
     assert finite[1:].all()
-    assert_round(case, data, found, TOLERANCE)
+    assert_round(case, data, result, TOLERANCE)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -141,9 +141,9 @@ def test_tiles(call: Call, tile: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("fused", [True, False])
 def test_an_empty_round(call: Call, fused: bool) -> None:
     case = Case((17, 20, 5), batch=0, fused=fused)
-    found, data = call(run_case, case), make_round(case)
-    assert np.array_equal(found["problems"], data["problems"])
-    assert np.array_equal(found["dx"], data["dx"])
+    result, data = call(run_case, case), make_round(case)
+    assert np.array_equal(result["problems"], data["problems"])
+    assert np.array_equal(result["dx"], data["dx"])
 
 
 def shuffled(case: Case, data: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -170,15 +170,15 @@ def test_a_row_does_not_depend_on_the_others(call: Call, kind: str, fused: bool)
     kept = data["rows"][:3]
     expected = call(run_round, case, data)
     for seed in (3, 4):
-        found = call(run_round, case, shuffled(case, data, seed))
-        ours, theirs = (records(each["problems"])[kept] for each in (found, expected))
+        result = call(run_round, case, shuffled(case, data, seed))
+        ours, theirs = (records(each["problems"])[kept] for each in (result, expected))
         for name in ("finite", "prediction", "runner_up"):
             assert np.array_equal(ours[name], theirs[name]), name
         scale = np.abs(expected["logits"]).max()
         for name in ("margin", "log_odds", "T"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=TOLERANCE * scale)
         for name in ("dx", "scales"):
-            for a, b in zip(found[name][kept], expected[name][kept], strict=True):
+            for a, b in zip(result[name][kept], expected[name][kept], strict=True):
                 np.testing.assert_allclose(a, b, rtol=0, atol=4 * TOLERANCE * np.abs(b).max())
 
 
@@ -257,11 +257,11 @@ def test_margin_loss_reference_against_every_loss_of_a_run(kind: str, targeted: 
             margin_loss_reference(z, problem, params.temperatures, np.float32(params.confidence))
             for z, problem in zip(logits, expected, strict=True)
         ])  # fmt: skip
-        engine_dlogits, found = session.margin_loss(logits), records[slots]
+        engine_dlogits, result = session.margin_loss(logits), records[slots]
         np.testing.assert_allclose(engine_dlogits, dlogits[:paired], rtol=1e-4, atol=1e-5)
         for name in PROBLEM.names:
             np.testing.assert_allclose(
-                found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name
+                result[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name
             )
         network.core.forward(x[:paired], k[:paired], scales[slots[:paired]])
         session.advance(network.core.backward(engine_dlogits))
@@ -277,12 +277,12 @@ def test_margin_loss_reference_against_every_loss_of_a_run(kind: str, targeted: 
 def test_a_whole_run(call: Call, kind: str, targeted: bool, fused: bool) -> None:
     case = Case((20, 12, 5), kind, slots=8, fused=fused)
     network, job = problem(case, targeted, 8)
-    found = call(solve_in_rounds, case, job, targeted)
+    result = call(solve_in_rounds, case, job, targeted)
     params = params_for(network, targeted)
     expected, _ = _core.solve(network.core, _core.Job(params, *job), 1, 8, lambda counts: True)
-    np.testing.assert_array_equal(found["success"], expected["success"])
-    assert found["success"].sum() >= 6
-    both = found["success"] & (expected["distortion"] > 0)
-    gap = np.abs(found["distortion"][both] / expected["distortion"][both] - 1)
+    np.testing.assert_array_equal(result["success"], expected["success"])
+    assert result["success"].sum() >= 6
+    both = result["success"] & (expected["distortion"] > 0)
+    gap = np.abs(result["distortion"][both] / expected["distortion"][both] - 1)
     assert (gap < 1e-3).mean() >= 0.75, gap
-    assert abs(found["distortion"].mean() / expected["distortion"].mean() - 1) < 0.01
+    assert abs(result["distortion"].mean() / expected["distortion"].mean() - 1) < 0.01

@@ -54,10 +54,10 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     """Registers, stack and so on of a kernel: cuobjdump."""
     path = folder / "kernel.cubin"
     path.write_bytes(cubin)
-    done = subprocess.run(
+    process = subprocess.run(
         [CUOBJDUMP, "-res-usage", path], capture_output=True, text=True, check=True
     )
-    return {name: int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", done.stdout)}
+    return {name: int(value) for name, value in re.findall(r"([A-Z]+):(\d+)", process.stdout)}
 
 
 def assert_fits(plan: Plan, folder: Path) -> None:

@@ -64,8 +64,8 @@ def test_activation(kind: str) -> None:
     expected = activation_reference(
         torch.tensor(z).double().expand(len(d), -1), torch.tensor(d), kind, 0.1
     )
-    for found, exact in zip((h, dh), expected, strict=True):
-        np.testing.assert_allclose(found[:, :-1], exact[:, :-1], rtol=2e-5, atol=2e-6)
+    for result, exact in zip((h, dh), expected, strict=True):
+        np.testing.assert_allclose(result[:, :-1], exact[:, :-1], rtol=2e-5, atol=2e-6)
     assert np.isnan(h[:, -1]).all()
 
 
@@ -102,8 +102,8 @@ def test_precisions(
         widths, kind, batch=100, slots=130, fused=fused, precision=precision, tile=tile, plain=True
     )
     data = make_round(case)
-    found = run(case, data)
-    record_property("logit_error", assert_round(case, data, found, TOLERANCE[precision]))
+    result = run(case, data)
+    record_property("logit_error", assert_round(case, data, result, TOLERANCE[precision]))
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -133,9 +133,9 @@ def test_logits_that_are_not_finite(bad: float, fused: bool) -> None:
 def test_an_empty_round() -> None:
     case = Case((17, 20, 5), batch=0, tile=HOPPER)
     data = make_round(case)
-    found = run(case, data)
-    assert np.array_equal(found["problems"], data["problems"])
-    assert np.array_equal(found["dx"], data["dx"])
+    result = run(case, data)
+    assert np.array_equal(result["problems"], data["problems"])
+    assert np.array_equal(result["dx"], data["dx"])
 
 
 @pytest.mark.parametrize(("fused", "classes"), [(True, 1000), (False, 30000)])
@@ -163,6 +163,6 @@ def test_a_row_does_not_depend_on_the_others(precision: str, fused: bool) -> Non
         mixed["rows"] = random.permutation(data["rows"])
         for name in ("x", "problems", "scales"):
             mixed[name][data["rows"][20:]] = other[name][data["rows"][20:]]
-        found = run(case, mixed)
+        result = run(case, mixed)
         for name in ("problems", "dx", "scales"):
-            assert np.array_equal(found[name][kept], expected[name][kept]), name
+            assert np.array_equal(result[name][kept], expected[name][kept]), name

@@ -36,15 +36,15 @@ def random_network(sizes: tuple[int, ...], activation: str, scale: float = 3.0) 
     return Network(layers)
 
 
-def assert_agree(found: Any, expected: Any, share: float) -> None:
-    assert found.engine["path"] == "native"
-    assert str(found.engine["device"]).startswith("cuda")
-    assert (found.success == expected.success).mean() >= 0.97
-    both = found.success & expected.success & (expected.distortion > 0)
+def assert_agree(result: Any, expected: Any, share: float) -> None:
+    assert result.engine["path"] == "native"
+    assert str(result.engine["device"]).startswith("cuda")
+    assert (result.success == expected.success).mean() >= 0.97
+    both = result.success & expected.success & (expected.distortion > 0)
     if not both.any():
         return
-    gap = np.abs(found.distortion[both] / expected.distortion[both] - 1)
-    assert abs(found.distortion[both].mean() / expected.distortion[both].mean() - 1) < 0.02
+    gap = np.abs(result.distortion[both] / expected.distortion[both] - 1)
+    assert abs(result.distortion[both].mean() / expected.distortion[both].mean() - 1) < 0.02
     assert (gap < 1e-3).mean() >= share, np.sort(gap)[::-1][:10]
 
 
@@ -78,8 +78,8 @@ def test_digits(targeted: bool) -> None:
     network = data.embedded_network()
     expected = advcore.minimize_distortion(network, images, **aim)
     for model in (network, network.to_torch().to("cuda")):
-        found = advcore.minimize_distortion(model, images, device="cuda", **aim)
-        assert_agree(found, expected, 0.9)
+        result = advcore.minimize_distortion(model, images, device="cuda", **aim)
+        assert_agree(result, expected, 0.9)
 
 
 @pytest.mark.parametrize("options", [
@@ -92,8 +92,8 @@ def test_options(options: dict[str, Any]) -> None:
     if "levels" in options:
         images = np.rint(images * 255).astype(np.float32) / np.float32(255)
     expected = advcore.minimize_distortion(network, images, **options)
-    found = advcore.minimize_distortion(network, images, device="cuda", **options)
-    assert_agree(found, expected, 0.6)
+    result = advcore.minimize_distortion(network, images, device="cuda", **options)
+    assert_agree(result, expected, 0.6)
 
 
 def test_own_bounds_and_starts() -> None:
@@ -105,8 +105,8 @@ def test_own_bounds_and_starts() -> None:
     starts = np.clip(starts, bounds[0][:, None], bounds[1][:, None])
     options = {"bounds": bounds, "starts": starts}
     expected = advcore.minimize_distortion(network, images, **options)
-    found = advcore.minimize_distortion(network, images, device="cuda", **options)
-    assert_agree(found, expected, 0.8)
+    result = advcore.minimize_distortion(network, images, device="cuda", **options)
+    assert_agree(result, expected, 0.8)
 
 
 @pytest.mark.parametrize("sizes", [(60, 50, 10), (60, 700, 10)])
@@ -140,10 +140,10 @@ def test_a_time_limit_and_a_callback() -> None:
     network = random_network((784, 500, 500, 10), "relu")
     images = np.random.default_rng(0).random((20000, 784), dtype=np.float32)
     advcore.minimize_distortion(network, images[:10], device="cuda")
-    found = advcore.minimize_distortion(network, images, device="cuda", time_limit=0.01)
-    stopped = found.status == advcore.Status.interrupted
+    result = advcore.minimize_distortion(network, images, device="cuda", time_limit=0.01)
+    stopped = result.status == advcore.Status.interrupted
     assert stopped.any()
-    assert np.array_equal(found.adversarial[~found.success], images[~found.success])
+    assert np.array_equal(result.adversarial[~result.success], images[~result.success])
     seen: list[Any] = []
     advcore.minimize_distortion(network, images[:4000], device="cuda", callback=seen.append)
     assert seen[-1].finished == 4000
@@ -156,8 +156,8 @@ def test_logits_that_are_not_finite() -> None:
     images = np.random.default_rng(0).random((10, 20), dtype=np.float32)
     labels = np.zeros(10, np.int64)
     expected = advcore.minimize_distortion(Network(layers), images, labels=labels)
-    found = advcore.minimize_distortion(Network(layers), images, labels=labels, device="cuda")
-    assert np.array_equal(found.success, expected.success)
+    result = advcore.minimize_distortion(Network(layers), images, labels=labels, device="cuda")
+    assert np.array_equal(result.success, expected.success)
 
 
 def test_images_of_the_device_and_of_the_host_give_the_same() -> None:
@@ -185,7 +185,7 @@ def test_the_verification_is_in_float32(tf32_products: None) -> None:
     network = data.embedded_network()
     images, labels = data.embedded_digits()
     targets = random_targets(labels, classes=10, seed=0)[:200]
-    found = advcore.minimize_distortion(network, images[:200], targets, device="cuda")
-    predicted = network.forward(found.adversarial.reshape(200, -1)).argmax(axis=1)
-    assert (predicted == targets)[found.success].all()
-    assert found.success.mean() > 0.99
+    result = advcore.minimize_distortion(network, images[:200], targets, device="cuda")
+    predicted = network.forward(result.adversarial.reshape(200, -1)).argmax(axis=1)
+    assert (predicted == targets)[result.success].all()
+    assert result.success.mean() > 0.99

@@ -136,11 +136,11 @@ def test_same_results_as_the_native_run(plan: StandInPlan) -> None:
     native = NativeBackend(network, NetworkVerifier(network), info, threads=1)
     expected, _ = native.run(job, monitor_of(job))
     seen: list[Progress] = []
-    found, error, info = run(network, job, callback=seen.append)
+    result, error, info = run(network, job, callback=seen.append)
     assert error is None
-    assert found["success"].all()
+    assert result["success"].all()
     for name, values in expected.items():
-        assert np.array_equal(found[name], values, equal_nan=values.dtype.kind == "f"), name
+        assert np.array_equal(result[name], values, equal_nan=values.dtype.kind == "f"), name
     assert [p.finished for p in seen] == sorted(p.finished for p in seen)
     assert any(0 < p.finished < 40 for p in seen)
     assert (info.kernels, info.fillings, info.round_seconds) == ("propagate", 1, 0.5)
@@ -161,16 +161,16 @@ def test_what_the_kernels_are_told(plan: StandInPlan) -> None:
 @pytest.mark.parametrize("how", ["callback", "limit"])
 def test_a_stop_delivers_what_there_is(plan: StandInPlan, how: str) -> None:
     network, job = problem()
-    found, error, _ = (
+    result, error, _ = (
         run(network, job, callback=lambda p: True)
         if how == "callback"
         else run(network, job, limit=0)
     )
     assert error is None
-    stopped = found["status"] == _core.Status.interrupted
+    stopped = result["status"] == _core.Status.interrupted
     assert stopped.sum() > 0
-    clean = ~found["success"] & ~stopped  # a stopped search leaves where it stood
-    assert np.array_equal(found["adversarial"][clean], job.images[clean])
+    clean = ~result["success"] & ~stopped  # a stopped search leaves where it stood
+    assert np.array_equal(result["adversarial"][clean], job.images[clean])
 
 
 def test_an_error_of_the_callback_and_of_the_device(plan: StandInPlan) -> None:
@@ -179,14 +179,14 @@ def test_an_error_of_the_callback_and_of_the_device(plan: StandInPlan) -> None:
     def broken(progress: Progress) -> None:
         raise KeyError("mine")
 
-    found, error, _ = run(network, job, callback=broken)
+    result, error, _ = run(network, job, callback=broken)
     assert isinstance(error, KeyError)
-    assert (found["status"] == _core.Status.interrupted).any()
+    assert (result["status"] == _core.Status.interrupted).any()
     StandIn.fails_in = 45
-    found, error, _ = run(network, job)
+    result, error, _ = run(network, job)
     assert isinstance(error, DeviceError)
     assert "unspecified launch failure" in str(error)
-    done = found["status"] != _core.Status.interrupted
+    done = result["status"] != _core.Status.interrupted
     assert 0 < done.sum() < len(done)
 
 

@@ -117,11 +117,11 @@ def test_same_results_as_the_session_of_the_cpu(
     expected, error = run(oracle, job, 7)
     assert error is None
     assert expected["success"].any()
-    found, error = run(oracle, job, 7, on_gpu=True)
+    result, error = run(oracle, job, 7, on_gpu=True)
     assert error is None
-    assert np.array_equal(found["success"], expected["success"])
-    both = found["success"]
-    gap = np.abs(found["distortion"][both] / expected["distortion"][both] - 1)
+    assert np.array_equal(result["success"], expected["success"])
+    both = result["success"]
+    gap = np.abs(result["distortion"][both] / expected["distortion"][both] - 1)
     assert (gap < 1e-3).mean() >= 0.9  # torch's products round with the rows of the batch
 
 
@@ -129,13 +129,13 @@ def test_a_failed_launch_keeps_what_was_finished(stand_in: type[StandIn]) -> Non
     oracle, job = problem(torch.nn.Tanh())
     whole, _ = run(oracle, job, 4, on_gpu=True)
     stand_in.fails_in = 60
-    found, error = run(oracle, job, 4, on_gpu=True)
+    result, error = run(oracle, job, 4, on_gpu=True)
     assert isinstance(error, DeviceError)
     assert "unspecified launch failure" in str(error)
-    kept = found["status"] != _core.Status.interrupted
+    kept = result["status"] != _core.Status.interrupted
     assert 0 < kept.sum() < len(kept)
-    assert np.array_equal(found["adversarial"][kept], whole["adversarial"][kept])
-    assert np.array_equal(found["adversarial"][~kept], job.images[~kept])
+    assert np.array_equal(result["adversarial"][kept], whole["adversarial"][kept])
+    assert np.array_equal(result["adversarial"][~kept], job.images[~kept])
 
 
 def test_the_arena_takes_what_there_is(

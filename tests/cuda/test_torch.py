@@ -45,14 +45,14 @@ def on_gpu(model: Any, images: Any, **options: Any) -> Any:
     return advcore.minimize_distortion(lambda x: model(x), images, device="cuda", **options)
 
 
-def assert_agree(found: Any, expected: Any, share: float) -> None:
+def assert_agree(result: Any, expected: Any, share: float) -> None:
     # Searches that round differently part at times: the CPU's own two paths, native and torch,
     # are within 1e-3 on 97% of the digits with targets, on 67 to 100% of large random images.
-    assert found.engine["solver"].startswith("cuda")
-    assert np.array_equal(found.success, expected.success)
-    both = found.success & (expected.distortion > 0)
-    gap = np.abs(found.distortion[both] / expected.distortion[both] - 1)
-    assert abs(found.distortion[both].mean() / expected.distortion[both].mean() - 1) < 0.02
+    assert result.engine["solver"].startswith("cuda")
+    assert np.array_equal(result.success, expected.success)
+    both = result.success & (expected.distortion > 0)
+    gap = np.abs(result.distortion[both] / expected.distortion[both] - 1)
+    assert abs(result.distortion[both].mean() / expected.distortion[both].mean() - 1) < 0.02
     assert (gap < 1e-3).mean() >= share, np.sort(gap)[::-1][:10]
 
 
@@ -62,8 +62,8 @@ def test_any_size(n: int, activation: Any) -> None:
     model = random_network(n, activation)
     images = np.random.default_rng(n).random((40 if n < 10000 else 6, n), dtype=np.float32)
     expected = advcore.minimize_distortion(model, images)
-    found = on_gpu(model, images)
-    assert_agree(found, expected, 0.9 if n < 10000 else 0.5)
+    result = on_gpu(model, images)
+    assert_agree(result, expected, 0.9 if n < 10000 else 0.5)
 
 
 @pytest.mark.parametrize("targeted", [True, False])
@@ -74,8 +74,8 @@ def test_digits(targeted: bool) -> None:
         aim = {"targets": random_targets(labels, classes=10, seed=0)}
     network = data.embedded_network()
     expected = advcore.minimize_distortion(network, images, **aim)
-    found = on_gpu(network.to_torch(), images, **aim)
-    assert_agree(found, expected, 0.94)
+    result = on_gpu(network.to_torch(), images, **aim)
+    assert_agree(result, expected, 0.94)
 
 
 @pytest.mark.parametrize("options", [
@@ -86,8 +86,8 @@ def test_options(options: dict[str, Any]) -> None:
     model = random_network(50, torch.nn.Tanh())
     images = np.random.default_rng(0).random((64, 50), dtype=np.float32)
     expected = advcore.minimize_distortion(model, images, **options)
-    found = on_gpu(model, images, **options)
-    assert_agree(found, expected, 0.65 if "c_search" in options else 0.9)
+    result = on_gpu(model, images, **options)
+    assert_agree(result, expected, 0.65 if "c_search" in options else 0.9)
 
 
 def test_own_bounds_and_starts() -> None:
@@ -99,8 +99,8 @@ def test_own_bounds_and_starts() -> None:
     starts = np.clip(starts, bounds[0][:, None], bounds[1][:, None])
     options = {"bounds": bounds, "starts": starts}
     expected = advcore.minimize_distortion(model, images, **options)
-    found = on_gpu(model, images, **options)
-    assert_agree(found, expected, 0.85)
+    result = on_gpu(model, images, **options)
+    assert_agree(result, expected, 0.85)
 
 
 def test_result_does_not_depend_on_slots() -> None:
@@ -133,5 +133,5 @@ def test_nan_logits_and_many_classes() -> None:
 
     images[:10, 0], images[10:, 0] = 0.9, 0.1
     model = Broken().eval()
-    found = advcore.minimize_distortion(model, images, device="cuda", labels=0)
-    assert (found.status[:10] == advcore.Status.non_finite).all()
+    result = advcore.minimize_distortion(model, images, device="cuda", labels=0)
+    assert (result.status[:10] == advcore.Status.non_finite).all()

@@ -1,4 +1,4 @@
-"""Affine classifiers with their exact minima, and what a result on them must satisfy."""
+"""Affine classifiers with their exact minima, and checks of results on them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from .exact_affine import nearest
 INF = float("inf")
 CONFIDENCE = 1e-4
 LIMITS = {2: (1e-4, 1e-3), 3: (1e-4, 1e-3), 10: (1e-4, 1e-3), 1000: (1.5e-3, 1e-2)}
-"""Relative gap by number of classes: mean and largest. Of 1,000 random classes dozens meet at the
-minimum, more than the sixteen cuts of the polish."""
+"""Largest mean and largest single relative gap, by the number of classes. Dozens of 1,000 random
+classes meet at the minimum, more than the sixteen cuts of the polish."""
 
 
 class Affine:
     """A random affine classifier, images, and for each image a target that the box contains.
 
-    Exact distortions are computed once: nothing of it may change after the first of them.
+    Exact distortions are computed once, so that nothing may change after the first of them.
     """
 
     def __init__(self, n: int, classes: int, lo: Any, hi: Any, rows: int = 12) -> None:
         rng = np.random.default_rng(1000 * n + classes)
         self.bounds = (lo, hi)
-        self.lo, self.hi = (np.broadcast_to(np.asarray(end, np.float64), (n,)) for end in (lo, hi))
+        self.lo, self.hi = (
+            np.broadcast_to(np.asarray(bound, np.float64), (n,)) for bound in (lo, hi)
+        )
         low = np.where(np.isfinite(self.lo), self.lo, -1.0)
         high = np.where(np.isfinite(self.hi), self.hi, 1.0)
         weight = rng.standard_normal((classes, n))
@@ -36,14 +38,14 @@ class Affine:
         self.layer = Layer(weight.astype(np.float32), bias.astype(np.float32))
         self.network = Network([self.layer])
         points = low + (high - low) * rng.random((4000, n))
-        ordered = np.sort(self.logits(points), axis=1)
-        clear = ordered[:, -1] - ordered[:, -2] > 1e-2
-        seen = np.unique(self.logits(points[clear]).argmax(axis=1))
-        assert len(seen) >= 2
+        sorted_logits = np.sort(self.logits(points), axis=1)
+        has_margin = sorted_logits[:, -1] - sorted_logits[:, -2] > 1e-2
+        reachable = np.unique(self.logits(points[has_margin]).argmax(axis=1))
+        assert len(reachable) >= 2
         x = low + (high - low) * rng.random((rows, n))
         self.x = np.clip(x.astype(np.float32), self.lo, self.hi).astype(np.float32)
         self.label = self.logits(self.x).argmax(axis=1)
-        self.target = np.array([rng.choice(seen[seen != label]) for label in self.label])
+        self.target = np.array([rng.choice(reachable[reachable != label]) for label in self.label])
         self._exact: dict[tuple[str, float], Any] = {}
 
     def logits(self, x: Any) -> Any:
@@ -70,15 +72,15 @@ class Affine:
         return self._exact[key]
 
     def _targeted(self, confidence: float) -> Any:
-        found = []
+        distortions = []
         for row, (x, target) in enumerate(zip(self.x, self.target, strict=True)):
             others = np.delete(np.arange(self.network.classes), target)
             r = nearest(*self.versus(row, target, others, confidence), self.lo - x, self.hi - x)
-            found.append(np.linalg.norm(r))
-        return np.array(found)
+            distortions.append(np.linalg.norm(r))
+        return np.array(distortions)
 
     def _untargeted(self, confidence: float) -> Any:
-        found = []
+        distortions = []
         for row, (x, label) in enumerate(zip(self.x, self.label, strict=True)):
             others = np.delete(np.arange(self.network.classes), label)
             a, b = self.versus(row, others, label, confidence)
@@ -88,8 +90,8 @@ class Affine:
                     break
                 r = nearest(a[j : j + 1], b[j : j + 1], self.lo - x, self.hi - x)
                 best = best if r is None else min(best, np.linalg.norm(r))
-            found.append(best)
-        return np.array(found)
+            distortions.append(best)
+        return np.array(distortions)
 
 
 @cache
@@ -99,7 +101,7 @@ def affine(n: int, classes: int, low: float, high: float) -> Affine:
 
 
 def check_sound(result: Any, exact: Any, problem: Affine, confidence: float) -> None:
-    """Success everywhere, inside the box, with the margin, and not below the exact minimum."""
+    """All images succeed, inside the box, with the margin, and not below the exact minimum."""
     assert result.success.all()
     x = result.adversarial.astype(np.float64)
     np.testing.assert_allclose(np.linalg.norm(x - problem.x, axis=1), result.distortion, rtol=1e-6)
@@ -120,11 +122,11 @@ def check_sound(result: Any, exact: Any, problem: Affine, confidence: float) -> 
 
 
 def check_near(result: Any, exact: Any, problem: Affine) -> None:
-    """Relative gap, after what the margin is raised by for the rounding of long sums."""
+    """The gap is small, after the distortion that the rounding of long sums adds."""
     weight, bias = np.abs(problem.layer.weight), np.abs(problem.layer.bias)
     rounding = 2.0**-23 * (np.abs(problem.x) @ weight.T + bias).max(axis=1)
-    raised = 8 * rounding / np.linalg.norm(weight, axis=1).min()
-    gap = np.maximum(result.distortion - raised, exact) / exact - 1
+    added_distortion = 8 * rounding / np.linalg.norm(weight, axis=1).min()
+    gap = np.maximum(result.distortion - added_distortion, exact) / exact - 1
     mean, worst = LIMITS[problem.network.classes]
     assert gap.max() < worst
     assert gap.mean() < mean
@@ -136,7 +138,7 @@ def check(result: Any, exact: Any, problem: Affine, confidence: float = CONFIDEN
 
 
 def check_targeted(backend: Backend, problem: Affine) -> None:
-    """The exact minimum for the targets."""
+    """The result is the exact minimum for the targets."""
     bounds = problem.bounds
     result = backend.attack(problem.network, problem.x, problem.target, bounds=bounds)
     check(result, problem.targeted(), problem)
@@ -145,15 +147,18 @@ def check_targeted(backend: Backend, problem: Affine) -> None:
 
 
 def check_untargeted(backend: Backend, problem: Affine) -> None:
-    """The exact minimum for the classes that the images have become."""
+    """The result is the exact minimum for the classes that the images have become."""
     result = backend.attack(problem.network, problem.x, bounds=problem.bounds)
     check_sound(result, problem.untargeted(), problem, CONFIDENCE)
     assert (result.prediction != problem.label).all()
     assert (result.target == -1).all()
-    z, own = problem.logits(result.adversarial), []
+    z, exact = problem.logits(result.adversarial), []
     for row, (x, label) in enumerate(zip(problem.x, problem.label, strict=True)):
-        passed = np.flatnonzero(z[row] > z[row, label])
-        a, b = problem.versus(row, passed, label, CONFIDENCE)
-        rs = [nearest(a[[j]], b[[j]], problem.lo - x, problem.hi - x) for j in range(len(passed))]
-        own.append(max(np.linalg.norm(r) for r in rs))  # the search ended at the last to be passed
-    check_near(result, np.array(own), problem)
+        passed_classes = np.flatnonzero(z[row] > z[row, label])
+        a, b = problem.versus(row, passed_classes, label, CONFIDENCE)
+        rs = [
+            nearest(a[[j]], b[[j]], problem.lo - x, problem.hi - x)
+            for j in range(len(passed_classes))
+        ]
+        exact.append(max(np.linalg.norm(r) for r in rs))  # The search ended at the last of these.
+    check_near(result, np.array(exact), problem)

@@ -42,14 +42,14 @@ class Backend:
     name : str
         Name in the names of the tests.
     path : str
-        What ``Result.engine["path"]`` says.
+        Value of ``Result.engine["path"]``.
     tolerance : Tolerance or None
         How far results on smooth networks may be from those of the native engine of this process;
         None where they must have the same bits.
     exact : bool
         Whether the arrays of an image have the same bits in any batch.
     smooths : bool
-        Whether activations can be smoothed; without it more searches end in a worse minimum.
+        Whether activations can be smoothed. Without it more searches end in a worse minimum.
     fast : bool
         Whether an evaluation of a small network takes a few microseconds, as no Python is in it.
     long : int
@@ -65,11 +65,11 @@ class Backend:
     long = 100_000
 
     def missing(self) -> str:
-        """Why this machine cannot run it; empty where it can."""
+        """Return why this machine cannot run it. Empty: it can."""
         return ""
 
     def model(self, network: Network) -> Any:
-        """What is passed to ``minimize_distortion`` as the model."""
+        """Return the model to pass to ``minimize_distortion``."""
         return network
 
     def attack(self, network: Network, images: Any, targets: Any = None, **options: Any) -> Any:
@@ -79,7 +79,7 @@ class Backend:
         return result
 
     def assert_agrees(self, found: Any, native: Any) -> None:
-        """A result of this back end against that of the native engine of this process."""
+        """Compare a result of this back end with that of the native engine of this process."""
         if self.tolerance is None:
             same(found, native)
             return
@@ -89,16 +89,16 @@ class Backend:
         assert found.distortion[found.success].mean() == pytest.approx(mean, rel=self.tolerance.far)
 
     def close(self) -> None:
-        """Let go of what the runs have kept."""
+        """Release what the runs have kept."""
 
 
 def assert_near(a: Any, b: Any, tolerance: Tolerance) -> None:
-    """Distortions of the same images, infinite where there is none."""
+    """Compare distortions of the same images, infinite where there is none."""
     finite = np.isfinite(b)
     np.testing.assert_array_equal(np.isfinite(a), finite)
-    off = np.abs(a[finite] - b[finite])
-    assert (off <= tolerance.near * b[finite] + 1e-5).mean() >= tolerance.share
-    assert (off <= tolerance.far * b[finite] + 1e-5).all()
+    gap = np.abs(a[finite] - b[finite])
+    assert (gap <= tolerance.near * b[finite] + 1e-5).mean() >= tolerance.share
+    assert (gap <= tolerance.far * b[finite] + 1e-5).all()
 
 
 class Native(Backend):

@@ -34,10 +34,10 @@ def nearest(a: Any, b: Any, low: Any, high: Any) -> Any:
         if not len(worst):
             return r
         rows, dual = np.append(rows, worst), np.append(dual, np.zeros(len(worst)))
-        found = _solve(a[rows], b[rows], low, high, dual)
-        if found is None:
+        solution = _solve(a[rows], b[rows], low, high, dual)
+        if solution is None:
             return None
-        r, dual = found
+        r, dual = solution
         rows, dual = rows[dual > 0], dual[dual > 0]
     raise Undecided("no convergence")
 

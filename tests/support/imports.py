@@ -21,12 +21,12 @@ class Import:
 
 def modules(package: Path, name: str) -> dict[str, Path]:
     """Dotted name to file, of a package folder and all below it, with stubs of compiled modules."""
-    found = {}
+    files = {}
     for path in sorted([*package.rglob("*.py"), *package.rglob("*.pyi")]):
         parts = path.relative_to(package).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
-        found[".".join((name, *parts))] = path
-    return found
+        files[".".join((name, *parts))] = path
+    return files
 
 
 def imports(files: Mapping[str, Path]) -> list[Import]:
@@ -34,7 +34,7 @@ def imports(files: Mapping[str, Path]) -> list[Import]:
 
     ``from package import name`` is an import of the module ``package.name`` where there is one.
     """
-    found = []
+    statements = []
     for importer, path in files.items():
         folder = importer if path.stem == "__init__" else importer.rpartition(".")[0]
         for node, for_types in _statements(ast.parse(path.read_text()), False):
@@ -45,12 +45,12 @@ def imports(files: Mapping[str, Path]) -> list[Import]:
                 base = ".".join([*(above if node.level else []), *filter(None, [node.module])])
                 names = [f"{base}.{alias.name}" for alias in node.names]
                 names = [full if full in files else base for full in names]
-            found += [
+            statements += [
                 Import(importer, name, node.lineno, for_types)
                 for name in dict.fromkeys(names)
                 if name in files and name != importer
             ]
-    return found
+    return statements
 
 
 def _statements(
@@ -81,7 +81,9 @@ def without_a_room(files: Mapping[str, Path], rooms: Rooms) -> list[str]:
     return sorted({place_of(module) for module in files} - known)
 
 
-def upward(found: Sequence[Import], rooms: Rooms, only: Mapping[str, Sequence[str]]) -> list[str]:
+def upward(
+    statements: Sequence[Import], rooms: Rooms, only: Mapping[str, Sequence[str]]
+) -> list[str]:
     """Imports that the rule forbids, as "importer:line imports imported".
 
     A room imports itself and rooms of lower levels. The places in ``only`` import those alone.
@@ -94,7 +96,7 @@ def upward(found: Sequence[Import], rooms: Rooms, only: Mapping[str, Sequence[st
         for place in room
     }
     forbidden = []
-    for each in found:
+    for each in statements:
         importer, imported = place_of(each.importer), place_of(each.imported)
         allowed = where[imported] == where[importer] or where[imported][0] < where[importer][0]
         if importer in only:
@@ -104,14 +106,14 @@ def upward(found: Sequence[Import], rooms: Rooms, only: Mapping[str, Sequence[st
     return forbidden
 
 
-def circles(found: Sequence[Import]) -> list[list[str]]:
+def circles(statements: Sequence[Import]) -> list[list[str]]:
     """Modules that import each other, in groups; an import inside a function counts.
 
     Imports for type checkers do not count, as none of them runs. Nor does it that Python imports
     ``a`` before ``a.b``: else ``a`` were in a circle with every module of its own that it imports.
     """
     follows: dict[str, set[str]] = {}
-    for each in found:
+    for each in statements:
         if each.for_types:
             continue
         follows.setdefault(each.importer, set()).add(each.imported)

@@ -1,4 +1,4 @@
-"""When a test is skipped, visibly."""
+"""Conditions on which a test is skipped, visibly."""
 
 from __future__ import annotations
 

@@ -16,13 +16,13 @@ ISAS = ("base", "v3", "v4")
 
 @dataclass(frozen=True)
 class Build:
-    """A build folder with the check programs; `isas` are those that they and the CPU have."""
+    """A build folder with the check programs, and the instruction sets to check."""
 
     folder: Path
     isas: tuple[str, ...]
 
     def run(self, program: str, isa: str, environment: dict[str, str] | None = None) -> None:
-        done = subprocess.run(
+        process = subprocess.run(
             [self.folder / program],
             env=os.environ | {"ADVCORE_ISA": isa} | (environment or {}),
             capture_output=True,
@@ -30,19 +30,21 @@ class Build:
             timeout=300,
             check=False,
         )
-        assert done.returncode == 0, f"{program} for {isa}:\n{done.stdout}{done.stderr}"
-        assert f"{isa} " in done.stdout, f"{program} checked nothing for {isa}:\n{done.stdout}"
+        assert process.returncode == 0, f"{program} for {isa}:\n{process.stdout}{process.stderr}"
+        assert f"{isa} " in process.stdout, (
+            f"{program} checked nothing for {isa}:\n{process.stdout}"
+        )
 
 
 def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         pytest.skip(f"{name} is not installed")
-    return found
+    return path
 
 
 def compiles(folder: Path, *flags: str) -> bool:
-    """Whether the compiler that CMake would take builds and runs a C++20 program."""
+    """Return whether the compiler that CMake would take builds a C++20 program that runs."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler:
         return False
@@ -50,12 +52,12 @@ def compiles(folder: Path, *flags: str) -> bool:
     source.write_text("#include <bit>\nint main() { return std::popcount(0u); }\n")
     binary = folder / "probe"
     command = [*compiler.split(), "-std=c++20", *flags, str(source), "-o", str(binary)]
-    built = subprocess.run(command, capture_output=True, check=False)
-    return built.returncode == 0 and subprocess.run([binary], check=False).returncode == 0
+    process = subprocess.run(command, capture_output=True, check=False)
+    return process.returncode == 0 and subprocess.run([binary], check=False).returncode == 0
 
 
 def isas_of_this_cpu() -> tuple[str, ...]:
-    """The names whose flags /proc/cpuinfo shows; the baseline alone where there is no such file."""
+    """Return the instruction sets of /proc/cpuinfo, the baseline alone if there is no such file."""
     info = Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.is_file() else set()
     has_v3 = {"avx2", "bmi2", "fma", "f16c"} <= flags
@@ -68,11 +70,11 @@ def build(folder: Path, build_type: str, flags: str, *options: str) -> Build:
     if not compiles(folder):
         pytest.skip("no compiler for C++20")
     configure = [
-        *(cmake, "-S", str(ROOT), "-B", str(folder)),
-        *("-DADVCORE_CHECKS=ON", "-DADVCORE_MODULE=OFF", "-DADVCORE_CUDA=OFF", *options),
-        *(f"-DCMAKE_BUILD_TYPE={build_type}", f"-DCMAKE_CXX_FLAGS={flags}"),
-    ]
+        cmake, "-S", str(ROOT), "-B", str(folder),
+        "-DADVCORE_CHECKS=ON", "-DADVCORE_MODULE=OFF", "-DADVCORE_CUDA=OFF", *options,
+        f"-DCMAKE_BUILD_TYPE={build_type}", f"-DCMAKE_CXX_FLAGS={flags}",
+    ]  # fmt: skip
     for command in (configure, [cmake, "--build", str(folder), "--parallel", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, f"{command}:\n{process.stdout}{process.stderr}"
     return Build(folder, isas_of_this_cpu())

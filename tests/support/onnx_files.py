@@ -34,23 +34,23 @@ class Writer:
         return str(self.arrays[-1].name)
 
     def add(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Writer:
-        """A node; the last value is its first input unless one of the inputs is None."""
-        given = [i if i is None or isinstance(i, str) else self.array(i) for i in inputs]
-        names = [self.value if i is None else i for i in given]
-        names = names if None in given else [self.value, *names]
-        made = [f"v{len(self.nodes)}_{i}" for i in range(outputs)]
+        """Add a node. Its first input is the last value, unless None marks the place of that."""
+        entries = [i if i is None or isinstance(i, str) else self.array(i) for i in inputs]
+        names = [self.value if i is None else i for i in entries]
+        names = names if None in entries else [self.value, *names]
+        results = [f"v{len(self.nodes)}_{i}" for i in range(outputs)]
         domain = "other" if kind == "Mine" else ""
-        self.nodes.append(helper.make_node(kind, names, made, domain=domain, **attributes))
-        self.value = made[0]
+        self.nodes.append(helper.make_node(kind, names, results, domain=domain, **attributes))
+        self.value = results[0]
         return self
 
     def model(self, outputs: list[str] | None = None, inputs: list[Any] | None = None) -> Any:
-        shown = [
+        values = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
             for name in outputs or [self.value]
         ]
         graph = helper.make_graph(
-            self.nodes, "g", [self.entry, *(inputs or [])], shown, self.arrays
+            self.nodes, "g", [self.entry, *(inputs or [])], values, self.arrays
         )
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("other", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
@@ -63,27 +63,27 @@ class Writer:
 def from_torch(
     module: Any, shape: tuple[int, ...], *, gemm: bool = True, batch: Any = "n"
 ) -> Writer:
-    """The layers of a chain of torch modules; MatMul and Add instead of Gemm where not ``gemm``."""
-    out = Writer(batch, *shape)
+    """Write the layers of a chain of torch modules, Linear as Gemm or else as MatMul and Add."""
+    writer = Writer(batch, *shape)
     for layer in module:
         state = {name: value.detach().numpy() for name, value in layer.state_dict().items()}
         kind = type(layer).__name__
         if kind == "Linear" and gemm:
-            out.add("Gemm", state["weight"], state["bias"], transB=1)
+            writer.add("Gemm", state["weight"], state["bias"], transB=1)
         elif kind == "Linear":
-            out.add("MatMul", state["weight"].T.copy()).add("Add", state["bias"])
+            writer.add("MatMul", state["weight"].T.copy()).add("Add", state["bias"])
         elif kind == "Conv2d":
-            out.add("Conv", state["weight"], state["bias"], strides=layer.stride,
+            writer.add("Conv", state["weight"], state["bias"], strides=layer.stride,
                     pads=[*layer.padding, *layer.padding])  # fmt: skip
         elif kind == "BatchNorm2d":
             names = ("weight", "bias", "running_mean", "running_var")
-            out.add("BatchNormalization", *(state[name] for name in names))
+            writer.add("BatchNormalization", *(state[name] for name in names))
         elif kind == "MaxPool2d":
-            out.add("MaxPool", kernel_shape=[layer.kernel_size] * 2, strides=[layer.stride] * 2)
+            writer.add("MaxPool", kernel_shape=[layer.kernel_size] * 2, strides=[layer.stride] * 2)
         elif kind == "Normalize":
             for name, operator in (("mean", "Sub"), ("std", "Div")):
                 value = np.asarray(getattr(layer, name), np.float32).reshape(1, -1, 1, 1)
-                out.add(operator, value)
+                writer.add(operator, value)
         else:
-            out.add({"ReLU": "Relu"}.get(kind, kind))
-    return out
+            writer.add({"ReLU": "Relu"}.get(kind, kind))
+    return writer

@@ -13,7 +13,7 @@ FIELDS = (
 
 
 def same(a: Any, b: Any, rows_a: Any = slice(None), rows_b: Any = slice(None)) -> None:
-    """Every array of two results, bit for bit."""
+    """Compare every array of two results bit for bit."""
     for name in FIELDS:
         ours, theirs = getattr(a, name)[rows_a], getattr(b, name)[rows_b]
         np.testing.assert_array_equal(ours, theirs, err_msg=name)

@@ -1,4 +1,4 @@
-"""Small parts of experiments that several tests make use of."""
+"""Small parts of experiments that several tests use."""
 
 from __future__ import annotations
 
