@@ -27,7 +27,7 @@ class CSearch(enum.IntEnum):
     fused = 0
 class Params:
     """
-    Options of a run; csrc/problem.h describes each.
+    Options of a run; csrc/params.h describes each.
     """
     c_search: CSearch
     loss: Loss

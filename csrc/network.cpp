@@ -12,10 +12,6 @@
 namespace advcore {
 namespace {
 
-constexpr const char* kNames[kActivations] = {"identity", "relu",     "leaky_relu", "sigmoid",
-                                              "tanh",     "softplus", "gelu",       "gelu_tanh"};
-constexpr const char* kPoolingNames[kPoolings] = {"none", "max", "mean"};
-
 [[noreturn]] void refuse(const std::string& text) { throw std::invalid_argument(text); }
 
 void check_values(const std::string& where, const char* what, const std::vector<float>& values,
@@ -100,13 +96,15 @@ size_t whole_lines(size_t n) { return (n + kPad - 1) / kPad * kPad; }
 
 }  // namespace
 
-const char* activation_name(Activation activation) { return kNames[static_cast<int>(activation)]; }
+const char* activation_name(Activation activation) {
+  return kActivationNames[static_cast<int>(activation)];
+}
 
 Activation activation_from_name(const char* name) {
   std::string known;
   for (int i = 0; i < kActivations; ++i) {
-    if (std::strcmp(name, kNames[i]) == 0) return static_cast<Activation>(i);
-    known += (i ? ", " : "") + std::string(kNames[i]);
+    if (std::strcmp(name, kActivationNames[i]) == 0) return static_cast<Activation>(i);
+    known += (i ? ", " : "") + std::string(kActivationNames[i]);
   }
   refuse("activation must be one of " + known + ", not " + name);
 }

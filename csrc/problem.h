@@ -1,5 +1,5 @@
-// The data of a run: Params (the options, one a run), Problem (one image in a slot) and its State,
-// with what a network is asked for. Plain data, shared by every back end.
+// One image in a slot: its vectors (Problem) and its scalars (State), with the request to the
+// network. Plain data, shared by every back end.
 //
 // Letters of the papers: x0 clean image, r = x - x0, c weight of the distortion, s and y the pairs
 // of L-BFGS, T temperature of the smoothed log-odds, k smoothing of the activations.
@@ -7,6 +7,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+#include "params.h"
 
 // For a CUDA compiler: the solver's functions, which one thread runs, are not inlined, as ptxas
 // would take more than 10 minutes and 6 GB; functions of every lane are.
@@ -30,10 +32,6 @@ constexpr int kPad = 16;
 constexpr int kMaxHistory = 8;
 // The largest number of cutting planes in the bundle of the polish.
 constexpr int kMaxCuts = 16;
-// The largest number of stages of a schedule.
-constexpr int kMaxStages = 8;
-// The largest number of schedules of a run.
-constexpr int kMaxSchedules = 12;
 // The distortion of an image that has no adversarial point yet.
 constexpr float kNone = 3e38f;
 // The logit of the padding behind the classes.
@@ -54,6 +52,8 @@ enum class Status : int8_t {
   non_finite,           // The model returned NaN or infinity where the search could not avoid it.
   interrupted,          // Ctrl-C, the time limit or the callback ended the run.
 };
+constexpr const char* kStatusNames[] = {"converged", "already_adversarial", "budget",     "stalled",
+                                        "not_found", "non_finite",          "interrupted"};
 
 // The purpose of the next evaluation of an image; solver/advance.h has the table of all phases.
 enum class Phase : int8_t {
@@ -68,52 +68,6 @@ enum class Phase : int8_t {
   polish_probe,  // Forward only: between the serious centre and a trial that failed.
   given_start,   // Forward only: is the given start adversarial?
   done,
-};
-
-enum class Loss : int8_t { margin, cross_entropy };
-enum class CSearch : int8_t { fused, bisection };
-
-// One pass through the stages.
-struct Schedule {
-  int stages = 1;
-  float smoothing[kMaxStages] = {0};        // k of each stage; 0 is the exact network.
-  int budget[kMaxStages] = {50};            // Evaluations of each stage.
-  float temperature[kMaxStages] = {0.02f};  // T of each stage as a fraction of the margin at x0.
-  float origin = -1;  // The search begins at lo + origin (hi - lo); < 0: at x0.
-  // At the end of this stage a second search, from x0 straight to its network, competes with the
-  // first; < 0: at none.
-  int contest = -1;
-};
-
-struct Params {
-  int n = 0;       // Variables of an image.
-  int stride = 0;  // row_stride(n)
-  int classes = 0;
-  bool targeted = true;
-  Loss loss = Loss::margin;
-  CSearch c_search = CSearch::fused;
-  float confidence = 1e-4f;  // The margin required, in logits.
-  float c_init = 0;          // The first c; <= 0: from the linearised problem.
-  bool unsquared = false;    // c_init weighs ||r||: c of ||r||^2 is c_init / (2 ||r||).
-  int history = 5;           // Pairs of L-BFGS.
-  float tolerance = 1e-3f;   // A stage stops at this relative change of c and of x.
-  int patience = 12;         // A stage stops after so many rounds near its best without a better.
-  // A step shorter than this part of ||r|| ends every stage but the last: the continuation step.
-  float continuation_tolerance = 0.2f;
-  int descent_budget = 0;             // Gradient steps on the exact network before a polish.
-  float descent_first_step = 0.3f;    // Length of the first step, as a part of ||r||.
-  float descent_last_step = 0.01f;    // Length of the last step, as a part of ||r||.
-  float descent_radius_rate = 0.03f;  // Largest relative change of the radius in the first round.
-  int descent_power = 1;  // Time of the annealing is (round / budget)^power: > 1 cools later.
-  float polish_tolerance = 1e-4f;    // The polish stops at this relative gain.
-  int polish_budget = 30;            // Iterations of one polish.
-  int max_evaluations = 0x7fffffff;  // Forward and backward passes of one image, as pairs.
-  int schedules = 1;  // The first `attempts` are always run, the others until one succeeds.
-  int attempts = 1;
-  Schedule schedule[kMaxSchedules];
-  bool smoothable = false;  // Whether the network's activations can be smoothed.
-  int starts = 0;           // Adversarial starting images given for each image.
-  uint64_t seed = 0;        // Seed of random points.
 };
 
 // The result of the last evaluation, at the trial; written by solver/margin_loss.h. The required

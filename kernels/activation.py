@@ -26,6 +26,18 @@ SOFTPLUS = tl.constexpr(ACTIVATIONS.index("softplus"))
 GELU = tl.constexpr(ACTIVATIONS.index("gelu"))
 GELU_TANH = tl.constexpr(ACTIVATIONS.index("gelu_tanh"))
 
+KERNEL_ACTIVATIONS = (
+    "identity",
+    "relu",
+    "leaky_relu",
+    "sigmoid",
+    "tanh",
+    "softplus",
+    "gelu",
+    "gelu_tanh",
+)
+"""Activations that `activate` has. Networks with others run through torch on a GPU."""
+
 SMOOTHED = tl.constexpr(tuple(name in (*KINKED, *SATURATING) for name in ACTIVATIONS))
 """Whether each activation has a smoothed form."""
 
@@ -190,4 +202,4 @@ def activation_reference(
         return z * sigmoid, sigmoid + z * sigmoid * complement * s * (1 + 3 * 0.044715 * z * z)
     if kind == "identity":
         return z.clone(), torch.ones_like(z)
-    raise ValueError(f"kind must be one of {ACTIVATIONS}, got {kind!r}")
+    raise ValueError(f"kind must be one of {KERNEL_ACTIVATIONS}, got {kind!r}")

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <tuple>
 
 #include "bindings.h"
@@ -211,15 +212,11 @@ void add_schedule(Params& params, const std::vector<float>& smoothing,
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Compiled engine of advcore.";
-  py::native_enum<Status>(m, "Status", "enum.IntEnum", "How the search of one image ended.")
-      .value("converged", Status::converged)
-      .value("already_adversarial", Status::already_adversarial)
-      .value("budget", Status::budget)
-      .value("stalled", Status::stalled)
-      .value("not_found", Status::not_found)
-      .value("non_finite", Status::non_finite)
-      .value("interrupted", Status::interrupted)
-      .finalize();
+  py::native_enum<Status> statuses(m, "Status", "enum.IntEnum",
+                                   "How the search of one image ended.");
+  for (size_t i = 0; i < std::size(kStatusNames); ++i)
+    statuses.value(kStatusNames[i], static_cast<Status>(i));
+  statuses.finalize();
   py::native_enum<Loss>(m, "Loss", "enum.IntEnum")
       .value("margin", Loss::margin)
       .value("cross_entropy", Loss::cross_entropy)
@@ -229,37 +226,15 @@ PYBIND11_MODULE(_core, m) {
       .value("bisection", CSearch::bisection)
       .finalize();
 
-  py::class_<Params> params(m, "Params", "Options of a run; csrc/problem.h describes each.");
+  py::class_<Params> params(m, "Params", "Options of a run; csrc/params.h describes each.");
+  for_each_param(
+      [&](const char* name, auto Params::* field) { params.def_readwrite(name, field); });
   params
       .def(py::init([] {
         Params p;
         p.schedules = 0;
         return p;
       }))
-      .def_readwrite("n", &Params::n)
-      .def_readwrite("classes", &Params::classes)
-      .def_readwrite("targeted", &Params::targeted)
-      .def_readwrite("loss", &Params::loss)
-      .def_readwrite("c_search", &Params::c_search)
-      .def_readwrite("confidence", &Params::confidence)
-      .def_readwrite("c_init", &Params::c_init)
-      .def_readwrite("unsquared", &Params::unsquared)
-      .def_readwrite("history", &Params::history)
-      .def_readwrite("tolerance", &Params::tolerance)
-      .def_readwrite("patience", &Params::patience)
-      .def_readwrite("continuation_tolerance", &Params::continuation_tolerance)
-      .def_readwrite("polish_tolerance", &Params::polish_tolerance)
-      .def_readwrite("descent_budget", &Params::descent_budget)
-      .def_readwrite("descent_first_step", &Params::descent_first_step)
-      .def_readwrite("descent_last_step", &Params::descent_last_step)
-      .def_readwrite("descent_radius_rate", &Params::descent_radius_rate)
-      .def_readwrite("descent_power", &Params::descent_power)
-      .def_readwrite("polish_budget", &Params::polish_budget)
-      .def_readwrite("max_evaluations", &Params::max_evaluations)
-      .def_readwrite("attempts", &Params::attempts)
-      .def_readwrite("smoothable", &Params::smoothable)
-      .def_readwrite("starts", &Params::starts)
-      .def_readwrite("seed", &Params::seed)
       .def_property_readonly("temperatures",
                              [](const Params& p) {
                                Floats out({kMaxSchedules, kMaxStages});

@@ -11,18 +11,21 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-ACTIVATIONS = (
-    "identity",
-    "relu",
-    "leaky_relu",
-    "sigmoid",
-    "tanh",
-    "softplus",
-    "gelu",
-    "gelu_tanh",
-)
-"""Names of activations, shared with the engine. ``gelu`` is the exact form with erf, ``gelu_tanh``
-torch's approximation."""
+TORCH_NAMES = {
+    "identity": "Identity",
+    "relu": "ReLU",
+    "leaky_relu": "LeakyReLU",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "softplus": "Softplus",
+    "gelu": "GELU",
+    "gelu_tanh": "GELU",
+}
+"""Each activation with its module in ``torch.nn``: ``gelu`` is the exact form with erf,
+``gelu_tanh`` torch's approximation."""
+
+ACTIVATIONS = tuple(TORCH_NAMES)
+"""Names of activations, shared with the engine."""
 
 KINKED = ("relu", "leaky_relu")
 """Piecewise linear activations, which the engine can smooth by a spline."""

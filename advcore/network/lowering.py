@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from .layers import Convolution, Layer, Unsupported
+from .layers import ACTIVATIONS, TORCH_NAMES, Convolution, Layer, Unsupported
 
 if TYPE_CHECKING:
     import torch
@@ -410,16 +410,9 @@ class _Lowering:
     def activation(self, module: Any) -> None:
         from torch import nn
 
-        names: dict[type[Any], str] = {
-            nn.ReLU: "relu",
-            nn.LeakyReLU: "leaky_relu",
-            nn.Sigmoid: "sigmoid",
-            nn.Tanh: "tanh",
-            nn.Softplus: "softplus",
-            nn.GELU: "gelu",
-        }
-        name = names.get(type(module))
-        forward = getattr(type(module), "forward", None)
+        kind = type(module)
+        name = next((name for name in ACTIVATIONS if kind is getattr(nn, TORCH_NAMES[name])), None)
+        forward = getattr(kind, "forward", None)
         if name is None and not str(getattr(forward, "__module__", "torch.")).startswith("torch."):
             self.fail(
                 "its own forward cannot be read; write it as nn.Sequential for the native engine"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .layers import Convolution, Layer
+from .layers import TORCH_NAMES, Convolution, Layer
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def to_torch_modules(layers: Sequence[Layer | Convolution]) -> torch.nn.Sequenti
         module.weight, module.bias = nn.Parameter(weight), nn.Parameter(bias)
         modules.append(module)
         if layer.activation != "identity":
-            modules.append(_torch_activation(layer))
+            modules.append(torch_activation(layer))
         if isinstance(layer, Convolution) and layer.pooling != "none":
             pool = nn.MaxPool2d if layer.pooling == "max" else nn.AvgPool2d
             modules.append(pool(layer.window))
@@ -57,19 +57,13 @@ def to_torch_modules(layers: Sequence[Layer | Convolution]) -> torch.nn.Sequenti
     return nn.Sequential(*modules).eval()
 
 
-def _torch_activation(layer: Layer | Convolution) -> torch.nn.Module:
-    """The module of the layer's activation, which is not the identity."""
+def torch_activation(layer: Layer | Convolution) -> torch.nn.Module:
+    """The module of the layer's activation."""
     from torch import nn
 
     if layer.activation == "leaky_relu":
         return nn.LeakyReLU(layer.slope)
     if layer.activation == "gelu_tanh":
         return nn.GELU(approximate="tanh")
-    modules: dict[str, type[nn.Module]] = {
-        "relu": nn.ReLU,
-        "sigmoid": nn.Sigmoid,
-        "tanh": nn.Tanh,
-        "softplus": nn.Softplus,
-        "gelu": nn.GELU,
-    }
-    return modules[layer.activation]()
+    module: nn.Module = getattr(nn, TORCH_NAMES[layer.activation])()
+    return module

@@ -67,6 +67,11 @@ def unavailable(network: Network, device: torch.device) -> str | None:
         return "triton is not installed"
     if tuple(int(part) for part in version.split(".")[:2]) < TRITON:
         return f"triton {version} is installed, the kernels need {TRITON[0]}.{TRITON[1]}"
+    from ..kernels.activation import KERNEL_ACTIVATIONS
+
+    for layer in network.layers:
+        if layer.activation not in KERNEL_ACTIVATIONS:
+            return f"there is no kernel for the activation {layer.activation}"
     return None
 
 

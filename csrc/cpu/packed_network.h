@@ -18,7 +18,9 @@ enum class Activation : int {
   gelu,
   gelu_tanh
 };
-constexpr int kActivations = 8;
+constexpr const char* kActivationNames[] = {"identity", "relu",     "leaky_relu", "sigmoid",
+                                            "tanh",     "softplus", "gelu",       "gelu_tanh"};
+constexpr int kActivations = sizeof(kActivationNames) / sizeof(*kActivationNames);
 
 static constexpr bool has_kink(Activation a) {
   return a == Activation::relu || a == Activation::leaky_relu;
@@ -28,7 +30,8 @@ static constexpr bool has_smoothed_form(Activation a) {
 }
 
 enum class Pooling : int { none, max, mean };
-constexpr int kPoolings = 3;
+constexpr const char* kPoolingNames[] = {"none", "max", "mean"};
+constexpr int kPoolings = sizeof(kPoolingNames) / sizeof(*kPoolingNames);
 
 struct Size {
   int y, x;

@@ -29,13 +29,13 @@ from support.kernel_cases import (
 )
 
 from advcore import _core
-from advcore.network import ACTIVATIONS, KINKED, SATURATING
+from advcore.network import KINKED, SATURATING
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 import advcore.kernels  # noqa: E402
-from advcore.kernels.activation import activation_reference  # noqa: E402
+from advcore.kernels.activation import KERNEL_ACTIVATIONS, activation_reference  # noqa: E402
 from advcore.kernels.fused import propagate_reference  # noqa: E402
 from advcore.kernels.margin_loss import margin_loss_reference  # noqa: E402
 from advcore.kernels.precision import PRECISIONS, product, split  # noqa: E402
@@ -61,7 +61,7 @@ def test_every_kernel_has_its_reference() -> None:
         advcore.kernels.kernel("dense")
 
 
-@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("kind", KERNEL_ACTIVATIONS)
 def test_activation(call: Call, kind: str) -> None:
     z = np.linspace(-12, 12, 481, dtype=np.float32)
     z = np.concatenate([z, [0, 1e-6, -1e-6, 80, -80, np.nan]]).astype(np.float32)
@@ -84,7 +84,7 @@ def test_derivatives_of_the_smoothed_forms(kind: str) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("kind", KERNEL_ACTIVATIONS)
 def test_a_round_of_each_activation(call: Call, kind: str, fused: bool) -> None:
     case = Case((17, 20, 12, 5), kind, batch=33, slots=40, fused=fused)
     assert_round(case, make_round(case), call(run_case, case), TOLERANCE)
@@ -195,7 +195,7 @@ def test_split_products() -> None:
         assert error < 1e-6, precision
 
 
-@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("kind", KERNEL_ACTIVATIONS)
 def test_reference_against_the_engine(kind: str) -> None:
     case = Case((17, 20, 12, 5), kind, batch=33, slots=33)
     data, network = make_round(case), network_of(case)

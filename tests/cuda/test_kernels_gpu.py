@@ -23,11 +23,9 @@ from support.kernel_cases import (
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from advcore.kernels.activation import activation_reference  # noqa: E402
+from advcore.kernels.activation import KERNEL_ACTIVATIONS, activation_reference  # noqa: E402
 from advcore.kernels.plan import architecture  # noqa: E402
 from advcore.kernels.precision import PRECISIONS  # noqa: E402
-
-from advcore.network import ACTIVATIONS  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
@@ -55,7 +53,7 @@ def launcher_compiles() -> bool:
 
 
 @pytest.mark.skipif(not launcher_compiles(), reason="Triton's launcher needs a C compiler")
-@pytest.mark.parametrize("kind", ACTIVATIONS)
+@pytest.mark.parametrize("kind", KERNEL_ACTIVATIONS)
 def test_activation(kind: str) -> None:
     z = np.linspace(-12, 12, 4801, dtype=np.float32)
     z = np.concatenate([z, [0, 1e-6, -1e-6, 80, -80, np.nan]]).astype(np.float32)

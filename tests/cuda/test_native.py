@@ -15,10 +15,12 @@ import pytest
 import advcore
 from advcore import _core, data
 from advcore.data import random_targets
-from advcore.network import ACTIVATIONS, Layer, Network
+from advcore.network import Layer, Network
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
+
+from advcore.kernels.activation import KERNEL_ACTIVATIONS  # noqa: E402
 
 _, DEVICES, REASON = _core.cuda_status()
 pytestmark = pytest.mark.skipif(
@@ -48,7 +50,7 @@ def assert_agree(result: Any, expected: Any, share: float) -> None:
     assert (gap < 1e-3).mean() >= share, np.sort(gap)[::-1][:10]
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)
 def test_activations(activation: str) -> None:
     network = random_network((50, 40, 30, 7), activation)
     images = np.random.default_rng(0).random((200, 50), dtype=np.float32)

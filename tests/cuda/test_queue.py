@@ -228,7 +228,8 @@ def test_products_in_float32_whatever_torch_is_set_to(setting: tuple[str, Any]) 
         setattr(products, name, before)
 
 
-def test_an_old_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_kernels_lack_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = pytest.importorskip("advcore.kernels.activation", exc_type=ImportError)
     monkeypatch.setattr(_core, "cuda_status", lambda: (True, 1, ""))
     monkeypatch.setattr(_core, "cuda_queue_missing", lambda: "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -238,5 +239,7 @@ def test_an_old_triton_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why == "triton 3.5.1 is installed, the kernels need 3.6"
     monkeypatch.setattr(cuda_network.metadata, "version", lambda name: "3.10.0+git")
     assert cuda_network.unavailable(network, device) is None
+    monkeypatch.setattr(kernels, "KERNEL_ACTIVATIONS", ("identity",))
+    assert "no kernel for the activation sigmoid" in cuda_network.unavailable(network, device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "need 8.0" in cuda_network.unavailable(network, device)

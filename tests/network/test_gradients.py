@@ -9,6 +9,7 @@ import pytest
 
 from advcore import _core
 from advcore.network import ACTIVATIONS, Layer, Network
+from advcore.network.to_torch import torch_activation
 
 torch = pytest.importorskip("torch")
 
@@ -40,14 +41,11 @@ def activate(h: Any, layer: Layer, d: Any) -> Any:
         spline = torch.where(h <= -d, 0 * h, torch.where(h >= d, h, (h + d) ** 2 / (4 * safe)))
         spline = torch.where(d > 0, spline, functional.relu(h))
         return slope * h + (1 - slope) * spline
-    return {
-        "identity": lambda: h,
-        "sigmoid": lambda: torch.sigmoid(h / torch.sqrt(1 + np.pi * d**2 / 8)),
-        "tanh": lambda: torch.tanh(h / torch.sqrt(1 + np.pi * d**2 / 2)),
-        "softplus": lambda: torch.logaddexp(h, torch.zeros_like(h)),
-        "gelu": lambda: functional.gelu(h),
-        "gelu_tanh": lambda: functional.gelu(h, approximate="tanh"),
-    }[layer.activation]()
+    if layer.activation == "sigmoid":
+        return torch.sigmoid(h / torch.sqrt(1 + np.pi * d**2 / 8))
+    if layer.activation == "tanh":
+        return torch.tanh(h / torch.sqrt(1 + np.pi * d**2 / 2))
+    return torch_activation(layer)(h)
 
 
 def exact(net: Network, x: Any, seed: Any, d: Any = None) -> tuple[Any, Any, Any]:

@@ -1,0 +1,89 @@
+// The options of a run as the engine takes them: Params, with its schedules.
+#pragma once
+
+#include <stdint.h>
+
+namespace advcore {
+
+// The largest number of stages of a schedule.
+constexpr int kMaxStages = 8;
+// The largest number of schedules of a run.
+constexpr int kMaxSchedules = 12;
+
+enum class Loss : int8_t { margin, cross_entropy };
+enum class CSearch : int8_t { fused, bisection };
+
+// One pass through the stages.
+struct Schedule {
+  int stages = 1;
+  float smoothing[kMaxStages] = {0};        // k of each stage; 0 is the exact network.
+  int budget[kMaxStages] = {50};            // Evaluations of each stage.
+  float temperature[kMaxStages] = {0.02f};  // T of each stage as a fraction of the margin at x0.
+  float origin = -1;  // The search begins at lo + origin (hi - lo); < 0: at x0.
+  // At the end of this stage a second search, from x0 straight to its network, competes with the
+  // first; < 0: at none.
+  int contest = -1;
+};
+
+struct Params {
+  int n = 0;       // Variables of an image.
+  int stride = 0;  // row_stride(n)
+  int classes = 0;
+  bool targeted = true;
+  Loss loss = Loss::margin;
+  CSearch c_search = CSearch::fused;
+  float confidence = 1e-4f;  // The margin required, in logits.
+  float c_init = 0;          // The first c; <= 0: from the linearised problem.
+  bool unsquared = false;    // c_init weighs ||r||: c of ||r||^2 is c_init / (2 ||r||).
+  int history = 5;           // Pairs of L-BFGS.
+  float tolerance = 1e-3f;   // A stage stops at this relative change of c and of x.
+  int patience = 12;         // A stage stops after so many rounds near its best without a better.
+  // A step shorter than this part of ||r|| ends every stage but the last: the continuation step.
+  float continuation_tolerance = 0.2f;
+  int descent_budget = 0;             // Gradient steps on the exact network before a polish.
+  float descent_first_step = 0.3f;    // Length of the first step, as a part of ||r||.
+  float descent_last_step = 0.01f;    // Length of the last step, as a part of ||r||.
+  float descent_radius_rate = 0.03f;  // Largest relative change of the radius in the first round.
+  int descent_power = 1;  // Time of the annealing is (round / budget)^power: > 1 cools later.
+  float polish_tolerance = 1e-4f;    // The polish stops at this relative gain.
+  int polish_budget = 30;            // Iterations of one polish.
+  int max_evaluations = 0x7fffffff;  // Forward and backward passes of one image, as pairs.
+  int schedules = 1;  // The first `attempts` are always run, the others until one succeeds.
+  int attempts = 1;
+  Schedule schedule[kMaxSchedules];
+  bool smoothable = false;  // Whether the network's activations can be smoothed.
+  int starts = 0;           // Adversarial starting images given for each image.
+  uint64_t seed = 0;        // Seed of random points.
+};
+
+// Calls f(name, field) for each field that the caller sets. The schedules are added one by one, and
+// the stride follows from n.
+template <class F>
+void for_each_param(F f) {
+  f("n", &Params::n);
+  f("classes", &Params::classes);
+  f("targeted", &Params::targeted);
+  f("loss", &Params::loss);
+  f("c_search", &Params::c_search);
+  f("confidence", &Params::confidence);
+  f("c_init", &Params::c_init);
+  f("unsquared", &Params::unsquared);
+  f("history", &Params::history);
+  f("tolerance", &Params::tolerance);
+  f("patience", &Params::patience);
+  f("continuation_tolerance", &Params::continuation_tolerance);
+  f("descent_budget", &Params::descent_budget);
+  f("descent_first_step", &Params::descent_first_step);
+  f("descent_last_step", &Params::descent_last_step);
+  f("descent_radius_rate", &Params::descent_radius_rate);
+  f("descent_power", &Params::descent_power);
+  f("polish_tolerance", &Params::polish_tolerance);
+  f("polish_budget", &Params::polish_budget);
+  f("max_evaluations", &Params::max_evaluations);
+  f("attempts", &Params::attempts);
+  f("smoothable", &Params::smoothable);
+  f("starts", &Params::starts);
+  f("seed", &Params::seed);
+}
+
+}  // namespace advcore
