@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from . import _former
 from ._core import Status
 from ._version import __version__
 from .api import minimize_distortion
@@ -27,16 +28,10 @@ __all__ = [
     "minimize_distortion",
 ]
 
-# Documented modules that stood here before they moved into the room `models`.
-_MOVED = {
-    "locally_connected": "advcore.models.locally_connected",
-    "preprocessing": "advcore.models.preprocessing",
-    "pretrained": "advcore.models.pretrained",
-    "training": "advcore.models.training",
-}
+_former.register()
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MOVED:
-        return importlib.import_module(_MOVED[name])
+    if name in _former.MODULES:
+        return importlib.import_module(_former.MODULES[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ class Status(enum.IntEnum):
     budget = 2
     converged = 0
     interrupted = 6
+    no_gradient = 7
     non_finite = 5
     not_found = 4
     stalled = 3

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from . import _core, validate
 from .effort import Effort
-from .errors import warn_caller
+from .errors import OutOfTime, warn_caller
 from .options import Options, Progress, penalty_from_norm
 from .oracles.logits import batched
 from .result import Result
 from .solve.backends import Backend, Results
-from .solve.choose import PROBE_IMAGES, choose_backend, probe_images
+from .solve.choose import PROBE_IMAGES, check_backward, choose_backend, probe_images
 from .solve.finish import finish, make_result
-from .solve.job import Job, RunMonitor
+from .solve.job import Job, RunMonitor, TrialClock
 from .solve.params import Facts, effort_within_budget, engine_params
 from .solve.starts import nearest_starts
 from .solve.verify import Judge
@@ -66,7 +66,9 @@ def minimize_distortion(
         the native engine. Other modules and differentiable callables run through torch, in eval
         mode. A NumPy model has ``forward(x) -> logits`` and ``backward(dlogits) -> dx``. A model
         with a single logit z counts as one with the two logits (0, z). The result's ``engine``
-        says what ran.
+        says what ran. Where the output is a tuple, list or dictionary with one tensor, or has
+        ``logits``, that is taken. It is one class for an image, that of the largest logit.
+        The model is tried on a few of the images, and on random ones inside the bounds.
     images : array or tensor (N, ...), inside ``bounds``
         Contiguous float32 arrays are used as they are, others are copied once.
     targets : (N,) int, or an int for all images, optional
@@ -117,20 +119,23 @@ def minimize_distortion(
     seed : int >= 0
         Seed of random directions, which are needed only where a gradient is zero.
     batch_size : int, optional
-        Images in work at once. In the native engine it is the number of each thread.
+        Images in work at once. In the native engine it is the number of each thread. A model that
+        does not run there never gets more images at once: with 1 it gets one image, always.
     device : optional
         Device of torch on which the model is evaluated. None: the module's own, else the CPU. On a
         GPU the solver runs there too if advcore was built with CUDA. A native network then runs
         with it, without Python. The result's ``engine`` says what ran.
     threads : int, optional
         Threads of the CPU. None: ADVCORE_NUM_THREADS, else all CPUs. A model that runs through
-        torch has as many as torch.
+        torch has as many as torch. In the child of a fork, after torch has used threads, only
+        ``threads=1`` does not hang.
     time_limit : float > 0, optional
-        Seconds. Images that are not finished by then have the status "interrupted". They keep the
-        best image that was found, or the point that the search has reached if the model confirms
-        it.
+        Seconds for the trials of the model and the search; the last call of the model is waited
+        for, and what was found is verified after it. Images that are not finished by then have the
+        status "interrupted". They keep the best image that was found, or the point that the search
+        has reached if the model confirms it.
     progress : bool
-        Show a progress bar (needs ``advcore[cli]``).
+        Show a progress bar (needs ``advcore[cli]``), or a line in a notebook without ipywidgets.
     callback : callable, optional
         Called with a `Progress` some 20 times a second. The run stops when it returns True.
     norm : str, optional
@@ -156,8 +161,11 @@ def minimize_distortion(
     Warns
     -----
     UserWarning
-        (1) Most targets are what the model predicts already, as with labels passed for targets.
-        (2) The gradient of the model is zero at the first images, as that of a quantised model is.
+        (1) Most targets are what the model predicts already, as with labels passed for targets,
+        or most labels are not, as where preprocessing is missing.
+        (2) The gradient of the model is zero at the first images, as that of a quantised model is,
+        or the ``backward`` of a NumPy model is not the gradient of its ``forward``. Where it has
+        the wrong sign, or is off by a constant factor, that is a ValueError.
         (3) Images look normalised.
     FutureWarning
         ``norm`` was given.
@@ -166,7 +174,7 @@ def minimize_distortion(
     arrays = validate.images(images)
     options = Options(
         loss=loss,
-        penalty=penalty_from_norm(penalty, norm, stacklevel=2),
+        penalty=penalty_from_norm(penalty, norm),
         bounds=bounds,
         confidence=confidence,
         effort=effort,
@@ -186,17 +194,22 @@ def minimize_distortion(
     )
     flat, lo, hi = validate.box(options.bounds, arrays.shape, arrays)
     validate.warn_if_normalised(arrays)
-    backend = choose_backend(model, flat[:PROBE_IMAGES], arrays.shape[1:], options)
+    clock = TrialClock(options.time_limit, begin)
+    backend = choose_backend(model, flat[:PROBE_IMAGES], arrays.shape[1:], options, clock)
     with backend.verifier.limit_threads(options.threads):
         judge = _make_judge(backend, options, flat, (lo, hi), targets, labels)
-        pool = nearest_starts(starts, arrays.shape, flat, judge, (lo, hi))
+        pool = None
+        with contextlib.suppress(OutOfTime):
+            check_backward(backend, flat, (lo, hi), options)
+            pool = nearest_starts(starts, arrays.shape, flat, judge, (lo, hi))
+        clock.ended = True
         job = _make_job(backend, options, judge, flat, (lo, hi), pool)
         results, error, monitor = _run(backend, job, options, begin)
         stop = finish(job, results, error, judge, options, monitor)
     result = make_result(images, arrays.shape, job, results, backend.info, options)
     result.seconds = time.perf_counter() - begin
     stop.raise_with(result)
-    _warn_of_predicted_targets(result, judge.targeted)
+    _warn_of_classes(result, judge.targeted, labels is not None)
     return result
 
 
@@ -211,7 +224,8 @@ def _make_judge(
     """Return the classes of the images and the required margin, which covers the rounding."""
     count, required = len(flat), options.confidence
     if count:
-        required += 4 * backend.noise(probe_images(*bounds))
+        with contextlib.suppress(OutOfTime):
+            required += 4 * backend.noise(probe_images(*bounds))
     classes = None
     if labels is not None:
         classes = validate.classes(labels, "labels", count, backend.classes)
@@ -219,10 +233,11 @@ def _make_judge(
         classes = validate.classes(targets, "targets", count, backend.classes)
     if classes is None:
         verifier = backend.verifier
-        classes = np.empty(0, np.int32)
+        classes = np.zeros(count, np.int32)
         if count:
-            logits = batched(verifier.forward, flat, verifier.rows)
-            classes = logits.argmax(axis=1).astype(np.int32)
+            with contextlib.suppress(OutOfTime):
+                logits = batched(verifier.forward, flat, verifier.rows)
+                classes = logits.argmax(axis=1).astype(np.int32)
     return Judge(backend.verifier, classes, targets is not None, options.confidence, required)
 
 
@@ -269,12 +284,24 @@ def _run(
     return results, error, monitor
 
 
-def _warn_of_predicted_targets(result: Result, targeted: bool) -> None:
-    """Warn where most targets are what the model predicts: labels, passed as targets."""
+def _warn_of_classes(result: Result, targeted: bool, labels_given: bool) -> None:
+    """Warn where most images have the wanted class as they are.
+
+    Targets are then what the model predicts: labels, passed as targets. Labels are then not those
+    of the images, or not in the order of the model's classes.
+    """
     already = int((result.status == _core.Status.already_adversarial).sum())
     count = len(result.status)
-    if targeted and count >= 5 and (already == count or (count >= 10 and 2 * already > count)):
+    if count < 5 or (already < count and (count < 10 or 2 * already <= count)):
+        return
+    if targeted:
         warn_caller(
             f"targets equals the model's own prediction for {already} of {count} images; for an "
             "untargeted run pass them as labels="
+        )
+    elif labels_given:
+        warn_caller(
+            f"the model gives {already} of {count} images another class than labels says: are "
+            "the labels those of the images, in the order of the model's classes, and is the "
+            "preprocessing part of the model?"
         )

@@ -37,6 +37,10 @@ class ModelRaised(ValueError):
     """The model raised in a forward. Its exception is the cause. A run ends with `ModelError`."""
 
 
+class OutOfTime(Exception):
+    """The time limit has passed while the model was tried. No call of a user ends with it."""
+
+
 class ModelError(RuntimeError):
     """The model raised during a run.
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import numbers
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from . import validate
 from .effort import EFFORTS, Effort
+from .errors import warn_caller
 
 PENALTIES = ("l2", "l2_unsquared")
 
@@ -281,7 +281,9 @@ class Options:
         metadata=_metadata(
             "images in work at once",
             _integer(1, 2**20),
-            meaning="images in work at once, in the native engine of each thread",
+            meaning="images in work at once, in the native engine of each thread. A model that "
+            "does not run there never gets more at once, in the trials and the verification as "
+            "well: 1 is for models of one image",
             without="chosen for the model",
             command_type=int,
         ),
@@ -302,7 +304,8 @@ class Options:
         metadata=_metadata(
             "CPU threads",
             _integer(1, 1024),
-            meaning="CPU threads of the engine, or of torch where a model runs through it",
+            meaning="CPU threads of the engine, or of torch where a model runs through it. In the "
+            "child of a fork, after torch has used threads, every call of torch hangs but with 1",
             without="ADVCORE_NUM_THREADS, else all CPUs",
             command_type=int,
         ),
@@ -312,8 +315,10 @@ class Options:
         metadata=_metadata(
             "seconds for the whole run",
             _number(lower_limit=0),
-            meaning="seconds for the whole run. Images that are not finished then keep the best "
-            "that was found, with status `interrupted`",
+            meaning="seconds for the trials of the model and the search. Images that are not "
+            "finished then keep the best that was found, with status `interrupted`. The call of "
+            "the model that runs then is waited for, and what was found is verified after it: a "
+            "few further forwards, with `levels` the repair",
             without="no limit",
             command_type=float,
         ),
@@ -323,7 +328,8 @@ class Options:
         metadata=_metadata(
             "show a progress bar",
             Check(_unchecked, "`True`, `False`"),
-            meaning="show a progress bar (needs `advcore[cli]`)",
+            meaning="show a progress bar (needs `advcore[cli]`), in a notebook without ipywidgets "
+            "a line of text",
         ),
     )
     callback: Callable[[Progress], object] | None = field(
@@ -367,7 +373,7 @@ def check_grid_bounds(bounds: Any) -> None:
         raise ValueError(f"bounds must have lower < upper where levels is given, got {bounds!r}")
 
 
-def penalty_from_norm(penalty: str, norm: str | None, *, dashes: str = "", stacklevel: int) -> str:
+def penalty_from_norm(penalty: str, norm: str | None, *, dashes: str = "") -> str:
     """Return the penalty, which may be given as ``norm``, the former name of the option.
 
     ``norm`` warns with a FutureWarning, which scripts, modules and notebooks alike show by default.
@@ -392,7 +398,5 @@ def penalty_from_norm(penalty: str, norm: str | None, *, dashes: str = "", stack
             f"{dashes}norm is the former name of {dashes}penalty: give one of them, not both"
         )
     validate.choice(norm, f"{dashes}norm", PENALTIES)
-    warnings.warn(
-        f"{dashes}norm is called {dashes}penalty now", FutureWarning, stacklevel=stacklevel + 1
-    )
+    warn_caller(f"{dashes}norm is called {dashes}penalty now", FutureWarning)
     return norm

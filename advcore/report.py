@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._extras import require
+from ._files import replacing
 from .validate import to_numpy
 
 if TYPE_CHECKING:
@@ -60,7 +61,13 @@ def picture_grid(
         labels=None if labels is None else np.asarray(labels)[columns],
         magnify=magnify,
     )
-    figure.savefig(path)
+    write_figure(figure, path)
+
+
+def write_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure in the format of the ending of ``path``. A former file stays until then."""
+    with replacing(path) as file:
+        figure.savefig(file, format=Path(path).suffix.removeprefix(".").lower() or None)
 
 
 def picture_suffixes() -> set[str]:

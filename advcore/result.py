@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import sys
 import warnings
-import zipfile
-import zlib
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._arrays import read_archive
+from ._files import replacing
 from .validate import to_numpy
 
 _TEXTS = ("engine", "penalty", "loss")
 """Fields that are stored as JSON texts."""
+_COUNTS = ("rounds", "round_seconds", "fillings")
+"""Entries of ``engine`` that add up over runs."""
 _OPTIONAL = ("penalty_distortion",)
 """Fields that a stored result may lack."""
-_READ_ERRORS = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
-"""Errors of NumPy for files that are no archives of arrays."""
+_KINDS = {
+    "adversarial": "f",
+    "success": "b",
+    "distortion": "f",
+    "rms_distortion": "f",
+    "margin": "f",
+    "prediction": "iu",
+    "target": "iu",
+    "c": "f",
+    "status": "iu",
+    "evaluations": "iu",
+    "forwards": "iu",
+    "iterations": "iu",
+    "rescues": "iu",
+    "penalty_distortion": "f",
+}
+"""Kind of the values of each field that has a row for each image, as letters of ``dtype.kind``."""
 
 
 @dataclass(eq=False, repr=False)
@@ -53,19 +73,23 @@ class Result:
         - converged: The stopping rule of the last phase was met.
         - already_adversarial: The clean image has the required margin. The distortion is 0.
         - budget: ``max_evaluations`` was reached. The result is the best image so far, if any.
-        - stalled: There was no further progress. The result is valid.
+        - stalled: No step gains any more. It is as good a result as a converged one, and
+          the usual end on networks with kinks, such as ResNets.
         - not_found: No adversarial image was found.
         - non_finite: The model returned NaN or infinity where the search could not avoid it. A
           logit of -infinity masks a class and does not count.
         - interrupted: Ctrl-C, the time limit or the callback ended the run. The result is the best
           image so far, if any.
+        - no_gradient: An adversarial image was found, but the gradient at the clean image was zero
+          on every network that was tried. The way began in a random direction, and the distortion
+          may be far above the smallest.
     evaluations : (N,) int32, pairs of a forward and a backward
     forwards : (N,) int32, forwards without a backward, which ``evaluations`` does not count
     iterations : (N,) int32, steps of all phases
     rescues : (N,) int32
         Fallback searches run because the regular ones found nothing, or only a point far from the
         boundary.
-    seconds : float, wall time of the run
+    seconds : float, wall time of the run, or the sum of those of `concatenate`
     penalty, loss : str, the options of the run
     norm : str, former name of ``penalty``
     penalty_distortion : (N,) float32 or None
@@ -99,16 +123,87 @@ class Result:
         warnings.warn("Result.norm is called Result.penalty now", FutureWarning, stacklevel=2)
         return self.penalty
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "norm" in state:  # Pickles of former versions have it in the place of the penalty.
+            state = {("penalty" if name == "norm" else name): state[name] for name in state}
+        self.__dict__.update(state)
+
     def __len__(self) -> int:
         return len(self.success)
 
+    def __getitem__(self, rows: Any) -> Result:
+        """Return the result of these images: a slice, row numbers, a mask (N,), or one number.
+
+        One number gives a result of one image. ``seconds`` is the share of the rows by their
+        number. ``engine`` is that of the whole run.
+
+        Raises
+        ------
+        TypeError
+            ``rows`` is none of these.
+        IndexError
+            An image does not exist, or a mask has another length.
+        """
+        index = _row_numbers(rows, len(self))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in values.items():
+            if hasattr(value, "shape"):
+                values[name] = value[index]
+        values["seconds"] = self.seconds * len(index) / max(len(self), 1)
+        return Result(**values)
+
+    @staticmethod
+    def concatenate(results: Iterable[Result]) -> Result:
+        """Return one result of the images of several, in their order.
+
+        ``seconds`` and the counts of ``engine`` are sums. What else differs in ``engine`` is joined
+        by commas. Tensors stay tensors if all results have them, on the device of the first.
+
+        Raises
+        ------
+        TypeError
+            Something else than results came.
+        ValueError
+            There are none, or they differ in the shape of their images, ``penalty`` or ``loss``.
+        """
+        parts = list(results)
+        for part in parts:
+            if not isinstance(part, Result):
+                raise TypeError(f"results must be Result objects, got {type(part).__name__}")
+        if not parts:
+            raise ValueError("results must be one Result or more, got none")
+        shapes = [tuple(part.adversarial.shape[1:]) for part in parts]
+        for name, values in (
+            ("shape of their images", shapes),
+            ("penalty", [part.penalty for part in parts]),
+            ("loss", [part.loss for part in parts]),
+        ):
+            if len(set(values)) > 1:
+                found = ", ".join(str(value) for value in dict.fromkeys(values))
+                raise ValueError(f"results must have one {name}, got {found}")
+        joined: dict[str, Any] = {
+            field.name: _joined_rows([getattr(part, field.name) for part in parts], parts)
+            for field in fields(Result)
+            if field.name not in (*_TEXTS, "seconds")
+        }
+        return Result(
+            engine=_joined_engines([part.engine for part in parts]),
+            seconds=sum(part.seconds for part in parts),
+            penalty=parts[0].penalty,
+            loss=parts[0].loss,
+            **joined,
+        )
+
     def __repr__(self) -> str:
         successes = int(self.success.sum())
-        mean = f"mean ||r|| {self._mean():.3f}, " if successes else ""
+        mean = f"mean ||r|| {self._mean():.3f}{already_note(self)}, " if successes else ""
         return f"Result({len(self)} images, {successes} adversarial, {mean}{self._path()})"
 
     def minimum_distortion(self) -> NDArray[np.float64]:
-        """Return the distortions (N,), infinite without success, 0 if already adversarial."""
+        """Return the distortions (N,) in float64, infinite without success.
+
+        They are those of ``distortion``, also in results that were made or changed by hand.
+        """
         return np.where(self.success, self.distortion.astype(np.float64), np.inf)
 
     @overload
@@ -161,6 +256,12 @@ class Result:
         order = np.argsort(-counts, kind="stable")
         return {names.get(int(codes[i]), str(codes[i])): int(counts[i]) for i in order}
 
+    def status_text(self) -> str:
+        """Return the statuses and their numbers of images as one line of text."""
+        notes = {"stalled": " (no step gains any more: as good as converged)"}
+        counts = self.status_counts().items()
+        return ", ".join(f"{name} {count}{notes.get(name, '')}" for name, count in counts)
+
     def summary(self) -> str:
         """Return a few lines of text: success, distortion, evaluations, speed, statuses."""
         count, successes = len(self), int(self.success.sum())
@@ -186,7 +287,13 @@ class Result:
             f"p99 {np.percentile(self.evaluations, 99):.0f}; "
             f"further forwards: mean {self.forwards.mean():.1f}"
         )
-        lines.append("status: " + ", ".join(f"{k} {n}" for k, n in self.status_counts().items()))
+        lines.append("status: " + self.status_text())
+        blind = int((self.status == status_code("no_gradient")).sum())
+        if blind:
+            lines.append(
+                f"no gradient at {blind} of the clean images: found from a random direction, "
+                "distortions may be far above the smallest"
+            )
         return "\n".join(lines)
 
     def _mean(self) -> float:
@@ -198,10 +305,15 @@ class Result:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a compressed ``.npz`` without pickles. Tensors are stored as arrays.
 
+        The file appears at ``path`` only when it is complete, and then takes the place of a former
+        one.
+
         Raises
         ------
         ValueError
             ``path`` does not end in ``.npz``.
+        OSError
+            The file cannot be written. A former one is as it was.
         """
         name = os.fspath(path)
         if not name.endswith(".npz"):
@@ -213,36 +325,127 @@ class Result:
                 arrays[field.name] = np.array(json.dumps(value))
             elif value is not None:
                 arrays[field.name] = to_numpy(value)
-        np.savez_compressed(name, **arrays)
+        with replacing(name) as file:
+            np.savez_compressed(file, **arrays)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Result:
         """Read a file of `save`, also of former versions. Its tensors come back as NumPy arrays.
 
+        The file may come from anywhere: nothing of it is run, and all fields are checked for
+        their kinds, lengths and values.
+
         Raises
         ------
         ValueError
-            The file is not a stored result.
+            The file is not a stored result, or is damaged.
+        OSError
+            The file cannot be read.
         """
-        values: dict[str, Any] = {}
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                values = {name: stored[name] for name in stored.files}
-        except (TypeError, AttributeError, *_READ_ERRORS) as error:  # An .npy file gives an array.
-            raise ValueError(f"{os.fspath(path)}: not a stored result") from error
-        names = {field.name for field in fields(Result)}
-        if "norm" in values and "penalty" not in values:  # Former versions wrote it so.
-            values["penalty"] = values.pop("norm")
-        missing = sorted(names - set(values) - set(_OPTIONAL))
-        if missing or set(values) - names:
-            raise ValueError(
-                f"{os.fspath(path)}: not a stored result; missing {missing}, "
-                f"unknown {sorted(set(values) - names)}"
-            )
-        for name in _TEXTS:
-            values[name] = json.loads(str(values[name]))
-        values["seconds"] = float(values["seconds"])
+            values: dict[str, Any] = dict(read_archive(path, _check_names))
+            if "norm" in values:  # Former versions wrote it so.
+                values["penalty"] = values.pop("norm")
+            for name in _TEXTS:
+                values[name] = _json(values[name], name)
+            values["seconds"] = _number(values["seconds"], "seconds")
+            _check_fields(values)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: not a stored result: {error}") from error
         return Result(**values)
+
+
+def _row_numbers(rows: Any, count: int) -> NDArray[np.intp]:
+    """Return the row numbers, from 0, that an index of `Result` means."""
+    if isinstance(rows, slice):
+        return np.arange(count)[rows]
+    index = to_numpy(rows)
+    if index.size == 0 and index.dtype.kind == "f":  # an empty list
+        index = index.astype(np.intp)
+    if isinstance(rows, tuple) or index.ndim > 1 or index.dtype.kind not in "bui":
+        raise TypeError(f"rows must be a slice, row numbers or a mask (N,), got {rows!r}")
+    if index.dtype.kind == "b" and index.shape != (count,):
+        raise IndexError(f"a mask of the rows must have shape ({count},), got {index.shape}")
+    return np.atleast_1d(np.arange(count)[index])
+
+
+def _joined_rows(values: list[Any], parts: list[Result]) -> Any:
+    """Return the rows of a field of all results; NaN where a result lacks an optional field."""
+    if all(value is None for value in values):
+        return None
+    values = [
+        np.full(len(part), np.nan, np.float32) if value is None else value
+        for value, part in zip(values, parts, strict=True)
+    ]
+    if all(hasattr(value, "detach") for value in values):
+        torch = sys.modules["torch"]
+        return torch.cat([value.to(values[0].device) for value in values])
+    return np.concatenate([to_numpy(value) for value in values])
+
+
+def _joined_engines(engines: list[dict[str, str | int | float]]) -> dict[str, str | int | float]:
+    """Return one record of what ran, of those of several runs."""
+    joined: dict[str, str | int | float] = {}
+    for name in dict.fromkeys(name for engine in engines for name in engine):
+        values = [engine[name] for engine in engines if name in engine]
+        if name in _COUNTS:
+            joined[name] = sum(values)  # type: ignore[arg-type]
+        elif len(set(values)) == 1:
+            joined[name] = values[0]
+        else:
+            joined[name] = ", ".join(dict.fromkeys(str(value) for value in values))
+    return joined
+
+
+def _check_names(names: Collection[str]) -> None:
+    """Raise ValueError unless a stored result has these members."""
+    expected = {field.name for field in fields(Result)}
+    present = {"penalty" if n == "norm" and "penalty" not in names else n for n in names}
+    missing, unknown = sorted(expected - present - set(_OPTIONAL)), sorted(present - expected)
+    if missing or unknown:
+        raise ValueError(f"missing {missing}, unknown {unknown}")
+
+
+def _json(value: NDArray[Any], name: str) -> Any:
+    """Return what a stored JSON text holds: a mapping for ``engine``, else a text."""
+    try:
+        content = json.loads(str(value))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not JSON ({error})") from error
+    if name != "engine":
+        if not isinstance(content, str):
+            raise ValueError(f"{name} must be a text, got {content!r:.60}")
+    elif not isinstance(content, dict) or not all(
+        isinstance(entry, (str, int, float)) for entry in content.values()
+    ):
+        raise ValueError(f"engine must map names to texts and numbers, got {content!r:.60}")
+    return content
+
+
+def _number(value: NDArray[Any], name: str) -> float:
+    """Return a stored finite number that is not negative."""
+    if value.shape != () or value.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must be a number, got {value.dtype} of shape {value.shape}")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name} must be finite and >= 0, got {float(value)}")
+    return float(value)
+
+
+def _check_fields(values: Mapping[str, Any]) -> None:
+    """Raise ValueError unless all fields with a row for each image fit together."""
+    images = values["success"].shape[:1]
+    for name, kinds in _KINDS.items():
+        array = values.get(name)
+        if array is None:
+            continue
+        if array.dtype.kind not in kinds:
+            raise ValueError(f"{name} holds {array.dtype}")
+        fits = array.ndim > 1 if name == "adversarial" else array.ndim == 1
+        if not fits or array.shape[:1] != images:
+            raise ValueError(f"{name} has shape {array.shape} for {images} images")
+    unknown = set(np.unique(values["status"]).tolist()) - set(_statuses().values())
+    if unknown:
+        raise ValueError(f"status holds {sorted(unknown)}, which are no values of advcore.Status")
 
 
 def images_per_second(result: Result) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .errors import warn_caller
 
 Floats = NDArray[np.float32]
 LARGE = 1e30
@@ -30,9 +31,14 @@ def is_tensor(value: object) -> bool:
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
-    """Convert an array, or a torch tensor on any device, to a NumPy array."""
+    """Convert an array, or a torch tensor on any device, to a NumPy array; bfloat16 to float32."""
     if hasattr(array, "detach"):
-        array = array.detach().cpu().numpy()
+        array = array.detach().cpu()
+        if str(array.dtype) == "torch.bfloat16":
+            # Torch converts with threads, which hang in the child of a fork.
+            bits = np.asarray(array.view(sys.modules["torch"].int16).numpy()).astype(np.uint16)
+            return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)
+        array = array.numpy()
     return np.asarray(array)
 
 
@@ -42,8 +48,6 @@ def array(value: object, name: str) -> NDArray[Any]:
     is_array = isinstance(value, (Sequence, numbers.Number)) or hasattr(value, "__array__")
     if not is_array and not is_tensor(value):
         raise TypeError(f"{name} must be an array or tensor of numbers, got {type(value).__name__}")
-    if is_tensor(value) and str(getattr(value, "dtype", "")) == "torch.bfloat16":
-        value = value.float()  # type: ignore[attr-defined]
     try:
         values = to_numpy(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -57,7 +61,10 @@ def images(value: object) -> NDArray[Any]:
     """Check images (N, ...): finite numbers, N >= 0, at least one value an image."""
     values = array(value, "images")
     if values.ndim < 2 or 0 in values.shape[1:]:
-        raise ValueError(f"images must have shape (N, ...) with values in each, got {values.shape}")
+        hint = ": one image alone is images[None]" if values.ndim == 1 else ""
+        raise ValueError(
+            f"images must have shape (N, ...) with values in each, got {values.shape}{hint}"
+        )
     if values.dtype.kind == "f":
         bad_rows = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
         if bad_rows.size:
@@ -84,12 +91,13 @@ def box(
 
     Bounds are scalars or arrays that broadcast to the images. Those that all images share come back
     as (n,), others as (N, n). They are rounded inward to float32. The images must lie inside them,
-    float32 images within 4 eps. They are clipped to the rounded bounds.
+    floating-point images up to the rounding that `tolerant` allows. They are clipped to the rounded
+    bounds.
     """
     low, high = value
     count, n = shape[0], math.prod(shape[1:])
     limits: list[Floats] = []
-    tolerant: list[NDArray[Any]] = []  # bounds that the images must not cross
+    exact: list[NDArray[Any]] = []
     for name, part, side in (("lower", low, np.inf), ("upper", high, -np.inf)):
         bound = array(part, f"{name} bound").astype(np.float64)
         if np.isnan(bound).any():
@@ -105,19 +113,14 @@ def box(
                 f"got shape {np.shape(part)}"
             ) from None
         limits.append(inward(bound, side).reshape((count, n) if is_per_image else (n,)))
-        # Images of a short type may have been scaled to the bounds in that precision.
-        if images.dtype.kind == "f" and images.dtype.itemsize <= 4:
-            with np.errstate(over="ignore"):
-                nearest = bound.astype(images.dtype).astype(np.float64)
-            bound = nearest - np.sign(side) * 4 * np.finfo(np.float32).eps * np.abs(nearest)
-        tolerant.append(bound)
+        exact.append(bound)
     lo, hi = limits
     if lo.ndim != hi.ndim:
         lo, hi = (np.broadcast_to(part, (count, n)) for part in (lo, hi))
     if (lo > hi).any():
         raise ValueError("bounds must have lower <= upper (in float32) everywhere")
     minimum, maximum = (images.min(), images.max()) if images.size else (0, 0)
-    lowest, highest = tolerant
+    lowest, highest = tolerant(exact[0], exact[1], images.dtype)
     inside: Any = not images.size or (minimum >= lowest.max() and maximum <= highest.min())
     if not inside:
         inside = (images >= lowest) & (images <= highest)
@@ -146,6 +149,27 @@ def box(
     return flat, np.ascontiguousarray(lo), np.ascontiguousarray(hi)
 
 
+def tolerant(
+    low: NDArray[Any], high: NDArray[Any], dtype: np.dtype[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the bounds that images of a type must not cross, wider than the exact ones by 4 eps.
+
+    Normalising an image and undoing it leaves such errors. They are relative to the larger bound of
+    a value in magnitude, so that a lower bound of 0 has them too. eps is that of the type. Integers
+    have no errors.
+    """
+    if dtype.kind != "f":
+        return low, high
+    eps = np.finfo(dtype).eps
+    with np.errstate(over="ignore"):
+        if dtype.itemsize <= 4:  # the caller's own bounds are rounded to that type
+            low, high = (bound.astype(dtype).astype(np.float64) for bound in (low, high))
+    largest = np.maximum(
+        np.where(np.isfinite(low), np.abs(low), 0.0), np.where(np.isfinite(high), np.abs(high), 0.0)
+    )
+    return low - 4 * eps * largest, high + 4 * eps * largest
+
+
 def inward(bound: NDArray[np.float64], side: float) -> Floats:
     """Round a bound to float32 toward `side`: infinity for a lower one, -infinity for an upper."""
     with np.errstate(over="ignore"):
@@ -155,21 +179,35 @@ def inward(bound: NDArray[np.float64], side: float) -> Floats:
 
 
 def classes(value: object, name: str, count: int, total: int) -> NDArray[np.int32]:
-    """Check class numbers (N,) in [0, K). A single number becomes that of all images."""
+    """Check class numbers (N,) or (N, 1) in [0, K). A single number becomes that of all images."""
     values = array(value, name)
-    if values.shape not in ((), (count,)):
-        hint = "; one-hot? pass argmax(1)" if values.shape == (count, total) else ""
+    if values.shape not in ((), (count,), (count, 1)):
         raise ValueError(
-            f"{name} must have shape ({count},), one for each image, got {values.shape}{hint}"
+            f"{name} must have shape ({count},), one for each image, got {values.shape}"
+            f"{_class_rows_note(values, count)}"
         )
     if values.dtype.kind == "f":
         conversion = "long()" if is_tensor(value) else "astype(int)"
-        raise TypeError(f"{name} must be integers, got {values.dtype}: pass {name}.{conversion}")
-    values = np.broadcast_to(values, (count,))
+        remedy = f"pass {name}.{conversion}"
+        if (values != np.rint(values)).any():
+            remedy = "they are numbers of classes, not values of a regression or probabilities"
+        raise TypeError(f"{name} must be integers, got {values.dtype}: {remedy}")
+    values = np.broadcast_to(values if values.ndim == 0 else values.reshape(count), (count,))
     if count and (values.min() < 0 or values.max() >= total):
         row = int(np.flatnonzero((values < 0) | (values >= total))[0])
         raise ValueError(f"{name} must be in [0, {total}), got {name}[{row}] = {values[row]}")
     return np.ascontiguousarray(values, dtype=np.int32)
+
+
+def _class_rows_note(values: NDArray[Any], count: int) -> str:
+    """Return a note on rows (N, ...) that come in the place of a class number for each image."""
+    if values.ndim != 2 or len(values) != count or not count:
+        return ""
+    if not np.isin(values, (0, 1)).all():
+        return "; values of a regression, probabilities or lists of classes are not supported"
+    if (values.sum(axis=1) <= 1).all():
+        return "; one-hot? pass argmax(1)"
+    return "; an image of several classes, as in multi-label problems, is not supported"
 
 
 def describe(value: object) -> str:
@@ -237,11 +275,11 @@ def normalised_note(images: NDArray[Any]) -> str | None:
     )
 
 
-def warn_if_normalised(images: NDArray[Any], *, stacklevel: int = 2) -> None:
-    """Issue a UserWarning with the text of `normalised_note`, if there is one."""
+def warn_if_normalised(images: NDArray[Any]) -> None:
+    """Issue a UserWarning at the caller's line with the text of `normalised_note`, if any."""
     note = normalised_note(images)
     if note is not None:
-        warnings.warn(note, stacklevel=stacklevel + 1)
+        warn_caller(note)
 
 
 def _channels(images: NDArray[Any]) -> NDArray[Any] | None:

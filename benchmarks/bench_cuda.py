@@ -165,13 +165,13 @@ class Watched:
 
 def run_watched(model: nn.Module, images: Any, labels: Any, slots: int) -> dict[str, Any]:
     """One untargeted run with all slots full: times of its parts, and the solver's share."""
-    aim = {"labels": labels.astype(np.int64), "device": "cuda"}
+    fixed = {"labels": labels.astype(np.int64), "device": "cuda"}
     call = by_host(model)
     advcore.minimize_distortion(call, images[:64], labels=labels[:64], device="cuda")
     torch.cuda.synchronize()
     begin = time.perf_counter()
     with Watched() as watched:
-        result = advcore.minimize_distortion(call, images, batch_size=slots, **aim)
+        result = advcore.minimize_distortion(call, images, batch_size=slots, **fixed)
     seconds = time.perf_counter() - begin
     advance = watched.times("advance")
     full = [ms for ms, rows in advance if rows >= 0.9 * slots]

@@ -199,8 +199,10 @@ def rival(problem: Problem, name: str) -> Any:
         begin = time.perf_counter()
         for begin_row in range(0, count, batch):
             end_row = min(begin_row + batch, count)
-            some, aim = x[begin_row:end_row], t[begin_row:end_row]
-            adversarial.append(entry.call(problem.module, some, aim, True, {**settings, **changes}))
+            some, classes = x[begin_row:end_row], t[begin_row:end_row]
+            adversarial.append(
+                entry.call(problem.module, some, classes, True, {**settings, **changes})
+            )
         synchronize(problem.device)
         return time.perf_counter() - begin, torch.cat(adversarial)
 

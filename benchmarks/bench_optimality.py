@@ -61,8 +61,8 @@ def our_rows(case: networks.Case) -> dict[str, Row]:
         runs["advcore default, starts"] = {"starts": networks.pool(case.name)}
     rows = {}
     for name, options in runs.items():
-        aim: dict[str, Any] = {"targets" if case.targeted else "labels": case.classes}
-        result = advcore.minimize_distortion(case.model, case.images, **aim, **options)
+        classes: dict[str, Any] = {"targets" if case.targeted else "labels": case.classes}
+        result = advcore.minimize_distortion(case.model, case.images, **classes, **options)
         extra = {
             "p99_evaluations": float(np.percentile(result.evaluations, 99)),
             "claimed": float(result.success.mean()),
@@ -141,8 +141,8 @@ def measure(name: str, targeted: bool, images: int | None, refresh: bool = False
     }
     if name in networks.HARD:
         out["clean_softmax_exactly_1"] = networks.saturation(name)
-    aim = "next-likeliest" if name == networks.NEXT else "random"
-    kind = f"{aim} targets" if targeted else "untargeted"
+    choice = "next-likeliest" if name == networks.NEXT else "random"
+    kind = f"{choice} targets" if targeted else "untargeted"
     print(f"{name}: {len(case.images)} images, {kind}\n{table(out['attacks'])}", flush=True)
     return out
 

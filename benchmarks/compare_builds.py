@@ -138,8 +138,8 @@ def runs(
     def run(options: dict[str, Any]) -> advcore.Result:
         options = dict(options)
         count = options.pop("images", len(images))
-        aim = {} if options.pop("untargeted", False) else {"targets": targets[:count]}
-        return advcore.minimize_distortion(model, images[:count], **aim, **options)
+        classes = {} if options.pop("untargeted", False) else {"targets": targets[:count]}
+        return advcore.minimize_distortion(model, images[:count], **classes, **options)
 
     return {name: lambda options=options: run(options) for name, options in cases.items()}
 

@@ -51,9 +51,11 @@ enum class Status : int8_t {
   not_found,            // No adversarial image was found.
   non_finite,           // The model returned NaN or infinity where the search could not avoid it.
   interrupted,          // Ctrl-C, the time limit or the callback ended the run.
+  no_gradient,          // Found, but the gradient at x0 was zero: the way began at random.
 };
-constexpr const char* kStatusNames[] = {"converged", "already_adversarial", "budget",     "stalled",
-                                        "not_found", "non_finite",          "interrupted"};
+constexpr const char* kStatusNames[] = {"converged",   "already_adversarial", "budget",
+                                        "stalled",     "not_found",           "non_finite",
+                                        "interrupted", "no_gradient"};
 
 // The purpose of the next evaluation of an image; solver/advance.h has the table of all phases.
 enum class Phase : int8_t {
@@ -131,6 +133,8 @@ struct State {
     bool found_by_search = false;            // A search, not a given start, has reached an image.
     bool converged_on_last_network = false;  // And a search has done so on its last network.
     bool model_failed = false;  // The model has returned NaN or infinity at a finite point.
+    bool sloped_at_x0 = false;  // A network of a search had a gradient at x0, or was fooled there.
+    bool best_by_search = false;  // The best point is that of a search, not of a given start.
   } restarts;
 
   // The accepted point, in Problem::x. Owner: solver/search.h (accept).

@@ -21,7 +21,7 @@ from advcore.network import ACTIVATIONS
 from .precision import PRECISIONS, SPLIT, split
 
 if TYPE_CHECKING:
-    from advcore.network import Network
+    from advcore.network import Convolution, Layer, Network
 
 INPUT_UNIT = 128
 """The input is padded to a multiple of so many columns, the widest tile."""
@@ -143,11 +143,11 @@ class Geometry:
         pairs = zip(self.padded_outs, tiles, strict=True)
         return offsets([2 * (columns // tile) for columns, tile in pairs])
 
-    def pack(self, network: Network) -> Tensor:
-        """Return the packed weights on the CPU, one float32 tensor."""
+    def pack(self, layers: Sequence[Layer | Convolution]) -> Tensor:
+        """Return the packed weights of the network's layers on the CPU, one float32 tensor."""
         weights = torch.zeros(self.matrices[-1])
         places = zip(self.matrices, self.transposes, self.matrix_floats, self.biases, strict=False)
-        for i, (layer, place) in enumerate(zip(network.layers, places, strict=True)):
+        for i, (layer, place) in enumerate(zip(layers, places, strict=True)):
             matrix, transpose, size, bias = place
             weight = torch.zeros(self.padded_outs[i], self.padded_ins[i])
             weight[: layer.outputs, : layer.inputs] = torch.tensor(layer.weight)

@@ -53,7 +53,7 @@ class Plan:
         arch: int | str = 90,
         config: Config | None = None,
     ) -> None:
-        self.network = network
+        self._layers = network.layers  # not the network, so that a cache by network can let it go
         self.precision = precision
         self.arch = int(str(arch).removeprefix("cuda:"))
         self.geometry = Geometry.from_network(network, precision)
@@ -71,7 +71,7 @@ class Plan:
     @functools.cached_property
     def packed(self) -> Tensor:
         """The packed weights on the CPU."""
-        return self.geometry.pack(self.network)
+        return self.geometry.pack(self._layers)
 
     def weights(self, device: torch.device | str = "cpu") -> Tensor:
         """Return the packed weights on a device, one float32 tensor."""

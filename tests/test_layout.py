@@ -10,7 +10,21 @@ from support.imports import Import, Rooms, circles, imports, modules, upward, wi
 from support.native_build import ROOT
 
 ROOMS: Rooms = (
-    [["_core", "_version", "_extras", "errors", "effort", "options", "result", "validate"]],
+    [
+        [
+            "_core",
+            "_version",
+            "_extras",
+            "_former",
+            "_files",
+            "_arrays",
+            "errors",
+            "effort",
+            "options",
+            "result",
+            "validate",
+        ]
+    ],
     [["network"]],
     [["data"]],  # Its embedded network is a Network.
     [["oracles"], ["kernels"]],

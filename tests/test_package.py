@@ -5,9 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.resources
 import json
+import pickle
 import re
 import subprocess
 import sys
+
+import numpy as np
+import pytest
+from support.networks import make_network
 
 import advcore
 
@@ -57,6 +62,58 @@ def test_numpy_is_the_only_requirement() -> None:
     core = [line for line in requirements if "extra ==" not in line]
     assert len(core) == 1
     assert core[0].startswith("numpy")
+
+
+def test_documented_modules_keep_their_former_names() -> None:
+    pytest.importorskip("torch")
+    import advcore.training  # The statement works too.
+
+    from advcore import locally_connected, models, preprocessing, pretrained, training
+
+    assert locally_connected.quocnet is models.locally_connected.quocnet
+    assert training is models.training
+    assert advcore.training is training
+    assert advcore.preprocessing.normalised_note is preprocessing.normalised_note
+    assert issubclass(pretrained.Unavailable, OSError)
+    with pytest.raises(AttributeError, match="has no attribute 'run'"):
+        _ = advcore.run
+    assert not hasattr(sys.modules["advcore.layers"], "__file__")
+
+
+def former_pickle(stored: bytes, **names: str) -> bytes:
+    """A pickle of protocol 0 with the modules' former names in the place of the present ones."""
+    for former, present in names.items():
+        name = f"cadvcore.{present}\n".encode()
+        assert name in stored
+        stored = stored.replace(name, f"cadvcore.{former}\n".encode())
+    return stored
+
+
+def test_objects_stored_by_version_0_1_are_read() -> None:
+    network = make_network((6, 5, 3))
+    stored = former_pickle(pickle.dumps(network, 0), layers="network.layers")
+    stored = stored.replace(b"cadvcore.network.network\n", b"cadvcore.network\n")
+    loaded = pickle.loads(stored)
+    assert isinstance(loaded, advcore.Network)
+    x = np.random.default_rng(0).random((4, 6), dtype=np.float32)
+    np.testing.assert_array_equal(loaded.forward(x), network.forward(x))
+
+
+def test_modules_stored_by_version_0_1_are_read() -> None:
+    torch = pytest.importorskip("torch")
+    from advcore import models
+    from advcore.models import locally_connected, modules
+
+    averaged = models.averaged(torch.nn.Linear(5, 3))
+    filters = locally_connected.LocallyConnected((1, 6, 6), 2, 3)
+    channels = modules.ReverseChannels()
+    for module, names in (
+        (averaged, {"averaged": "models.averaging"}),
+        (filters, {"locally_connected": "models.locally_connected"}),
+        (channels, {"pretrained": "models.modules"}),
+    ):
+        loaded = pickle.loads(former_pickle(pickle.dumps(module, 0), **names))
+        assert type(loaded) is type(module)
 
 
 def test_public_names_exist() -> None:

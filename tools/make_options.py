@@ -51,7 +51,7 @@ KINDS = {
     "smooth": "others",
 }
 ENVIRONMENT = {
-    "ADVCORE_NUM_THREADS": "default of `threads`: an integer >= 1. Unset: all CPUs",
+    "ADVCORE_NUM_THREADS": "default of `threads`: an integer from 1 to 1,024. Unset: all CPUs",
     "ADVCORE_DATA": "folder with data sets and weights, which are then not downloaded: `mnist`, "
     "`imagenet` with samples and class names, and `models`. Some tests and benchmarks need it",
     "ADVCORE_ISA": "widest instruction set that the engine may use on the CPU: `base`, `v3` "

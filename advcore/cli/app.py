@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -80,8 +84,65 @@ class Stage:
     name: str = "before the run began"
 
 
+def print_note(text: str) -> None:
+    """Print a line on stderr. A stderr that is closed or full is no reason to stop."""
+    with suppress(OSError, ValueError):
+        print(" ".join(text.split()), file=sys.stderr, flush=True)
+
+
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print_note(f"warning: {message}")
+
+
+class OutputFailed(Exception):
+    """Raised where a result was computed and cannot be printed. The cause is an OSError."""
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Print on stdout, after all that is computed was written to files.
+
+    Names of files that are not UTF-8 are printed with escapes.
+
+    Raises
+    ------
+    OutputFailed : stdout is closed or full. Nothing more is printed there.
+    """
+    with suppress(AttributeError):  # stdout is None or no text file.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError, ValueError):  # Python flushes it again at its end.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        raise OutputFailed(error.strerror or str(error)) from error
+
+
+@contextmanager
+def without_interrupt() -> Iterator[None]:
+    """Put Ctrl-C off until the block has ended. A second Ctrl-C is not put off."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.getsignal(signal.SIGINT)
+    interrupts: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if interrupts or not callable(former):
+            raise KeyboardInterrupt
+        interrupts.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -96,12 +157,17 @@ def one_line_errors(debug: bool) -> Iterator[Stage]:
             if not debug:
                 warnings.showwarning = _print_warning
             yield stage
+    except OutputFailed as error:
+        if not isinstance(
+            error.__cause__, BrokenPipeError
+        ):  # A reader that has enough is no error.
+            print_note(f"error: standard output cannot be written ({error})")
+        raise typer.Exit(RAISED) from None
     except (ValueError, TypeError, OSError, ImportError) as error:
         if debug:
             raise
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
+        print_note(f"error: {error}")
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
-        print(f"error: interrupted {stage.name}", file=sys.stderr)
+        print_note(f"error: interrupted {stage.name}")
         raise typer.Exit(INTERRUPTED) from None

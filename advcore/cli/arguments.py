@@ -13,11 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import validate
+from .._arrays import ZIP_MAGIC, member_names, read_array
 from ..options import Options
 from ..oracles.logits import batched
 from ..solve.choose import PROBE_IMAGES, choose_backend
 
 Floats = NDArray[np.float32]
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+"""Endings of the files of a folder that are read as pictures."""
+TEXT_SUFFIXES = (".csv", ".txt", ".tsv")
+NPY_MAGIC = b"\x93NUMPY"
 Forward = Callable[[Floats], Floats]
 
 
@@ -55,18 +60,46 @@ def array(path: Path, option: str) -> NDArray[Any]:
     ValueError : it holds no such array. Both messages begin with the name of the option.
     """
     try:
-        values = np.load(path, allow_pickle=False)
+        begin = _first_bytes(path)
+        if begin.startswith(ZIP_MAGIC):
+            names = ", ".join(member_names(path))
+            raise _NoArray(f"is an .npz archive ({names}), expected one .npy array")
+        if not begin.startswith(NPY_MAGIC):
+            raise _NoArray(_what_instead(path))
+        values = read_array(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{option}: {path} does not exist") from None
-    except (ValueError, EOFError, OSError) as error:
+    except _NoArray as error:
+        raise ValueError(f"{option}: {path} {error}") from None
+    except (ValueError, OSError) as error:
         raise ValueError(f"{option}: {path} is not a .npy file of numbers ({error})") from None
-    if not isinstance(values, np.ndarray):
-        names = ", ".join(values.files)
-        values.close()
-        raise ValueError(f"{option}: {path} is an .npz archive ({names}), expected one .npy array")
     if values.ndim == 0:
         raise ValueError(f"{option}: {path} holds a single number, expected an array")
     return values
+
+
+class _NoArray(ValueError):
+    """Raised for a file that is no .npy file. The text goes on after the path."""
+
+
+def _first_bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise _NoArray("is not a .npy file, but a folder or a device")
+    with path.open("rb") as file:
+        return file.read(len(NPY_MAGIC))
+
+
+def _what_instead(path: Path) -> str:
+    """Return that this is no .npy file, and what to do with a file of that name."""
+    ending = path.suffix.lower()
+    if ending in PICTURE_SUFFIXES:
+        return "is a picture, not a .npy file; put it into a folder and give --images FOLDER"
+    if ending in TEXT_SUFFIXES:
+        return (
+            "is a text, not a .npy file; convert it: "
+            f"numpy.save({path.stem + '.npy'!r}, numpy.loadtxt({path.name!r}, delimiter=','))"
+        )
+    return "is not a .npy file of numbers; numpy.save writes one"
 
 
 def check_writable(path: Path, option: str, suffixes: Collection[str] = ()) -> None:
@@ -81,20 +114,27 @@ def check_writable(path: Path, option: str, suffixes: Collection[str] = ()) -> N
         raise FileNotFoundError(f"{option}: folder {path.parent} does not exist")
     if suffixes and path.is_dir():
         raise ValueError(f"{option}: {path} is a folder")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+    # A file is written beside the former one, so that its folder must be writable too.
+    places = [path] if path.exists() else []
+    if not path.is_dir():
+        places.append(path.absolute().parent)
+    if not all(os.access(place, os.W_OK) for place in places):
         raise PermissionError(f"{option}: {path} cannot be written")
 
 
-def evaluate(model: Any, images: NDArray[Any], device: str | None) -> tuple[Forward, Floats]:
+def evaluate(model: Any, images: NDArray[Any], options: Options) -> tuple[Forward, Floats]:
     """Return the model's forward and the logits (N, K) of the images (N, ...).
 
-    The forward maps rows (N, n) to logits (N, K).
+    The forward maps rows (N, n) to logits (N, K), no more than ``batch_size`` of them at once.
     """
     flat = validate.images(images).reshape(len(images), math.prod(images.shape[1:]))
     flat = flat.astype(np.float32)
-    options = Options(device=device)
     backend = choose_backend(model, flat[:PROBE_IMAGES], images.shape[1:], options)
-    forward = backend.verifier.forward
+    verifier = backend.verifier
+
+    def forward(x: Floats) -> Floats:
+        return batched(verifier.forward, x, verifier.rows)
+
     if not len(flat):
         return forward, np.empty((0, backend.classes), np.float32)
     return forward, batched(forward, flat, PROBE_IMAGES)

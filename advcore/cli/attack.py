@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
@@ -21,7 +20,17 @@ from .. import data, models, validate
 from ..models import loading
 from ..options import Options, option_info, penalty_from_norm
 from ..result import already_note, images_per_second
-from .app import INTERRUPTED, ISA_NAMES, RAISED, Stage, app, one_line_errors
+from .app import (
+    INTERRUPTED,
+    ISA_NAMES,
+    RAISED,
+    Stage,
+    app,
+    one_line_errors,
+    print_note,
+    printing,
+    without_interrupt,
+)
 from .arguments import AttackInputs, array, check_writable, evaluate
 from .classes import choose_targets, class_names
 from .pictures import PictureFolder
@@ -81,8 +90,8 @@ def attack(
     images: Annotated[
         Path | None,
         typer.Option(
-            help=".npy, (N, ...), or a folder of PNG and JPEG files; default: the digits of the "
-            "package"
+            help=".npy, (N, ...), or a folder of PNG and JPEG files, or of folders of them; "
+            "default: the digits of the package"
         ),
     ] = None,
     labels: Annotated[
@@ -148,8 +157,8 @@ def attack(
     Without options: the package's network and its 1,000 MNIST digits, random targets.
     """
     with one_line_errors(debug) as stage:
-        options["penalty"] = penalty_from_norm(options["penalty"], norm, dashes="--", stacklevel=1)
-        Options(**options)  # raises for wrong values before any file is read
+        options["penalty"] = penalty_from_norm(options["penalty"], norm, dashes="--")
+        checked = Options(**options)  # raises for wrong values before any file is read
         if targets is not None and untargeted:
             raise ValueError("--targets and --untargeted exclude each other")
         if out is not None:
@@ -163,7 +172,7 @@ def attack(
         elif (output, size, names) != (None, None, None):
             raise ValueError("--output, --size and --names need a folder of pictures as --images")
         sources = Sources(model, images, labels, targets, untargeted, starts, count, folder)
-        inputs = read_inputs(sources, options["seed"], options["device"])
+        inputs = read_inputs(sources, checked)
         if picture is None and images is None:
             picture = Path("advcore_attack.png")
         if no_picture:
@@ -173,23 +182,48 @@ def attack(
 
             check_writable(picture, "--picture", picture_suffixes())
         result, stop = _run(inputs, stage, options)
-        _print_table(result)
+        if folder is not None and not no_picture:
+            picture = picture or folder.output / "grid.png"
+        with without_interrupt():
+            lines, unwritten = _write(inputs, result, out, folder, picture)
+            with printing():
+                _print_table(result)
+                print(*lines, sep="\n", end="\n" if lines else "")
+    if isinstance(stop, KeyboardInterrupt):
+        print_note("error: interrupted; the images finished so far are in the result")
+        raise typer.Exit(INTERRUPTED)
+    if stop is not None:
+        raise _exit_with(stop)
+    if unwritten is not None:
+        raise _exit_with(unwritten)
+
+
+def _write(
+    inputs: AttackInputs,
+    result: Result,
+    out: Path | None,
+    folder: PictureFolder | None,
+    picture: Path | None,
+) -> tuple[list[str], OSError | None]:
+    """Write all files of a run, before anything is printed.
+
+    Returns lines that say where they are, and the error that the writing ended with.
+    """
+    lines = []
+    try:
         if out is not None:
             result.save(out)
-            print(f"result: {out}")
+            lines.append(f"result: {out}")
         if folder is not None:
-            grid = None if no_picture else picture or folder.output / "grid.png"
-            folder.write(inputs, result, grid)
+            lines += folder.write(inputs, result, picture)
         elif picture is not None and len(inputs.images):
             from ..report import picture_grid
 
             picture_grid(picture, inputs.images, result, labels=inputs.labels)
-            print(f"picture: {picture}")
-    if isinstance(stop, KeyboardInterrupt):
-        print("error: interrupted; the images finished so far are in the result", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED)
-    if stop is not None:
-        raise _exit_with(stop)
+            lines.append(f"picture: {picture}")
+    except OSError as error:
+        return lines, error
+    return lines, None
 
 
 @dataclass(frozen=True)
@@ -206,7 +240,7 @@ class Sources:
     folder: PictureFolder | None
 
 
-def read_inputs(sources: Sources, seed: int, device: str | None) -> AttackInputs:
+def read_inputs(sources: Sources, options: Options) -> AttackInputs:
     """Read model and arrays of a run, of the first images if there is a count."""
     model: Any = None
     true_labels: NDArray[Any] | None = None
@@ -217,7 +251,7 @@ def read_inputs(sources: Sources, seed: int, device: str | None) -> AttackInputs
         if sources.labels is not None or sources.starts is not None:
             raise ValueError("--labels and --starts need --images")
         if sources.targets is None and not sources.untargeted:
-            target_classes = data.random_targets(true_labels, classes=10, seed=seed)
+            target_classes = data.random_targets(true_labels, classes=10, seed=options.seed)
     elif sources.folder is not None:
         model = _load_model(sources.model)
         images = sources.folder.read(model, sources.count)
@@ -237,27 +271,26 @@ def read_inputs(sources: Sources, seed: int, device: str | None) -> AttackInputs
     inputs = AttackInputs(model, images, true_labels, target_classes, starts).first(sources.count)
     if target_spec is None and sources.folder is None:
         return inputs
-    return _with_model_classes(inputs, target_spec, seed, device, sources.folder)
+    return _with_model_classes(inputs, target_spec, options, sources.folder)
 
 
 def _load_model(source: str | None) -> Any:
     if source in models.BUILDERS and source not in models.PRETRAINED:
-        print(f"note: {source} has its initial weights", file=sys.stderr)
+        print_note(f"note: {source} has its initial weights")
     return data.embedded_network() if source is None else loading.model(source)
 
 
 def _with_model_classes(
     inputs: AttackInputs,
     target_spec: str | None,
-    seed: int,
-    device: str | None,
+    options: Options,
     folder: PictureFolder | None,
 ) -> AttackInputs:
     """Return the inputs with the targets that the command line names.
 
     Without true labels, the classes that the model predicts take their place.
     """
-    forward, logits = evaluate(inputs.model, inputs.images, device)
+    forward, logits = evaluate(inputs.model, inputs.images, options)
     labels = logits.argmax(axis=1)
     if inputs.labels is not None:
         labels = validate.classes(inputs.labels, "labels", len(labels), logits.shape[1])
@@ -266,7 +299,7 @@ def _with_model_classes(
         folder.forward, folder.class_names, folder.labels = forward, names, labels
     targets = inputs.targets
     if target_spec is not None:
-        targets = choose_targets(target_spec, logits, labels, names, seed)
+        targets = choose_targets(target_spec, logits, labels, names, options.seed)
     true_labels = inputs.labels if targets is None else labels
     return AttackInputs(inputs.model, inputs.images, true_labels, targets, inputs.starts)
 
@@ -298,10 +331,10 @@ def _run(
 
 
 def _exit_with(error: BaseException) -> typer.Exit:
-    """Print an error of the model or the GPU as one line, and return the exit."""
+    """Print an error of the model, the GPU or the disk as one line, and return the exit."""
     text = " ".join(str(error).split())
     text = text.replace("the exception's .result holds", "the table and --out hold")
-    print(f"error: {text}", file=sys.stderr)
+    print_note(f"error: {text}")
     return typer.Exit(RAISED)
 
 
@@ -338,7 +371,7 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
             ("evaluations per image", f"mean {evaluations.mean():.1f}, p99 {slowest:.0f}"),
             ("further forwards per image", f"mean {result.forwards.mean():.1f}"),
             ("images per second", f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"),
-            ("status", ", ".join(f"{name} {n}" for name, n in result.status_counts().items())),
+            ("status", result.status_text()),
         ]
     rows.append(("seconds", f"{result.seconds:.3f}"))
     rows += [

@@ -6,8 +6,9 @@ The module needs Pillow (``pip install "advcore[pictures]"``).
 from __future__ import annotations
 
 import csv
+import io
 import math
-import sys
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._extras import require
+from .._files import replacing, write_text
 from ..oracles.logits import batched, margins
 from ..validate import to_numpy
-from .arguments import check_writable
+from .app import print_note
+from .arguments import PICTURE_SUFFIXES, check_writable
 from .classes import short
 
 if TYPE_CHECKING:
@@ -28,9 +31,13 @@ if TYPE_CHECKING:
     from .arguments import AttackInputs
 
 Floats = NDArray[np.float32]
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 SHORT_SIDE = 256
 """Short side of a picture before it is cropped to 200 to 256 pixels, as is usual on ImageNet."""
+LARGEST_ENLARGEMENT = 16
+"""Largest number of pixels before the crop, over those after it, that are computed and cropped. Of
+longer and thinner pictures the part alone is computed, with at most one level of difference."""
+LONGEST_NAME = 200
+"""Largest number of bytes of a picture's name before ``_adversarial.png``; folders allow 255."""
 COLUMNS = (
     "file", "class", "class_name", "target", "target_name", "adversarial", "adversarial_name",
     "success", "verified_in_png", "distortion", "rms_distortion", "margin", "status",
@@ -100,24 +107,62 @@ def find_format(model: Any, size: int | None = None) -> ImageFormat:
 
 @dataclass(frozen=True)
 class ReadPictures:
-    """The pictures of a folder, in the order of their names."""
+    """The pictures of a folder, or of the folders below it, in the order of their paths."""
 
     files: list[Path]
     pixels: Floats  # (N, C, H, W), multiples of 1/255
     unread: list[tuple[Path, str]]  # files that cannot be read, each with the reason
 
 
-def read_folder(folder: Path, image_format: ImageFormat, count: int | None = None) -> ReadPictures:
+def find_pictures(folder: Path, leave_out: Path | None = None) -> list[Path]:
+    """Return the pictures of a folder, or where it has none those of all folders below it.
+
+    Folders whose name begins with a dot are left out, and so is the folder ``leave_out``. A folder
+    that several links lead to is read once.
+    """
+    seen: set[tuple[int, int]] = set()
+    if leave_out is not None and leave_out.is_dir():
+        seen.add(_identity(leave_out))
+    pictures: list[Path] = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        paths = [Path(place, name) for name in names]
+        pictures += [p for p in paths if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()]
+        if pictures and Path(place) == folder:
+            break
+        seen.add(_identity(Path(place)))
+        below = sorted(name for name in folders if not name.startswith("."))
+        folders.clear()
+        for name in below:
+            identity = _identity(Path(place, name))
+            if identity not in seen:
+                seen.add(identity)
+                folders.append(name)
+    return sorted(pictures)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def read_folder(
+    folder: Path,
+    image_format: ImageFormat,
+    count: int | None = None,
+    leave_out: Path | None = None,
+) -> ReadPictures:
     """Read the first ``count`` pictures that can be read, resized and cropped to the format.
+
+    The pictures are those of `find_pictures`.
 
     Raises
     ------
     ValueError : no picture can be read.
     """
     require("PIL", "pictures", "reading pictures")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    paths = find_pictures(folder, leave_out)
     if not paths:
-        raise ValueError(f"--images: no pictures in {folder} ({', '.join(SUFFIXES)})")
+        raise ValueError(f"--images: no pictures in {folder} ({', '.join(PICTURE_SUFFIXES)})")
     files: list[Path] = []
     pixels: list[NDArray[np.uint8]] = []
     unread: list[tuple[Path, str]] = []
@@ -162,20 +207,57 @@ def _fit(path: Path, image_format: ImageFormat) -> NDArray[np.uint8]:
         ratio = max(least_sides[0] / height, least_sides[1] / width)
         new_width = max(image_format.width, round(width * ratio))
         new_height = max(image_format.height, round(height * ratio))
-        picture = picture.resize((new_width, new_height), Image.Resampling.BILINEAR)
         left, top = (new_width - image_format.width) // 2, (new_height - image_format.height) // 2
-        picture = picture.crop((left, top, left + image_format.width, top + image_format.height))
+        part = (left, top, left + image_format.width, top + image_format.height)
+        if new_width * new_height <= LARGEST_ENLARGEMENT * image_format.width * image_format.height:
+            picture = picture.resize((new_width, new_height), Image.Resampling.BILINEAR).crop(part)
+        else:  # Only the part is computed: a line of 20,000 pixels would become 5 GB.
+            scale_x, scale_y = width / new_width, height / new_height
+            box = (part[0] * scale_x, part[1] * scale_y, part[2] * scale_x, part[3] * scale_y)
+            box = (box[0], box[1], min(box[2], width), min(box[3], height))
+            size = (image_format.width, image_format.height)
+            picture = picture.resize(size, Image.Resampling.BILINEAR, box=box)
     values = np.asarray(picture, np.uint8)
     return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
 
 
 @dataclass(frozen=True)
 class WriteReport:
-    """Summary of the files that `write` has report."""
+    """Summary of the files that `write` has written."""
 
     successes: int
     verified: int  # successes that are adversarial after reading the file back
     table: Path
+
+
+def unique_names(files: Sequence[Path]) -> list[str]:
+    """Return a name for the results of each file, given by its path in the folder of pictures.
+
+    The name is the path without its ending, with ``_`` between its parts. Where two files would
+    share it, their endings are added, and where that is not enough, numbers. The names have at
+    most `LONGEST_NAME` bytes.
+    """
+    short_names = ["_".join(path.with_suffix("").parts) for path in files]
+    counts = Counter(map(_cut, short_names))
+    taken = {_cut(name) for name in short_names if counts[_cut(name)] == 1}
+    names = []
+    for path, short_name in zip(files, short_names, strict=True):
+        name = _cut(short_name)
+        if counts[name] > 1:
+            long_name = "_".join(path.parts).replace(".", "_")
+            name, number = _cut(long_name), 1
+            while name in taken:
+                number += 1
+                ending = f"_{number}"
+                name = _cut(long_name, LONGEST_NAME - len(ending)) + ending
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def _cut(name: str, limit: int = LONGEST_NAME) -> str:
+    """Return the first ``limit`` bytes of a name."""
+    return os.fsdecode(os.fsencode(name)[:limit])
 
 
 def write(
@@ -192,6 +274,7 @@ def write(
 
     Parameters
     ----------
+    files : paths of the pictures in their folder.
     clean : images (N, ...) in the shape of the model.
     labels : the model's classes (N,) of the clean images.
     forward : function from rows (N, n) to logits (N, K). It evaluates the files, which are read
@@ -201,20 +284,18 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     adversarial = image_format.to_pixels(to_numpy(result.adversarial))
     originals = image_format.to_pixels(clean)
-    stems = Counter(path.stem for path in files)
     rows: list[dict[str, Any]] = []
     success = result.success
     attacked = np.flatnonzero(success)
     stored = np.empty((len(attacked), *adversarial.shape[1:]), np.float32)
-    for i, path in enumerate(files):
-        name = path.stem if stems[path.stem] == 1 else path.name.replace(".", "_")
+    for i, (path, name) in enumerate(zip(files, unique_names(files), strict=True)):
         target = int(result.target[i])
         original_path = folder / f"{name}_original.png"
         adversarial_path = folder / f"{name}_adversarial.png"
-        _picture(Image, originals[i]).save(original_path)
+        _write_png(Image, original_path, originals[i])
         adversarial_path.unlink(missing_ok=True)  # An earlier run may have left one.
         if success[i]:
-            _picture(Image, adversarial[i]).save(adversarial_path)
+            _write_png(Image, adversarial_path, adversarial[i])
             place = int(np.searchsorted(attacked, i))
             with Image.open(adversarial_path) as file:
                 values = np.asarray(file, np.uint8)
@@ -222,7 +303,7 @@ def write(
             stored[place] = np.moveaxis(values, 2, 0).astype(np.float32) / np.float32(255)
         rows.append(
             {
-                "file": path.name,
+                "file": path.as_posix(),
                 "class": int(labels[i]),
                 "class_name": short(names, int(labels[i])),
                 "target": target if target >= 0 else "",
@@ -253,17 +334,19 @@ def write(
                 "adversarial_name": short(names, int(predicted[place])),
             }
     table = folder / "table.csv"
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(table, text.getvalue())
     return WriteReport(len(attacked), verified, table)
 
 
-def _picture(Image: Any, pixels: Floats) -> Any:
-    """Return a picture of 8 bits, from values (C, H, W) in [0, 1]."""
+def _write_png(Image: Any, path: Path, pixels: Floats) -> None:
+    """Write a picture of 8 bits, from values (C, H, W) in [0, 1]."""
     values = np.rint(np.moveaxis(pixels, 0, 2) * 255).astype(np.uint8)
-    return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
+    with replacing(path) as file:
+        Image.fromarray(values[..., 0] if values.shape[2] == 1 else values).save(file, "PNG")
 
 
 def _status(code: int) -> str:
@@ -285,7 +368,7 @@ def grid(
 
     The difference is magnified x100 if none of it is above 0.02, else x10.
     """
-    from ..report import adversarial_figure
+    from ..report import adversarial_figure, write_figure
 
     rows = np.flatnonzero(result.success)
     rows = (rows if len(rows) else np.arange(len(clean)))[:count]
@@ -303,12 +386,12 @@ def grid(
             for axis, number in ((place, labels[i]), (place + len(rows), result.prediction[i])):
                 text = short(names, int(number)) or str(int(number))
                 figure.axes[axis].set_title(text[:18], fontsize="xx-small")
-    figure.savefig(path)
+    write_figure(figure, path)
 
 
 @dataclass
 class PictureFolder:
-    """A folder of pictures to attack, and the folder where the results are report.
+    """A folder of pictures to attack, and the folder where the results are written.
 
     Attributes
     ----------
@@ -339,20 +422,22 @@ class PictureFolder:
             raise ValueError(f"--output: {self.output} is not a folder")
         check_writable(self.output, "--output")
         self.image_format = find_format(model, self.size)
-        pictures = read_folder(self.folder, self.image_format, count)
+        pictures = read_folder(self.folder, self.image_format, count, leave_out=self.output)
         for path, reason in pictures.unread:
-            print(
-                f"warning: {path} cannot be read ({reason}); the other {len(pictures.files)} go on",
-                file=sys.stderr,
+            print_note(
+                f"warning: {path} cannot be read ({reason}); the other {len(pictures.files)} go on"
             )
         self.files = pictures.files
         return self.image_format.to_model(pictures.pixels)
 
-    def write(self, inputs: AttackInputs, result: Result, picture: Path | None) -> None:
-        """Write the PNG files and the table, and the grid if ``picture`` names its file."""
+    def write(self, inputs: AttackInputs, result: Result, picture: Path | None) -> list[str]:
+        """Write the PNG files and the table, and the grid if ``picture`` names its file.
+
+        Returns lines that say where they are.
+        """
         report = write(
             self.output,
-            self.files,
+            [path.relative_to(self.folder) for path in self.files],
             inputs.images,
             self.labels,
             result,
@@ -360,11 +445,12 @@ class PictureFolder:
             self.forward,
             self.class_names,
         )
-        print(
+        lines = [
             f"pictures: {self.output} ({report.verified} of {report.successes} adversarial ones "
-            "verified after reading the PNG files back)"
-        )
-        print(f"table: {report.table}")
+            "verified after reading the PNG files back)",
+            f"table: {report.table}",
+        ]
         if picture is not None and len(inputs.images):
             grid(picture, inputs.images, self.labels, result, self.image_format, self.class_names)
-            print(f"picture: {picture}")
+            lines.append(f"picture: {picture}")
+        return lines

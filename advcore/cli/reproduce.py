@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from .. import experiments
-from .app import RAISED, app, one_line_errors
+from .app import RAISED, OutputFailed, app, one_line_errors, print_note, printing
 
 if TYPE_CHECKING:
     from ..experiments.parts.tables import Cell, Outcome, Table
@@ -56,6 +57,7 @@ def reproduce(
     Prints each table beside the published one. Writes NAME/ with JSON, CSV, Markdown and pictures,
     and report.html with all that the folder holds.
     """
+    printer = Printer()
     folder = out or Path("reproduction_quick" if quick else "reproduction")
     begin = time.perf_counter()
     with one_line_errors(debug) as stage:
@@ -69,15 +71,39 @@ def reproduce(
                 seeds=seeds if seeds is not None else QUICK_SEEDS if quick else FULL_SEEDS,
                 dataset=dataset,
                 progress=True,
-                finished=print_outcome,
+                finished=printer.print_outcome,
             )
         except experiments.ExperimentsFailed as error:
             failed = error
-        print(f"report: {folder / 'report.html'}")
-        print(f"time: {time.perf_counter() - begin:.0f} s")
+        with printer.printing():
+            print(f"report: {folder / 'report.html'}")
+            print(f"time: {time.perf_counter() - begin:.0f} s")
+        if printer.failure is not None:
+            raise printer.failure
     if failed is not None:
-        print(f"error: {' '.join(str(failed).split())}", file=sys.stderr)
+        print_note(f"error: {failed}")
         raise typer.Exit(RAISED)
+
+
+class Printer:
+    """Prints outcomes as they come, and goes on without printing where stdout fails."""
+
+    def __init__(self) -> None:
+        self.failure: OutputFailed | None = None
+
+    @contextmanager
+    def printing(self) -> Iterator[None]:
+        """Print in the block, and keep a failure of stdout in `failure`."""
+        try:
+            with printing():
+                yield
+        except OutputFailed as error:
+            self.failure = error
+
+    def print_outcome(self, outcome: Outcome) -> None:
+        """Print one outcome."""
+        with self.printing():
+            print_outcome(outcome)
 
 
 def print_outcome(outcome: Outcome) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advcore._extras import require
+from advcore._files import write_text
 
 if TYPE_CHECKING:
     from .parts.run import Run, Scale
@@ -128,7 +129,6 @@ def reproduce(
 def _run_one(run: Run, name: str) -> Outcome:
     """Run and write one experiment, or leave its traceback in ``error.txt``."""
     from .parts import report
-    from .parts.files import write_text
     from .parts.origin import origin
 
     begin = time.perf_counter()

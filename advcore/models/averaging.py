@@ -61,5 +61,13 @@ class Averaged(nn.Module):
             total = torch.zeros((), dtype=x.dtype, device=x.device)
             for draw in range(self.samples):
                 torch.manual_seed(self.seed + draw)
-                total = total + batch_logits(x)
+                try:
+                    total = total + batch_logits(x)
+                except RuntimeError as error:
+                    if "vmap" not in str(error) and "Batching rule" not in str(error):
+                        raise
+                    raise RuntimeError(
+                        "averaged needs a model that torch.func.vmap can run: no LSTM or GRU, and "
+                        f"batch norm in eval mode ({error})"
+                    ) from error
         return total / self.samples

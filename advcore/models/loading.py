@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import logging
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ def load_model(source: str | Path) -> Any:
         One of these forms:
 
         - ``x.onnx``, an ONNX file (extra ``onnx``);
-        - ``x.pt2``, a torch.export program;
+        - ``x.pt2``, a torch.export program from a source that you trust; entries with pickles are
+          refused;
         - ``x.safetensors``, an advcore.Network;
         - ``squeezenet1_0`` or another name in `advcore.models.BUILDERS`;
         - ``file.py:build`` or ``package.module:build``, a function without arguments that returns
@@ -52,7 +56,8 @@ def model(source: str, option: str = "--model") -> Any:
         except ImportError:
             raise
         except Exception as error:
-            raise ValueError(f"{option}: {error}") from error
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{option}: {text}") from error
     place, colon, name = source.rpartition(":")
     if source in models.BUILDERS:
         return getattr(models, source)().eval()
@@ -97,11 +102,31 @@ def _read_onnx(source: str) -> Any:
 
 def _read_exported(source: str) -> Any:
     require("torch", "torch", "reading a .pt2 file")
+    from .exported import PickledEntries, check_no_pickles
+
     export = importlib.import_module("torch.export")
     try:
-        return export.load(source).module()
+        check_no_pickles(source)
+        with _quiet("torch.export", "torch.export.pt2_archive._package"):
+            return export.load(source).module()
+    except PickledEntries:
+        raise
     except Exception as error:  # torch raises its own kinds for broken archives
         raise ValueError(f"{source} cannot be read by torch.export.load ({error})") from None
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Silence loggers, which print tracebacks for damaged files beside the exception."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _read_network(source: str) -> Any:
@@ -127,16 +152,41 @@ def _import_module(place: str, option: str) -> Any:
 def _run_import(place: str, option: str) -> Any:
     """Import the module of a dotted name or file, as it raises."""
     if not place.endswith(".py"):
-        sys.path.insert(0, "")
+        _add_to_path("")
         return importlib.import_module(place)
     path = Path(place)
     if not path.is_file():
         raise FileNotFoundError(f"{option}: {place} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = _module_name(path)
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{option}: {place} cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickles look up their module here
-    sys.path.insert(0, str(path.absolute().parent))
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # dataclasses and pickles look up their module here
+    _add_to_path(str(path.absolute().parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
+
+
+def _module_name(path: Path) -> str:
+    """Return a name for the module of a file that no other module has."""
+    loaded = sys.modules.get(path.stem)
+    is_other = loaded is not None and getattr(loaded, "__file__", None) not in (
+        str(path),
+        str(path.absolute()),
+    )
+    if path.stem in sys.stdlib_module_names or is_other:
+        return f"advcore_model_{path.stem}"
+    return path.stem
+
+
+def _add_to_path(folder: str) -> None:
+    """Let modules of this folder be imported, before installed ones but not before Python's own."""
+    own = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    own |= {str(Path(place, "lib-dynload")) for place in own}
+    places = [index for index, place in enumerate(sys.path) if place in own]
+    sys.path.insert(max(places, default=-1) + 1, folder)

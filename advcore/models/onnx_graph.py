@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .._extras import require
 from ..network import Normalize
+from ..network.input_shape import FlattenImages, in_shape
 from .onnx_operators import OPERATORS, Node, UnsupportedNode
 
 TRIAL = 3
@@ -31,8 +32,7 @@ shows."""
 class OnnxGraph(nn.Module):
     """The nodes of a graph, which are evaluated in order.
 
-    Float constants are buffers, integers are not. Images are (B, ...) with as many values as
-    ``input_shape``.
+    Float constants are buffers, integers are not. Images are (B, *input_shape), or flat.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class OnnxGraph(nn.Module):
             self.keep(name, constants[name])
         self.nodes = nodes
         last_use = {name: place for place, node in enumerate(nodes) for name in node.inputs}
-        self.dead_names = [
-            [n for n, p in last_use.items() if p == place] for place in range(len(nodes))
-        ]
+        self.dead_names: list[list[str]] = [[] for _ in nodes]
+        for name, place in last_use.items():
+            self.dead_names[place].append(name)
 
     def keep(self, name: str, value: Tensor) -> None:
         """Store a constant, as a buffer if it has to be on the device of the images.
@@ -74,8 +74,7 @@ class OnnxGraph(nn.Module):
 
     def forward(self, x: Tensor, shapes: dict[str, tuple[int, ...]] | None = None) -> Tensor:
         """Compute the logits, and write the shape of every value into ``shapes``."""
-        if x.shape[1:] != self.input_shape:
-            x = x.reshape(len(x), *self.input_shape)
+        x = in_shape(x, self.input_shape)
         values: dict[str, Any] = {**self.constants(), "": None, self.entry: x}
         if shapes is not None:
             shapes[self.entry] = tuple(x.shape)
@@ -253,7 +252,7 @@ class _Converted(nn.Module):
         self.network, self.input_shape = network, shape
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x.reshape(len(x), *self.input_shape))
+        logits: Tensor = self.network(in_shape(x, self.input_shape))
         return logits.flatten(1) if logits.dim() > 2 else logits
 
 
@@ -282,7 +281,7 @@ def sequential(graph: OnnxGraph, shapes: dict[str, tuple[int, ...]]) -> nn.Seque
     shapes : shapes of all values for ``TRIAL`` images.
     """
     constants = graph.constants()
-    layers: list[nn.Module] = [nn.Flatten()]
+    layers: list[nn.Module] = [FlattenImages(graph.input_shape)]
     value = graph.entry
     for node in graph.nodes:
         places = [i for i, name in enumerate(node.inputs) if name and name not in constants]

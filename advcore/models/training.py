@@ -171,8 +171,8 @@ def error_rate(
     y = torch.as_tensor(labels, dtype=torch.int64)
     errors = 0
     with torch.inference_mode():
-        for part, truth in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            errors += int((model(part).argmax(1) != truth).sum())
+        for part, classes in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            errors += int((model(part).argmax(1) != classes).sum())
     return errors / len(x)
 
 

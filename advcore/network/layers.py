@@ -36,6 +36,10 @@ SATURATING = ("sigmoid", "tanh")
 POOLINGS = ("none", "max", "mean")
 """Names of poolings, shared with the engine. It can smooth "max" by a log-sum-exp."""
 
+MAX_VALUES = 2**31 - 1
+"""Largest number of values of an image between two layers, and largest stride and padding. The
+engine counts them as 32-bit integers."""
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -146,8 +150,12 @@ class Convolution:
         ):
             argument = getattr(self, name)
             values = tuple(int(value) for value in argument)
-            if len(values) != length or min(values) < minimum or values != tuple(argument):
-                raise ValueError(f"{name} must be {length} integers >= {minimum}, got {argument!r}")
+            fits = len(values) == length and values == tuple(argument)
+            if not fits or min(values) < minimum or max(values) > MAX_VALUES:
+                raise ValueError(
+                    f"{name} must be {length} integers >= {minimum} and <= {MAX_VALUES}, "
+                    f"got {argument!r}"
+                )
             object.__setattr__(self, name, values)
         if not np.asarray(self.padding_value).size:
             object.__setattr__(self, "padding_value", np.zeros(self.shape[0], np.float32))
@@ -166,6 +174,12 @@ class Convolution:
             raise ValueError(
                 f"shape must hold the kernel and the window, got {self.shape} for a weight "
                 f"{self.weight.shape}, padding {self.padding} and window {self.window}"
+            )
+        largest = max(self.inputs, len(self.weight) * math.prod(self.positions))
+        if largest > MAX_VALUES:
+            raise ValueError(
+                f"a convolution must have at most {MAX_VALUES} values at its input and before the "
+                f"pooling, got {largest}"
             )
 
     @property

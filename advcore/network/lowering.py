@@ -172,7 +172,7 @@ class _Lowering:
                 self.visit(child, f"{path}.{name}" if path else name)
         elif kind in (nn.Identity, nn.Dropout, nn.Dropout2d):
             return
-        elif kind is nn.Flatten:
+        elif kind is nn.Flatten or self.is_flatten_images(kind):
             self.flatten(module)
         elif kind is nn.Unflatten:
             self.unflatten(module)
@@ -389,6 +389,12 @@ class _Lowering:
             or kind.__module__.startswith("torchvision.transforms.")
         )
 
+    @staticmethod
+    def is_flatten_images(kind: type[Any]) -> bool:
+        """Whether the type is this package's `FlattenImages`."""
+        name = f"{__package__}.input_shape"
+        return kind.__name__ == "FlattenImages" and kind.__module__ == name
+
     def normalize(self, module: Any) -> None:
         if type(module).__module__.startswith("torchvision") and len(self.shape) != 3:
             # torchvision takes the third dimension from the end as the channels.
@@ -415,7 +421,8 @@ class _Lowering:
         forward = getattr(kind, "forward", None)
         if name is None and not str(getattr(forward, "__module__", "torch.")).startswith("torch."):
             self.fail(
-                "its own forward cannot be read; write it as nn.Sequential for the native engine"
+                "a module with a forward of its own runs through torch; the native engine takes "
+                "chains of layers (nn.Sequential)"
             )
         if name is None:
             self.fail("this type of module has no native form")

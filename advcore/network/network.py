@@ -223,7 +223,8 @@ class Network:
 
         The metadata are ``format``, ``activations`` and ``slopes`` (JSON lists with one entry per
         layer), and the strings of the argument ``metadata``, for example a licence. Convolutions
-        also have ``layers.<i>.padding_value`` and an entry in the list ``convolutions``.
+        also have ``layers.<i>.padding_value`` and an entry in the list ``convolutions``. The file
+        appears at ``path`` only when it is complete, and then takes the place of a former one.
         """
         tensors: dict[str, NDArray[np.float32]] = {}
         for index, layer in enumerate(self._layers):
@@ -250,10 +251,14 @@ class Network:
     def load(path: str | os.PathLike[str]) -> Network:
         """Read a network from a file that `save` wrote.
 
+        The file may come from anywhere: nothing of it is run, and all of it is checked.
+
         Raises
         ------
         ValueError
-            The file is not one of these networks.
+            The file is not one of these networks, or is damaged.
+        OSError
+            The file cannot be read.
         """
         tensors, notes = read_tensors(path)
         if notes.get("format") not in (FILE_FORMAT, CONVOLUTIONAL_FORMAT):
@@ -275,9 +280,9 @@ class Network:
                     layers.append(Convolution(weight, bias, **fields))
                 else:
                     layers.append(Layer(weight, bias, **fields))
-        except (KeyError, TypeError, ValueError) as error:
+            return Network(layers)
+        except Exception as error:  # A damaged file has texts of any kind in the place of numbers.
             raise ValueError(f"{path}: not a stored network: {error!r}") from error
-        return Network(layers)
 
     def __reduce__(self) -> tuple[type[Network], tuple[tuple[Layer | Convolution, ...]]]:
         return Network, (self._layers,)  # the compiled object is rebuilt where it is needed

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .hints import ONE_IMAGE, is_one_image
 
 Floats = NDArray[np.float32]
 Forward = Callable[[Floats], Floats]
@@ -22,10 +24,13 @@ class Logits:
     ----------
     outputs : int
         Number of logits that the model returns for an image; 0 before the first forward.
+    image_shape : tuple of int
+        Shape of an image, for hints in errors.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, image_shape: tuple[int, ...] = ()) -> None:
         self.outputs = 0
+        self.image_shape = image_shape
 
     @property
     def classes(self) -> int:
@@ -41,15 +46,26 @@ class Logits:
             It is not (rows, K), or K differs from that of an earlier forward.
         """
         if len(shape) != 2 or shape[0] != rows or shape[1] == 0:
-            hint = "; a single logit an image: (B, 1)" if shape == (rows,) else ""
             raise ValueError(
-                f"model must return logits of shape (B, K), here ({rows}, K), got {shape}{hint}"
+                f"model must return logits of shape (B, K), here ({rows}, K), got {shape}"
+                f"{self._shape_hint(shape, rows)}"
             )
         if self.outputs not in (0, shape[1]):
             raise ValueError(
                 f"model returned {self.outputs} logits before, now {shape[1]} an image"
             )
         self.outputs = shape[1]
+
+    def _shape_hint(self, shape: tuple[int, ...], rows: int) -> str:
+        """Text of the remedy for an output of a wrong shape, or nothing."""
+        if shape == (rows,):
+            return "; a single logit an image: (B, 1), as .unsqueeze(1) or [:, None] makes it"
+        if rows == 1 and len(shape) == 1:
+            return "; without the axis of the batch? .unsqueeze(0) or [None] adds it"
+        if len(shape) > 2 and shape[0] == rows:
+            return "; one class for an image, not one for each of its pixels, words or boxes"
+        is_picture = len(shape) == 2 and shape[0] == 1 and is_one_image(rows, self.image_shape)
+        return ONE_IMAGE if is_picture else ""
 
     def convert(self, output: NDArray[Any], rows: int) -> Floats:
         """Convert the model's output for ``rows`` images to logits (B, K) float32, K >= 2.
@@ -74,6 +90,44 @@ class Logits:
     def output_gradient(self, dlogits: Floats) -> Floats:
         """Convert the gradient for the logits (B, K) to that for the model's own output."""
         return np.ascontiguousarray(dlogits[:, 1:]) if self.outputs == 1 else dlogits
+
+
+def single_output(output: Any, is_array: Callable[[Any], bool], kind: str) -> Any:
+    """Return the logits in a model's output, where that leaves no choice.
+
+    They are the output itself, its attribute or entry ``logits``, or the only array in a tuple,
+    list or dictionary.
+
+    Raises
+    ------
+    TypeError
+        There is none, or more than one.
+    """
+    if is_array(output):
+        return output
+    is_mapping = isinstance(output, Mapping)
+    named = output.get("logits") if is_mapping else getattr(output, "logits", None)
+    if is_array(named):
+        return named
+    items: list[Any] = []
+    if is_mapping:
+        items = list(output.items())
+    elif isinstance(output, (tuple, list)):
+        items = list(enumerate(output))
+    items = [(key, value) for key, value in items if value is not None]
+    if len(items) == 1 and is_array(items[0][1]):
+        return items[0][1]
+    arrays = [key for key, value in items if is_array(value)]
+    names = [name for name, value in getattr(output, "__dict__", {}).items() if is_array(value)]
+    remedy = ""
+    if arrays:
+        number = f" with {len(arrays)} of them" if len(arrays) > 1 else ""
+        remedy = (
+            f"{number}: pass a function that picks the logits, lambda x: model(x)[{arrays[0]!r}]"
+        )
+    elif names:
+        remedy = f": pass a function that picks the logits, lambda x: model(x).{names[0]}"
+    raise TypeError(f"model must return {kind} (B, K), got {type(output).__name__}{remedy}")
 
 
 def softmax_output(logits: NDArray[np.floating[Any]]) -> bool:

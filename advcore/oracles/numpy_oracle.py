@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .logits import Logits
-from .protocol import NumpyModel, model_errors
+from ..errors import OutOfTime
+from .logits import Logits, batched, single_output
+from .protocol import NumpyModel, model_errors, takes_one_image
 
 Floats = NDArray[np.float32]
 
@@ -25,6 +26,10 @@ class NumpyOracle:
         Shape in which an image reaches the model, float32, without the batch.
     sample : ndarray (B, n) float32, optional
         Images of a trial forward, which gives the number of classes; default one image of 0.5.
+    batch_size : int, optional
+        Most images of a trial forward.
+    check_time : callable, optional
+        Called before each forward but the first. It may raise.
 
     Raises
     ------
@@ -38,7 +43,12 @@ class NumpyOracle:
     saved_bytes = 0
 
     def __init__(
-        self, model: NumpyModel, image_shape: Sequence[int], sample: Floats | None = None
+        self,
+        model: NumpyModel,
+        image_shape: Sequence[int],
+        sample: Floats | None = None,
+        batch_size: int | None = None,
+        check_time: Callable[[], None] | None = None,
     ) -> None:
         for name in ("forward", "backward"):
             if not callable(getattr(model, name, None)):
@@ -46,9 +56,22 @@ class NumpyOracle:
         self._model = model
         self._shape = tuple(image_shape)
         self._n = math.prod(self._shape)
-        self._logits = Logits()
-        self.forward(np.full((1, self._n), 0.5, np.float32) if sample is None else sample)
+        self._logits = Logits(self._shape)
+        self._check_time = check_time
+        x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
+        with suppress(OutOfTime):
+            self._run_trial(x, min(batch_size or len(x), len(x)))
         self.classes = self._logits.classes
+
+    def _run_trial(self, x: Floats, size: int) -> None:
+        """Evaluate ``x``, ``size`` rows at a time, to learn the number of classes."""
+        try:
+            batched(self.forward, x, size)
+        except ValueError as error:
+            hint = takes_one_image(self.forward, x[:size])
+            if hint:
+                raise type(error)(f"{error}{hint}") from error.__cause__
+            raise
 
     def forward(
         self,
@@ -59,16 +82,20 @@ class NumpyOracle:
         grad: bool = True,
     ) -> Floats:
         """See `Oracle`; ``smoothing``, ``slots`` and ``record_scales`` are ignored."""
+        if self._check_time is not None and self._logits.outputs:
+            self._check_time()
         images = x.reshape(len(x), *self._shape)
-        with model_errors(images):
+        with model_errors(images.shape):
             output = self._model.forward(images)
-        if isinstance(output, (tuple, dict)):
-            raise TypeError(f"model must return an array (B, K), got {type(output).__name__}")
+        if not isinstance(output, list):  # of rows
+            output = single_output(output, lambda value: hasattr(value, "__array__"), "an array")
         return self._logits.convert(np.asarray(output), len(x))
 
     def backward(self, dlogits: Floats) -> Floats:
         """See `Oracle`."""
-        gradient = np.asarray(self._model.backward(self._logits.output_gradient(dlogits)))
+        with model_errors((len(dlogits), *self._shape), what="model.backward raised"):
+            output = self._model.backward(self._logits.output_gradient(dlogits))
+        gradient = np.asarray(output)
         rows = len(dlogits)
         if gradient.dtype.kind != "f":
             raise TypeError(f"model.backward must return floating point, got {gradient.dtype}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -83,12 +83,30 @@ class NumpyModel(Protocol):
 
 
 @contextmanager
-def model_errors(images: Any, hint: str = "") -> Iterator[None]:
-    """Turn any error of the model on ``images`` (B, ...) into a `ModelRaised` that names them."""
+def model_errors(
+    images: tuple[int, ...],
+    hint: Callable[[Exception], str] | None = None,
+    what: str = "the model raised",
+) -> Iterator[None]:
+    """Turn any error of the model on images (B, ...) of a shape into a `ModelRaised` naming it.
+
+    ``hint`` returns what to add to the text of an error.
+    """
     try:
         yield
     except Exception as error:
         raise ModelRaised(
-            f"the model raised on a batch of {len(images)} images of shape "
-            f"{tuple(images.shape[1:])}: {type(error).__name__}: {error}{hint}"
+            f"{what} on a batch of {images[0]} images of shape {tuple(images[1:])}: "
+            f"{type(error).__name__}: {error}{hint(error) if hint else ''}"
         ) from error
+
+
+def takes_one_image(forward: Callable[[Any], Any], x: Any) -> str:
+    """Text of a remedy for a model that fails on rows ``x``, where it takes the first alone."""
+    if len(x) < 2:
+        return ""
+    try:
+        forward(x[:1])
+    except Exception:
+        return ""
+    return "; one image at a time works: pass batch_size=1"

@@ -143,13 +143,24 @@ class SmoothingScales:
         self.row_shapes: dict[int, tuple[int, ...]] = {}
         self.tables: dict[int, Tensor] = {}
 
-    def update(self, two_rows: list[ActivationCall], three_rows: list[ActivationCall]) -> None:
-        """Keep the calls that follow the batch, from all calls of forwards with 2 and 3 rows."""
+    def update(
+        self,
+        few_rows: list[ActivationCall],
+        more_rows: list[ActivationCall],
+        counts: tuple[int, int] = (2, 3),
+    ) -> None:
+        """Keep the calls that follow the batch, from all calls of two forwards.
+
+        Their numbers of rows are ``counts``. With one row in both, for a model that takes no more,
+        all calls with a first dimension of 1 are kept.
+        """
+        few, more = counts
         calls = {
             index: call
-            for index, (call, repeat) in enumerate(zip(two_rows, three_rows, strict=False))
-            if len(two_rows) == len(three_rows) and len(call.shape) > 1 and 0 not in call.shape
-            and call.shape[0] == 2 and repeat == ActivationCall(call.kind, (3, *call.shape[1:]))
+            for index, (call, repeat) in enumerate(zip(few_rows, more_rows, strict=False))
+            if len(few_rows) == len(more_rows) and len(call.shape) > 1 and 0 not in call.shape
+            and call.shape[0] == few
+            and repeat == ActivationCall(call.kind, (more, *call.shape[1:]))
         }  # fmt: skip
         self.row_shapes = {index: call.shape[1:] for index, call in calls.items()}
         kinds = {call.kind for call in calls.values()}

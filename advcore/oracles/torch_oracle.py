@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelRaised, warn_caller
-from .logits import Logits
-from .protocol import model_errors
+from ..errors import ModelRaised, OutOfTime, warn_caller
+from .hints import error_hint
+from .logits import Logits, single_output
+from .protocol import model_errors, takes_one_image
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +24,19 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 
-def _shape_hint(shape: tuple[int, ...]) -> str:
-    """Text of a likely mistake for images of ``shape``; empty where the shape looks right."""
-    if len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3):
-        return "; channels last? a model with convolutions takes (B, channels, height, width)"
-    if len(shape) < 3:
-        return "; images must have shape (N, ...): one image alone is images[None]"
-    return ""
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Give torch, where it is loaded, ``count`` CPU threads inside the block; None: as before."""
+    torch = sys.modules.get("torch")
+    if torch is None or count is None:
+        yield
+        return
+    default_count = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(default_count)
 
 
 class TorchOracle:
@@ -47,6 +55,10 @@ class TorchOracle:
         Images of the trial forwards; default one image of 0.5.
     survey : bool
         Whether the constructor looks for activations to smooth; else `survey` does it later.
+    batch_size : int, optional
+        Most images of a forward in the trials and the survey.
+    check_time : callable, optional
+        Called before each forward but the first. It may raise.
 
     Notes
     -----
@@ -75,6 +87,8 @@ class TorchOracle:
         device: str | torch.device | None = None,
         sample: Floats | None = None,
         survey: bool = True,
+        batch_size: int | None = None,
+        check_time: Callable[[], None] | None = None,
     ) -> None:
         import torch
 
@@ -93,7 +107,11 @@ class TorchOracle:
             self._dtype = next(floating, self._dtype)
         if device is not None:
             self._device = torch.device(device)
-        self._logits = Logits()
+        if self._device.type == "meta":
+            raise ValueError("model must hold values, its parameters are on the device meta")
+        self._logits = Logits(self._shape)
+        self._batch_size = batch_size
+        self._check_time = check_time
         self._copies = True
         self._leaf: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
@@ -102,7 +120,8 @@ class TorchOracle:
         self.kind = "smooth"
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
         self._survey_image = np.ascontiguousarray(x[:1], dtype=np.float32)
-        self._run_trial(np.ascontiguousarray(x, dtype=np.float32))
+        with suppress(OutOfTime):
+            self._run_trial(np.ascontiguousarray(x, dtype=np.float32))
         self.classes = self._logits.classes
         if survey:
             self.survey()
@@ -182,18 +201,9 @@ class TorchOracle:
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
-    @contextmanager
-    def limit_threads(self, count: int | None) -> Iterator[None]:
+    def limit_threads(self, count: int | None) -> AbstractContextManager[None]:
         """See `Oracle`; the threads are torch's."""
-        if count is None:
-            yield
-            return
-        default_count = self._torch.get_num_threads()
-        self._torch.set_num_threads(count)
-        try:
-            yield
-        finally:
-            self._torch.set_num_threads(default_count)
+        return torch_threads(count)
 
     def backward(self, dlogits: Floats) -> Floats:
         """See `Oracle`; zeros where the logits do not depend on the input."""
@@ -245,23 +255,44 @@ class TorchOracle:
 
     def _call(self, x: torch.Tensor, mode: Any = None) -> torch.Tensor:
         """The model's output for flat rows ``x``, under the function mode if there is one."""
+        if self._check_time is not None and self._logits.outputs:
+            self._check_time()
         images = x.reshape(len(x), *self._shape)
-        is_exported = isinstance(self._model, self._torch.fx.GraphModule)
-        hint = "; an exported program needs a dynamic batch dimension" if is_exported else ""
-        if not is_exported and not self._logits.outputs:  # the first call
-            hint = _shape_hint(self._shape)
-        with self._torch.autocast(self._device.type, enabled=False), model_errors(images, hint):
+        with (
+            self._torch.autocast(self._device.type, enabled=False),
+            model_errors(tuple(images.shape), lambda error: self._hint(error, images)),
+        ):
             if mode is None:
                 output = self._model(images)
             else:
                 with mode:
                     output = self._model(images)
-        if not isinstance(output, self._torch.Tensor):
-            raise TypeError(f"model must return a tensor (B, K), got {type(output).__name__}")
-        if not output.is_floating_point():
-            raise TypeError(f"model must return floating-point logits, got {output.dtype}")
         logits: torch.Tensor = output
+        if not isinstance(output, self._torch.Tensor):
+            logits = single_output(output, self._is_tensor, "a tensor")
+        if not logits.is_floating_point():
+            raise TypeError(f"model must return floating-point logits, got {logits.dtype}")
+        if logits.layout != self._torch.strided or logits.is_nested:
+            raise TypeError(
+                f"model must return dense logits, got a tensor of the layout {logits.layout}"
+                f"{' (nested)' if logits.is_nested else ''}: add .to_dense()"
+            )
+        if logits.device.type == "meta":
+            raise ValueError(
+                "model must return logits with values, got a tensor on the device meta"
+            )
         return logits
+
+    def _is_tensor(self, value: Any) -> bool:
+        return isinstance(value, self._torch.Tensor)
+
+    def _hint(self, error: Exception, images: torch.Tensor) -> str:
+        """Text of the remedy for an error of the model, or nothing."""
+        if isinstance(self._model, self._torch.fx.GraphModule):
+            return "; an exported program needs a dynamic batch dimension"
+        is_module = isinstance(self._model, self._torch.nn.Module)
+        dtype = str(images.dtype).removeprefix("torch.") if is_module else None
+        return error_hint(error, tuple(images.shape), dtype)
 
     def _mode(
         self,
@@ -298,27 +329,42 @@ class TorchOracle:
 
         The first two rows also give `saved_bytes`, and show whether gradients reach the input.
         """
+        size = min(self._batch_size or len(x), len(x))
+        try:
+            self._copies = False
+            for start in range(0, max(len(x), 1), max(size, 1)):
+                self._copies |= self._writes_to_input(x[start : start + size])
+        except ValueError as error:
+            hint = takes_one_image(self._writes_to_input, x[:size])
+            if hint:
+                raise type(error)(f"{error}{hint}") from error.__cause__
+            raise
+        few = x[: min(2, size)]
+        logits = self._count_saved(few)
+        if len(few):
+            self._check_gradient(x[:2], logits)
+        self._leaf = self._output = None
+
+    def _writes_to_input(self, x: Floats) -> bool:
+        """Evaluate ``x``, and check its logits; whether the model has changed its input."""
         torch = self._torch
         with torch.inference_mode(False), torch.no_grad():
             rows = self._wrap(x).clone().to(self._device, self._dtype)
             original, version = rows.clone(), rows._version
             output = self._call(rows)
-            # A write through .data leaves the version as it is, so values are compared too.
-            self._copies = rows._version != version or not torch.equal(rows, original)
             self._logits.convert(self._to_numpy(output), len(x))
-        x = x[:2]
-        logits = self._count_saved(x)
-        if len(x):
-            self._check_gradient(x, logits)
-        self._leaf = self._output = None
+            # A write through .data leaves the version as it is, so values are compared too.
+            return rows._version != version or not torch.equal(rows, original)
 
     def _check_gradient(self, x: Floats, logits: Floats) -> None:
-        """Check that a gradient of the last forward, whose logits are given, reaches ``x``.
+        """Check that a gradient of the last forward reaches its rows, the first ones of ``x``.
 
         Raises
         ------
         ValueError
-            There is no gradient although the logits change with the images.
+            There is no gradient although the logits (B, K) of these rows change with the images.
+        ModelRaised
+            The backward raised.
 
         Warns
         -----
@@ -328,13 +374,15 @@ class TorchOracle:
         # Not ones: logits that sum to a constant have no gradient along them.
         dlogits = np.random.default_rng(0).standard_normal(logits.shape, dtype=np.float32)
         # Weights that require gradients give the output a graph that need not reach the images.
-        gradient = self._vector_jacobian(self._torch.from_numpy(dlogits).to(self._device))
+        rows = len(logits)
+        with model_errors((rows, *self._shape), what="the model's backward raised"):
+            gradient = self._vector_jacobian(self._torch.from_numpy(dlogits).to(self._device))
         if gradient is not None and gradient.any():
             return
         try:
-            other_logits = self.forward(x * np.float32(0.5) + np.float32(0.125), grad=False)
+            other_logits = self.forward(x[:rows] * np.float32(0.5) + np.float32(0.125), grad=False)
         except ModelRaised:  # it may refuse images outside the caller's bounds
-            other_logits = self.forward(np.ascontiguousarray(x[::-1]), grad=False)
+            other_logits = self.forward(np.ascontiguousarray(x[::-1][:rows]), grad=False)
         if np.array_equal(logits, other_logits, equal_nan=True):
             return
         if gradient is None:
@@ -371,7 +419,7 @@ class TorchOracle:
         return logits
 
     def _survey(self, x: Floats) -> None:
-        """Number the activations in forwards of image ``x`` (1, n) with 2 and 3 rows.
+        """Number the activations in forwards of image ``x`` (1, n) with 2 and 3 rows, or fewer.
 
         Those that follow the rows are kept in ``_scales``, and set the ``kind``.
         """
@@ -382,8 +430,10 @@ class TorchOracle:
             names = {type(module).__name__ for module in self._model.modules()}
             if "OptimizedModule" in names:  # torch.compile would trace the mode itself
                 return
-        calls = []
-        for count in (2, 3):
+        calls: list[list[Any]] = []
+        most = self._batch_size or 3
+        counts = (min(2, most - 1) or 1, min(3, most))
+        for count in counts:
             mode = Survey()
             with torch.inference_mode(False), torch.enable_grad():
                 leaf = self._wrap(np.repeat(x, count, axis=0)).clone().requires_grad_(True)
@@ -396,7 +446,7 @@ class TorchOracle:
                         return
             calls.append(mode.calls)
         scales = SmoothingScales()
-        scales.update(*calls)
+        scales.update(calls[0], calls[1], counts)
         if not scales.row_shapes:
             return
         self._scales = scales

@@ -355,7 +355,7 @@ def minimize_distortion(
     TypeError, ValueError
         The message names the argument, the expected value and the actual one.
     """
-    penalty = penalty_from_norm(penalty, norm, stacklevel=2)
+    penalty = penalty_from_norm(penalty, norm)
     options = Options(
         penalty, loss, c_low, c_high, steps, warm_start, history, confidence,
         max_iterations, max_line_search, ftol, gtol, seed,

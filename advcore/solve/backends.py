@@ -159,17 +159,17 @@ class NetworkVerifier:
 
 @dataclass(frozen=True)
 class OracleVerifier:
-    """A model behind an oracle as the verifier; ``most`` bounds the images of one forward."""
+    """A model behind an oracle as the verifier; ``limit`` bounds the images of one forward."""
 
     oracle: Oracle
-    most: int = FORWARD_ROWS
-    room: int = FORWARD_BYTES
+    limit: int = FORWARD_ROWS
+    available_bytes: int = FORWARD_BYTES
     network: None = None
 
     @property
     def rows(self) -> int:
         """Images of one forward."""
-        return memory.rows(self.oracle, self.most, self.room)
+        return memory.rows(self.oracle, self.limit, self.available_bytes)
 
     def forward(self, x: Floats) -> Floats:
         """See `Verifier`; by halves where there is no memory for all at once."""
@@ -191,12 +191,13 @@ class OracleVerifier:
             The logits differ by more than rounding.
         """
         batch = x[:SINGLE_EVALUATIONS]
-        logits = self.forward(batch)
+        size = min(self.limit, SINGLE_EVALUATIONS)
+        logits = batched(self.forward, batch, size)
         noise = difference(logits, batched(self.forward, batch, 1))
         limit = NONDETERMINISM_LIMIT * largest_logit(logits) + 1e-6
         if noise <= limit:
             return noise
-        repeated = difference(logits, self.forward(batch))
+        repeated = difference(logits, batched(self.forward, batch, size))
         if repeated > limit:
             raise ValueError(
                 "model must be deterministic: logits of the same images differ by up to "
@@ -205,7 +206,7 @@ class OracleVerifier:
             )
         raise ValueError(
             "model must give an image the same logits in any batch: they differ by up to "
-            f"{noise:.2g} between batches of {SINGLE_EVALUATIONS} and of 1 (statistics of the "
+            f"{noise:.2g} between batches of {size} and of 1 (statistics of the "
             "batch in use?)"
         )
 

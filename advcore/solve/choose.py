@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,22 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._extras import require
-from ..errors import warn_caller
+from ..errors import OutOfTime, warn_caller
 from ..network import Network, Unsupported
 from ..options import Options
 from ..oracles import NumpyOracle, Oracle, TorchOracle
-from ..oracles.logits import difference, largest_logit, sigmoid_output, softmax_output
-from .backends import Backend, EngineInfo, NetworkVerifier, OracleVerifier
+from ..oracles.gradient_check import check_gradient
+from ..oracles.inner_modules import buffers_kept
+from ..oracles.logits import (
+    batched,
+    difference,
+    largest_logit,
+    sigmoid_output,
+    softmax_output,
+)
+from ..oracles.torch_oracle import torch_threads
+from .backends import SINGLE_EVALUATIONS, Backend, EngineInfo, NetworkVerifier, OracleVerifier
+from .job import TrialClock
 from .native import NativeBackend
 from .rounds import OracleBackend
 
@@ -31,7 +42,13 @@ torch once a batch: evaluations of small networks take 1/1.4 to 1/2.8 of torch's
 million weights 1/1.2, with 15 million as long (benchmarks/bench_convolutions.py)."""
 
 
-def choose_backend(model: Any, sample: Floats, shape: tuple[int, ...], options: Options) -> Backend:
+def choose_backend(
+    model: Any,
+    sample: Floats,
+    shape: tuple[int, ...],
+    options: Options,
+    clock: TrialClock | None = None,
+) -> Backend:
     """The native engine where the model is a network or can be lowered to one, else its oracle.
 
     Parameters
@@ -42,6 +59,8 @@ def choose_backend(model: Any, sample: Floats, shape: tuple[int, ...], options: 
         Shape of one image as the model takes it.
     options : Options
         Its device, batch size and threads are kept by the back end.
+    clock : TrialClock, optional
+        Ends the trials when the time limit has passed.
 
     Raises
     ------
@@ -50,12 +69,19 @@ def choose_backend(model: Any, sample: Floats, shape: tuple[int, ...], options: 
     """
     if isinstance(model, type):
         raise TypeError(f"model is a class ({model.__name__}); pass an instance")
+    with torch_threads(options.threads):
+        return _tried_backend(model, sample, shape, options, clock or TrialClock(None, 0.0))
+
+
+def _tried_backend(
+    model: Any, sample: Floats, shape: tuple[int, ...], options: Options, clock: TrialClock
+) -> Backend:
     if isinstance(model, Network):
         return _network_backend(model, sample, shape, options)
     torch = sys.modules.get("torch")
     is_module = torch is not None and isinstance(model, torch.nn.Module)
     if not is_module and hasattr(model, "forward") and hasattr(model, "backward"):
-        return _numpy_backend(model, sample, shape, options)
+        return _numpy_backend(model, sample, shape, options, clock)
     if not callable(model):
         raise TypeError(
             "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy forward "
@@ -63,7 +89,7 @@ def choose_backend(model: Any, sample: Floats, shape: tuple[int, ...], options: 
         )
     if is_module:
         _check_eval_mode(model)
-    return _torch_backend(model, sample, shape, options)
+    return _torch_backend(model, sample, shape, options, clock)
 
 
 def _on_cpu(options: Options) -> bool:
@@ -104,25 +130,54 @@ def _network_backend(
     return OracleBackend(oracle, info, options.batch_size)
 
 
-def _numpy_backend(model: Any, sample: Floats, shape: tuple[int, ...], options: Options) -> Backend:
+def _numpy_backend(
+    model: Any, sample: Floats, shape: tuple[int, ...], options: Options, clock: TrialClock
+) -> Backend:
     if not _on_cpu(options):
         raise ValueError(f"device must be cpu for a NumPy model, got {options.device}")
-    oracle = NumpyOracle(model, shape, sample if len(sample) else None)
-    _check_logits(oracle, sample)
+    sample = _trial_rows(sample, options.batch_size)
+    trial = sample if len(sample) else None
+    oracle = NumpyOracle(model, shape, trial, options.batch_size, clock.check)
+    _check_logits(oracle, sample, options.batch_size)
     info = EngineInfo("numpy", "cpu", _core.isa(), "forward and backward in NumPy")
     return OracleBackend(oracle, info, options.batch_size)
 
 
-def _torch_backend(model: Any, sample: Floats, shape: tuple[int, ...], options: Options) -> Backend:
+def check_backward(
+    backend: Backend, sample: Floats, box: tuple[Floats, Floats], options: Options
+) -> None:
+    """Compare the backward of a NumPy model with differences of its forward; see `check_gradient`.
+
+    Torch derives its gradients itself, and a straight-through gradient, which a module may have on
+    purpose, is of another size than the differences.
+    """
+    if isinstance(backend, OracleBackend) and isinstance(backend.oracle, NumpyOracle):
+        check_gradient(backend.oracle, sample, box, options.batch_size or len(sample))
+
+
+def _trial_rows(sample: Floats, batch_size: int | None) -> Floats:
+    """As many of the images as two batches hold, or as many as are evaluated one at a time."""
+    return sample if batch_size is None else sample[: max(SINGLE_EVALUATIONS, 2 * batch_size)]
+
+
+def _torch_backend(
+    model: Any, sample: Floats, shape: tuple[int, ...], options: Options, clock: TrialClock
+) -> Backend:
     """A module in the engine where it can be lowered, else through torch, as other callables."""
     _check_device(options.device)
-    oracle = TorchOracle(
-        model, shape, options.device, sample if len(sample) else None, survey=False
-    )
-    logits = _check_logits(oracle, sample)
+    batch_size = options.batch_size
+    if batch_size is not None and _is_lowerable(model, shape):
+        batch_size = None  # it takes any batch, and its margin does not depend on the option
+    sample = _trial_rows(sample, batch_size)
+    trial = sample if len(sample) else None
+    with buffers_kept(model):
+        oracle = TorchOracle(model, shape, options.device, trial, False, batch_size, clock.check)
+    logits = _check_logits(oracle, sample, batch_size)
     reason = "a callable that is not a module"
     place = oracle.device.type
     lowerable = place == "cuda" or (_on_cpu(options) and place == "cpu")
+    if len(logits) != len(sample):
+        reason, lowerable = "time_limit passed while the model was tried", False
     if lowerable and isinstance(model, sys.modules["torch"].nn.Module):
         network, reason = _lowered(model, sample, shape, logits)
         if network is not None and place == "cpu":
@@ -159,6 +214,15 @@ def _oracle_on_gpu(oracle: TorchOracle, info: EngineInfo, options: Options) -> B
     return OracleCudaBackend(oracle, info, options.batch_size)
 
 
+def _is_lowerable(model: Any, shape: tuple[int, ...]) -> bool:
+    """Whether the model has a native network."""
+    try:
+        Network.from_torch(model, shape)
+    except Unsupported:
+        return False
+    return True
+
+
 def _lowered(
     module: Any, sample: Floats, shape: tuple[int, ...], logits: Floats
 ) -> tuple[Network | None, str]:
@@ -183,15 +247,12 @@ def _check_eval_mode(module: Any) -> None:
         return
     if getattr(module, "draws", False) is True:  # models.averaging.Averaged
         return
-    training = [
-        name or "the module"
-        for name, part in module.named_modules()
-        if getattr(part, "training", False)  # torch.jit.freeze removes it
-    ]
-    if training:
-        raise ValueError(
-            f"model must be in eval mode, {training[0]} is in training mode; call model.eval()"
-        )
+    for name, part in module.named_modules():
+        if getattr(part, "training", False):  # torch.jit.freeze removes it
+            which = f"its submodule {name!r} ({type(part).__name__})" if name else "the module"
+            raise ValueError(
+                f"model must be in eval mode, {which} is in training mode; call model.eval()"
+            )
 
 
 def _check_device(device: Any) -> None:
@@ -200,7 +261,8 @@ def _check_device(device: Any) -> None:
     if device is None:
         return
     try:
-        torch.empty(0, device=torch.device(device))
+        place = torch.device(device)
+        torch.empty(0, device=place)
     except Exception as error:  # of many types, and of many lines
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if str(device).startswith("cuda") and not torch.cuda.is_available():
@@ -208,13 +270,21 @@ def _check_device(device: Any) -> None:
         raise ValueError(
             f"device must be one that torch can use here, got {str(device)!r} ({reason})"
         ) from None
+    if place.type == "meta":
+        raise ValueError("device must be one that holds values, got 'meta'")
 
 
-def _check_logits(oracle: Oracle, sample: Floats) -> Floats:
-    """The logits of the sample (B, n), which may be empty; raises for those of a softmax."""
+def _check_logits(oracle: Oracle, sample: Floats, batch_size: int | None) -> Floats:
+    """The logits of the sample (B, n), which may be empty; raises for those of a softmax.
+
+    They are empty where the time limit passes meanwhile.
+    """
+    logits = np.empty((0, oracle.classes), np.float32)
     if not len(sample):
-        return np.empty((0, oracle.classes), np.float32)
-    logits = oracle.forward(sample, grad=False)
+        return logits
+    with suppress(OutOfTime):
+        size = min(batch_size or len(sample), len(sample))
+        logits = batched(lambda x: oracle.forward(x, grad=False), sample, size)
     if softmax_output(logits):
         raise ValueError(
             "model must return logits, got rows in [0, 1] that sum to 1: the output of a softmax; "

@@ -95,12 +95,12 @@ def float32_products() -> Iterator[None]:
     products: Any = torch.backends.cuda.matmul
     new = hasattr(products, "fp32_precision")  # torch 2.9 and later
     name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
-    before = getattr(products, name)
+    previous = getattr(products, name)
     setattr(products, name, exact)
     try:
         yield
     finally:
-        setattr(products, name, before)
+        setattr(products, name, previous)
 
 
 _MODULES: WeakKeyDictionary[Network, dict[str, Float32]] = WeakKeyDictionary()
@@ -171,7 +171,11 @@ class NativeCudaBackend:
                     addresses, slots=slots, confidence=job.params.confidence
                 ):
                     queue.add(
-                        *(launch.cubin, launch.name, launch.grid, launch.threads, launch.shared),
+                        launch.cubin,
+                        launch.name,
+                        launch.grid,
+                        launch.threads,
+                        launch.shared,
                         launch.arguments,
                     )
             error = _run_to_end(queue, monitor)
@@ -181,7 +185,10 @@ class NativeCudaBackend:
 
 
 def _run_to_end(queue: _core.CudaQueue, monitor: RunMonitor) -> BaseException | None:
-    """What stopped the run before its end; the unfinished images are written in any case."""
+    """Wait for the end, and return what stopped the run early, an error or None.
+
+    The unfinished images are written to the results in any case.
+    """
     error: BaseException | None = None
     while True:
         try:

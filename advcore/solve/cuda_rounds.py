@@ -33,8 +33,8 @@ SHARE = 0.25
 class CudaSession:
     """`_core.Session` with its arrays on the device.
 
-    ``refill`` returns (x, k, slots, measured, rows): tensors (B, n), (B,), (B,) int64, row numbers
-    or None; every row takes part in the backward.
+    ``refill`` returns (x, smoothing, slots, recorded_rows, rows): tensors (B, n), (B,), (B,) int64,
+    row numbers or None, and B; every row takes part in the backward.
     """
 
     def __init__(self, job: Job, slots: int, device: torch.device) -> None:
@@ -46,9 +46,9 @@ class CudaSession:
             self._core = _core.CudaSession(
                 job.core, self.slots, device.index or 0, self._arena.data_ptr(), stream(device)
             )
-        self._x = self._k = torch.empty(0)
+        self._x = self._smoothing = torch.empty(0)
         self._rows: Tensor = torch.empty(0)
-        self._measured: Tensor | None = None
+        self._recorded: Tensor | None = None
 
     def refill(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
         """Rows of the next round."""
@@ -57,17 +57,17 @@ class CudaSession:
             if fresh is not None:
                 self._take_rows(*fresh)
             else:
-                self._measured = None
+                self._recorded = None
             if len(self._x):
-                self._core.gather(self._x.data_ptr(), self._k.data_ptr())
-        return self._x, self._k, self._rows, self._measured, len(self._x)
+                self._core.gather(self._x.data_ptr(), self._smoothing.data_ptr())
+        return self._x, self._smoothing, self._rows, self._recorded, len(self._x)
 
-    def _take_rows(self, slots: NDArray[np.int32], measure: NDArray[np.bool_]) -> None:
+    def _take_rows(self, slots: NDArray[np.int32], record_scales: NDArray[np.bool_]) -> None:
         self._x = torch.empty((len(slots), self._n), dtype=torch.float32, device=self._device)
-        self._k = torch.empty(len(slots), dtype=torch.float32, device=self._device)
+        self._smoothing = torch.empty(len(slots), dtype=torch.float32, device=self._device)
         self._rows = torch.from_numpy(slots.astype(np.int64)).to(self._device)
-        measured = np.flatnonzero(measure)
-        self._measured = torch.from_numpy(measured).to(self._device) if measured.size else None
+        recorded = np.flatnonzero(record_scales)
+        self._recorded = torch.from_numpy(recorded).to(self._device) if recorded.size else None
 
     def margin_loss(self, logits: Tensor) -> Tensor:
         """Logits (B, K) to dlogits (B, K)."""
@@ -103,9 +103,14 @@ class DeviceOracle:
         self._slots = slots
 
     def forward(
-        self, x: Tensor, k: Tensor, slots: Tensor, measured: Tensor | None, grad: bool = True
+        self,
+        x: Tensor,
+        smoothing: Tensor,
+        slots: Tensor,
+        recorded_rows: Tensor | None,
+        grad: bool = True,
     ) -> Tensor:
-        return self._oracle.forward_rows(x, k, slots, measured, self._slots)
+        return self._oracle.forward_rows(x, smoothing, slots, recorded_rows, self._slots)
 
     def backward(self, dlogits: Tensor) -> Tensor:
         return self._oracle.backward_rows(dlogits)
@@ -142,8 +147,8 @@ def stream(device: torch.device) -> int:
 
 def _free_memory(device: torch.device) -> int:
     """Bytes, with what torch has kept of earlier runs and gives again."""
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
+    reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserved
 
 
 def indexed(device: torch.device) -> torch.device:

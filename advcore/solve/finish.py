@@ -30,7 +30,7 @@ from .verify import (
 
 @dataclass(frozen=True)
 class Stop:
-    """What ended a call before its end: nothing, the user, the callback, the model or a GPU."""
+    """The cause of an early end: nothing, the user, the callback, the model or a GPU."""
 
     error: BaseException | None = None
     by_model: bool = False  # or by a GPU
@@ -85,7 +85,7 @@ def finish(
 
 
 def _cause(error: BaseException) -> BaseException | None:
-    """What the model itself raised."""
+    """Return the error of the model itself, where the given one wraps it."""
     return error.__cause__ if isinstance(error, ModelRaised) else error
 
 

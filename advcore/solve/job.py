@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
+from ..errors import OutOfTime
 from ..options import Progress
 
 Floats = NDArray[np.float32]
@@ -44,6 +45,29 @@ class Job:
         if self.lo.ndim == 1:
             return self.lo, self.hi
         return self.lo[rows], self.hi[rows]
+
+
+@dataclass
+class TrialClock:
+    """Time limit of the trials that a model passes before the run.
+
+    Attributes
+    ----------
+    time_limit : float, optional
+        Seconds since ``begin``, a value of `time.perf_counter`.
+    ended : bool
+        Whether the trials are over.
+    """
+
+    time_limit: float | None
+    begin: float
+    ended: bool = False
+
+    def check(self) -> None:
+        """Raise OutOfTime if the limit has passed in the trials."""
+        seconds = time.perf_counter() - self.begin
+        if not self.ended and self.time_limit is not None and seconds >= self.time_limit:
+            raise OutOfTime
 
 
 @dataclass

@@ -21,6 +21,8 @@ measured within 7%."""
 POOL_BYTES = 512 << 20
 """Bytes of a thread's slots, for vectors of the solver and activations. 2 rows of a small
 convolutional network run as fast as 24. Rows of wide layers share the reading of the weights."""
+MOST_THREADS = 1024
+"""Largest number of threads that may be asked for, as of the option."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,18 @@ class NativeBackend:
             row = self.network.core.row_bytes + _core.slot_bytes(job.params, job.lo.ndim == 2)
             slots = max(1, min(NATIVE_SLOTS, POOL_BYTES // row))
         self.info.threads = threads
-        results, error = _core.solve(self.network.core, job.core, threads, slots, monitor)
+        if monitor.timed_out():  # in the trials
+            session = _core.Session(job.core, 1)
+            session.interrupt()
+            return session.results, None
+        try:
+            results, error = _core.solve(self.network.core, job.core, threads, slots, monitor)
+        except RuntimeError as raised:
+            if "Resource temporarily unavailable" not in str(raised):
+                raise
+            raise ValueError(
+                f"threads must be as many as this system can start, got {threads} ({raised})"
+            ) from raised
         return results, error
 
 
@@ -70,7 +83,10 @@ def default_threads() -> int:
     """``ADVCORE_NUM_THREADS``, else the CPUs that this process may use."""
     value = os.environ.get("ADVCORE_NUM_THREADS")
     if value:
-        if not (value.isascii() and value.isdigit()) or int(value) < 1:
-            raise ValueError(f"ADVCORE_NUM_THREADS must be a positive integer, got {value!r}")
+        is_number = value.isascii() and value.isdigit() and len(value) < 20
+        if not is_number or not 1 <= int(value) <= MOST_THREADS:
+            raise ValueError(
+                f"ADVCORE_NUM_THREADS must be an integer from 1 to {MOST_THREADS}, got {value!r}"
+            )
         return int(value)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,7 @@ from .schedules import CONTINUATION_TOLERANCE, NEEDED, PENALTY, RESCUE, find_eff
 
 @dataclass(frozen=True)
 class Facts:
-    """What the search depends on besides the options.
+    """Facts of the problem, on which the search depends besides the options.
 
     Attributes
     ----------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +50,7 @@ class RoundBackend(ABC):
     @property
     def verifier(self) -> OracleVerifier:
         """The model itself, in batches no larger than those of the search."""
-        return OracleVerifier(self.oracle, self.batch_size or FORWARD_ROWS)
+        return OracleVerifier(self.oracle, min(self.batch_size or FORWARD_ROWS, FORWARD_ROWS))
 
     def noise(self, x: Floats) -> float:
         """See `Backend`."""
@@ -114,11 +114,11 @@ def _run_slots(
         error: BaseException | None = None
         last_report = 0.0
         try:
-            while True:
-                x, k, rows, measure, paired = session.refill()
-                if not len(x):
+            while not monitor.timed_out():
+                *rows, paired = session.refill()
+                if not len(rows[0]):
                     break
-                session.advance(_evaluate(oracle, session, x, k, rows, measure, paired))
+                session.advance(_evaluate(oracle, session, rows, paired))
                 now = time.perf_counter()
                 if now - last_report > REPORT_SECONDS:
                     last_report = now
@@ -134,16 +134,16 @@ def _run_slots(
         return results, error
 
 
-def _evaluate(
-    oracle: Any, session: Any, x: Any, k: Any, slots: Any, measure: Any, paired: int
-) -> Any:
-    """Gradients of a round: its first ``paired`` rows want one, the others a forward alone."""
+def _evaluate(oracle: Any, session: Any, rows: Sequence[Any], paired: int) -> Any:
+    """Gradients of a round: its first ``paired`` rows need one, the others a forward alone.
+
+    ``rows`` are the first four arguments of `Oracle.forward`.
+    """
+    x = rows[0]
     if paired == len(x):
-        return oracle.backward(session.margin_loss(oracle.forward(x, k, slots, measure, grad=True)))
-    logits = [oracle.forward(x[paired:], k[paired:], slots[paired:], measure[paired:], grad=False)]
+        return oracle.backward(session.margin_loss(oracle.forward(*rows, grad=True)))
+    logits = [oracle.forward(*(values[paired:] for values in rows), grad=False)]
     if paired:
-        logits.insert(
-            0, oracle.forward(x[:paired], k[:paired], slots[:paired], measure[:paired], grad=True)
-        )
+        logits.insert(0, oracle.forward(*(values[:paired] for values in rows), grad=True))
     dlogits = session.margin_loss(np.concatenate(logits) if len(logits) > 1 else logits[0])
     return oracle.backward(dlogits) if paired else np.empty((0, x.shape[1]), np.float32)

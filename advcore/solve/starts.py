@@ -16,6 +16,12 @@ from .levels import Grid
 from .verify import Judge
 
 Floats = NDArray[np.float32]
+REPLACED_STATUSES = (
+    _core.Status.not_found,
+    _core.Status.non_finite,
+    _core.Status.no_gradient,
+)
+"""Statuses of a search that do not hold for a start in the place of its result."""
 NEAREST = 3
 """Starts that an image gets of a pool."""
 
@@ -48,16 +54,18 @@ def nearest_starts(
             )
         _check_finite(pool)
         flat = pool.reshape(len(pool), math.prod(shape[1:]))
-        chosen = _choose(flat, kinds, images, judge.labels, judge.targeted)
+        flat_starts = _choose(flat, kinds, images, judge.labels, judge.targeted)
     else:
         values = array(starts, "starts")
         several = values.ndim == len(shape) + 1
         if values.shape[:1] + values.shape[1 + several :] != shape:
             raise ValueError(f"starts must have the images' shape {shape}, got {values.shape}")
         _check_finite(values)
-        chosen = values.reshape(shape[0], values.shape[1] if several else 1, math.prod(shape[1:]))
+        flat_starts = values.reshape(
+            shape[0], values.shape[1] if several else 1, math.prod(shape[1:])
+        )
     low, high = (bound if bound.ndim == 1 else bound[:, None] for bound in bounds)
-    return np.clip(np.ascontiguousarray(chosen, dtype=np.float32), low, high)
+    return np.clip(np.ascontiguousarray(flat_starts, dtype=np.float32), low, high)
 
 
 def prefer_starts(judge: Judge, job: Job, results: Results, grid: Grid | None = None) -> None:
@@ -88,7 +96,7 @@ def prefer_starts(judge: Judge, job: Job, results: Results, grid: Grid | None = 
     for i in order[accepted[order]]:
         row = rows[i]
         adversarial[row] = job.starts[row, which[i]]
-        if status[row] in (_core.Status.not_found, _core.Status.non_finite):
+        if status[row] in REPLACED_STATUSES:
             status[row] = _core.Status.stalled
         success[row] = True
 

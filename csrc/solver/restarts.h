@@ -55,6 +55,7 @@ ADVCORE_FN void Machine<Team>::end_restart(Status status) {
     s.restarts.best_before = s.best.norm;
     if (s.search.c > 0) s.best.c = s.search.c;
     s.status = status == Status::not_found ? Status::stalled : status;
+    s.restarts.best_by_search = s.restarts.searches > 0;
   }
   release_class();
   next_restart(status);
@@ -102,6 +103,9 @@ ADVCORE_FN void Machine<Team>::finish(Status status) {
   if (s.best.norm == kNone && searched)
     status = s.restarts.model_failed ? Status::non_finite : Status::not_found;
   if (s.best.norm < s.restarts.best_before && s.search.c > 0) s.best.c = s.search.c;
+  const bool settled = status == Status::converged || status == Status::stalled;
+  if (settled && s.restarts.best_by_search && !s.restarts.sloped_at_x0)
+    status = Status::no_gradient;
   s.status = status;
   s.phase = Phase::done;
 }

@@ -75,6 +75,7 @@ ADVCORE_FN void Machine<Team>::start_search() {
     note_failure(p.x);
     return end_restart(Status::not_found);
   }
+  if (norm > 0 && s.point.norm2 == 0) s.restarts.sloped_at_x0 = true;
   if (norm == 0)
     return search.started_away_from_x0 ? end_restart(Status::not_found) : random_start();
   s.bundle.count = 1;
@@ -130,6 +131,8 @@ ADVCORE_FN void Machine<Team>::random_start() {
 // gradient, another such image often leads on.
 template <class Team>
 ADVCORE_FN void Machine<Team>::far_start() {
+  if (write_cut(team, params, p, s.bundle, 0, p.gradient, p.x, s.point.margin) > 0)
+    s.restarts.sloped_at_x0 = true;
   s.search.started_away_from_x0 = s.search.start_pending = true;
   const float part = schedule().origin;
   const float *const lower = p.lo, *const upper = p.hi, *const clean = p.x0;

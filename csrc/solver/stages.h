@@ -73,6 +73,7 @@ ADVCORE_FN void Machine<Team>::stage_origin() {
   clear_ring(s.pairs);
   if (s.point.margin >= 0 && s.contest.challenging) return back_to_incumbent();
   if (s.point.margin >= 0) {  // The clean image fools the smoothed network: nothing to search.
+    s.restarts.sloped_at_x0 = true;
     s.search.stage_best = 0;
     s.search.stage_class = s.eval.runner_up;
     copy(team, params, p.x, p.stage_point);

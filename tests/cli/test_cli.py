@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,12 @@ def test_info() -> None:
     assert done.exit_code == 0, done.output
     assert advcore.__version__ in done.stdout
     assert "CUDA" in done.stdout
+
+
+def test_the_package_runs_as_a_program() -> None:
+    command = [sys.executable, "-m", "advcore.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == f"advcore {advcore.__version__}\n", done.stderr
 
 
 def test_main_without_typer_names_the_extra(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import itertools
 import os
 import re
@@ -11,6 +12,7 @@ import struct
 import subprocess
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,17 @@ def test_launches_through_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda.error = 700
     with pytest.raises(RuntimeError, match=r"cuLaunchKernel propagate: CUDA_ERROR_STAND_IN \(700"):
         loaded.launch(launch)
+
+
+def test_a_plan_lets_its_network_go() -> None:
+    """Plans are kept by their networks, weakly: one that held its network would stay for ever."""
+    network = make_network((30, 100, 3))
+    plans = weakref.WeakKeyDictionary({network: Plan(network)})
+    (plan,) = plans.values()
+    del network
+    gc.collect()
+    assert not plans
+    assert plan.weights().numel() == plan.geometry.matrices[-1]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

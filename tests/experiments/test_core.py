@@ -1,4 +1,4 @@
-"""What all experiments stand on: tables, kept steps and networks."""
+"""Parts of all experiments: tables, kept steps and networks."""
 
 from __future__ import annotations
 

@@ -281,6 +281,37 @@ def test_columns_are_lowered(tmp_path: Path) -> None:
     np.testing.assert_allclose(native.forward(np.repeat(x, 2, 0))[1:], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("chain", [False, True])
+def test_images_in_another_order_are_refused(chain: bool, tmp_path: Path) -> None:
+    height, width, channels = 5, 4, 3
+    out = Writer("n", height, width, channels)
+    if not chain:
+        out.add("Transpose", perm=[0, 3, 1, 2]).add("Relu")
+    network = load(out.add("Flatten").add("Gemm", floats(60, 4)).save(tmp_path / "net.onnx"))
+    assert isinstance(network, nn.Sequential) is chain
+    images = torch.rand(6, height, width, channels)
+    logits = network(images)
+    torch.testing.assert_close(network(images.flatten(1)), logits)
+    torch.testing.assert_close(network(images[:, None]), logits)  # a dimension of size 1
+    first = images.permute(0, 3, 1, 2).contiguous()
+    with pytest.raises(ValueError, match=r"transpose\(images, \(0, 2, 3, 1\)\)"):
+        network(first)
+    for shape in ((6, 12, 5), (6, 59), (6, 15, 2, 2), (60,)):
+        with pytest.raises(ValueError, match=r"\(N, 5, 4, 3\).*or be flat, \(N, 60\)"):
+            network(torch.rand(shape))
+    with pytest.raises(ValueError, match="transpose"):
+        advcore.minimize_distortion(network, first.numpy())
+    result = advcore.minimize_distortion(network, images.numpy())
+    assert result.success.all()
+
+
+def test_a_flat_input_takes_no_pictures(tmp_path: Path) -> None:
+    network = load(affine(12, 3).save(tmp_path / "net.onnx"))
+    with pytest.raises(ValueError, match=r"shape \(N, 12\).*images.reshape\(len\(images\), -1\)"):
+        network(torch.rand(2, 3, 4))
+    assert network(torch.rand(2, 1, 12)).shape == (2, 3)
+
+
 @pytest.mark.parametrize("kind", ["Neg", "Sub from", "Mul negative", "Transpose"])
 def test_other_graphs_are_not_taken_for_layers(kind: str, tmp_path: Path) -> None:
     out = Writer("n", 2, 3)

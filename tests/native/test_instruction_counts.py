@@ -65,7 +65,7 @@ def per_evaluation(release: Build, folder: Path) -> float:
 
 
 def inner_loops(disassembly: str) -> dict[str, list[list[str]]]:
-    """Of each function the bodies of the loops that hold no other loop, as lists of mnemonics."""
+    """Bodies of each function's loops that hold no other loop, as lists of mnemonics."""
     found: dict[str, list[list[str]]] = {}
     for function in disassembly.split("\n\n"):
         header = re.match(r"[0-9a-f]+ <(.*)>:\n", function)
@@ -87,9 +87,9 @@ def inner_loops(disassembly: str) -> dict[str, list[list[str]]]:
 
 
 def widest_loops(release: Build) -> dict[str, list[int]]:
-    """Of the AVX-512 object: multiply-adds and all instructions of the loops that matter most.
+    """Multiply-adds and all instructions of the AVX-512 loops that matter most.
 
-    The product's largest block, 8 rows by 3 vectors, and the Gram's, 4 rows by 4.
+    They are the product's largest block, 8 rows by 3 vectors, and the Gram's, 4 rows by 4.
     """
     paths = list(release.folder.glob("CMakeFiles/engine.dir/csrc/cpu/isa_v4.cpp.o"))
     if not paths:

@@ -115,7 +115,7 @@ def test_own_bounds_and_starts_go_with_their_images(images: Any) -> None:
 
 
 def job(n: int) -> Job:
-    """Of one image of n values."""
+    """A job of one image of n values."""
     params = _core.Params()
     params.n, params.classes = n, 3
     row = np.zeros(n, np.float32)
@@ -137,6 +137,13 @@ def test_rows_by_what_a_forward_keeps() -> None:
     small = TorchOracle(torch.nn.Linear(4, 3).eval(), (4,))
     assert small.saved_bytes < 1000  # its weight is not counted
     assert slots(small, 4) == run.ORACLE_SLOTS
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(None, 1024), (7, 7), (5000, 1024)])
+def test_rows_of_a_forward_alone(batch_size: int | None, rows: int) -> None:
+    oracle = TorchOracle(torch.nn.Linear(4, 3).eval(), (4,))
+    info = EngineInfo("torch", "cpu", "base", "a test")
+    assert run.OracleBackend(oracle, info, batch_size).verifier.rows == rows
 
 
 def test_large_images_are_fewer_at_a_time() -> None:

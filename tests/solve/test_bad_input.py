@@ -65,6 +65,22 @@ def test_images(value: Any, error: type[Exception], text: str) -> None:
     refuse(error, text, affine(), value)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("bounds", [(0, 1), (-1, 0), (np.zeros(N), np.ones(N))])
+def test_rounding_outside_is_relative_to_the_box(dtype: Any, bounds: Any) -> None:
+    """Zero has no neighbourhood of its own: what undoing a normalisation leaves is let pass."""
+    low, high = (np.broadcast_to(bound, N) for bound in bounds)
+    x = (low + images() * (high - low)).astype(dtype)
+    eps = np.finfo(dtype).eps
+    x[0], x[1] = low - eps / 4, high + 2 * eps
+    x[2, 0] = -eps / 2 if high[0] == 1 else eps / 2
+    result = advcore.minimize_distortion(affine(), x, bounds=bounds)
+    assert (result.adversarial >= low).all()
+    assert (result.adversarial <= high).all()
+    x[0] = low - 40 * eps
+    refuse(ValueError, "images must lie inside bounds.*, got 1 of 4", affine(), x, bounds=bounds)
+
+
 def test_images_of_float64_just_outside() -> None:
     """Bounds hold for the images as given, before they are rounded to float32."""
     x = images().astype(np.float64)
@@ -134,7 +150,7 @@ def test_images_beyond_float32() -> None:
         ([True, False, True, True], TypeError, "must be an array .* of numbers, got dtype bool"),
         (["a", "b", "c", "d"], TypeError, "must be an array or tensor of numbers"),
         ([0, 1, 2], ValueError, r"must have shape \(4,\), one for each image, got \(3,\)"),
-        ([[0], [1], [2], [0]], ValueError, r"must have shape \(4,\), .*, got \(4, 1\)$"),
+        ([[0], [1], [2]], ValueError, r"must have shape \(4,\), .*, got \(3, 1\)$"),
         (3, ValueError, r"must be in \[0, 3\), got {}\[0\] = 3"),
         (1.0, TypeError, "must be integers, got float64"),
     ],
@@ -180,6 +196,21 @@ def test_targets_decide_where_both_are_given() -> None:
     both = advcore.minimize_distortion(network, x, targets, labels=(targets + 1) % K)
     np.testing.assert_array_equal(both.adversarial, alone.adversarial)
     np.testing.assert_array_equal(both.target, targets)
+
+
+def test_columns_of_classes_are_classes() -> None:
+    x, kinds = images(), np.array([0, 1, 2, 1])
+    for name in ("targets", "labels"):
+        options: Any = {name: kinds}
+        flat = advcore.minimize_distortion(affine(), x, **options)
+        column = advcore.minimize_distortion(affine(), x, **{name: kinds[:, None]})
+        np.testing.assert_array_equal(column.adversarial, flat.adversarial)
+    several = np.array([[1, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]])
+    text = r"got \(4, 3\); an image of several classes, as in multi-label problems, is not"
+    refuse(ValueError, text, affine(), x, labels=several)
+    refuse(ValueError, "values of a regression, probabil", affine(), x, labels=several * 0.3)
+    refuse(TypeError, "not values of a regression", affine(), x, labels=kinds + 0.5)
+    refuse(ValueError, r"one for each image, got \(3, 1\)$", affine(), x, kinds[:3, None])
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64, np.int64])
@@ -273,9 +304,10 @@ def test_images_that_were_normalised_are_named() -> None:
     remedy = r"images look normalised.*advcore\.models\.preprocess"
     with pytest.raises(ValueError, match=remedy):
         advcore.minimize_distortion(network, images)
-    with pytest.warns(UserWarning, match=remedy):
+    with pytest.warns(UserWarning, match=remedy) as caught:
         found = advcore.minimize_distortion(network, images, bounds=(-3, 3))
     assert found.success.all()
+    assert [warning.filename for warning in caught] == [__file__]
     few = np.random.default_rng(0).normal(size=(3, 3, 12, 12)).clip(-3, 3)  # not 256 values
     assert advcore.minimize_distortion(network, few, bounds=(-3, 3)).success.all()
 

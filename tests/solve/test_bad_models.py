@@ -32,7 +32,7 @@ from advcore import ModelError, reference
         (Model(lambda x: np.zeros((len(x), 0))), ValueError, r"\(B, K\), .* got \(4, 0\)"),
         (Model(lambda x: np.zeros((3, K))), ValueError, r"\(B, K\), here \(4, K\), got \(3, 3\)"),
         (Model(lambda x: np.zeros((len(x), K), int)), TypeError, "floating-point .* got int64"),
-        (Model(lambda x: (np.zeros((len(x), K)),)), TypeError, r"an array \(B, K\), got tuple"),
+        (Model(lambda x: (x, x)), TypeError, r"an array \(B, K\), got tuple with 2 of them"),
         (
             Model(lambda x: np.exp(x[:, :3]) / np.exp(x[:, :3]).sum(1, keepdims=True)),
             ValueError,
@@ -97,7 +97,7 @@ def test_model_that_raises_in_the_middle(part: str) -> None:
     def failing(value: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls > 40:
+        if calls > 60:
             raise ZeroDivisionError("broken model")
         return value @ model.a if part == "backward" else (value - 0.5) @ model.a.T
 
@@ -120,7 +120,7 @@ def test_model_that_raises_in_the_middle(part: str) -> None:
 
 def test_backward_of_a_wrong_shape_is_named() -> None:
     model = Model(backward=lambda d: np.zeros((len(d), N + 1)))
-    with pytest.raises(ModelError, match=r"model\.backward must return shape \(4, 6\), got"):
+    with pytest.raises(ValueError, match=r"model\.backward must return shape \(4, 6\), got"):
         advcore.minimize_distortion(model, images())
 
 
@@ -155,7 +155,9 @@ def module(torch: Any, classes: int = K) -> Any:
 def test_training_mode_is_named(torch: Any) -> None:
     model = module(torch)
     model[1].train()
-    text = re.escape("model must be in eval mode, 1 is in training mode; call model.eval()")
+    text = re.escape(
+        "model must be in eval mode, its submodule '1' (Tanh) is in training mode; call model.ev"
+    )
     refuse(ValueError, text, model, images())
     refuse(ValueError, "the module is in training mode", module(torch).train(), images())
 
@@ -185,15 +187,16 @@ def test_threads_are_those_of_torch_too(torch: Any) -> None:
     before = torch.get_num_threads()
     advcore.minimize_distortion(model, images(), labels=0, threads=before + 1, levels=256)
     assert torch.get_num_threads() == before
-    after = seen.index(before + 1)  # the first trials come before
-    assert after < 10
-    assert seen[after:] == [before + 1] * (len(seen) - after)
+    assert set(seen) == {before + 1}
 
 
 def test_a_model_of_steps_is_named(torch: Any) -> None:
     model = module(torch)
-    with pytest.warns(UserWarning, match="gradient of the model's logits is exactly zero"):
+    with pytest.warns(
+        UserWarning, match="gradient of the model's logits is exactly zero"
+    ) as caught:
         advcore.minimize_distortion(lambda x: model((8 * x).round()), images())
+    assert [warning.filename for warning in caught] == [__file__]
     constant = advcore.minimize_distortion(lambda x: 0 * model(x), images(), 1)  # no warning
     assert names(constant) == ["not_found"] * 4
 
@@ -274,8 +277,9 @@ def test_one_sigmoid_is_warned_about(torch: Any, outputs: int) -> None:
     if outputs == 3:
         advcore.minimize_distortion(model, images())
     else:
-        with pytest.warns(UserWarning, match="the output of a sigmoid"):
+        with pytest.warns(UserWarning, match="the output of a sigmoid") as caught:
             advcore.minimize_distortion(model, images())
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize(
@@ -392,7 +396,7 @@ def test_torch_model_that_raises_in_the_middle(torch: Any) -> None:
     def model(v: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls > 40:
+        if calls > 60:
             raise RuntimeError("out of memory")
         return net(v)
 

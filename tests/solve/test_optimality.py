@@ -1,4 +1,4 @@
-"""What an optimum does not depend on, and that nothing better was seen on the way to a result.
+"""An optimum depends on the problem alone, and no better point was passed on the way to it.
 
 Where two basins are nearly as good, rounding decides between them, and any change of the
 arithmetic may change the result by more than 1e-3. So the networks are an affine classifier, nearly

@@ -1,4 +1,4 @@
-"""What an effort asks of the engine."""
+"""Parameters of the engine by effort."""
 
 from __future__ import annotations
 

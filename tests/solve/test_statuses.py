@@ -415,9 +415,10 @@ def test_a_start_that_no_gradient_leaves_stays_in_the_bounds() -> None:
 
     for trial, start in enumerate(np.random.default_rng(0).uniform(1.6, 2, 100)):
         Noisy.calls = trial % 2
-        result = advcore.minimize_distortion(
-            Noisy(), np.full((1, 1), 0.5, np.float32), [1], bounds=(0.5, 2.0), starts=[[start]]
-        )
+        with pytest.warns(UserWarning, match="backward is exactly zero"):
+            result = advcore.minimize_distortion(
+                Noisy(), np.full((1, 1), 0.5, np.float32), [1], bounds=(0.5, 2.0), starts=[[start]]
+            )
         assert 0.5 <= result.adversarial[0, 0] <= 2
 
 
@@ -430,11 +431,49 @@ def test_success_never_comes_with_not_found() -> None:
 
     model = Model(forward=step, backward=lambda dlogits: np.zeros((len(dlogits), N)))
     x = np.full((20, N), 0.45, np.float32) + 1e-3 * images(20)
-    result = advcore.minimize_distortion(model, x, np.ones(20, np.int64))
+    with pytest.warns(UserWarning, match="backward is exactly zero"):
+        result = advcore.minimize_distortion(model, x, np.ones(20, np.int64))
     assert result.success.any()
+    assert set(names(result)) == {"no_gradient", "not_found"}
     for status, success in zip(names(result), result.success, strict=True):
         assert success != (status == "not_found")
     assert not np.isinf(result.c).any()
+
+
+def test_images_found_from_a_random_direction_say_so(backend: Backend) -> None:
+    """Two ReLUs are dead at the last images, on smoothed networks too, and alive around them."""
+    weight = np.array([[4.0], [-4.0]], np.float32).repeat(N, axis=1)
+    hidden = Layer(weight, np.array([-12, 11.9], np.float32), "relu")
+    last = Layer(np.array([[0, 0], [1, 1]], np.float32), np.array([0.1, 0], np.float32))
+    network = Network([hidden, last])
+    middle = 11.95 / 4 / N
+    x = (middle + 1e-5 * images(8)).astype(np.float32)
+    x[:3] += np.float32(0.004)  # one of the units is alive
+    for targets in (np.ones(8, np.int64), None):
+        result = backend.attack(network, x, targets)
+        found = names(result)
+        assert result.success.all()
+        assert found[3:] == ["no_gradient"] * 5
+        assert "no_gradient" not in found[:3]
+        assert "\nno gradient at 5 of the clean images" in result.summary()
+    assert "no gradient" not in backend.attack(network, x[:3]).summary()
+
+
+def test_a_given_start_is_no_random_direction() -> None:
+    step = Model(
+        forward=lambda x: np.stack([np.full(len(x), 0.5), x[:, 0] > 0.5], axis=1).astype(float),
+        backward=lambda dlogits: np.zeros((len(dlogits), N)),
+    )
+    x = np.full((2, N), 0.45, np.float32)
+    near = x.copy()
+    near[:, 0] = 0.51
+    with pytest.warns(UserWarning, match="backward is exactly zero"):
+        alone = advcore.minimize_distortion(step, x)
+    assert set(names(alone)) <= {"no_gradient", "not_found"}
+    with pytest.warns(UserWarning, match="backward is exactly zero"):
+        result = advcore.minimize_distortion(step, x, starts=near)
+    assert names(result) == ["stalled"] * 2
+    assert (result.distortion < 0.07).all()
 
 
 def test_logits_in_a_buffer_that_the_model_reuses() -> None:

@@ -120,7 +120,7 @@ class Pool:
         import torch
 
         self.layers_below, self.layers_above = split(network, layer)
-        self.images, self.truth = images, labels
+        self.images, self.true_labels = images, labels
         self.settings = settings
         self.random = np.random.default_rng([seed, layer])
         width = self.outputs(torch.zeros(1, dtype=torch.int64)).shape[1]
@@ -151,10 +151,10 @@ class Pool:
         settings = self.settings
         places = self.random.permutation(settings.size)[:count]
         rows = torch.from_numpy(self.random.integers(len(self.images), size=count))
-        truth = self.truth[rows]
+        true_labels = self.true_labels[rows]
         h = self.outputs(rows)
         begin = time.perf_counter()
-        result = self.attack(h.numpy(), truth.numpy())
+        result = self.attack(h.numpy(), true_labels.numpy())
         self.seconds += time.perf_counter() - begin
         self.attacks += count
         self.successes += int(result.success.sum())
@@ -164,15 +164,15 @@ class Pool:
         examples = (h + r).clamp(0, 1)
         self.values[places] = examples if settings.stored == "example" else examples - h
         self.rows[places] = rows
-        self.labels[places] = truth
+        self.labels[places] = true_labels
         return places
 
-    def attack(self, h: NDArray[np.float32], truth: NDArray[np.int64]) -> advcore.Result:
+    def attack(self, h: NDArray[np.float32], true_labels: NDArray[np.int64]) -> advcore.Result:
         """Find the smallest changes of h, by the compiled engine on one thread."""
         targets = None
         if self.settings.targets == "random":
             targets = data.random_targets(
-                truth, classes=CLASSES, seed=int(self.random.integers(2**31))
+                true_labels, classes=CLASSES, seed=int(self.random.integers(2**31))
             )
         layers_above = self.layers_above.eval()
         try:
@@ -183,7 +183,7 @@ class Pool:
             network,
             h,
             targets,
-            labels=None if targets is not None else truth,
+            labels=None if targets is not None else true_labels,
             effort=self.settings.effort,
             threads=1,
         )

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from advcore._files import replacing
 from advcore.models import training
 
 from . import feedback
 from .digits import Digits
-from .files import replacing
 from .networks import Recipe, build, fit
 
 if TYPE_CHECKING:

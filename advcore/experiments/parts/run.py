@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,9 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from advcore._arrays import read_archive
+from advcore._files import replacing
+
 from . import networks
 from .digits import Digits
-from .files import digest, replacing
+from .files import digest
 from .make import train_to_file
 from .networks import Recipe
 
@@ -116,23 +120,33 @@ class Run:
         folder = self.out / "cache" / "networks"
         folder.mkdir(parents=True, exist_ok=True)
         keys = [digest(networks.content(recipe)) for recipe in recipes]
-        untrained = {
-            key: recipe
-            for key, recipe in zip(keys, recipes, strict=True)
-            if not (folder / f"{key}.pt").exists()
-        }
+        by_key = dict(zip(keys, recipes, strict=True))
+        untrained = {key: r for key, r in by_key.items() if not self._load(key, r, folder)}
         if untrained:
             self._train(untrained, folder)
-        for key, recipe in zip(keys, recipes, strict=True):
-            if key not in self._loaded:
-                model, facts = networks.load(folder / f"{key}.pt", recipe)
-                seconds = float(facts["seconds"])
-                train_error, test_error = float(facts["train_error"]), float(facts["test_error"])
-                self._loaded[key] = Trained(
-                    recipe, key, model, train_error, test_error, seconds, facts
-                )
+        for key, recipe in untrained.items():
+            if not self._load(key, recipe, folder):
+                raise OSError(f"{folder / key}.pt cannot be read after it was written")
+        for key in keys:
             self.spent[key] = self._loaded[key].seconds
         return [self._loaded[key] for key in keys]
+
+    def _load(self, key: str, recipe: Recipe, folder: Path) -> bool:
+        """Return whether a network is loaded. A damaged file counts as none."""
+        path = folder / f"{key}.pt"
+        if key in self._loaded:
+            return True
+        if not path.exists():
+            return False
+        try:
+            model, facts = networks.load(path, recipe)
+            names = ("train_error", "test_error", "seconds")
+            train_error, test_error, seconds = (float(facts[name]) for name in names)
+        except Exception as error:  # torch raises errors of many kinds for damaged files.
+            note_damage(path, error)
+            return False
+        self._loaded[key] = Trained(recipe, key, model, train_error, test_error, seconds, facts)
+        return True
 
     def trained_rows(self, recipes: Mapping[str, Sequence[Recipe]]) -> dict[str, list[Trained]]:
         """Return the networks of each row of a table, trained together over all rows."""
@@ -160,7 +174,8 @@ class Run:
         folder = self.out / "cache" / "steps"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}-{digest({'dataset': self.dataset, **depends})}.npz"
-        if not path.exists():
+        arrays = _read_step(path)
+        if arrays is None:
             begin = time.perf_counter()
             with self.bar(name, None):
                 results = {key: np.asarray(value) for key, value in make().items()}
@@ -171,8 +186,9 @@ class Run:
             with replacing(path) as file:
                 contents: dict[str, Any] = {**results, "_seconds": np.asarray(seconds)}
                 np.savez(file, **contents)
-        with np.load(path) as archive:
-            arrays = {key: archive[key] for key in archive.files}
+            arrays = _read_step(path)
+            if arrays is None:
+                raise OSError(f"{path} cannot be read after it was written")
         self.spent[path.stem] = float(arrays.pop("_seconds"))
         return arrays
 
@@ -208,6 +224,25 @@ class Run:
             workers = min(self.workers, len(recipes))  # a single worker is this process
             for _ in Parallel(workers, return_as="generator_unordered")(jobs):
                 advance()
+
+
+def _read_step(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Return the arrays of a finished step, or None if there is no file or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        arrays = read_archive(path, lambda names: None, "biufcU")
+        float(arrays["_seconds"])
+    except (ValueError, KeyError, TypeError) as error:
+        note_damage(path, error)
+        return None
+    return arrays
+
+
+def note_damage(path: Path, error: Exception) -> None:
+    """Say on stderr that a file is damaged, so that its contents are computed again."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"note: {path} is damaged and is made again ({reason:.200})", file=sys.stderr, flush=True)
 
 
 def _display() -> Progress:

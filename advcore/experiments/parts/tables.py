@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import replacing, write_text
+from advcore._files import replacing, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -1,0 +1,5 @@
+"""The command `advcore`, as ``python -m advcore.cli``."""
+
+from . import main
+
+main()
