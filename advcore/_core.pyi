@@ -162,9 +162,11 @@ class Network:
     """
     def __init__(self, layers: collections.abc.Sequence[tuple[typing.Annotated[numpy.typing.ArrayLike, numpy.float32], typing.Annotated[numpy.typing.ArrayLike, numpy.float32], str, typing.SupportsFloat | typing.SupportsIndex, tuple[typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(3)"], typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"], typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"], typing.Annotated[numpy.typing.ArrayLike, numpy.float32], str, typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"]] | None]]) -> None:
         ...
+    def along(self, clean: numpy.typing.NDArray[numpy.float32], end: numpy.typing.NDArray[numpy.float32], t: numpy.typing.NDArray[numpy.float32], threads: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
+        ...
     def backward(self, dlogits: numpy.typing.NDArray[numpy.float32]) -> numpy.typing.NDArray[numpy.float32]:
         ...
-    def forward(self, x: numpy.typing.NDArray[numpy.float32], k: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None = None, widths: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None = None, measure: bool = False) -> numpy.typing.NDArray[numpy.float32]:
+    def forward(self, x: numpy.typing.NDArray[numpy.float32], k: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None = None, scales: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None = None, record_scales: bool = False) -> numpy.typing.NDArray[numpy.float32]:
         ...
     @property
     def classes(self) -> int:
@@ -176,10 +178,10 @@ class Network:
     def row_bytes(self) -> int:
         ...
     @property
-    def smoothable(self) -> bool:
+    def scales(self) -> int:
         ...
     @property
-    def widths(self) -> int:
+    def smoothable(self) -> bool:
         ...
 class Counts:
     """

@@ -17,12 +17,13 @@ from .options import Options, Progress, penalty_from_norm
 from .oracles.logits import batched
 from .result import Result
 from .solve.backends import Backend, Results
-from .solve.choose import PROBE_IMAGES, check_backward, choose_backend, probe_images
-from .solve.finish import finish, make_result
+from .solve.choose import PROBE_IMAGES, are_probed, check_backward, choose_backend, probe_images
+from .solve.finish import Stop, finish, make_result
+from .solve.interrupts import Interrupts
 from .solve.job import Job, RunMonitor, TrialClock
 from .solve.params import Facts, effort_within_budget, engine_params
 from .solve.starts import nearest_starts
-from .solve.verify import Judge
+from .solve.verify import NOISE_FACTOR, Judge
 
 Floats = NDArray[np.float32]
 
@@ -137,14 +138,17 @@ def minimize_distortion(
     progress : bool
         Show a progress bar (needs ``advcore[cli]``), or a line in a notebook without ipywidgets.
     callback : callable, optional
-        Called with a `Progress` some 20 times a second. The run stops when it returns True.
+        Called with a `Progress` some 20 times a second. The run stops when it returns True. What
+        it raises is raised again after the verification, with the attribute ``result`` unless it
+        has one already.
     norm : str, optional
         Former name of ``penalty``, which warns with a FutureWarning.
 
     Returns
     -------
     Result
-        ``success`` is True for images that the model's own forward has confirmed. An image's result
+        ``success`` is True for images that the model's own forward has confirmed. The line from
+        each to its clean image was looked along by forwards for a nearer one. An image's result
         depends on that image, its target, the model and the options alone.
 
     Raises
@@ -152,7 +156,8 @@ def minimize_distortion(
     TypeError, ValueError
         An argument is not as described.
     Interrupted
-        Ctrl-C was pressed. It is a KeyboardInterrupt whose ``result`` holds what was computed.
+        Ctrl-C was pressed after the search began. It is a KeyboardInterrupt whose ``result`` holds
+        what was computed. After the search the verification still ends; a second Ctrl-C ends it.
     ModelError
         The model raised in the middle of the run. It has a ``result`` too.
     DeviceError
@@ -195,7 +200,8 @@ def minimize_distortion(
     flat, lo, hi = validate.box(options.bounds, arrays.shape, arrays)
     validate.warn_if_normalised(arrays)
     clock = TrialClock(options.time_limit, begin)
-    backend = choose_backend(model, flat[:PROBE_IMAGES], arrays.shape[1:], options, clock)
+    sample = flat[:PROBE_IMAGES].copy()
+    backend = choose_backend(model, sample, arrays.shape[1:], options, clock)
     with backend.verifier.limit_threads(options.threads):
         judge = _make_judge(backend, options, flat, (lo, hi), targets, labels)
         pool = None
@@ -204,10 +210,13 @@ def minimize_distortion(
             pool = nearest_starts(starts, arrays.shape, flat, judge, (lo, hi))
         clock.ended = True
         job = _make_job(backend, options, judge, flat, (lo, hi), pool)
-        results, error, monitor = _run(backend, job, options, begin)
-        stop = finish(job, results, error, judge, options, monitor)
-    result = make_result(images, arrays.shape, job, results, backend.info, options)
+        with Interrupts() as interrupts:
+            results, error, monitor = _run(backend, job, options, begin, interrupts)
+            stop = finish(job, results, error, judge, options, monitor)
+            result = make_result(images, arrays.shape, job, results, backend.info, options)
     result.seconds = time.perf_counter() - begin
+    if interrupts.pending and stop.error is None:
+        stop = Stop(KeyboardInterrupt())
     stop.raise_with(result)
     _warn_of_classes(result, judge.targeted, labels is not None)
     return result
@@ -225,7 +234,7 @@ def _make_judge(
     count, required = len(flat), options.confidence
     if count:
         with contextlib.suppress(OutOfTime):
-            required += 4 * backend.noise(probe_images(*bounds))
+            required += NOISE_FACTOR * backend.noise(probe_images(*bounds))
     classes = None
     if labels is not None:
         classes = validate.classes(labels, "labels", count, backend.classes)
@@ -238,7 +247,15 @@ def _make_judge(
             with contextlib.suppress(OutOfTime):
                 logits = batched(verifier.forward, flat, verifier.rows)
                 classes = logits.argmax(axis=1).astype(np.int32)
-    return Judge(backend.verifier, classes, targets is not None, options.confidence, required)
+    return Judge(
+        verifier=backend.verifier,
+        labels=classes,
+        targeted=targets is not None,
+        confidence=options.confidence,
+        required_margin=required,
+        search=backend,
+        images_are_probed=are_probed(*bounds),
+    )
 
 
 def _make_job(
@@ -265,7 +282,7 @@ def _make_job(
 
 
 def _run(
-    backend: Backend, job: Job, options: Options, begin: float
+    backend: Backend, job: Job, options: Options, begin: float, interrupts: Interrupts
 ) -> tuple[Results, BaseException | None, RunMonitor]:
     """Run the search, and return results, the error that ended it early if any, and the monitor."""
     with contextlib.ExitStack() as stack:
@@ -274,7 +291,7 @@ def _run(
             from .solve.progress import bar
 
             callback = stack.enter_context(bar(len(job.images), callback))
-        monitor = RunMonitor(len(job.images), options.time_limit, callback, begin)
+        monitor = RunMonitor(len(job.images), options.time_limit, callback, begin, interrupts)
         results, error = backend.run(job, monitor)
         if error is None:
             try:

@@ -44,8 +44,10 @@ class OutOfTime(Exception):
 class ModelError(RuntimeError):
     """The model raised during a run.
 
-    Its exception is the cause. ``result`` is as in `Interrupted`, but images are neither verified
-    again nor, with ``levels``, moved to the grid. They count as no success.
+    Its exception is the cause. ``result`` is as in `Interrupted`. Images for which the model raised
+    again when they were verified are no successes, but ``adversarial`` has them. Images that a
+    search on the model itself had finished keep what its forwards there have shown. With ``levels``
+    no image is moved to the grid, and none is a success.
     """
 
     def __init__(self, message: str, result: Result) -> None:

@@ -195,7 +195,8 @@ def classes(value: object, name: str, count: int, total: int) -> NDArray[np.int3
     values = np.broadcast_to(values if values.ndim == 0 else values.reshape(count), (count,))
     if count and (values.min() < 0 or values.max() >= total):
         row = int(np.flatnonzero((values < 0) | (values >= total))[0])
-        raise ValueError(f"{name} must be in [0, {total}), got {name}[{row}] = {values[row]}")
+        hint = "; a single output is the logit of class 1 of two" if total == 2 else ""
+        raise ValueError(f"{name} must be in [0, {total}), got {name}[{row}] = {values[row]}{hint}")
     return np.ascontiguousarray(values, dtype=np.int32)
 
 

@@ -77,8 +77,8 @@ def evaluations(module: nn.Module, x: Floats, shape: tuple[int, ...]) -> dict[st
     core, rows = network.core, len(x)
     slots = np.arange(rows, dtype=np.int32)
     oracle.forward(x, np.zeros(rows, np.float32), slots, np.ones(rows, np.bool_), grad=False)
-    widths = np.zeros((rows, core.widths), np.float32)
-    core.forward(x, None, widths, True)
+    scales = np.zeros((rows, core.scales), np.float32)
+    core.forward(x, None, scales, True)
     seed = np.random.default_rng(0).standard_normal((rows, network.classes)).astype(np.float32)
     weights = sum(layer.weight.size for layer in network.layers if layer.geometry)
     out: dict[str, Any] = {"convolution_weights": weights}
@@ -86,7 +86,7 @@ def evaluations(module: nn.Module, x: Floats, shape: tuple[int, ...]) -> dict[st
         ks = np.full(rows, k, np.float32)
 
         def native(ks: Floats = ks) -> tuple[Floats, Floats]:
-            return core.forward(x, ks, widths, False), core.backward(seed)
+            return core.forward(x, ks, scales, False), core.backward(seed)
 
         def by_torch(ks: Floats = ks) -> tuple[Floats, Floats]:
             return oracle.forward(x, ks, slots), oracle.backward(seed)

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from harness import envelope, networks, rivals
 
+from advcore._files import write_text
+
 
 def sweep(
     name: str, targeted: bool, images: int, attacks: list[str] | None = None
@@ -103,7 +105,7 @@ def main() -> None:
         trials = sections["tried"].setdefault(name, {}).setdefault(kind, {})
         trials.update({"images": options.images, **table})
         rivals.SETTINGS.parent.mkdir(exist_ok=True)
-        rivals.SETTINGS.write_text(_text(sections))
+        write_text(rivals.SETTINGS, _text(sections))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 namespace advcore {
 
-// Of the images that are finished.
+// The counts of the finished images.
 struct Counts {
   int64_t finished = 0;
   int64_t succeeded = 0;    // with an adversarial image

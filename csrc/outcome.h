@@ -30,7 +30,7 @@ struct Outcome {
   int evaluations, forwards, iterations;
   int rescues;  // Searches beyond Params::attempts: the fallbacks.
   Status status;
-  bool delivered;
+  bool written;  // False in memory that no outcome was written to yet.
 };
 
 ADVCORE_BOTH Outcome outcome_of(const Params& params, const State& s) {

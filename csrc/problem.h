@@ -10,8 +10,8 @@
 
 #include "params.h"
 
-// For a CUDA compiler: the solver's functions, which one thread runs, are not inlined, as ptxas
-// would take more than 10 minutes and 6 GB; functions of every lane are.
+// For a CUDA compiler. ADVCORE_FN: the solver's functions, which one thread runs, are not inlined,
+// as ptxas would take more than 10 minutes and 6 GB. ADVCORE_INLINE: functions of every lane are.
 #ifdef __CUDACC__
 #define ADVCORE_FN __device__ __noinline__
 #define ADVCORE_INLINE __device__ __forceinline__

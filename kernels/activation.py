@@ -1,7 +1,7 @@
 """Activations h(z), their derivatives dh and their smoothed forms, as in csrc/cpu/activation.h.
 
-The smoothing scale d says how wide a kink is rounded off, or how far a sigmoid is stretched; with
-d = 0 the activation is exact. NaN in z gives NaN in h. The kernels take only exp and sqrt from the
+The half-width d says how wide a kink is rounded off, or how far a sigmoid is stretched; with d = 0
+the activation is exact. NaN in z gives NaN in h. The kernels take only exp and sqrt from the
 hardware. log1p, erf and the centre of tanh are polynomials, as on the CPU.
 """
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, untyped-decorator"
@@ -128,7 +128,7 @@ def _gelu_tanh(z):
 
 @triton.jit
 def activate(z, d, KIND: tl.constexpr, SLOPE: tl.constexpr):
-    """Return h and dh (rows, columns), float32, of z (rows, columns) and scales d (rows, 1)."""
+    """Return float32 h and dh (rows, columns) of z (rows, columns) and half-widths d (rows, 1)."""
     if KIND == RELU:
         h, dh = _relu(z, d)
     elif KIND == LEAKY_RELU:
@@ -157,7 +157,7 @@ def activation(
     z, d, h, dh, rows, columns,
     KIND: tl.constexpr, SLOPE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Write h and dh (rows, columns) of z (rows, columns) and smoothing scales d (rows).
+    """Write h and dh (rows, columns) of z (rows, columns) and half-widths d (rows).
 
     The grid is (rows / BM, columns / BN).
     """
@@ -165,8 +165,8 @@ def activation(
     column = tl.program_id(1) * BN + tl.arange(0, BN)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     offset = row.to(tl.int64)[:, None] * columns + column[None, :]
-    scale = tl.load(d + row, mask=row < rows, other=0.0)[:, None]
-    value, slope = activate(tl.load(z + offset, mask=inside, other=0.0), scale, KIND, SLOPE)
+    width = tl.load(d + row, mask=row < rows, other=0.0)[:, None]
+    value, slope = activate(tl.load(z + offset, mask=inside, other=0.0), width, KIND, SLOPE)
     tl.store(h + offset, value, mask=inside)
     tl.store(dh + offset, slope, mask=inside)
 
@@ -174,22 +174,22 @@ def activation(
 def activation_reference(
     z: Tensor, d: Tensor, kind: str, slope: float = 0.01
 ) -> tuple[Tensor, Tensor]:
-    """Return h and dh (B, N) by the formulas, of z (B, N) and scales d (B), in the dtype of z."""
-    scale = d.to(z.dtype)[:, None]
+    """Return h and dh (B, N), in the dtype of z (B, N), by the formulas; d (B): half-widths."""
+    width = d.to(z.dtype)[:, None]
     if kind in KINKED:
         leak = slope if kind == "leaky_relu" else 0.0
-        divisor = torch.where(scale > 0, scale, 1.0)
+        divisor = torch.where(width > 0, width, 1.0)
         t = ((z + divisor) / (2 * divisor)).clamp(0, 1)
         spline = torch.where(z >= divisor, z, divisor * t * t)
         step = (z > 0).to(z.dtype)
-        h = torch.where(scale > 0, leak * z + (1 - leak) * spline, z * (leak + (1 - leak) * step))
-        return h, leak + (1 - leak) * torch.where(scale > 0, t, step)
+        h = torch.where(width > 0, leak * z + (1 - leak) * spline, z * (leak + (1 - leak) * step))
+        return h, leak + (1 - leak) * torch.where(width > 0, t, step)
     if kind == "sigmoid":
-        a = 1 / (1 + math.pi / 8 * scale * scale).sqrt()
+        a = 1 / (1 + math.pi / 8 * width * width).sqrt()
         h = torch.sigmoid(a * z)
         return h, a * h * torch.sigmoid(-a * z)
     if kind == "tanh":
-        a = 1 / (1 + math.pi / 2 * scale * scale).sqrt()
+        a = 1 / (1 + math.pi / 2 * width * width).sqrt()
         return torch.tanh(a * z), a / torch.cosh(a * z) ** 2
     if kind == "softplus":
         return z.clamp_min(0) + torch.log1p(torch.exp(-z.abs())), torch.sigmoid(z)

@@ -22,9 +22,9 @@ from .linear import (
     backward_tile,
     forward_tile,
     gradient_rows,
+    half_widths,
     linear_backward_reference,
     linear_forward_reference,
-    smoothing_scales,
     tile_rows,
     vector,
 )
@@ -58,7 +58,7 @@ def propagate(
     record = tl.load(problems + slot * SIZE + RECORD_SCALES).to(tl.int32)
     for i in tl.static_range(LAYERS):
         source = vector(longs, vectors, slot, TRIAL) if i == 0 else h + row * ROW + COLUMNS[i - 1]
-        d = smoothing_scales(floats, scales, slot, i, LAYERS, KINDS[i])
+        d = half_widths(floats, scales, slot, i, LAYERS, KINDS[i])
         for first_column in range(0, PADDED_OUTS[i], BNS[i]):
             forward_tile(
                 source, h + row * ROW + COLUMNS[i], dh + row * ROW + COLUMNS[i], d,

@@ -54,7 +54,7 @@ def vector(longs, vectors, slot, FIELD: tl.constexpr):
 
 
 @triton.jit
-def smoothing_scales(
+def half_widths(
     floats, scales, slot, LAYER: tl.constexpr, LAYERS: tl.constexpr, KIND: tl.constexpr
 ):
     """Return d (BM), k times the recorded scale of the layer. On the exact network it is 0."""
@@ -76,7 +76,7 @@ def forward_tile(
 
     source, h, dh, moments : pointers (BM) to the rows of the input, of the outputs and of the
         moments of this tile.
-    d : smoothing scales (BM).
+    d : half-widths of the smoothing (BM).
     record : int32 (BM), nonzero where the moments are to be written.
     weights : (out, STEP) row-major.
     IN_SLOTS : whether source is in the slots, where only whole groups of 16 floats that begin below
@@ -163,7 +163,7 @@ def linear_forward(
     tile = tl.program_id(0) % TILES
     forward_tile(
         source, h + row * ROW + COLUMN, dh + row * ROW + COLUMN,
-        smoothing_scales(floats, scales, slot, LAYER, LAYERS, KIND),
+        half_widths(floats, scales, slot, LAYER, LAYERS, KIND),
         moments + row * MOMENTS + MOMENT + 2 * tile,
         tl.load(problems + slot * SIZE + RECORD_SCALES).to(tl.int32), mask,
         weights + MATRIX, weights + BIAS, tile * BN,
@@ -208,7 +208,7 @@ def linear_forward_reference(
     x : (B, in)
     weight : (out, in)
     bias : (out,)
-    d : smoothing scales (B,)
+    d : half-widths of the smoothing (B,)
     """
     z = product(x, weight.T, precision) + bias
     h, dh = activation_reference(z, d, kind, slope)

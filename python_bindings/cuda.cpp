@@ -6,7 +6,7 @@
 namespace advcore {
 namespace {
 
-// The same on a GPU: arrays are addresses of device memory, used on the given stream.
+// A Session (module.cpp) on a GPU. Arrays are addresses of device memory, used on the given stream.
 class CudaSession : public Run {
  public:
   CudaSession(const PyJob& inputs, int slots, int device, uintptr_t arena, uintptr_t stream)
@@ -18,7 +18,8 @@ class CudaSession : public Run {
                                            reinterpret_cast<void*>(stream));
   }
 
-  // Slots of this round's rows and which of them are measured; None where the rows are the last's.
+  // Slots of this round's rows, and which of them record their scales; None where the rows are
+  // those of the round before.
   std::optional<std::pair<Array<int32_t>, Array<bool>>> refill() {
     {
       const py::gil_scoped_release release;
@@ -28,13 +29,13 @@ class CudaSession : public Run {
     const std::vector<int>& rows = pool_->rows();
     const py::ssize_t count = static_cast<py::ssize_t>(rows.size());
     Array<int32_t> slots(count);
-    Array<bool> measure(count);
+    Array<bool> record_scales(count);
     for (py::ssize_t row = 0; row < count; ++row) {
       const int slot = rows[static_cast<size_t>(row)];
       slots.mutable_at(row) = slot;
-      measure.mutable_at(row) = params.smoothable && pool_->measured(slot);
+      record_scales.mutable_at(row) = params.smoothable && pool_->is_new(slot);
     }
-    return std::pair(slots, measure);
+    return std::pair(slots, record_scales);
   }
   void gather(uintptr_t x, uintptr_t k) { pool_->gather(floats(x), floats(k)); }
   void margin_loss(uintptr_t logits, uintptr_t dlogits) {

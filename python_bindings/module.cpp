@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <future>
 #include <iterator>
+#include <system_error>
 #include <tuple>
 
 #include "bindings.h"
@@ -63,13 +66,13 @@ std::vector<LayerSpec> layer_specs(const Layers& layers) {
 struct PyNetwork {
   explicit PyNetwork(const Layers& layers) : net(layer_specs(layers)), rows(net) {}
 
-  Floats forward(const Floats& x, const std::optional<Floats>& k, std::optional<Floats> widths,
-                 bool measure) {
+  Floats forward(const Floats& x, const std::optional<Floats>& k, std::optional<Floats> scales,
+                 bool record_scales) {
     if (x.ndim() != 2 || x.shape(1) != net.inputs())
       throw std::invalid_argument("x must be (rows, inputs)");
     Floats logits({x.shape(0), static_cast<py::ssize_t>(net.classes())});
     rows.forward(x.data(), static_cast<int>(x.shape(0)), k ? k->data() : nullptr,
-                 widths ? widths->mutable_data() : nullptr, measure, logits.mutable_data());
+                 scales ? scales->mutable_data() : nullptr, record_scales, logits.mutable_data());
     return logits;
   }
   Floats backward(const Floats& dlogits) {
@@ -78,6 +81,45 @@ struct PyNetwork {
     Floats dx({dlogits.shape(0), static_cast<py::ssize_t>(net.inputs())});
     rows.backward(dlogits.data(), dx.mutable_data());
     return dx;
+  }
+
+  // Logits (rows, points, classes) of clean + t (end - clean) for each t, on several threads.
+  Floats along(const Floats& clean, const Floats& end, const Floats& t, int threads) const {
+    if (clean.ndim() != 2 || end.ndim() != 2 || t.ndim() != 1 || clean.shape(1) != net.inputs() ||
+        end.shape(1) != net.inputs() || clean.shape(0) != end.shape(0))
+      throw std::invalid_argument("clean and end must be (rows, inputs), t (points)");
+    const auto count = static_cast<int>(clean.shape(0)), points = static_cast<int>(t.shape(0));
+    const std::ptrdiff_t n = net.inputs(), classes = net.classes();
+    Floats logits({clean.shape(0), t.shape(0), static_cast<py::ssize_t>(classes)});
+    const float *from = clean.data(), *to = end.data(), *at = t.data();
+    float* const out = logits.mutable_data();
+    const int block = std::max(1, 24 / std::max(1, points));  // images at once
+    std::atomic<int> next = 0;
+    const auto work = [&] {
+      Propagation pass(net);
+      std::vector<float> x(static_cast<std::size_t>(block * points * n));
+      for (int begin; (begin = next.fetch_add(block)) < count;) {
+        const int images = std::min(block, count - begin);
+        for (int i = 0; i < images * points; ++i) {
+          const float s = at[i % points];
+          const std::ptrdiff_t row = (begin + i / points) * n;
+          for (std::ptrdiff_t j = 0; j < n; ++j)
+            x[i * n + j] = from[row + j] + s * (to[row + j] - from[row + j]);
+        }
+        pass.forward(x.data(), images * points, nullptr, nullptr, false,
+                     out + begin * points * classes);
+      }
+    };
+    const py::gil_scoped_release release;
+    std::vector<std::future<void>> others;
+    try {
+      for (int i = 1; i < std::min(threads, (count + block - 1) / block); ++i)
+        others.push_back(std::async(std::launch::async, work));
+    } catch (const std::system_error&) {  // No further thread can start: fewer do the work.
+    }
+    work();
+    for (std::future<void>& other : others) other.get();
+    return logits;
   }
 
   Network net;
@@ -151,14 +193,15 @@ class Session : public Run {
     clear_results(params, job);
   }
 
-  // (x (B, n), k (B), slots (B), measure (B), gradient rows, which come first)
+  // (x (B, n), k (B), slots (B), record_scales (B), number of gradient rows, which come first)
   py::typing::Tuple<Floats, Floats, Array<int32_t>, Array<bool>, int> refill() {
     const int rows = pool_.refill();
     Floats x({rows, params.n}), k(rows);
     Array<int32_t> slots(rows);
-    Array<bool> measure(rows);
-    pool_.gather(x.mutable_data(), k.mutable_data(), slots.mutable_data(), measure.mutable_data());
-    return py::make_tuple(x, k, slots, measure, pool_.gradient_rows());
+    Array<bool> record_scales(rows);
+    pool_.gather(x.mutable_data(), k.mutable_data(), slots.mutable_data(),
+                 record_scales.mutable_data());
+    return py::make_tuple(x, k, slots, record_scales, pool_.gradient_rows());
   }
 
   // logits (B, K) -> dlogits (gradient rows, K)
@@ -249,12 +292,14 @@ PYBIND11_MODULE(_core, m) {
   py::class_<PyNetwork>(m, "Network", "A network packed for this CPU.")
       .def(py::init<const Layers&>(), py::arg("layers"))
       .def("forward", &PyNetwork::forward, py::arg("x").noconvert(), py::arg("k") = py::none(),
-           py::arg("widths") = py::none(), py::arg("measure") = false)
+           py::arg("scales") = py::none(), py::arg("record_scales") = false)
       .def("backward", &PyNetwork::backward, py::arg("dlogits").noconvert())
+      .def("along", &PyNetwork::along, py::arg("clean").noconvert(), py::arg("end").noconvert(),
+           py::arg("t").noconvert(), py::arg("threads"))
       .def_property_readonly("inputs", [](const PyNetwork& n) { return n.net.inputs(); })
       .def_property_readonly("classes", [](const PyNetwork& n) { return n.net.classes(); })
       .def_property_readonly("row_bytes", [](const PyNetwork& n) { return n.net.row_bytes(); })
-      .def_property_readonly("widths", [](const PyNetwork& n) { return n.net.scales(); })
+      .def_property_readonly("scales", [](const PyNetwork& n) { return n.net.scales(); })
       .def_property_readonly("smoothable", [](const PyNetwork& n) { return n.net.smoothable(); });
 
   bind_job(m);

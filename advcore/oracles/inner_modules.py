@@ -70,7 +70,10 @@ def _parts(value: Any) -> list[Any]:
         return list(value.values())[:MOST_VALUES]
     if isinstance(value, type) or not callable(value):
         return []
-    return list(getattr(value, "__dict__", {}).values())
+    try:
+        return list(vars(value).values())
+    except Exception:  # no attributes, or a proxy
+        return []
 
 
 def _content(cell: Any) -> Any:
@@ -105,8 +108,8 @@ def buffers_kept(model: Any) -> Iterator[None]:
         (part, name, buffer, buffer.detach().clone())
         for part in inner_modules(model)
         if getattr(part, "training", False) and not isinstance(part, torch.fx.GraphModule)
-        for name, buffer in part._buffers.items()
-        if buffer is not None
+        for name, buffer in part.named_buffers(recurse=False)
+        if not torch.nn.parameter.is_lazy(buffer) and not buffer.is_meta
     ]
     raised: Exception | None = None
     try:
@@ -130,15 +133,13 @@ def buffers_kept(model: Any) -> Iterator[None]:
 def _restore(part: Any, name: str, buffer: Any, before: Any) -> bool:
     """Put a buffer back; whether it had changed."""
     torch = sys.modules["torch"]
-    with torch.no_grad():
-        is_same = part._buffers.get(name) is buffer and (
-            torch.equal(buffer, before)
-            or (
-                torch.equal(buffer.isnan(), before.isnan())
-                and torch.equal(buffer.nan_to_num(), before.nan_to_num())
-            )
-        )
-        if not is_same:
-            part._buffers[name] = buffer
+    is_same = torch.equal(buffer, before)
+    if not is_same and buffer.is_floating_point():  # NaN differs from itself
+        is_same = torch.allclose(buffer, before, rtol=0, atol=0, equal_nan=True)
+    if getattr(part, name) is not buffer and not torch.equal(getattr(part, name), before):
+        setattr(part, name, buffer)
+        is_same = False
+    if not is_same:
+        with torch.no_grad():
             buffer.copy_(before)
     return not is_same

@@ -147,7 +147,7 @@ def softmax_output(logits: NDArray[np.floating[Any]]) -> bool:
 
 
 def sigmoid_output(logits: NDArray[np.floating[Any]]) -> bool:
-    """Whether these are pairs (0, z) of a single output with every z a probability, in [0, 1]."""
+    """Whether the pairs (0, z) of a model with one output have every z a probability, in [0, 1]."""
     return (
         logits.shape[1] == 2
         and len(logits) > 1
@@ -178,9 +178,16 @@ def margins(
 
 def difference(logits: Floats, other_logits: Floats) -> float:
     """Largest finite absolute difference of two arrays of logits (N, K), without masked classes."""
+    return float(row_differences(logits, other_logits).max(initial=0.0))
+
+
+def row_differences(logits: Floats, other_logits: Floats) -> Floats:
+    """`difference` of each row, (N,)."""
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         gaps = np.abs(logits - other_logits)
-    return float(gaps[np.isfinite(gaps) & unmasked(logits)].max(initial=0.0))
+    counted = np.isfinite(gaps) & unmasked(logits)
+    largest: Floats = np.where(counted, gaps, np.float32(0)).max(axis=1, initial=0.0)
+    return largest
 
 
 def largest_logit(logits: Floats) -> float:

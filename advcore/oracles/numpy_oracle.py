@@ -84,7 +84,7 @@ class NumpyOracle:
         """See `Oracle`; ``smoothing``, ``slots`` and ``record_scales`` are ignored."""
         if self._check_time is not None and self._logits.outputs:
             self._check_time()
-        images = x.reshape(len(x), *self._shape)
+        images = np.array(x, order="C").reshape(len(x), *self._shape)  # the model may write to it
         with model_errors(images.shape):
             output = self._model.forward(images)
         if not isinstance(output, list):  # of rows
@@ -105,6 +105,11 @@ class NumpyOracle:
             )
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(gradient.reshape(rows, self._n), dtype=np.float32)
+
+    @property
+    def outputs(self) -> int:
+        """See `Oracle`."""
+        return self._logits.outputs
 
     def forget(self) -> None:
         """See `Oracle`; a NumPy model manages its own memory."""

@@ -2,9 +2,9 @@
 
     max_T(h) = T log sum_i exp(h_i / T) over each window,  d max_T / d h_i = softmax(h / T)_i
 
-Its excess over the maximum is between 0 and T log(number of values). T is 0.2 d, with the bandwidth
-d of `advcore.oracles.smoothing` for the pooled values of the image's own channel. Where d is 0 the
-call itself takes the maximum, bit for bit.
+Its excess over the maximum is between 0 and T log(number of values). T is 0.2 d, with the
+half-width d of `advcore.oracles.smoothing` for the pooled values of the image's own channel. Where
+d is 0 the call itself takes the maximum, bit for bit.
 
 Importing this file imports torch.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 TEMPERATURE = 0.2
-"""Temperature T in units of the bandwidth d. Between 0.1 and 0.3 nothing changes; 0.5 is worse."""
+"""Temperature T in units of the half-width d. Between 0.1 and 0.3 nothing changes; 0.5 is worse."""
 
 _POOLED_DIMENSIONS: dict[Any, int] = {
     functional.max_pool1d: 1,
@@ -108,7 +108,7 @@ def smoothed_max(
     ----------
     h : Tensor (B, C, ...)
     d : Tensor (B, C or 1, 1, ...)
-        Bandwidths >= 0 in the dtype of ``h``.
+        Half-widths >= 0 in the dtype of ``h``.
     exact_call : callable
         The pooling itself; its result stands where ``d`` is 0.
     windows : Windows

@@ -27,11 +27,16 @@ class Oracle(Protocol):
         Number K >= 2 of logits that `forward` returns.
     saved_bytes : int
         Bytes that a forward keeps of an image for its backward; 0 if unknown.
+    outputs : int
+        Number of logits that the model itself returns: 1 for the binary form, else `classes`.
     """
 
     kind: str
     classes: int
     saved_bytes: int
+
+    @property
+    def outputs(self) -> int: ...
 
     def forward(
         self,
@@ -74,7 +79,7 @@ class NumpyModel(Protocol):
     """A model without torch. With K = 1 its output is the logit of class 1 of two."""
 
     def forward(self, x: Any) -> Any:
-        """Logits (B, K), floating point, of images (B, ...); ``x`` must not be written to."""
+        """Logits (B, K), floating point, of images (B, ...); ``x`` is a copy of its own."""
         ...
 
     def backward(self, dlogits: Any) -> Any:

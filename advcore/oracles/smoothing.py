@@ -2,7 +2,7 @@
 
 The module is not altered. Two families of activations have a smoothed form, which the first stages
 of a solve use. A piecewise linear network has a loss whose gradient jumps. Every ReLU is replaced
-by a quadratic spline of bandwidth d, which differs from the ReLU for abs(h) < d, ::
+by a quadratic spline of half-width d, which differs from the ReLU for abs(h) < d, ::
 
     relu_d(h) = 0 for h <= -d;  (h + d)^2 / (4 d) for |h| < d;  h for h >= d
     relu_d'(h) = clamp((h + d) / (2 d), 0, 1)
@@ -15,9 +15,9 @@ convolution with a normal density by the probit approximation (MacKay 1992), ::
 
 Max-pooling becomes a log-sum-exp (`advcore.oracles.pooling`).
 
-The bandwidth d is the row's smoothing, which is 0 for the exact network, times the smoothing scale.
-The scale is the standard deviation of the pre-activation of that row's own clean image, so that
-nothing depends on the other rows of the batch. The compiled networks have the same forms.
+The half-width d is the row's smoothing, which is 0 for the exact network, times the smoothing
+scale. The scale is the standard deviation of the pre-activation of that row's own clean image, so
+that nothing depends on the other rows of the batch. The compiled networks have the same forms.
 
 Importing this file imports torch.
 """
@@ -39,7 +39,7 @@ from .pooling import find_windows, smoothed_max
 
 RELATIVE_FLOOR = 1e-3
 """Smallest smoothing scale, as a share of the root mean square of the pre-activation. It keeps the
-bandwidth above 0 where all units have one value."""
+half-width above 0 where all units have one value."""
 
 ABSOLUTE_FLOOR = 1e-30
 """Smallest smoothing scale, in units of the pre-activation, for one that is 0 everywhere."""
@@ -66,7 +66,7 @@ class _SmoothedReLU(torch.autograd.Function):
 
 
 def smoothed_relu(h: Tensor, d: Tensor, slope: float = 0.0) -> Tensor:
-    """``slope * h + (1 - slope) * relu_d(h)`` for bandwidths ``d >= 0``.
+    """``slope * h + (1 - slope) * relu_d(h)`` for half-widths ``d >= 0``.
 
     ``d`` has the dtype of ``h`` and broadcasts to it.
     """
@@ -216,8 +216,8 @@ class Smoothing(TorchFunctionMode):
         self.capacity = capacity
         self.calls = 0
 
-    def bandwidth(self, index: int, h: Tensor) -> Tensor | None:
-        """Bandwidths d that broadcast to ``h`` of call ``index``; None to leave the call exact."""
+    def half_width(self, index: int, h: Tensor) -> Tensor | None:
+        """Half-widths d that broadcast to ``h`` of call ``index``; None to leave the call exact."""
         if self.scales.row_shapes.get(index) != tuple(h.shape[1:]) or len(h) != len(self.slots):
             return None
         if self.recorded_rows is not None:
@@ -247,7 +247,7 @@ class Smoothing(TorchFunctionMode):
             return func(*args, **kwargs)
         index = self.calls
         self.calls += 1
-        d = self.bandwidth(index, call.h)
+        d = self.half_width(index, call.h)
         if d is None:
             return func(*args, **kwargs)
         out = call.smoothed(call.h, d)
@@ -318,7 +318,7 @@ class Activation(NamedTuple):
     h : Tensor
         The pre-activation, or the input of the pooling.
     smoothed : callable
-        The smoothed form, a function of ``h`` and bandwidths d.
+        The smoothed form, a function of ``h`` and half-widths d.
     inplace : bool
         Whether the result goes to ``h``.
     """

@@ -63,8 +63,8 @@ class TorchOracle:
     Notes
     -----
     Inputs have the dtype of the module's first floating-point parameter, else float32. On the CPU
-    they are views of the solver's memory (DLPack); a model that writes to its input gets copies.
-    Calls run outside autocast.
+    they are views of the caller's memory (DLPack); a model that writes to its input gets copies.
+    What must not be written to later is copied by the caller. Calls run outside autocast.
 
     The trial forwards of the constructor give the number of classes and the activations that
     `advcore.oracles.smoothing` can smooth. The kind is "smooth" for a module that has none of them,
@@ -147,6 +147,23 @@ class TorchOracle:
         with self._torch.inference_mode(False):
             output = self._evaluate(self._wrap(x), mode, grad)
             return self._logits.convert(self._to_numpy(output), len(x))
+
+    def forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
+        """Logits (B, P, K) of ``clean + t (end - clean)``, arrays (B, n), for t (P,).
+
+        The images are made on the model's device.
+        """
+        torch = self._torch
+        with torch.inference_mode(False), torch.no_grad():
+            start = torch.from_numpy(np.array(clean)).to(self._device)
+            r = torch.from_numpy(np.array(end)).to(self._device) - start
+            logits = [
+                self._logits.convert(
+                    self._to_numpy(self._evaluate(start + float(step) * r, None, False)), len(clean)
+                )
+                for step in t
+            ]
+        return np.stack(logits, axis=1)
 
     def forward_rows(
         self,
@@ -233,6 +250,11 @@ class TorchOracle:
                 output, leaf, dlogits.to(output), allow_unused=True
             )
         return gradient
+
+    @property
+    def outputs(self) -> int:
+        """See `Oracle`."""
+        return self._logits.outputs
 
     @property
     def device(self) -> torch.device:
@@ -339,7 +361,7 @@ class TorchOracle:
             if hint:
                 raise type(error)(f"{error}{hint}") from error.__cause__
             raise
-        few = x[: min(2, size)]
+        few = x[: min(2, size)].copy()  # the model may write to its input here, if not above
         logits = self._count_saved(few)
         if len(few):
             self._check_gradient(x[:2], logits)

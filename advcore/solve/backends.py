@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import ModelRaised
 from ..network import Network
-from ..oracles import Oracle, memory
-from ..oracles.logits import batched, difference, largest_logit
+from ..oracles import Oracle, TorchOracle, memory
+from ..oracles.logits import batched, difference, largest_logit, row_differences
 from .job import Job, RunMonitor
 
 Floats = NDArray[np.float32]
@@ -73,6 +73,10 @@ class Verifier(Protocol):
         """Rounding of the logits: by how much forwards that sum in another order differ on x."""
         ...
 
+    def noise_at(self, x: Floats) -> Floats:
+        """`noise` of each row of x (B, n), (B,), which does not depend on the other rows."""
+        ...
+
     def differentiable(self) -> Network | Oracle:
         """An object with forward and backward that nobody else uses meanwhile."""
         ...
@@ -119,6 +123,17 @@ class Backend(Protocol):
         """
         ...
 
+    def noise_at(self, x: Floats) -> Floats:
+        """`noise` of each row of x (B, n), (B,)."""
+        ...
+
+    def forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
+        """Logits (B, P, K) of ``clean + t (end - clean)``, arrays (B, n), for t (P,).
+
+        Those of the search, which may differ from the verifier's by rounding.
+        """
+        ...
+
     def run(self, job: Job, monitor: RunMonitor) -> tuple[Results, BaseException | None]:
         """The results, and what stopped the run before its end if anything did.
 
@@ -148,6 +163,10 @@ class NetworkVerifier:
         """See `Verifier`; the other order is that of all units in reverse."""
         return difference(self.network.forward(x), self.network.forward_reordered(x))
 
+    def noise_at(self, x: Floats) -> Floats:
+        """See `Verifier`."""
+        return row_differences(self.network.forward(x), self.network.forward_reordered(x))
+
     def differentiable(self) -> Network:
         """A copy: a network remembers its last forward, for all threads that use it."""
         return Network(self.network.layers)
@@ -172,9 +191,12 @@ class OracleVerifier:
         return memory.rows(self.oracle, self.limit, self.available_bytes)
 
     def forward(self, x: Floats) -> Floats:
-        """See `Verifier`; by halves where there is no memory for all at once."""
+        """See `Verifier`; by halves where there is no memory for all at once.
+
+        The model gets a copy: what it was verified on is what comes back, whatever it writes.
+        """
         try:
-            return self.oracle.forward(x, grad=False)
+            return self.oracle.forward(np.array(x, order="C"), grad=False)
         except ModelRaised as error:
             if len(x) < 2 or not memory.ran_out(error):
                 raise
@@ -208,6 +230,29 @@ class OracleVerifier:
             "model must give an image the same logits in any batch: they differ by up to "
             f"{noise:.2g} between batches of {size} and of 1 (statistics of the "
             "batch in use?)"
+        )
+
+    def noise_at(self, x: Floats) -> Floats:
+        """See `Verifier`; the other order is that of batches of one."""
+        return row_differences(self.forward(x), batched(self.forward, x, 1))
+
+    def forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
+        """See `Backend`; by halves where there is no memory for all at once."""
+        try:
+            return self._forward_along(clean, end, t)
+        except ModelRaised as error:
+            if len(clean) < 2 or not memory.ran_out(error):
+                raise
+        self.oracle.forget()
+        half = len(clean) // 2
+        parts = slice(half), slice(half, None)
+        return np.concatenate([self.forward_along(clean[i], end[i], t) for i in parts])
+
+    def _forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
+        if isinstance(self.oracle, TorchOracle):
+            return self.oracle.forward_along(clean, end, t)
+        return np.stack(
+            [self.oracle.forward(clean + step * (end - clean), grad=False) for step in t], axis=1
         )
 
     def differentiable(self) -> Oracle:

@@ -284,13 +284,14 @@ def _check_logits(oracle: Oracle, sample: Floats, batch_size: int | None) -> Flo
         return logits
     with suppress(OutOfTime):
         size = min(batch_size or len(sample), len(sample))
-        logits = batched(lambda x: oracle.forward(x, grad=False), sample, size)
+        trial = sample.copy()  # the model may write to its input
+        logits = batched(lambda x: oracle.forward(x, grad=False), trial, size)
     if softmax_output(logits):
         raise ValueError(
             "model must return logits, got rows in [0, 1] that sum to 1: the output of a softmax; "
             "pass the model without it"
         )
-    if sigmoid_output(logits):
+    if oracle.outputs == 1 and sigmoid_output(logits):
         warn_caller(
             "the model's one logit is always in [0, 1]: the output of a sigmoid? Pass the "
             "model without it; class 0 is predicted where the logit is below 0"
@@ -304,12 +305,25 @@ def probe_images(lo: Floats, hi: Floats) -> Floats:
     They are not the caller's, and they are in [0, 1] where values or images have bounds of their
     own: what is measured on them must not depend on which images are in the run. Bounds that are
     wider than 8-bit values count as none: logits at +-1e6 differ by more than those of any image.
+    In both cases the verification measures at each result, see `are_probed`.
     """
     u = np.random.default_rng(0).random((PROBE_IMAGES, lo.shape[-1]), dtype=np.float32)
-    if lo.min() != lo.max() or hi.min() != hi.max():
+    if not _bounds_are_shared(lo, hi):
         return u
     low, high = float(lo.min()), float(hi.min())
     if high - low > UNBOUNDED_WIDTH:
         low = min(max(0.0, low), high - 1)
         high = low + 1
     return (low + (high - low) * u).astype(np.float32)
+
+
+def are_probed(lo: Floats, hi: Floats) -> bool:
+    """Whether `probe_images` are like any image inside the bounds."""
+    return not lo.size or (
+        _bounds_are_shared(lo, hi) and float(hi.min()) - float(lo.min()) <= UNBOUNDED_WIDTH
+    )
+
+
+def _bounds_are_shared(lo: Floats, hi: Floats) -> bool:
+    """Whether all values of all images have the same bounds."""
+    return bool(lo.min() == lo.max() and hi.min() == hi.max())

@@ -28,7 +28,7 @@ from ..oracles.logits import largest_logit
 from .backends import SINGLE_EVALUATIONS, EngineInfo, OracleVerifier, Results
 from .cuda_rounds import arena, indexed, named, stream
 from .job import Job, RunMonitor
-from .native import native_noise
+from .native import native_noise, native_noise_at
 
 if TYPE_CHECKING:
     from ..kernels.plan import Plan
@@ -145,6 +145,14 @@ class NativeCudaBackend:
         """See `Backend`; the kernels are not asked what tensor cores round."""
         largest = largest_logit(self.verifier.forward(x[:SINGLE_EVALUATIONS]))
         return max(native_noise(self.network, self.verifier, x), GPU_LOGIT_NOISE * largest)
+
+    def noise_at(self, x: Floats) -> Floats:
+        """See `Backend`."""
+        return native_noise_at(self.network, self.verifier, x)
+
+    def forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
+        """See `Backend`."""
+        return self.verifier.forward_along(clean, end, t)
 
     def run(self, job: Job, monitor: RunMonitor) -> tuple[Results, BaseException | None]:
         """See `Backend`; ``info`` gets the kernels, the rounds and their seconds."""

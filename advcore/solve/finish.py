@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..result import Result
 from .backends import EngineInfo, Results
 from .job import Job, RunMonitor
 from .levels import Grid, move_to_grid
+from .segment import shorten
 from .starts import prefer_starts
 from .verify import (
     MAX_PUSHES,
@@ -24,6 +26,7 @@ from .verify import (
     confirm,
     distances,
     interrupted_rows,
+    keep_inside,
     recover_interrupted,
 )
 
@@ -49,7 +52,10 @@ class Stop:
                 "the exception's .result holds what was computed",
                 result,
             ) from error
-        if error is not None:
+        if error is not None:  # of the callback
+            if getattr(error, "result", None) is None:
+                with contextlib.suppress(Exception):  # a class may refuse attributes
+                    error.result = result  # type: ignore[attr-defined]
             raise error
 
 
@@ -61,38 +67,67 @@ def finish(
     options: Options,
     monitor: RunMonitor,
 ) -> Stop:
-    """Verify what a run left, which ``error`` may have ended; changes ``results``."""
+    """Verify what a run left, which ``error`` may have ended; changes ``results``.
+
+    Successes are verified batch by batch. Where that ends early, those that were not are no
+    successes, but the images stay as they are. Where the model raised in a search that ran on the
+    model itself, its forwards there count for the images that were finished.
+    """
     unfinished = interrupted_rows(results)
     if error is not None:
         results["adversarial"][unfinished] = job.images[unfinished]
-    if isinstance(error, Exception) and error is not monitor.error:
-        if options.levels is not None:  # what is not on the grid is no result
-            _withdraw(results, results["success"].copy())
+    keep_inside(job, results)
+    ending = Ending(
+        is_interrupted=isinstance(error, KeyboardInterrupt),
+        by_model=isinstance(error, Exception) and error is not monitor.error,
+        claimed=results["success"].copy(),
+        verified=np.zeros(len(job.images), bool),
+    )
+    if ending.by_model and options.levels is not None:  # what is not on the grid is no result
+        ending.withdraw(results)
         return Stop(_cause(error), by_model=True)
-    claimed = results["success"].copy()
-    interrupted = isinstance(error, KeyboardInterrupt)
+    if ending.by_model and judge.search_is_verification:
+        ending.verified[:] = results["success"] & (results["status"] != _core.Status.interrupted)
     try:
-        if error is None and unfinished.any():  # by the time limit or the callback
-            recover_interrupted(judge, job, results)
-        if job.starts is not None and not interrupted:
-            prefer_starts(judge, job, results)
-        _verify(job, results, judge, options, monitor, interrupted)
+        with monitor.interrupts.insistent():
+            if error is None and unfinished.any():  # by the time limit or the callback
+                recover_interrupted(judge, job, results)
+            if job.starts is not None and not ending.is_cut_short:
+                prefer_starts(judge, job, results)
+            _verify(job, results, judge, options, monitor, ending)
     except (Exception, KeyboardInterrupt) as raised:
-        # With the successes of before are withdrawn the starts that took the place of a result.
-        _withdraw(results, claimed | results["success"])
-        return Stop(_cause(raised), by_model=isinstance(raised, Exception))
-    return Stop(error)
+        ending.withdraw(results)
+        if error is None:  # else the first error is the one to tell of
+            return Stop(_cause(raised), by_model=isinstance(raised, Exception))
+    if error is None and monitor.interrupts.pending:
+        return Stop(KeyboardInterrupt())
+    return Stop(_cause(error), ending.by_model)
 
 
-def _cause(error: BaseException) -> BaseException | None:
-    """Return the error of the model itself, where the given one wraps it."""
+@dataclass
+class Ending:
+    """How a run ended, and which of its successes (N,) the model itself has confirmed since."""
+
+    is_interrupted: bool  # by Ctrl-C
+    by_model: bool  # or by a GPU
+    claimed: NDArray[np.bool_]
+    verified: NDArray[np.bool_]
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether nothing but the verification is left to do."""
+        return self.is_interrupted or self.by_model
+
+    def withdraw(self, results: Results) -> None:
+        """These images were not verified: no successes, but the images stay as they are."""
+        rows = (self.claimed | results["success"]) & ~self.verified
+        results["success"][rows] = False
+        results["status"][rows] = _core.Status.interrupted
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    """What the model itself raised."""
     return error.__cause__ if isinstance(error, ModelRaised) else error
-
-
-def _withdraw(results: Results, rows: NDArray[np.bool_]) -> None:
-    """These images were not verified: no successes, but the images stay as they are."""
-    results["success"][rows] = False
-    results["status"][rows] = _core.Status.interrupted
 
 
 def _verify(
@@ -101,40 +136,81 @@ def _verify(
     judge: Judge,
     options: Options,
     monitor: RunMonitor,
-    interrupted: bool,
+    ending: Ending,
 ) -> None:
-    """The model's own forward on the successes, after they were moved to the grid of levels."""
+    """The model's own forward on the successes, after they were moved to the grid of levels.
+
+    The line from each to its clean image is looked along as well.
+    """
     adversarial, success, status = (results[key] for key in ("adversarial", "success", "status"))
-    claimed = success.copy()
-    max_pushes = 0 if interrupted else MAX_PUSHES
+    ending.claimed |= success
+    needed = judge.needed_margins(job, results)
+    # A run with own or wide bounds has asked for less than the margin that is needed.
+    max_pushes = 0 if ending.is_cut_short and judge.images_are_probed else MAX_PUSHES
+
+    def finished() -> NDArray[np.intp]:
+        return np.flatnonzero(success & (status != _core.Status.interrupted))
+
     if options.levels is not None:
-        low, high = options.bounds
-        grid = Grid(options.levels, float(low), float(high))
-        stopped = bool((status == _core.Status.interrupted).any())
+        if not ending.is_cut_short:
+            shorten(judge, job, results, finished(), np.maximum(needed, judge.required_margin))
+        _move_to_grid(job, results, judge, options, monitor, needed)
+        if job.starts is not None and not ending.is_cut_short:
+            prefer_starts(judge, job, results, _grid(options), needed)
+        ending.claimed |= success
+        max_pushes = 0  # a pushed image would leave the grid
+    confirm(judge, job, results, needed, ending.verified, max_pushes)
+    refuted = np.flatnonzero(ending.claimed & ~success)
+    if len(refuted):
+        adversarial[refuted] = job.images[refuted]
+        margin, prediction = judge.margins(job.images[refuted], refuted)
+        results["margin"][refuted], results["prediction"][refuted] = margin, prediction
+        stopped = _core.Status.interrupted if ending.is_cut_short else _core.Status.not_found
+        status[refuted] = stopped
+    if options.levels is None:
+        if not ending.is_cut_short:
+            shorten(judge, job, results, finished(), np.maximum(needed, judge.required_margin))
+    else:
+        rows = np.flatnonzero(success & (status == _core.Status.already_adversarial))
+        moved = rows[(adversarial[rows] != job.images[rows]).any(axis=1)]
+        status[moved] = _core.Status.stalled
+
+
+def _grid(options: Options) -> Grid:
+    assert options.levels is not None
+    low, high = options.bounds
+    return Grid(options.levels, float(low), float(high))
+
+
+def _move_to_grid(
+    job: Job,
+    results: Results,
+    judge: Judge,
+    options: Options,
+    monitor: RunMonitor,
+    needed: NDArray[np.float64],
+) -> None:
+    """Move the successes to the grid of levels, but clean images that are there already."""
+    grid, success, status = _grid(options), results["success"], results["status"]
+    stopped = bool((status == _core.Status.interrupted).any())
+    already = np.flatnonzero(success & (status == _core.Status.already_adversarial))
+    already = already[grid.contains(job.images[already])]
+    if len(already):
+        margin, prediction = judge.margins(job.images[already], already)
+        already = already[judge.accepts(margin, prediction, already, needed[already])]
+    success[already] = False
+    try:
         results["evaluations"] += move_to_grid(
             grid,
             judge,
             job.images,
-            adversarial,
+            results["adversarial"],
             success,
             stop_early=lambda: stopped or monitor.timed_out(),
+            needed=needed,
         )
-        if job.starts is not None and not interrupted:
-            prefer_starts(judge, job, results, grid)
-        claimed |= success
-        max_pushes = 0  # a pushed image would leave the grid
-    margin, prediction = confirm(judge, job, results, max_pushes)
-    refuted = np.flatnonzero(claimed & ~success)
-    if len(refuted):
-        adversarial[refuted] = job.images[refuted]
-        margin[refuted], prediction[refuted] = judge.margins(job.images[refuted], refuted)
-        status[refuted] = _core.Status.interrupted if interrupted else _core.Status.not_found
-    if options.levels is not None:
-        rows = np.flatnonzero(success & (status == _core.Status.already_adversarial))
-        moved = rows[(adversarial[rows] != job.images[rows]).any(axis=1)]
-        status[moved] = _core.Status.stalled
-    results["margin"] = np.where(claimed, margin, results["margin"])
-    results["prediction"] = np.where(claimed, prediction, results["prediction"])
+    finally:
+        success[already] = True
 
 
 def make_result(

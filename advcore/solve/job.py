@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..errors import OutOfTime
 from ..options import Progress
+from .interrupts import Interrupts
 
 Floats = NDArray[np.float32]
 
@@ -82,6 +83,8 @@ class RunMonitor:
         Seconds since ``begin``, a value of `time.perf_counter`.
     callback : callable, optional
         The caller's; it is not called again after it has stopped the run or has raised.
+    interrupts : Interrupts
+        Ctrl-C, which each report raises if it was pressed.
     error : Exception, optional
         What the callback raised.
     stopped : bool
@@ -94,6 +97,7 @@ class RunMonitor:
     time_limit: float | None
     callback: Callable[[Progress], object] | None
     begin: float
+    interrupts: Interrupts = field(default_factory=Interrupts)
     error: Exception | None = None
     stopped: bool = False
     counts_before: _core.Counts = field(default_factory=_core.Counts)
@@ -118,6 +122,7 @@ class RunMonitor:
 
     def __call__(self, counts: _core.Counts) -> bool:
         """Report to the callback; whether to go on."""
+        self.interrupts.check()
         if self.stopped:
             return False
         seconds = time.perf_counter() - self.begin
@@ -126,7 +131,8 @@ class RunMonitor:
             counts.finished, self.total, counts.succeeded, counts.evaluations, seconds
         )
         try:
-            answer = None if self.callback is None else self.callback(progress)
+            with self.interrupts.raising():
+                answer = None if self.callback is None else self.callback(progress)
         except Exception as error:
             self.error, self.stopped = error, True
             raise

@@ -92,20 +92,30 @@ def move_to_grid(
     adversarial: Floats,
     success: NDArray[np.bool_],
     stop_early: Callable[[], bool] = lambda: False,
+    needed: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int32]:
     """Move the successes among ``adversarial`` (N, n) to the grid, in place.
 
     Where no adversarial grid point is found, the row becomes its clean image and ``success`` False.
-    Once ``stop_early`` says so, the first grid point found will do. Returns the evaluations of each
-    image, (N,).
+    Once ``stop_early`` says so, the first grid point found will do. ``needed`` (N,) are the margins
+    of a success, by default the least. Returns the evaluations of each image, (N,).
     """
+    needed = np.full(len(images), judge.least_margin) if needed is None else needed
     model = judge.verifier.differentiable()
     evaluations = np.zeros(len(images), np.int32)
     blocks = max(1, -(-int(success.sum()) // judge.verifier.rows))
     for rows in np.array_split(np.flatnonzero(success), blocks):
         if len(rows):
             evaluations[rows] = _repair(
-                grid, judge, model, images[rows], adversarial, rows, success, stop_early
+                grid,
+                judge,
+                model,
+                images[rows],
+                adversarial,
+                rows,
+                success,
+                stop_early,
+                needed[rows],
             )
             lost = rows[~success[rows]]
             adversarial[lost] = images[lost]
@@ -121,10 +131,11 @@ def _repair(
     rows: NDArray[np.intp],
     success: NDArray[np.bool_],
     stop_early: Callable[[], bool],
+    needed: NDArray[np.float64],
 ) -> NDArray[np.int32]:
     """Move the images of ``rows`` (B,) to the grid; returns their evaluations.
 
-    The clean ``images`` (B, n) are those of the rows.
+    The clean ``images`` (B, n) and the margins ``needed`` (B,) are those of the rows.
     """
     evaluations = np.zeros(len(rows), np.int32)
     clean = images.astype(np.float64)
@@ -144,11 +155,12 @@ def _repair(
         margin, smooth, gradient = _margin(model, x, labels, judge.targeted, T[active])
         evaluations[active] += 1
         distance2 = ((x - clean[active]) ** 2).sum(axis=1)
-        below = margin < judge.confidence
-        better = (margin >= judge.confidence) & (distance2 < best[active])
+        limit = needed[active].astype(np.float32)
+        below = margin < limit
+        better = (margin >= limit) & (distance2 < best[active])
         best[active[better]] = distance2[better]
         adversarial[rows[active[better]]] = x[better]
-        spare = np.where(below, np.minimum(smooth, margin), smooth) - judge.confidence
+        spare = np.where(below, np.minimum(smooth, margin), smooth) - needed[active]
         T[active] = np.clip(TEMPERATURE * np.abs(margin), 1e-3, None)
         shortfalls[active] = np.where(below, shortfalls[active] + 1, 0)
         spare *= OVERSHOOT ** np.maximum(shortfalls[active] - 1, 0)
@@ -174,7 +186,7 @@ def _margin(
 
     Smoothing makes a repair mind all close rivals; one at a time it would go to and fro.
     """
-    z = model.forward(x)
+    z = model.forward(x.copy())  # a model may write to its input
     rows = np.arange(len(z))
     others = z.astype(np.float64)
     others[rows, labels] = -np.inf

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..network import Network
-from ..oracles.logits import difference
+from ..oracles.logits import batched, difference, row_differences
 from .backends import EngineInfo, Results, Verifier
 from .job import Job, RunMonitor
 
@@ -49,6 +49,16 @@ class NativeBackend:
         """See `Backend`."""
         return native_noise(self.network, self.verifier, x)
 
+    def noise_at(self, x: Floats) -> Floats:
+        """See `Backend`."""
+        return native_noise_at(self.network, self.verifier, x)
+
+    def forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
+        """See `Backend`."""
+        threads = self.threads or default_threads()
+        logits: Floats = self.network.core.along(clean, end, t.astype(np.float32), threads)
+        return logits
+
     def run(self, job: Job, monitor: RunMonitor) -> tuple[Results, BaseException | None]:
         """See `Backend`."""
         slots, threads = self.batch_size, self.threads or default_threads()
@@ -77,6 +87,17 @@ def native_noise(network: Network, verifier: Verifier, x: Floats) -> float:
     if verifier.network is not None:
         return noise
     return max(noise, difference(network.forward(x), verifier.forward(x)))
+
+
+def native_noise_at(network: Network, verifier: Verifier, x: Floats) -> Floats:
+    """`native_noise` of each row of x (B, n), (B,)."""
+    if verifier.network is not None:
+        return verifier.noise_at(x)
+    logits = network.forward(x)
+    return np.maximum(
+        row_differences(logits, network.forward_reordered(x)),
+        row_differences(logits, batched(verifier.forward, x, 1)),
+    )
 
 
 def default_threads() -> int:

@@ -56,6 +56,14 @@ class RoundBackend(ABC):
         """See `Backend`."""
         return self.verifier.noise(x)
 
+    def noise_at(self, x: Floats) -> Floats:
+        """See `Backend`."""
+        return self.verifier.noise_at(x)
+
+    def forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
+        """See `Backend`."""
+        return self.verifier.forward_along(clean, end, t)
+
     def run(self, job: Job, monitor: RunMonitor) -> tuple[Results, BaseException | None]:
         """See `Backend`."""
         return run_rounds(self, job, monitor)
@@ -112,18 +120,9 @@ def _run_slots(
     """Rounds to the end; arrays of NumPy or of a device, as oracle and session have them."""
     with backend.session(job, slots) as (session, oracle):
         error: BaseException | None = None
-        last_report = 0.0
         try:
-            while not monitor.timed_out():
-                *rows, paired = session.refill()
-                if not len(rows[0]):
-                    break
-                session.advance(_evaluate(oracle, session, rows, paired))
-                now = time.perf_counter()
-                if now - last_report > REPORT_SECONDS:
-                    last_report = now
-                    if not monitor(session.counts):
-                        break
+            with monitor.interrupts.raising():
+                _advance_to_end(session, oracle, monitor)
         except (Exception, KeyboardInterrupt) as raised:  # returned with what was computed
             error = raised
         try:
@@ -132,6 +131,21 @@ def _run_slots(
             error = error or raised
         results: Results = session.results
         return results, error
+
+
+def _advance_to_end(session: Any, oracle: Any, monitor: RunMonitor) -> None:
+    """Advance by rounds until no image is left or the monitor says so."""
+    last_report = 0.0
+    while not monitor.timed_out():
+        *rows, paired = session.refill()
+        if not len(rows[0]):
+            return
+        session.advance(_evaluate(oracle, session, rows, paired))
+        now = time.perf_counter()
+        if now - last_report > REPORT_SECONDS:
+            last_report = now
+            if not monitor(session.counts):
+                return
 
 
 def _evaluate(oracle: Any, session: Any, rows: Sequence[Any], paired: int) -> Any:

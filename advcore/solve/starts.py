@@ -47,6 +47,8 @@ def nearest_starts(
                 f"starts must be an array or (images, classes), got {len(starts)} parts"
             )
         pool, kinds = array(starts[0], "starts images"), array(starts[1], "starts classes")
+        if kinds.shape == (len(pool), 1):
+            kinds = kinds[:, 0]
         if pool.shape[1:] != shape[1:] or kinds.shape != pool.shape[:1] or kinds.dtype.kind == "f":
             raise ValueError(
                 f"starts must be images of shape (M, {', '.join(map(str, shape[1:]))}) and (M,) "
@@ -68,12 +70,19 @@ def nearest_starts(
     return np.clip(np.ascontiguousarray(flat_starts, dtype=np.float32), low, high)
 
 
-def prefer_starts(judge: Judge, job: Job, results: Results, grid: Grid | None = None) -> None:
+def prefer_starts(
+    judge: Judge,
+    job: Job,
+    results: Results,
+    grid: Grid | None = None,
+    needed: NDArray[np.float64] | None = None,
+) -> None:
     """Put a start in the place of a result that is no better, where the model confirms it.
 
     The engine asks for a little more than the confidence, because of rounding between batches, so
     that it does not accept a start just above the confidence. Only starts nearer than the result
-    are evaluated, and with a grid only those on it. ``results`` is changed in place.
+    are evaluated, and with a grid only those on it. ``needed`` (N,) are the margins of a success,
+    by default the least. ``results`` is changed in place.
     """
     assert job.starts is not None
     adversarial, success, status = (results[key] for key in ("adversarial", "success", "status"))
@@ -91,7 +100,9 @@ def prefer_starts(judge: Judge, job: Job, results: Results, grid: Grid | None = 
         rows, which = rows[on_grid], which[on_grid]
     if not len(rows):
         return
-    accepted = judge.accepts(*judge.margins(job.starts[rows, which], rows), rows)
+    margin, prediction = judge.margins(job.starts[rows, which], rows)
+    margins_needed = None if needed is None else needed[rows]
+    accepted = judge.accepts(margin, prediction, rows, margins_needed)
     order = np.argsort(-distance[rows, which], kind="stable")  # the nearest is written last
     for i in order[accepted[order]]:
         row = rows[i]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..oracles.logits import batched, margins
-from .backends import Results, Verifier
+from .backends import Backend, Results, Verifier
 from .job import Job
 
 Floats = NDArray[np.float32]
@@ -19,6 +19,18 @@ MAX_PUSHES = 20
 """Pushes away from the clean image, each twice as far, where rounding has taken the margin."""
 RECOVERY_SCALES = (1.0, 1.06, 1.15, 1.3, 1.6)
 """Multiples of r that are tried for a search that was cut short."""
+NOISE_FACTOR = 4
+"""Multiple of the rounding noise of the logits that a margin must exceed."""
+VERIFIED_FACTOR = 3
+"""The same for the margin of the verification, which may differ by the noise from that of the
+search. Grid points and given starts have not been asked for more than the confidence before."""
+NOISE_POINTS = (1 - np.arange(8) / 4096).astype(np.float32)
+"""Points on the line from an image to its clean image, as shares, for the noise at the image. That
+of a single point may be 0 by chance where there are two logits."""
+REORDERED = (0, 2, 5, 7)
+"""Those of the points at which a forward is repeated in another order."""
+PROBED = 1.5
+"""Multiple of the probes' noise up to which that of an image counts as the same."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,11 @@ class Judge:
         Margin of a success, in logits.
     required_margin : float
         What the search is asked for: the confidence and the rounding noise of the logits.
+    search : Backend, optional
+        What ran the search.
+    images_are_probed : bool
+        Whether the noise was measured on images like those of the run. If not, it is measured at
+        each result too.
     """
 
     verifier: Verifier
@@ -44,30 +61,90 @@ class Judge:
     targeted: bool
     confidence: float
     required_margin: float
+    search: Backend | None = None
+    images_are_probed: bool = True
+
+    @property
+    def probed_noise(self) -> float:
+        """Rounding noise of the logits at the probes."""
+        return (self.required_margin - self.confidence) / NOISE_FACTOR
+
+    @property
+    def least_margin(self) -> float:
+        """Margin of a success, which no rounding takes: the confidence, or more than the noise."""
+        return max(self.confidence, VERIFIED_FACTOR * self.probed_noise)
+
+    @property
+    def search_is_verification(self) -> bool:
+        """Whether forwards of the search are forwards of the model, with the margin for them."""
+        through_model = self.search is not None and self.search.info.path != "native"
+        return through_model and self.images_are_probed
 
     def margins(self, x: Floats, rows: Rows) -> tuple[Floats, NDArray[np.int64]]:
         """Margins and predicted classes of ``x`` (B, n), the images of the rows (B,)."""
         logits = batched(self.verifier.forward, x, self.verifier.rows)
         return margins(logits, self.labels[rows], self.targeted)
 
-    def margins_of(self, images: Floats, rows: Rows) -> tuple[Floats, NDArray[np.int64]]:
-        """Margins and predicted classes of ``images[rows]``, without a copy of all of them."""
-        if len(rows) == len(images):
-            return self.margins(images, rows)
-        size = self.verifier.rows
-        parts = np.split(rows, range(size, len(rows), size))
-        logits = np.concatenate([self.verifier.forward(images[part]) for part in parts])
+    def margins_of_logits(self, logits: Floats, rows: Rows) -> tuple[Floats, NDArray[np.int64]]:
+        """Margins and predicted classes of logits (B, K) at images of the rows (B,)."""
         return margins(logits, self.labels[rows], self.targeted)
 
     def accepts(
-        self, margin: Floats, prediction: NDArray[np.int64], rows: Rows
+        self,
+        margin: Floats,
+        prediction: NDArray[np.int64],
+        rows: Rows,
+        needed: NDArray[np.float64] | None = None,
     ) -> NDArray[np.bool_]:
-        """Which images have the margin of a success, and the class that goes with it."""
+        """Which images have the margin ``needed`` (B,), by default `least_margin`, and the class.
+
+        The class is that of a success.
+        """
         target_predicted = prediction == self.labels[rows]  # differs from the margin in ties
-        accepted: NDArray[np.bool_] = (margin >= self.confidence) & (
-            target_predicted == self.targeted
-        )
+        limit = self.least_margin if needed is None else needed.astype(np.float32)
+        accepted: NDArray[np.bool_] = (margin >= limit) & (target_predicted == self.targeted)
         return accepted
+
+    def needed_margins(self, job: Job, results: Results) -> NDArray[np.float64]:
+        """Margin that each image needs to be a success, (N,): `least_margin`, or more.
+
+        The search has asked for the noise of the probes. Where that of a success is larger, the
+        success needs the confidence and `NOISE_FACTOR` times its own.
+        """
+        needed = np.full(len(job.images), self.least_margin)
+        if self.images_are_probed or self.search is None:
+            return needed
+        rows = np.flatnonzero(results["success"])
+        size = self.verifier.rows
+        for part in np.split(rows, range(size, len(rows), size)):
+            if not len(part):
+                continue
+            noise = _noise_along(self.search, job.images[part], results["adversarial"][part])
+            larger = noise > PROBED * self.probed_noise
+            needed[part[larger]] = self.confidence + NOISE_FACTOR * noise[larger]
+        return needed
+
+
+def _noise_along(search: Backend, clean: Floats, x: Floats) -> NDArray[np.float64]:
+    """Rounding noise of the logits at images ``x`` (B, n), (B,).
+
+    It is the largest difference to forwards in another order. A model that knows one order only has
+    none: there it is what fourth differences of logits at equidistant points leave, to which a
+    smooth network adds next to nothing. They have 8.4 times the deviation of a logit, the
+    differences to another order 1.4 times.
+    """
+    noise = np.zeros(len(x))
+    for share in NOISE_POINTS[list(REORDERED)]:
+        noise = np.maximum(noise, search.noise_at(clean + share * (x - clean)))
+    rows = np.flatnonzero(noise == 0)
+    if len(rows):
+        logits = search.forward_along(clean[rows], x[rows], NOISE_POINTS).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # masked classes
+            left = np.abs(np.diff(logits, n=4, axis=1))
+        left[~np.isfinite(left)] = 0
+        # The median, as a kink or a jump between two of the points is no noise.
+        noise[rows] = 1.2 * np.median(left.max(axis=2), axis=1)
+    return noise
 
 
 def distances(x: Floats, clean: Floats) -> NDArray[np.float64]:
@@ -115,25 +192,47 @@ def interrupted_rows(results: Results) -> NDArray[np.bool_]:
     return rows
 
 
-def confirm(
-    judge: Judge, job: Job, results: Results, max_pushes: int = MAX_PUSHES
-) -> tuple[Floats, NDArray[np.int64]]:
-    """Verify the successes; returns their margins and predictions, (N,), NaN and -1 for the rest.
+def keep_inside(job: Job, results: Results) -> None:
+    """Move values that left the bounds back to them; changes ``results``.
 
-    An image that rounding has left below the confidence is pushed away from its clean image by
-    1e-6, 2e-6, 4e-6, ... of ||r|| until it passes; where none of the pushes helps it is no success.
-    ``results`` is changed in place.
+    The engine takes subnormal numbers for 0, also bounds.
+    """
+    adversarial = results["adversarial"]
+    for begin in range(0, len(adversarial), 1024):
+        x = adversarial[begin : begin + 1024]
+        low, high = job.bounds_of(np.arange(begin, begin + len(x)))
+        outside = (x < low) | (x > high)
+        if outside.any():
+            x[outside] = np.clip(x, low, high)[outside]
+
+
+def confirm(
+    judge: Judge,
+    job: Job,
+    results: Results,
+    needed: NDArray[np.float64],
+    verified: NDArray[np.bool_],
+    max_pushes: int = MAX_PUSHES,
+) -> None:
+    """Verify the successes, which get their margins and predictions by the model's own forward.
+
+    An image that rounding has left below the margin ``needed`` (N,) is pushed away from its clean
+    image by 1e-6, 2e-6, 4e-6, ... of ||r|| until it passes; where none of the pushes helps it is no
+    success. ``results`` and ``verified`` (N,), the images that passed, are changed in place, batch
+    by batch: they hold what they say also where the model raises.
     """
     adversarial, success = results["adversarial"], results["success"]
-    margin = np.full(len(job.images), np.nan, np.float32)
-    prediction = np.full(len(job.images), -1, np.int64)
     rows = np.flatnonzero(success)
     points = None  # of the rows before the first push
     for push in range(max_pushes + 1):
         if not len(rows):
-            return margin, prediction
-        margin[rows], prediction[rows] = judge.margins_of(adversarial, rows)
-        failed = ~judge.accepts(margin[rows], prediction[rows], rows)
+            return
+        size = judge.verifier.rows
+        for part in np.split(rows, range(size, len(rows), size)):
+            margin, prediction = judge.margins(adversarial[part], part)
+            results["margin"][part], results["prediction"][part] = margin, prediction
+            verified[part] = judge.accepts(margin, prediction, part, needed[part])
+        failed = ~verified[rows]
         rows = rows[failed]
         points = adversarial[rows] if points is None else points[failed]
         if push < max_pushes:
@@ -143,4 +242,3 @@ def confirm(
             adversarial[rows] = np.clip(pushed, low, high)
     success[rows] = False
     adversarial[rows] = job.images[rows]
-    return margin, prediction

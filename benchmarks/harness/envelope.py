@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from advcore._files import replacing
 
 from . import networks, rivals
 
@@ -81,11 +82,9 @@ def rival_run(
     cost = np.array([counter.evaluations / count, counter.forwards / count, seconds])
     d = distances(case, adversarial)
     networks.CACHE.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez_compressed(
-        part, distances=d, cost=cost, adversarial=adversarial.detach().numpy().astype(np.float32)
-    )
-    part.replace(path)
+    stored = adversarial.detach().numpy().astype(np.float32)
+    with replacing(path) as file:
+        np.savez_compressed(file, distances=d, cost=cost, adversarial=stored)
     return Run(d, cost[0], cost[1], cost[2], settings)
 
 

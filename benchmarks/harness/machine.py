@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from advcore._files import write_text
+
 RESULTS = Path(os.environ.get("ADVCORE_RESULTS") or Path(__file__).parents[1] / "results")
 
 
@@ -67,6 +69,5 @@ def save(name: str, figures: dict[str, Any]) -> Path:
     """Write ``results/<name>.json`` with the machine's description."""
     RESULTS.mkdir(exist_ok=True)
     path = figures_file(name)
-    part = path.with_suffix(".part")  # a program that is killed leaves the old file or the new one
-    part.write_text(json.dumps({"machine": describe(), **figures}, indent=1) + "\n")
-    return part.replace(path)
+    write_text(path, json.dumps({"machine": describe(), **figures}, indent=1) + "\n")
+    return path

@@ -32,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from advcore import data, models
+from advcore._files import replacing
 from advcore.cli import pictures
 from advcore.effort import Effort
 from advcore.models import training
@@ -229,7 +230,8 @@ def _trained_network(name: str, recipe: Recipe) -> torch.nn.Sequential:
         last_layer.weight.mul_(recipe.logit_scale)
         last_layer.bias.mul_(recipe.logit_scale)
     CACHE.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), path)
+    with replacing(path) as file:
+        torch.save(model.state_dict(), file)
     return model
 
 

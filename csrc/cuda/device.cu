@@ -17,9 +17,11 @@ CudaStatus cuda_status() {
 
 namespace cuda {
 
-Device::Device(const Params& params, const Job& job, const CudaArena& at, int slots, int device,
-               void* arena, void* of)
-    : id(device), stream(static_cast<cudaStream_t>(of)), base(static_cast<char*>(arena)) {
+Device::Device(const Params& params, const Job& job, const CudaArena& layout, int slots, int device,
+               void* arena, void* caller_stream)
+    : id(device),
+      stream(static_cast<cudaStream_t>(caller_stream)),
+      base(static_cast<char*>(arena)) {
   select();
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "properties of the device");
@@ -32,16 +34,16 @@ Device::Device(const Params& params, const Job& job, const CudaArena& at, int sl
                              ", for which this build has no code (8.0 and later)");
   }
 
-  check(cudaMemsetAsync(base, 0, at.cleared, stream), "clearing the arena");
-  list = reinterpret_cast<int*>(base + at.rows);
-  float* const bounds = reinterpret_cast<float*>(base + at.bounds);
-  float* const vectors = reinterpret_cast<float*>(base + at.vectors);
+  check(cudaMemsetAsync(base, 0, layout.cleared, stream), "clearing the arena");
+  list = reinterpret_cast<int*>(base + layout.rows);
+  float* const bounds = reinterpret_cast<float*>(base + layout.bounds);
+  float* const vectors = reinterpret_cast<float*>(base + layout.vectors);
   run = {params,
-         reinterpret_cast<Problem*>(base + at.problems),
+         reinterpret_cast<Problem*>(base + layout.problems),
          list,
          nullptr,
-         reinterpret_cast<uint8_t*>(base + at.done),
-         reinterpret_cast<float*>(base + at.loss_rows)};
+         reinterpret_cast<uint8_t*>(base + layout.done),
+         reinterpret_cast<float*>(base + layout.loss_rows)};
   const size_t count = static_cast<size_t>(slots), n = static_cast<size_t>(params.n);
   const size_t floats = slot_floats(params, job.own_bounds);
   const size_t starts = static_cast<size_t>(params.starts) * static_cast<size_t>(params.stride);

@@ -68,8 +68,8 @@ struct Pinned {
 struct Device {
   // Fills the arena: problems with their vectors, bounds; waits for it. Bounds of the run, (n), may
   // be the host's or the device's.
-  Device(const Params& params, const Job& job, const CudaArena& at, int slots, int device,
-         void* arena, void* stream);
+  Device(const Params& params, const Job& job, const CudaArena& layout, int slots, int device,
+         void* arena, void* caller_stream);
 
   void expect(cudaError_t code, const char* what) {
     failed = failed || code != cudaSuccess;

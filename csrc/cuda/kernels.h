@@ -20,12 +20,14 @@ namespace {
 
 constexpr int kBlocks = 5;  // of a multiprocessor: 96 registers a thread
 
-// Of a launch for as many rows as there may be, those beyond the round's have nothing to do.
+// A launch has a block for every row that there may be. Those beyond the round's rows have nothing
+// to do.
 __device__ inline bool beyond(const Run& run, int row) { return run.count && row >= *run.count; }
 
-__device__ inline void copy_words(int first, int step, size_t bytes, const void* from, void* to) {
+__device__ inline void copy_words(int first, int step, size_t bytes, const void* source,
+                                  void* target) {
   for (int i = first; i < static_cast<int>(bytes / 4); i += step)
-    static_cast<int*>(to)[i] = static_cast<const int*>(from)[i];
+    static_cast<int*>(target)[i] = static_cast<const int*>(source)[i];
 }
 
 // Runs lead(team, problem) in the leader of the block, on the problem in shared memory, which comes
@@ -55,13 +57,13 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
       run.problems[slot],
       [=, &params](const Team& team, Problem& p) {
         const size_t n = params.n;
-        const float* from = staged.vectors + row * staged.stride;
-        team.copy_row(params.n, from, p.x0);
+        const float* source = staged.vectors + row * staged.stride;
+        team.copy_row(params.n, source, p.x0);
         if (staged.own_bounds) {
-          team.copy_row(params.n, from += n, const_cast<float*>(p.lo));
-          team.copy_row(params.n, from += n, const_cast<float*>(p.hi));
+          team.copy_row(params.n, source += n, const_cast<float*>(p.lo));
+          team.copy_row(params.n, source += n, const_cast<float*>(p.hi));
         }
-        team.copy_row(params.n * params.starts, from + n, const_cast<float*>(p.starts));
+        team.copy_row(params.n * params.starts, source + n, const_cast<float*>(p.starts));
         begin(team, params, p, staged.labels[row]);
       },
       [done = run.done + slot](const Problem&) { *done = 0; });
@@ -86,14 +88,14 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
       [=, &params](const Team& team, Problem& p) {
         const int classes = params.classes, length = padded(classes);
         float* const z = run.loss_rows + slot * 2 * static_cast<size_t>(length);
-        float* const seed = z + length;
-        const float* const from = logits + row * static_cast<size_t>(classes);
-        float* const to = dlogits + row * static_cast<size_t>(classes);
-        team.each(length, [=](int i) { z[i] = i < classes ? from[i] : kPadLogit; });
+        float* const padded_dlogits = z + length;
+        const float* const source = logits + row * static_cast<size_t>(classes);
+        float* const target = dlogits + row * static_cast<size_t>(classes);
+        team.each(length, [=](int i) { z[i] = i < classes ? source[i] : kPadLogit; });
         const bool active = p.state.phase != Phase::done;
-        if (active) margin_loss(team, params, p.state, z, seed);
-        const bool wanted = active && p.state.request.want_gradient && p.state.eval.finite;
-        team.each(classes, [=](int i) { to[i] = wanted ? seed[i] : 0.0f; });
+        if (active) margin_loss(team, params, p.state, z, padded_dlogits);
+        const bool has_gradient = active && p.state.request.want_gradient && p.state.eval.finite;
+        team.each(classes, [=](int i) { target[i] = has_gradient ? padded_dlogits[i] : 0.0f; });
       },
       [](const Problem&) {});
 }
@@ -125,8 +127,8 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int row = blockIdx.x;
   const Problem& p = run.problems[run.rows[row]];
   const float* const best = p.state.best.norm < kNone ? p.best : p.x0;
-  float* const to = staged.vectors + row * staged.stride;
-  for (int i = threadIdx.x; i < run.params.n; i += blockDim.x) to[i] = best[i];
+  float* const target = staged.vectors + row * staged.stride;
+  for (int i = threadIdx.x; i < run.params.n; i += blockDim.x) target[i] = best[i];
   copy_words(threadIdx.x, blockDim.x, sizeof(Problem), &p, staged.problems + row);
 }
 

@@ -321,7 +321,7 @@ void CudaQueue::Device::collect(const Params& params, const Job& job, WorkQueue&
                     cudaMemcpyDeviceToHost),
          "results to the host");
   for (size_t i = 0; i < count; ++i)
-    if (outcomes[i].delivered)
+    if (outcomes[i].written)
       write_result(params, job, work, first + static_cast<int64_t>(i), outcomes[i], nullptr);
     else  // it never began
       std::copy_n(job.images + (static_cast<size_t>(first) + i) * n, n, to + i * n);

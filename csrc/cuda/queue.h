@@ -51,11 +51,11 @@ class CudaQueue {
   bool wait(double seconds);
   void stop();  // after the round; wait then writes the unfinished images as interrupted
 
-  // Of the whole run, as far as the host knows.
+  // All of these are of the whole run, as far as the host knows.
   Counts counts() const;
   int64_t rounds() const;
-  double seconds() const;  // of the rounds, without the way of images and results
-  int fillings() const;    // of the device with images
+  double seconds() const;  // time of the rounds, without the transfer of images and results
+  int fillings() const;    // times that the device was filled with images
 
  private:
   struct Device;  // what only the CUDA compiler knows

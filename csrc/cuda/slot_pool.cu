@@ -108,27 +108,27 @@ void CudaSlotPool::admit() {
   const size_t starts = n * static_cast<size_t>(params_.starts);
   int slot = 0;
   while (slot < slots_ && !work_.stop && work_.next < job_.count) {
-    std::vector<int> taken;
-    for (; slot < slots_ && static_cast<int>(taken.size()) < d.staged_rows; ++slot) {
+    std::vector<int> admitted;
+    for (; slot < slots_ && static_cast<int>(admitted.size()) < d.staged_rows; ++slot) {
       if (index_[static_cast<size_t>(slot)] >= 0) continue;
       const int64_t index = work_.next.fetch_add(1);
       if (index >= job_.count) break;
-      const size_t at = static_cast<size_t>(index);
-      float* to = d.vectors.data + taken.size() * d.staged.stride;
-      to = std::copy_n(job_.images + at * n, n, to);
+      const size_t image = static_cast<size_t>(index);
+      float* target = d.vectors.data + admitted.size() * d.staged.stride;
+      target = std::copy_n(job_.images + image * n, n, target);
       if (job_.own_bounds) {
-        to = std::copy_n(job_.lo + at * n, n, to);
-        to = std::copy_n(job_.hi + at * n, n, to);
+        target = std::copy_n(job_.lo + image * n, n, target);
+        target = std::copy_n(job_.hi + image * n, n, target);
       }
-      if (starts > 0) std::copy_n(job_.starts + at * starts, starts, to);
-      d.labels.data[taken.size()] = job_.labels[index];
+      if (starts > 0) std::copy_n(job_.starts + image * starts, starts, target);
+      d.labels.data[admitted.size()] = job_.labels[index];
       index_[static_cast<size_t>(slot)] = index;
       admitted_[static_cast<size_t>(slot)] = round_;
-      taken.push_back(slot);
+      admitted.push_back(slot);
     }
-    if (taken.empty()) return;
-    const int count = static_cast<int>(taken.size());
-    d.list_rows(taken.data(), count);
+    if (admitted.empty()) return;
+    const int count = static_cast<int>(admitted.size());
+    d.list_rows(admitted.data(), count);
     d.launch("begin", cuda::kernels().begin, count, cuda::shared_bytes(params_), d.run, d.staged);
     d.wait("beginning images");
   }

@@ -45,7 +45,8 @@ class CudaSlotPool {
   int refill();
   bool fresh() const { return fresh_; }
   const std::vector<int>& rows() const { return rows_; }  // the slots
-  bool measured(int slot) const { return admitted_[static_cast<size_t>(slot)] == round_; }
+  // Whether the slot's image was admitted in this round.
+  bool is_new(int slot) const { return admitted_[static_cast<size_t>(slot)] == round_; }
 
   // Device arrays: trial points x (rows, n) and k (rows); logits (rows, K) to dlogits (rows, K),
   // zero where no gradient is wanted; gradients (rows, n).

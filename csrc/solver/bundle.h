@@ -210,7 +210,7 @@ ADVCORE_FN bool improve_dual(const Team& team, const Params& params, const Probl
     newton_step(point, hessian, dual, active.cut, active.count, work.newton, step);
     return search_dual(team, params, p, bundle, w, inside, active, step, dual, point);
   }
-  // The cuts miss the box, or multipliers index from an older bundle are too large.
+  // The cuts miss the box, or multipliers left from an older bundle are too large.
   bool reduced = false;
   for (int i = 0; i < active.count; ++i) {
     const int j = active.cut[i];

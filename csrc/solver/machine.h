@@ -52,8 +52,8 @@ struct Machine {
   ADVCORE_INLINE bool bisecting() const {
     return params.c_search == CSearch::bisection || (exact_loss() && s.restarts.searches > 1);
   }
-  // The distortion that a search is measured by before it ends. It is none with given starts: they
-  // must never make a result worse, so no search is dropped for their sake.
+  // The best distortion, beyond which a search may be dropped before it ends. With given starts it
+  // is none: they must never make a result worse, so no search is dropped for their sake.
   ADVCORE_FN float rival_norm() const { return params.starts > 0 ? kNone : s.best.norm; }
 
   ADVCORE_FN void swap(float*& a, float*& b) {

@@ -234,7 +234,7 @@ ADVCORE_FN void Machine<Team>::reject_nonfinite() {
   propose();
 }
 
-// Best of the stage, and rounds near it without a better one.
+// Notes the best point of the stage, and counts the rounds near it that bring no better one.
 template <class Team>
 ADVCORE_FN void Machine<Team>::note_progress(const Step& step) {
   State::Search& search = s.search;

@@ -11,8 +11,8 @@
 namespace ADVCORE_NS {
 namespace {
 
-// A search for another class is dropped when its steps are short this many times as far from x0 as
-// the best image.
+// A search for another class is dropped when its steps have become short and it is this many times
+// as far from x0 as the best image.
 constexpr float kFarClass = 1.5f;
 // A search that ends this many times as far from x0 as the best image is not polished.
 constexpr float kHopeless = 1.01f;

@@ -107,6 +107,17 @@ def test_own_images_are_attacked_untargeted_without_targets() -> None:
     np.testing.assert_array_equal(advcore.Result.load("r.npz").prediction, [1, 0])
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_model_of_one_image_takes_likeliest_targets() -> None:
+    one = MODEL.replace("return x.reshape(len(x), -1)", "return x.reshape(1, 3)")
+    Path("one.py").write_text(one)
+    options = ["--images", "x.npy", "--targets", "next-likeliest"]
+    done = run("attack", "--model", "one.py:build", *options, "--batch-size", "1")
+    assert done.exit_code == 0, done.output
+    assert "success" in done.output
+    assert "2 of 2" in done.output
+
+
 def test_dotted_module(folder: Path) -> None:
     (folder / "some_package").mkdir()
     (folder / "some_package" / "__init__.py").touch()

@@ -217,7 +217,7 @@ def test_reference_against_the_engine(kind: str) -> None:
     if network.core.smoothable:
         recorded = np.zeros_like(data["scales"])
         exact = np.zeros_like(k)
-        network.core.forward(x, exact, recorded, measure=True)
+        network.core.forward(x, exact, recorded, record_scales=True)
         rows = problems["record_scales"]
         assert rows.any()
         np.testing.assert_allclose(scales[rows], recorded[rows], rtol=1e-5)
@@ -250,7 +250,9 @@ def test_margin_loss_reference_against_every_loss_of_a_run(kind: str, targeted: 
         row_scales = scales[slots]
         logits = network.core.forward(x, k, row_scales)
         if record.any():
-            network.core.forward(x[record], None, recorded := row_scales[record], measure=True)
+            network.core.forward(
+                x[record], None, recorded := row_scales[record], record_scales=True
+            )
             scales[slots[record]] = recorded
         expected = records[slots]
         dlogits = np.array([

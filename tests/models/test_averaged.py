@@ -77,3 +77,18 @@ def test_bad_input_is_named() -> None:
     for samples in (0, 1.5, True):
         with pytest.raises(ValueError, match="samples must be"):
             averaged.Averaged(Noisy(), samples=samples)
+
+
+def test_a_model_that_vmap_cannot_run_is_named(images: Any) -> None:
+    class Recurrent(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = torch.nn.LSTM(3, 4, batch_first=True)
+
+        def forward(self, x: Any) -> Any:
+            return torch.nn.functional.dropout(self.lstm(x.view(-1, 4, 3))[0][:, -1], 0.2)
+
+    text = "averaged needs a model that torch.func.vmap can run: no LSTM or GRU"
+    with pytest.raises(ValueError, match=text) as info:
+        advcore.minimize_distortion(averaged.Averaged(Recurrent()), images)
+    assert "images[None]" not in str(info.value)

@@ -147,19 +147,19 @@ def test_smoothed_forms_are_those_of_the_torch_oracle(name: str, act: Any) -> No
     flat = x.reshape(len(x), -1)
     slots, zeros = np.arange(len(x), dtype=np.int32), np.zeros(len(x), np.float32)
     oracle.forward(flat, zeros, slots, np.ones(len(x), np.bool_), grad=False)
-    widths = np.zeros((len(x), network.core.widths), np.float32)
-    network.core.forward(flat, None, widths, True)
+    scales = np.zeros((len(x), network.core.scales), np.float32)
+    network.core.forward(flat, None, scales, True)
     stored = oracle._scales.tables
     columns = [stored[i][: len(x)].numpy() for i in sorted(stored)]
-    measured = np.concatenate(columns, axis=1)
-    for value in measured.ravel():  # ours has also those of layers without a smoothed form
-        assert np.isclose(widths, value, rtol=1e-4).any()
+    recorded = np.concatenate(columns, axis=1)
+    for value in recorded.ravel():  # ours has also those of layers without a smoothed form
+        assert np.isclose(scales, value, rtol=1e-4).any()
     seed = np.random.default_rng(2).standard_normal((len(x), network.classes)).astype(np.float32)
     for k in (0.8, 0.1):
         ks = np.full(len(x), k, np.float32)
         logits = oracle.forward(flat, ks, slots)
         gradient = oracle.backward(seed)
-        np.testing.assert_allclose(network.core.forward(flat, ks, widths, False), logits, atol=3e-6)
+        np.testing.assert_allclose(network.core.forward(flat, ks, scales, False), logits, atol=3e-6)
         np.testing.assert_allclose(
             network.core.backward(seed), gradient, atol=2e-5 * np.abs(gradient).max()
         )

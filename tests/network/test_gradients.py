@@ -137,11 +137,11 @@ def test_smoothed_form(activation: str, shape: tuple[int, ...], k: float) -> Non
     x, seed = rows_of(shape)
     ks = np.where(np.arange(len(x)) % 3 == 0, 0, k).astype(np.float32)  # rows of several stages
     rng = np.random.default_rng(7)
-    widths = rng.uniform(0.2, 2, (len(x), len(net.layers))).astype(np.float32)
-    d = (ks[:, None] * widths).astype(np.float32).astype(np.float64)
+    scales = rng.uniform(0.2, 2, (len(x), len(net.layers))).astype(np.float32)
+    d = (ks[:, None] * scales).astype(np.float32).astype(np.float64)
     logits, gradient, before = exact(net, x, seed, d)
     keep = away_from_kinks(before)
-    close(net.core.forward(x, ks, widths), logits)
+    close(net.core.forward(x, ks, scales), logits)
     # inside the spline the derivative turns rounding of h into rounding / 2d
     close(net.core.backward(seed)[keep], gradient[keep], 3e-6 * max(1, 0.5 / k))
     if k >= 0.8:
@@ -162,24 +162,24 @@ def test_smoothing_leaves_the_other_activations_alone() -> None:
         if activation in SMOOTHED:
             continue
         x, _ = rows_of((17, 33, 10))
-        widths = np.ones((len(x), 3), np.float32)
-        smoothed = net.core.forward(x, np.full(len(x), 0.8, np.float32), widths)
+        scales = np.ones((len(x), 3), np.float32)
+        smoothed = net.core.forward(x, np.full(len(x), 0.8, np.float32), scales)
         np.testing.assert_array_equal(smoothed, net.forward(x))
 
 
 @pytest.mark.parametrize("activation", SMOOTHED)
-def test_widths_are_the_deviations_of_the_own_pre_activations(activation: str) -> None:
+def test_scales_are_the_deviations_of_the_own_pre_activations(activation: str) -> None:
     shape = (17, 33, 10)
     net = network(shape, activation)
     x, seed = rows_of(shape)
     _, _, before = exact(net, x, seed)
-    widths = np.zeros((len(x), len(net.layers)), np.float32)
-    logits = net.core.forward(x, None, widths, True)
+    scales = np.zeros((len(x), len(net.layers)), np.float32)
+    logits = net.core.forward(x, None, scales, True)
     np.testing.assert_array_equal(logits, net.forward(x))
     for i in range(2):
         z = before[i]
         expected = np.maximum(z.std(axis=1), 1e-3 * np.sqrt((z**2).mean(axis=1)))
-        np.testing.assert_allclose(widths[:, i], expected, rtol=1e-5)
+        np.testing.assert_allclose(scales[:, i], expected, rtol=1e-5)
 
 
 def test_width_of_equal_pre_activations_is_floored() -> None:
@@ -192,9 +192,9 @@ def test_width_of_equal_pre_activations_is_floored() -> None:
                 Layer(np.ones((2, 5), np.float32), np.zeros(2, np.float32)),
             ]
         )
-        widths = np.zeros((1, 2), np.float32)
-        net.core.forward(np.ones((1, 3), np.float32), None, widths, True)
-        assert widths[0, 0] == pytest.approx(expected, rel=1e-5)
+        scales = np.zeros((1, 2), np.float32)
+        net.core.forward(np.ones((1, 3), np.float32), None, scales, True)
+        assert scales[0, 0] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

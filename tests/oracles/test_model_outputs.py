@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 from typing import Any
@@ -188,3 +189,23 @@ def test_buffers_in_training_mode_are_kept() -> None:
     assert net[1].num_batches_tracked == 0
     with buffers_kept(lambda x: net(x)):  # nothing happens
         pass
+
+
+def test_buffers_that_a_script_or_an_assignment_changes_are_kept() -> None:
+    class Counting(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x: Any) -> Any:
+            self.calls = self.calls + 1
+            return x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.script(nn.BatchNorm1d(6))
+    for net, name in ((Counting(), "calls"), (script, "running_mean")):
+        before = getattr(net, name).clone()
+        with pytest.raises(ValueError, match=f"{name} of a "), buffers_kept(lambda x, n=net: n(x)):
+            net(torch.rand(4, 6))
+        assert torch.equal(getattr(net, name), before)

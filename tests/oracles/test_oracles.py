@@ -326,11 +326,11 @@ def test_smoothed_pass_of_torch_and_native_agree(activation: str, random_network
     assert oracle.kind == network.kind != "smooth"
     x, moved = images(40, 20), images(41, 20)[1:]
     slots, k = np.arange(40, dtype=np.int32), np.tile(np.float32([0, 0.05, 0.3, 2]), 10)
-    widths = np.zeros((40, 3), np.float32)
-    network.core.forward(x, None, widths, True)
+    scales = np.zeros((40, 3), np.float32)
+    network.core.forward(x, None, scales, True)
     oracle.forward(x, slots=slots, record_scales=np.ones(40, bool))
     dlogits = np.random.default_rng(2).standard_normal((40, 5)).astype(np.float32)
-    z, theirs = network.core.forward(moved, k, widths), oracle.forward(moved, k, slots)
+    z, theirs = network.core.forward(moved, k, scales), oracle.forward(moved, k, slots)
     np.testing.assert_allclose(theirs, z, atol=1e-5)
     # a narrow spline turns rounding of its argument into rounding / 2d
     gradient = network.core.backward(dlogits)

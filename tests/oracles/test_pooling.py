@@ -120,11 +120,11 @@ def test_infinities_and_nan_stay_in_their_windows() -> None:
     torch.testing.assert_close(out[1], torch.full((4,), T * math.log(4)), rtol=1e-5, atol=0)
 
 
-def test_half_precision_large_values_and_small_bandwidths() -> None:
+def test_half_precision_large_values_and_small_half_widths() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         h = (6e4 * torch.rand(2, 3, 4, 4)).to(dtype)
-        for bandwidth in (0.0, 1e-30, 1e-3, 1.0):
-            out = pooled(h, torch.full((2, 1, 1, 1), bandwidth, dtype=dtype), 2)
+        for half_width in (0.0, 1e-30, 1e-3, 1.0):
+            out = pooled(h, torch.full((2, 1, 1, 1), half_width, dtype=dtype), 2)
             assert out.dtype == dtype
             assert out.isfinite().all()
             torch.testing.assert_close(out, functional.max_pool2d(h, 2), rtol=1e-2, atol=1)

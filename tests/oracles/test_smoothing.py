@@ -71,7 +71,7 @@ def test_value_and_derivative_against_plain_autograd(slope: float) -> None:
 
 @pytest.mark.parametrize("slope", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_zero_bandwidth_is_the_exact_relu(slope: float, dtype: Any) -> None:
+def test_zero_half_width_is_the_exact_relu(slope: float, dtype: Any) -> None:
     h = torch.tensor([-1e30, -1.0, -1e-30, 0.0, 1e-30, 0.3, 1e30], dtype=dtype, requires_grad=True)
     out = smoothed_relu(h, torch.zeros(1, dtype=dtype), slope)
     exact = functional.leaky_relu(h, slope)
@@ -106,7 +106,7 @@ def test_stretched_forms_at_known_points() -> None:
 
 @pytest.mark.parametrize("form", STRETCHED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_zero_bandwidth_is_the_exact_form_in_any_layout(form: str, dtype: Any) -> None:
+def test_zero_half_width_is_the_exact_form_in_any_layout(form: str, dtype: Any) -> None:
     ours, exact = STRETCHED[form]
     big = (4 * torch.randn(33, 101, generator=torch.Generator().manual_seed(0))).to(dtype)
     views = (big, big[:, ::2], big.t()[:33], big[:, 3:50], big[:, :1].expand(33, 20))

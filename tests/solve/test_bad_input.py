@@ -205,11 +205,18 @@ def test_columns_of_classes_are_classes() -> None:
         flat = advcore.minimize_distortion(affine(), x, **options)
         column = advcore.minimize_distortion(affine(), x, **{name: kinds[:, None]})
         np.testing.assert_array_equal(column.adversarial, flat.adversarial)
+    a, b = (
+        advcore.minimize_distortion(affine(), x, kinds, starts=(images(20), pool_kinds))
+        for pool_kinds in (np.arange(20) % 3, np.arange(20)[:, None] % 3)
+    )
+    np.testing.assert_array_equal(a.adversarial, b.adversarial)
     several = np.array([[1, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]])
     text = r"got \(4, 3\); an image of several classes, as in multi-label problems, is not"
     refuse(ValueError, text, affine(), x, labels=several)
     refuse(ValueError, "values of a regression, probabil", affine(), x, labels=several * 0.3)
     refuse(TypeError, "not values of a regression", affine(), x, labels=kinds + 0.5)
+    text = r"got labels\[0\] = -1; a single output is the logit of class 1 of two"
+    refuse(ValueError, text, affine(classes=2), x, labels=[-1, 1, 1, -1])
     refuse(ValueError, r"one for each image, got \(3, 1\)$", affine(), x, kinds[:3, None])
 
 

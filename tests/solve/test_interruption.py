@@ -195,9 +195,57 @@ def test_ctrl_c_in_the_last_report_keeps_the_result(
 def test_callback_that_raises(backend: Backend, random_network: Any, random_images: Any) -> None:
     network, x = long_run(random_network, random_images, backend.long)
     stumble = Stumble()
-    with pytest.raises(ZeroDivisionError, match="in the callback"):
+    with pytest.raises(ZeroDivisionError, match="in the callback") as caught:
         backend.attack(network, x, callback=stumble, threads=2)
     assert stumble.calls == 1
+    result = caught.value.result  # type: ignore[attr-defined]
+    assert len(result) == len(x)
+    assert (result.status == Status.interrupted).any()
+    found = np.flatnonzero(result.success)
+    label = network.forward(x[found]).argmax(1)
+    assert (network.forward(result.adversarial[found]).argmax(1) != label).all()
+
+
+class Closed(Exception):
+    """An error with a result of its own, or one that takes no attributes."""
+
+    def __init__(self, mine: Any = None) -> None:
+        if mine is not None:
+            self.__dict__["result"] = mine
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "result":
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("mine", [None, "mine"])
+def test_an_error_of_the_callback_that_takes_no_result(
+    mine: str | None, random_network: Any, random_images: Any
+) -> None:
+    error = Closed(mine)
+
+    def callback(state: advcore.Progress) -> None:
+        raise error
+
+    with pytest.raises(Closed) as caught:
+        advcore.minimize_distortion(random_network(), random_images(5), callback=callback)
+    assert caught.value is error
+    assert getattr(error, "result", None) is mine
+
+
+def test_an_error_in_the_last_report_has_the_whole_result(
+    random_network: Any, random_images: Any
+) -> None:
+    network, x = random_network(), random_images(20)
+
+    def last(state: advcore.Progress) -> None:
+        if state.finished == state.total:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        advcore.minimize_distortion(network, x, callback=last)
+    same(caught.value.result, advcore.minimize_distortion(network, x))  # type: ignore[attr-defined]
 
 
 def test_callback_that_raises_with_a_numpy_model(random_network: Any, random_images: Any) -> None:

@@ -64,7 +64,10 @@ def test_a_start_for_an_image_that_the_model_cannot_see() -> None:
     )
     assert result.success.all()
     assert result.status[0] == advcore.Status.stalled
-    np.testing.assert_array_equal(result.adversarial, np.array([[0.1, 0.9]], np.float32))
+    x = result.adversarial[0]
+    assert x[1] > x[0]
+    assert result.distortion[0] <= 0.8 * np.sqrt(2)  # that of the start
+    np.testing.assert_allclose((x[0] - 0.9) / (x[1] - 0.5), -2, rtol=1e-5)  # on its line
 
 
 def test_a_start_just_above_the_confidence_is_kept() -> None:

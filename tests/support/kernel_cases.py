@@ -239,7 +239,7 @@ def assert_round(case: Case, data: dict[str, Any], result: Any, tolerance: float
 
 
 def activations(kind: str, slope: float, z: Any, d: Any, device: str = "cpu") -> Any:
-    """h and dh by the kernel, of z (rows, columns) and smoothing scales d (rows)."""
+    """h and dh by the kernel, of z (rows, columns) and half-widths d (rows)."""
     import torch
     from advcore.kernels.activation import activation
 

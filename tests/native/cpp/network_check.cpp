@@ -66,13 +66,13 @@ void plain_activation(Activation kind, double slope, double d, double z, double&
 // One row in double, and the scales of its rounding errors: the sums behind the logits and dx with
 // every term positive. Not smooth: a unit lies so close to an exact kink that rounding decides.
 struct Plain {
-  std::vector<double> logits, dx, widths;
+  std::vector<double> logits, dx, scales;
   double logits_scale = 1e-30, dx_scale = 1e-30;
   bool smooth = true;
 };
 
 Plain plain_pass(const std::vector<LayerSpec>& layers, const float* x, double k,
-                 const float* widths, const float* dlogits) {
+                 const float* scales, const float* dlogits) {
   Plain out;
   std::vector<double> h(x, x + layers.front().inputs);
   std::vector<std::vector<double>> derivatives;
@@ -91,31 +91,31 @@ Plain plain_pass(const std::vector<LayerSpec>& layers, const float* x, double k,
       mean += z[o] / layer.outputs, rms += z[o] * z[o] / layer.outputs;
     }
     for (double v : z) deviation += (v - mean) * (v - mean) / layer.outputs;
-    out.widths.push_back(std::max({std::sqrt(deviation), 1e-3 * std::sqrt(rms), 1e-30}));
+    out.scales.push_back(std::max({std::sqrt(deviation), 1e-3 * std::sqrt(rms), 1e-30}));
     const bool kinked =
         layer.activation == Activation::relu || layer.activation == Activation::leaky_relu;
     for (int o = 0; o < layer.outputs; ++o) {
       if (kinked && k == 0 && std::fabs(z[o]) < 1e-5) out.smooth = false;
-      plain_activation(layer.activation, layer.slope, k * widths[l], z[o], z[o], dh[o]);
+      plain_activation(layer.activation, layer.slope, k * scales[l], z[o], z[o], dh[o]);
     }
     h = z;
     derivatives.push_back(dh);
   }
   out.logits = h;
-  std::vector<double> g(dlogits, dlogits + layers.back().outputs), scales;
-  for (double v : g) scales.push_back(std::fabs(v));
+  std::vector<double> g(dlogits, dlogits + layers.back().outputs), magnitudes;
+  for (double v : g) magnitudes.push_back(std::fabs(v));
   for (size_t l = layers.size(); l-- > 0;) {
     const LayerSpec& layer = layers[l];
     std::vector<double> dh(layer.inputs), positive(layer.inputs);
     for (int o = 0; o < layer.outputs; ++o)
       for (int i = 0; i < layer.inputs; ++i) {
         const double slope = derivatives[l][o] * layer.weight[o * layer.inputs + i];
-        dh[i] += slope * g[o], positive[i] += std::fabs(slope) * scales[o];
+        dh[i] += slope * g[o], positive[i] += std::fabs(slope) * magnitudes[o];
       }
-    g = dh, scales = positive;
+    g = dh, magnitudes = positive;
   }
   out.dx = g;
-  for (double scale : scales) out.dx_scale = std::max(out.dx_scale, scale);
+  for (double magnitude : magnitudes) out.dx_scale = std::max(out.dx_scale, magnitude);
   return out;
 }
 
@@ -130,7 +130,7 @@ double row_error(const float* got, const std::vector<double>& expected, double s
 }
 
 struct Worst {
-  double logits = 0, dx = 0, widths = 0;
+  double logits = 0, dx = 0, scales = 0;
 };
 
 void check_against_plain(const IsaTable& isa, const std::vector<int>& sizes, Activation activation,
@@ -143,7 +143,7 @@ void check_against_plain(const IsaTable& isa, const std::vector<int>& sizes, Act
   shape.append(advcore::activation_name(activation));
   NetworkRows batch(net, 5);
   fill_random(batch, rng);
-  for (float k : {0.0f, 0.8f, 0.05f}) {  // the pass with k = 0 measures the widths
+  for (float k : {0.0f, 0.8f, 0.05f}) {  // the pass with k = 0 records the scales
     batch.k.assign(batch.rows, k);
     batch.record_scales.assign(batch.rows, k == 0.0f);
     batch.forward();
@@ -158,10 +158,10 @@ void check_against_plain(const IsaTable& isa, const std::vector<int>& sizes, Act
       expect(dx < 2e-5, "%s %s k %g row %d: dx off by %.2e", isa.name, shape.c_str(), k, r, dx);
       worst.logits = std::max(worst.logits, logits), worst.dx = std::max(worst.dx, dx);
       for (int l = 0; k == 0.0f && l < net.layers(); ++l) {
-        const double width = std::fabs(batch.scales.row[r][l] / plain.widths[l] - 1);
-        expect(width < 2e-5, "%s %s row %d layer %d: width %g, expected %g", isa.name,
-               shape.c_str(), r, l, batch.scales.row[r][l], plain.widths[l]);
-        worst.widths = std::max(worst.widths, width);
+        const double error = std::fabs(batch.scales.row[r][l] / plain.scales[l] - 1);
+        expect(error < 2e-5, "%s %s row %d layer %d: scale %g, expected %g", isa.name,
+               shape.c_str(), r, l, batch.scales.row[r][l], plain.scales[l]);
+        worst.scales = std::max(worst.scales, error);
       }
       for (size_t i = net.classes(); i < batch.logits.stride; ++i)
         expect(batch.logits.row[r][i] == advcore::kPadLogit, "%s %s: logit padding %zu is %g",
@@ -255,7 +255,7 @@ void check_row_independence(const IsaTable& isa, const std::vector<LayerSpec>& l
     batch.forward();
     for (int r = 0; r < rows; ++r) {
       expect(same_bits(batch.scales.row[r], whole.scales.row[source[r]], net.scales()),
-             "%s batch of %d: widths of row %d depend on the batch", isa.name, rows, r);
+             "%s batch of %d: scales of row %d depend on the batch", isa.name, rows, r);
       batch.k[r] = whole.k[source[r]], batch.record_scales[r] = 0;
     }
     batch.forward();
@@ -280,7 +280,8 @@ void check_row_independence(const IsaTable& isa, const std::vector<LayerSpec>& l
   }
 }
 
-// k, widths and measure left out mean the exact network; denormals survive in the caller's mode.
+// k, scales and record_scales left out mean the exact network; denormals survive in the caller's
+// mode.
 void check_nulls_and_mode(const IsaTable& isa) {
   std::mt19937 rng(5);
   const Network net(random_layers({20, 30, 3}, Activation::relu, rng), isa);
@@ -345,8 +346,8 @@ void check(const IsaTable& isa) {
     for (const std::vector<int>& shape : shapes)
       for (bool last_too : {false, true})
         check_against_plain(isa, shape, activation, last_too, worst);
-    std::printf("%s %-10s largest relative error: logits %.1e, dx %.1e, widths %.1e\n", isa.name,
-                advcore::activation_name(activation), worst.logits, worst.dx, worst.widths);
+    std::printf("%s %-10s largest relative error: logits %.1e, dx %.1e, scales %.1e\n", isa.name,
+                advcore::activation_name(activation), worst.logits, worst.dx, worst.scales);
     check_row_independence(isa, random_layers({131, 100, 33, 10}, activation, rng));
   }
   check_row_independence(isa, random_layers({784, 100, 100, 10}, Activation::relu, rng));

@@ -26,19 +26,19 @@ struct Model {
   virtual ~Model() = default;
 
   // Logits; the state for the next backward.
-  virtual dense::Vector forward(const float* x, double k, bool measure) {
+  virtual dense::Vector forward(const float* x, double k, bool record_scales) {
     dense::Vector h = b;
     for (size_t o = 0; o < h.size(); ++o)
       for (size_t i = 0; i < n; ++i) h[o] += W[o * n + i] * static_cast<double>(x[i]);
     if (kind == Kind::affine) return h;
-    if (measure) {
+    if (record_scales) {
       double mean = 0, square = 0;
       for (const double a : h) mean += a, square += a * a;
       const double count = static_cast<double>(h.size());
-      width = std::sqrt(square / count - mean * mean / (count * count));
+      scale = std::sqrt(square / count - mean * mean / (count * count));
     }
     slope.assign(h.size(), 0);
-    const double d = k * width;
+    const double d = k * scale;
     for (size_t o = 0; o < h.size(); ++o) {
       const double a = h[o];
       if (kind == Kind::tanh) {
@@ -70,7 +70,7 @@ struct Model {
   Kind kind;
   size_t n, classes;
   dense::Vector W, b, V, v, slope;
-  double width = 1;
+  double scale = 1;
 };
 
 // A model that fails once, in the pass number `at` (from 1).
@@ -78,8 +78,8 @@ struct Failing : Model {
   enum class What { logits, gradient };
 
   Failing(const Model& model, What what, int at) : Model(model), what(what), at(at) {}
-  dense::Vector forward(const float* x, double k, bool measure) override {
-    dense::Vector z = Model::forward(x, k, measure);
+  dense::Vector forward(const float* x, double k, bool record_scales) override {
+    dense::Vector z = Model::forward(x, k, record_scales);
     if (++pass == at && what == What::logits) z[1] = std::numeric_limits<double>::quiet_NaN();
     return z;
   }
@@ -95,9 +95,9 @@ struct Failing : Model {
 // The gradient is zero at one point: there z has no slope in any direction.
 struct Flat : Model {
   Flat(const Model& model, const dense::Vector& point) : Model(model), point(point) {}
-  dense::Vector forward(const float* x, double k, bool measure) override {
+  dense::Vector forward(const float* x, double k, bool record_scales) override {
     at_point = dense::from_floats(x, n) == point;
-    return Model::forward(x, k, measure);
+    return Model::forward(x, k, record_scales);
   }
   dense::Vector backward(const float* dlogits) override {
     return at_point ? dense::Vector(n) : Model::backward(dlogits);

@@ -188,20 +188,20 @@ void check_run(const Case& at, std::mt19937& rng) {
   }
   arguments.drain = true;
   refill(arguments);
-  int64_t delivered = 0;
+  int64_t written = 0;
   for (size_t i = 0; i < count; ++i) {
-    if (!outcomes[i].delivered) continue;
-    ++delivered;
+    if (!outcomes[i].written) continue;
+    ++written;
     advcore::write_result(params, job, work, static_cast<int64_t>(i), outcomes[i], nullptr);
   }
-  expect(state.counts.finished == delivered && state.counts.succeeded == work.counts().succeeded &&
+  expect(state.counts.finished == written && state.counts.succeeded == work.counts().succeeded &&
              state.counts.evaluations == work.counts().evaluations,
-         "counted %ld images, delivered %ld", static_cast<long>(state.counts.finished),
-         static_cast<long>(delivered));
+         "counted %ld images, written %ld", static_cast<long>(state.counts.finished),
+         static_cast<long>(written));
   for (const Problem& p : problems)
     expect(p.index == -1, "a slot still has image %ld", static_cast<long>(p.index));
   if (at.rounds_before == 0) {
-    expect(delivered == at.count, "%ld of %ld images delivered", static_cast<long>(delivered),
+    expect(written == at.count, "%ld of %ld images written", static_cast<long>(written),
            static_cast<long>(at.count));
     expect(found.same(expected), "results differ from those of solve");
     return;
@@ -209,15 +209,15 @@ void check_run(const Case& at, std::mt19937& rng) {
   const int8_t interrupted = static_cast<int8_t>(advcore::Status::interrupted);
   int64_t stopped = 0;
   for (size_t i = 0; i < count; ++i) {
-    if (outcomes[i].delivered && job.status[i] != interrupted)
+    if (outcomes[i].written && job.status[i] != interrupted)
       expect(job.distortion[i] == expected_job.distortion[i], "image %zu ended elsewhere", i);
-    if (!outcomes[i].delivered)
+    if (!outcomes[i].written)
       expect(job.status[i] == interrupted && !job.success[i], "image %zu never began", i);
     stopped += job.status[i] == interrupted;
   }
-  expect(state.next == delivered && stopped > 0 && stopped < at.count && delivered < at.count,
-         "%ld images taken, %ld delivered, %ld interrupted", static_cast<long>(state.next),
-         static_cast<long>(delivered), static_cast<long>(stopped));
+  expect(state.next == written && stopped > 0 && stopped < at.count && written < at.count,
+         "%ld images taken, %ld written, %ld interrupted", static_cast<long>(state.next),
+         static_cast<long>(written), static_cast<long>(stopped));
 }
 
 }  // namespace
