@@ -4,7 +4,17 @@ import importlib
 from typing import Any
 
 from . import _former
-from ._core import Status
+
+try:
+    from ._core import Status
+except ModuleNotFoundError as error:
+    if error.name != f"{__name__}._core":
+        raise
+    raise ImportError(
+        f"{__path__[0]} is the source folder of advcore, which has no compiled module: start "
+        "Python from another folder, or install with `pip install -e .`",
+        name=error.name,
+    ) from None
 from ._version import __version__
 from .api import minimize_distortion
 from .errors import DeviceError, Interrupted, ModelError

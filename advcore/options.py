@@ -180,9 +180,9 @@ class Options:
     bounds: Any = field(
         default=(0.0, 1.0),
         metadata=_metadata(
-            "least and largest value of a pixel",
+            "least and largest value of a pixel, as in --bounds 0 255",
             Check(validate.pair, "pair of numbers, or of arrays that broadcast to the images"),
-            meaning="least and largest value of each pixel",
+            meaning="least and largest value of each pixel; on the command line `--bounds 0 255`",
             command_type=tuple[float, float],
         ),
     )
@@ -221,7 +221,7 @@ class Options:
             _integer(1),
             meaning="budget of each image, in pairs of a forward and a backward. Where it is too "
             "small for an effort, the next lower effort runs "
-            "([smallest budgets](#smallest-budgets))",
+            "([smallest budgets](#smallest-budgets)). `levels` takes evaluations beyond it",
             without="none but that of the effort",
             command_type=int,
         ),
@@ -281,7 +281,7 @@ class Options:
         metadata=_metadata(
             "images in work at once",
             _integer(1, 2**20),
-            meaning="images in work at once, in the native engine of each thread. A model that "
+            meaning="images worked on at once (in the native engine: per thread). A model that "
             "does not run there never gets more at once, in the trials and the verification as "
             "well: 1 is for models of one image",
             without="chosen for the model",
@@ -315,10 +315,11 @@ class Options:
         metadata=_metadata(
             "seconds for the whole run",
             _number(lower_limit=0),
-            meaning="seconds for the trials of the model and the search. Images that are not "
-            "finished then keep the best that was found, with status `interrupted`. The call of "
-            "the model that runs then is waited for, and what was found is verified after it: a "
-            "few further forwards, with `levels` the repair",
+            meaning="seconds from the beginning of the call: the trials of the model and its first "
+            "forwards count too. The clock is looked at between rounds, so a call of the model "
+            "that runs then is waited for. Images that are not finished keep the best that was "
+            "found, with status `interrupted`. That is verified after the limit: a few further "
+            "forwards, with `levels` the repair",
             without="no limit",
             command_type=float,
         ),
@@ -337,8 +338,8 @@ class Options:
         metadata=_metadata(
             "function that is told the progress",
             Check(_function, "function"),
-            meaning="function that is called with an `advcore.Progress` some 20 times a second. It "
-            "stops the run by returning `True`",
+            meaning="function that is called with an [`advcore.Progress`](#progress) some 20 times "
+            "a second. It stops the run by returning `True`",
         ),
     )
 

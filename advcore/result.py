@@ -263,7 +263,10 @@ class Result:
         return ", ".join(f"{name} {count}{notes.get(name, '')}" for name, count in counts)
 
     def summary(self) -> str:
-        """Return a few lines of text: success, distortion, evaluations, speed, statuses."""
+        """Return a few lines of text: success, distortion, evaluations, speed, statuses.
+
+        Where a model ran through torch, a line says why it did not run in the engine.
+        """
         count, successes = len(self), int(self.success.sum())
         if count == 0:
             return f"0 images, {self._path()}"
@@ -271,6 +274,8 @@ class Result:
             f"{count} images, {successes} adversarial ({successes / count:.1%}), "
             f"{self.seconds:.3g} s, {images_per_second(self):.4g} images/s, {self._path()}"
         ]
+        if self.engine.get("path") == "torch" and "reason" in self.engine:
+            lines.append(f"why through torch: {self.engine['reason']}")
         if successes:
             median = np.median(self.distortion[self.success].astype(np.float64))
             rms = self.rms_distortion[self.success].astype(np.float64)

@@ -7,8 +7,10 @@ import importlib.resources
 import json
 import pickle
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,12 @@ from support.networks import make_network
 
 import advcore
 
+IMPORT_OF_THE_SOURCES = """
+import sys
+from pathlib import Path
+sys.path.append(str(Path(sys.argv[1]).parent))  # NumPy's folder, without the finders of .pth files
+import advcore
+"""
 OPTIONAL = ("torch", "scipy", "matplotlib", "typer", "rich", "pooch", "triton", "pandas")
 
 
@@ -36,6 +44,27 @@ def test_import_is_light() -> None:
     loaded = json.loads(python("import sys, json, advcore; print(json.dumps(sorted(sys.modules)))"))
     assert "numpy" in loaded
     assert not set(OPTIONAL) & set(loaded)
+
+
+def test_the_source_folder_says_what_is_missing(tmp_path: Path) -> None:
+    package = Path(advcore.__file__).parent
+    shutil.copytree(package, tmp_path / "advcore", ignore=shutil.ignore_patterns("*.so", "_data"))
+    process = subprocess.run(
+        [sys.executable, "-S", "-c", IMPORT_OF_THE_SOURCES, np.__path__[0]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    last_line = process.stderr.strip().splitlines()[-1]
+    assert last_line.startswith("ImportError: ")
+    assert f"{tmp_path / 'advcore'} is the source folder of advcore" in last_line
+    assert "pip install -e ." in last_line
+    (tmp_path / "advcore" / "_core.py").write_text("import no_such_module")
+    process = subprocess.run(
+        process.args, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert process.stderr.strip().endswith("No module named 'no_such_module'")
 
 
 def test_version_has_one_source() -> None:

@@ -76,6 +76,17 @@ def test_summary_has_the_figures_of_the_successes() -> None:
     assert "penalty minimiser ||r||: mean 2.8333" in text
 
 
+def test_summary_says_why_a_model_ran_through_torch() -> None:
+    engine = {"path": "torch", "device": "cpu", "reason": "a callable that is not a module"}
+    lines = make(engine=engine).summary().splitlines()
+    assert lines[1] == "why through torch: a callable that is not a module"
+    assert len(lines) == 5
+    native = make(engine={**engine, "path": "native"})
+    assert "why" not in native.summary()
+    stored = make(engine={"path": "torch"})
+    assert "why" not in stored.summary()
+
+
 def test_robust_accuracy_is_a_quotient_of_counts() -> None:
     names = ("success", "distortion")
     many = {name: np.repeat(getattr(make(), name)[1:2], 100) for name in names}

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from advcore.options import Options, option_info
+from advcore.options import Options, Progress, option_info
 from advcore.solve.schedules import LARGE, NEEDED
+from advcore.solve.starts import NEAREST
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "options.md"
@@ -39,8 +40,10 @@ DATA = (
     (
         "starts",
         "`None`, array `(N, ...)` or `(N, S, ...)`, or (images, classes) of a pool",
-        "adversarial images from which further searches start. No result is farther than a start "
-        "that the model confirms",
+        "adversarial images from which further searches start. `(N, S, ...)`: S for each image. A "
+        "pool is a pair of images `(M, ...)` and their classes `(M,)`, of which each image gets "
+        f"the {NEAREST} nearest of its target, untargeted of another class. No result is farther "
+        "than a start that the model confirms",
     ),
 )
 KINDS = {
@@ -62,6 +65,13 @@ ENVIRONMENT = {
     "`benchmarks/results`",
     "OMP_WAIT_POLICY": "OpenMP's own. `make` sets `passive`, so that idle threads of torch leave "
     "the CPUs to the engine",
+}
+PROGRESS = {
+    "finished": "images that are finished",
+    "total": "all images",
+    "succeeded": "finished images that have an adversarial one",
+    "evaluations": "pairs of a forward and a backward so far, of all images",
+    "seconds": "time since the run began",
 }
 READ = r"(?:getenv\(|environ(?:\.get\(|\[))\s*\"(\w+)\""
 
@@ -97,6 +107,7 @@ def generate() -> str:
         for kind, text in KINDS.items()
     ]
     variables = [(f"`{name}`", meaning) for name, meaning in ENVIRONMENT.items()]
+    progress = [(f"`{entry.name}`", PROGRESS[entry.name]) for entry in fields(Progress)]
     return f"""# Options
 
 <!-- Made by tools/make_options.py from advcore/options.py; change that and run `make options`. -->
@@ -114,10 +125,16 @@ All options are keywords. Every error names the option, what was expected and wh
 
 ## Smallest budgets
 
-Where `max_evaluations` is less, the next lower effort runs in the place of the effort, and
+If `max_evaluations` is below the number in this table, the next lower effort runs.
 `result.engine["effort"]` says so.
 
 {table(("network", '`"default"`', '`"thorough"`'), budgets)}
+
+## Progress
+
+`callback` is given an `advcore.Progress` with these fields:
+
+{table(("field", "meaning"), progress)}
 
 ## Environment variables
 

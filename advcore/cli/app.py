@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -90,8 +91,21 @@ def print_note(text: str) -> None:
         print(" ".join(text.split()), file=sys.stderr, flush=True)
 
 
+def with_dashes(text: str) -> str:
+    """Return a text about keywords of the call with them as options of the command.
+
+    These are the keywords that remedies name, such as bounds=(0, 255) and batch_size=1.
+    """
+    text = re.sub(r"\bbounds=\((\S+), (\S+)\)", r"--bounds \1 \2", text)
+    return re.sub(
+        r"\b(batch_size|threads)=(\d+)",
+        lambda match: f"--{match[1].replace('_', '-')} {match[2]}",
+        text,
+    )
+
+
 def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print_note(f"warning: {message}")
+    print_note(f"warning: {with_dashes(str(message))}")
 
 
 class OutputFailed(Exception):
@@ -166,7 +180,7 @@ def one_line_errors(debug: bool) -> Iterator[Stage]:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if debug:
             raise
-        print_note(f"error: {error}")
+        print_note(f"error: {with_dashes(str(error))}")
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
         print_note(f"error: interrupted {stage.name}")

@@ -29,6 +29,7 @@ from .app import (
     one_line_errors,
     print_note,
     printing,
+    with_dashes,
     without_interrupt,
 )
 from .arguments import AttackInputs, array, check_writable, evaluate
@@ -334,7 +335,7 @@ def _exit_with(error: BaseException) -> typer.Exit:
     """Print an error of the model, the GPU or the disk as one line, and return the exit."""
     text = " ".join(str(error).split())
     text = text.replace("the exception's .result holds", "the table and --out hold")
-    print_note(f"error: {text}")
+    print_note(f"error: {with_dashes(text)}")
     return typer.Exit(RAISED)
 
 

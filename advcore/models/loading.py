@@ -64,6 +64,9 @@ def model(source: str, option: str = "--model") -> Any:
     if not colon or not place or not name:
         is_pickle = source.endswith((".pt", ".pth"))
         hint = "; write a build() that loads it" if is_pickle else ""
+        file = source.removesuffix(":")
+        if file.endswith(".py"):
+            hint = f"; add the function: {file}:build"
         names = ", ".join(models.BUILDERS)
         raise ValueError(
             f"{option}: expected x.onnx, x.pt2, x.safetensors, module:function or one of {names}; "

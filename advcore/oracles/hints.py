@@ -6,9 +6,14 @@ import re
 
 SHAPE_WORDS = re.compile(r"shape|size|dimension|\bdims?\b|channels|\d-?D\b", re.IGNORECASE)
 """Words of torch's errors about the shape of an input."""
+CONVOLUTION_WORDS = re.compile(
+    r"conv2d|weight of size \[\d+, \d+, \d+, \d+\]|expected 4D input|3D or 4D", re.IGNORECASE
+)
+"""Words of torch's errors of a layer that takes (B, channels, height, width)."""
 TYPE_WORDS = re.compile(r"dtype|scalar type|\((?:float|double|half|c10)", re.IGNORECASE)
 """Words of torch's errors about the type of an input's numbers."""
 ONE_IMAGE = "; images must have shape (N, ...): one image alone is images[None]"
+CONVOLUTIONS = "; a model with convolutions takes (N, channels, height, width)"
 
 
 def is_one_image(rows: int, shape: tuple[int, ...]) -> bool:
@@ -48,5 +53,16 @@ def error_hint(error: Exception, images: tuple[int, ...], dtype: str | None) -> 
     if not SHAPE_WORDS.search(text):
         return ""
     if len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3):
-        return "; channels last? a model with convolutions takes (B, channels, height, width)"
+        return f"; channels last?{CONVOLUTIONS.removeprefix(';')}"
+    if len(shape) < 3 and CONVOLUTION_WORDS.search(text):
+        return _hint_at_channels(rows, shape)
     return ONE_IMAGE if is_one_image(rows, shape) else ""
+
+
+def _hint_at_channels(rows: int, shape: tuple[int, ...]) -> str:
+    """Text of the remedy for images without an axis of channels, where a convolution wants one."""
+    if len(shape) < 2:
+        return f"{CONVOLUTIONS}: reshape the flat images"
+    if rows in (1, 3):
+        return ONE_IMAGE + CONVOLUTIONS
+    return f"{CONVOLUTIONS}: images[:, None] has one channel"

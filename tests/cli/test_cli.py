@@ -18,6 +18,7 @@ pytest.importorskip("typer")
 from support.command_line import run
 
 from advcore.cli import attack
+from advcore.cli.app import with_dashes
 from advcore.options import Options, option_info
 
 MODEL = """
@@ -206,6 +207,12 @@ def test_stored_network() -> None:
         (["--targets", "--3"], "--targets: expected next-likeliest"),
         (["--c-init", "0"], "c_init must be a finite number >= 1e-30 and <= 1e+30, got 0.0"),
         (["--model", "my_model.py:build", "--images", "nan.npy"], "images"),
+        (["--model", "my_model.py"], "got 'my_model.py'; add the function: my_model.py:build"),
+        (["--model", "my_model.py:"], "got 'my_model.py:'; add the function: my_model.py:build"),
+        (
+            [*OWN[:2], "--images", "bytes.npy"],
+            "divide by 255, or pass --bounds 0 255 if the model takes them so",
+        ),
     ],
 )
 def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str) -> None:
@@ -215,6 +222,7 @@ def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str)
     np.save("long.npy", np.zeros(3, int))
     np.save("float.npy", np.zeros(2))
     np.save("ten.npy", np.array([0, 10]))
+    np.save("bytes.npy", np.full((1, 3), 200, np.uint8))
     np.save("nan.npy", np.full((1, 3), np.nan, np.float32))
     done = run("attack", "--no-picture", *arguments)
     assert done.exit_code == 2
@@ -311,8 +319,16 @@ def test_options_of_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_array_equal(result.adversarial, expected.adversarial)
 
 
+def test_remedies_name_the_options_of_the_command() -> None:
+    assert (
+        with_dashes("x; pass batch_size=1 or threads=2") == "x; pass --batch-size 1 or --threads 2"
+    )
+    assert with_dashes("pass bounds=(-1, 0.5) if so") == "pass --bounds -1 0.5 if so"
+
+
 def test_options_are_those_of_the_call() -> None:
     help_text = run("attack", "--help").stdout
+    assert "--bounds 0 255" in " ".join(help_text.replace("│", " ").split())
     for entry in dataclasses.fields(Options):
         shown = f"--{entry.name.replace('_', '-')} " in help_text
         assert shown == (option_info(entry.name).command_type is not None), entry.name

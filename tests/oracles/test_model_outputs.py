@@ -111,7 +111,14 @@ def test_hints_follow_the_error() -> None:
         (linear(), (4, 7), None, ""),
         (linear(), (7, 7), None, "one image alone is images[None]"),
         (linear(), (3, 4, 4), None, "one image alone is images[None]"),
-        (nn.Conv2d(3, 1, 1), (2, 8, 8, 3), None, "channels last?"),
+        (nn.Conv2d(3, 1, 1), (2, 8, 8, 3), None, "channels last? a model with convolutions takes"),
+        (nn.Conv2d(3, 1, 1), (3, 8, 8, 3), None, "channels last?"),
+        (nn.Conv2d(1, 1, 1), (4, 64), None, "(N, channels, height, width): reshape"),
+        (nn.Conv2d(1, 1, 1), (4, 8, 8), None, "(N, channels, height, width): images[:, None]"),
+        (nn.Conv2d(1, 1, 1), (3, 8, 8), None, "one image alone is images[None]; a model with conv"),
+        (nn.BatchNorm2d(1), (4, 64), None, "(N, channels, height, width): reshape"),
+        (nn.BatchNorm2d(1), (4, 8, 8), None, "(N, channels, height, width): images[:, None]"),
+        (nn.MaxPool2d(2), (4, 64), None, "(N, channels, height, width): reshape"),
     ]
     for model, shape, dtype, text in cases:
         hint = error_hint(caught(model, *shape), shape, dtype)
