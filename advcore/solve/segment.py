@@ -2,7 +2,7 @@
 
 A search that follows gradients may step over an island of another class, where activations jump or
 logits oscillate. Forwards along the line find it. Networks whose margin changes evenly along the
-line cost the three forwards of `COARSE`; `docs/decisions.md` has the figures.
+line cost the three forwards of `COARSE`; `docs/measurements.md` has the figures.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Ctrl-C after the search, and models that fail for good: what was computed comes back."""
+"""Ctrl-C after the search, and models that fail for good."""
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +83,7 @@ def test_ctrl_c_after_the_search_keeps_the_result(
 
 
 def test_a_handler_of_the_callers_is_left_alone(random_network: Any, random_images: Any) -> None:
+    import signal
 
     def mine(number: int, frame: Any) -> None:
         pass
