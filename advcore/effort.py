@@ -44,6 +44,9 @@ class Descent:
     last_step: float = 0.01  # length of the last step, as a fraction of ||r||
     radius_rate: float = 0.03  # largest relative change of the radius in the first round
     power: int = 1  # with 3 the steps stay long for most of the descent
+    temperature: float = 0.0  # T as a fraction of the clean margin; 0: the exact margin
+    start: float = 1.0  # it begins at this many times the r where the stages ended
+    reach: float = 0.0  # largest step, as a multiple of that ||r||; 0: none
 
 
 @dataclass(frozen=True)

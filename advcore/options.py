@@ -122,6 +122,13 @@ def _effort(value: Any, name: str) -> str | Effort:
     return value if isinstance(value, Effort) else validate.choice(value, name, EFFORTS)
 
 
+def _penalty(value: Any, name: str) -> str:
+    try:
+        return validate.choice(value, name, PENALTIES)
+    except ValueError as error:
+        raise ValueError(f"{error}; distortion is the L2 norm, no other is supported") from None
+
+
 def _first_c(value: Any, name: str) -> str | float:
     if isinstance(value, str) and value == "auto":
         return value
@@ -171,7 +178,7 @@ class Options:
         default="l2",
         metadata=_metadata(
             "form of the distortion term",
-            _one_of(*PENALTIES),
+            Check(_penalty, _one_of(*PENALTIES).accepts, PENALTIES),
             meaning='`c*‖r‖²`; `"l2_unsquared"`: `c*‖r‖`, as in the paper. The former name of the '
             "option, `norm`, still works with a warning",
             command_type=str,
@@ -398,6 +405,6 @@ def penalty_from_norm(penalty: str, norm: str | None, *, dashes: str = "") -> st
         raise TypeError(
             f"{dashes}norm is the former name of {dashes}penalty: give one of them, not both"
         )
-    validate.choice(norm, f"{dashes}norm", PENALTIES)
+    _penalty(norm, f"{dashes}norm")
     warn_caller(f"{dashes}norm is called {dashes}penalty now", FutureWarning)
     return norm

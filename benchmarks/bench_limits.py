@@ -15,6 +15,7 @@ Figures go to ``benchmarks/results/bench_limits.json``; docs/decisions.md quotes
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,9 @@ def rows(name: str) -> float:
 
 def main() -> None:
     """Measures, prints and stores the figures."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     figures: dict[str, Any] = {"unreachable": {e: unreachable(e) for e in EFFORTS}}
     torch.set_num_threads(2)
     figures["cut_short"] = {"smallcnn_fmn_regular": cut_short("smallcnn_fmn_regular")}

@@ -45,6 +45,12 @@ struct Params {
   float descent_last_step = 0.01f;    // Length of the last step, as a part of ||r||.
   float descent_radius_rate = 0.03f;  // Largest relative change of the radius in the first round.
   int descent_power = 1;  // Time of the annealing is (round / budget)^power: > 1 cools later.
+  // T of the descent as a fraction of the margin at x0; 0: the exact margin. Where it is positive
+  // the descent is the search: an image far from its beginning has not converged
+  // (solver/restarts.h).
+  float descent_temperature = 0;
+  float descent_start = 1;  // The descent begins at this many times the r where the stages ended.
+  float descent_reach = 0;  // Largest step, as a multiple of that ||r||; 0: none.
   float polish_tolerance = 1e-4f;    // The polish stops at this relative gain.
   int polish_budget = 30;            // Iterations of one polish.
   int max_evaluations = 0x7fffffff;  // Forward and backward passes of one image, as pairs.
@@ -77,6 +83,9 @@ void for_each_param(F f) {
   f("descent_last_step", &Params::descent_last_step);
   f("descent_radius_rate", &Params::descent_radius_rate);
   f("descent_power", &Params::descent_power);
+  f("descent_temperature", &Params::descent_temperature);
+  f("descent_start", &Params::descent_start);
+  f("descent_reach", &Params::descent_reach);
   f("polish_tolerance", &Params::polish_tolerance);
   f("polish_budget", &Params::polish_budget);
   f("max_evaluations", &Params::max_evaluations);

@@ -132,6 +132,7 @@ struct State {
     float best_before = kNone;               // Best::norm when the last restart ended.
     bool found_by_search = false;            // A search, not a given start, has reached an image.
     bool converged_on_last_network = false;  // And a search has done so on its last network.
+    bool far = false;                        // The best image is far from where its descent began.
     bool model_failed = false;  // The model has returned NaN or infinity at a finite point.
     bool sloped_at_x0 = false;  // A network of a search had a gradient at x0, or was fooled there.
     bool best_by_search = false;  // The best point is that of a search, not of a given start.
@@ -196,7 +197,8 @@ struct State {
   // Gradient descent on the exact network. Owner: solver/descent.h.
   struct Descent {
     float radius = 0;        // Radius of the sphere around x0 that the steps return to.
-    float first_radius = 0;  // Its value at the beginning.
+    float first_radius = 0;  // ||r|| where the stages ended.
+    float T = 0;             // Temperature of the log-odds; 0: the exact margin.
     int rounds = 0;
   } descent;
 

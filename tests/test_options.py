@@ -87,8 +87,11 @@ def test_norm_is_the_former_name_of_penalty(
 
 def test_norm_is_checked(random_network: Any, random_images: Any) -> None:
     network, x = random_network(), random_images(4)
-    with pytest.raises(ValueError, match="norm must be one of l2, l2_unsquared, got 'linf'"):
+    text = "must be one of l2, l2_unsquared, got 'linf'; distortion is the L2 norm"
+    with pytest.raises(ValueError, match=f"^norm {text}"):
         advcore.minimize_distortion(network, x, norm="linf")
+    with pytest.raises(ValueError, match=f"^penalty {text}"):
+        advcore.minimize_distortion(network, x, penalty="linf")
     with pytest.raises(TypeError, match="norm is the former name of penalty: give one of them"):
         advcore.minimize_distortion(network, x, norm="l2", penalty="l2_unsquared")
 

@@ -69,13 +69,21 @@ def info() -> None:
     with one_line_errors(False):
         isa = _core.isa()
     print(f"instruction set: {ISA_NAMES.get(isa, isa)}")
-    _, devices, reason = _core.cuda_status()
-    print(f"CUDA: {devices} GPU{'s' * (devices > 1)}" if devices else f"CUDA: no ({reason})")
+    print(f"CUDA: {_cuda_text(*_core.cuda_status())}")
     for name in ("numpy", "torch"):
         try:
             print(f"{name}: {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             print(f"{name}: not installed")
+
+
+def _cuda_text(built: bool, devices: int, reason: str) -> str:
+    """Return what the build and the machine have of CUDA."""
+    if devices:
+        return f"{devices} GPU{'s' * (devices > 1)}"
+    if built:
+        return f"built with CUDA, no usable GPU or driver ({reason})"
+    return f"no ({reason})"
 
 
 @dataclass

@@ -86,6 +86,9 @@ def engine_params(options: Options, facts: Facts) -> _core.Params:
     params.descent_last_step = effort.descent.last_step
     params.descent_radius_rate = effort.descent.radius_rate
     params.descent_power = effort.descent.power
+    params.descent_start = effort.descent.start
+    params.descent_reach = effort.descent.reach
+    params.descent_temperature = effort.descent.temperature
     if options.max_evaluations is not None:
         params.max_evaluations = options.max_evaluations
     if penalty_problem:
@@ -94,7 +97,8 @@ def engine_params(options: Options, facts: Facts) -> _core.Params:
         params.attempts = 1
     else:
         regular = _regular_schedules(effort, facts.targeted)
-        schedules = (*regular, *RESCUE[facts.kind])
+        large = is_large(facts.kind, facts.n)
+        schedules = (*regular, *RESCUE["large" if large else facts.kind])
         params.attempts = len(regular)
     for schedule in schedules:
         params.add_schedule(

@@ -60,16 +60,18 @@ CONVOLUTIONAL = {
 LARGE = 2**14
 """Values of an image from which on it is large: its smoothed networks mislead (docs/decisions.md).
 Measured are 3,072 values, where the stages are better, and 154,587."""
-# On large images the descent is the search. It begins where the margin linearised at the clean
-# image is zero. Its steps stay as long as r for most of it, as shorter steps keep it in a worse
-# minimum. Of 400 steps a gentler end and a T nearer zero make 1% less distortion. With 90 steps
-# such changes gain nothing.
+# On large images the descent is the search. It begins twice as far out as where the margin
+# linearised at the clean image is zero. Its steps stay as long as r for most of it, as shorter
+# steps keep it in a worse minimum, but they are never longer than that linear distance: else the
+# sphere may grow without end (docs/decisions.md). Of 400 steps a gentler end makes 1% less
+# distortion. With 90 steps such changes gain nothing.
+_BOUNDED = (0.02, 2.0, 1.0)  # temperature, start and reach
 ON_LARGE = {
     effort: Effort((Schedule((0.0,), (1,), (temperature,)),), 8, tolerance, polish, descent)
     for effort, temperature, tolerance, polish, descent in (
-        ("fast", 0.02, 2e-3, 3, Descent(50, 1.0, 0.05, 0.1, 3)),
-        ("default", 0.02, 5e-5, 4, Descent(90, 1.0, 0.05, 0.1, 3)),
-        ("thorough", 0.005, 1e-5, 20, Descent(400, 1.0, 0.01, 0.05, 2)),
+        ("fast", 0.02, 2e-3, 3, Descent(50, 1.0, 0.05, 0.1, 3, *_BOUNDED)),
+        ("default", 0.02, 5e-5, 4, Descent(90, 1.0, 0.05, 0.1, 3, *_BOUNDED)),
+        ("thorough", 0.005, 1e-5, 20, Descent(400, 1.0, 0.01, 0.05, 2, *_BOUNDED)),
     )
 }
 # Networks whose units saturate go through smoothed ones too (docs/decisions.md).
@@ -136,6 +138,8 @@ RESCUE = {
     ),
 }
 RESCUE["convolutional"] = RESCUE["kinked"]
+# The first one is also for a large image that was found far away (csrc/solver/restarts.h).
+RESCUE["large"] = (Schedule((0.0,), (1,), (0.1,)), *RESCUE["kinked"][:-1])
 CONTINUATION_TOLERANCE = {"kinked": 0.1, "convolutional": 0.1, "saturating": 0.2, "smooth": 0.0}
 """Part of ||r|| below which a step ends a stage that is not the last one. Networks with kinks lose
 images where it is 0.4: the mean of a convolutional network rose by 2%."""

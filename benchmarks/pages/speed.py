@@ -350,15 +350,16 @@ def _readme_table(figures: Figures) -> str:
         for row in (rows[name] for name in (NUMPY, TORCH) if name in rows)
         if str(row["images"]) in subsets
     ]
-    ratios = " and ".join(f"{number(ratio)} (the first {images})" for images, ratio in loops)
-    note = ""
-    if ratios:
-        note = f"\nBeside advcore on the loops' own images alone: {ratios} times as fast."
+    loops_note, note = "", ""
+    if loops:
+        sizes = " and ".join(f"{images}" for images, _ in loops)
+        ratios = " and ".join(f"{number(ratio)} (the first {images})" for images, ratio in loops)
+        loops_note = f"The two SciPy loops ran on the first {sizes} of these digits.\n"
+        note = f"\nOn the images of the loops alone, advcore is {ratios} times as fast as they are."
     cores = threads(figures)
-    return f"""In one run on {cores}, {count:,} digits on 784-100-100-10 (the loops on the
-first of them), every result checked. A ratio is that to advcore's runs just before and after; the
-whole run, with the targets of the project that were met and missed:
-[docs/benchmarks.md](docs/benchmarks.md).
+    return f"""In one run on {cores}, {count:,} digits on 784-100-100-10, every result checked.
+{loops_note}A ratio is that to advcore's runs just before and after. The whole run, with the targets
+of the project that were met and missed: [docs/benchmarks.md](docs/benchmarks.md).
 
 {table(head, lines)}
 {note}"""

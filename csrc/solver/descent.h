@@ -7,6 +7,11 @@
 // averaged out; pairs and cuts take each gradient at its word and stop at the first of them. On
 // RayS's network 30 steps gain 0.3% where 50 more iterations of the polish gain 0.03%. A first step
 // of ||r|| gains another 0.1 to 0.3% there and loses 0.2 to 0.4% on ResNet 2b.
+//
+// Where the descent is the search (Params::descent_temperature > 0) the sphere may have to grow.
+// The steps do not grow with it: then r is a longer mean the farther it is. With steps as long as
+// ||r|| and hundreds of classes, each gradient is that of another runner-up, r is never their mean,
+// and the sphere grew to 20 to 400 times the distance of the image (docs/decisions.md).
 #pragma once
 
 #include "problem.h"
@@ -20,17 +25,31 @@ namespace {
 constexpr float kLastRadiusRate = 0.001f;
 // An image found within this many times the first radius is no accident: the search has converged.
 constexpr float kNearFirstRadius = 1.25f;
+// The T of the descent of a fallback is this many times as large.
+constexpr float kWarmer = 4;
 
-// The descent begins at p.x, where the stages ended.
+// The descent begins at p.x, where the stages ended, or beyond it.
 template <class Team>
 ADVCORE_FN void Machine<Team>::ask_descent() {
   State::Descent& descent = s.descent;
   descent.rounds = 0;
+  descent.T = params.descent_temperature * s.clean_margin;
+  if (s.restarts.searches > params.attempts) descent.T *= kWarmer;
   s.search.stage_best = kNone;
   descent.radius = descent.first_radius = distortion(team, params, p, p.x);
   if (!(descent.radius > 0)) return ask_centre();  // The smoothed networks were fooled by x0.
   copy(team, params, p.x, p.trial);
-  ask_exact(Phase::descent, true);
+  if (params.descent_start != 1) {
+    between(team, params, p, p.x0, p.x, params.descent_start, p.trial);
+    descent.radius = distortion(team, params, p, p.trial);
+  }
+  ask_step();
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::ask_step() {
+  const float T = s.descent.T;
+  ask(Phase::descent, true, 0, T > 0 ? Temperature::given : Temperature::exact, T);
 }
 
 template <class Team>
@@ -63,9 +82,11 @@ ADVCORE_FN void Machine<Team>::descend() {
   descent.radius = s.eval.margin >= 0
                        ? min(min(descent.radius, norm) * (1 - rate), s.search.stage_best)
                        : descent.radius * (1 + rate);
+  const float reach = params.descent_reach * descent.first_radius;
+  const float length = reach > 0 ? min(descent.radius, reach) : descent.radius;
   const float step = (params.descent_last_step +
                       (params.descent_first_step - params.descent_last_step) * annealing) *
-                     descent.radius / gradient_norm;
+                     length / gradient_norm;
   const float stepped2 = dots[2] + step * (2 * dots[1] + step * dots[0]);
   const float scale = descent.radius / __builtin_sqrtf(max(stepped2, 1e-37f));
   const float *const lo = p.lo, *const hi = p.hi;
@@ -74,7 +95,7 @@ ADVCORE_FN void Machine<Team>::descend() {
     store(trial, i, clip(x0 + scale * r, load(lo, i), load(hi, i)));
   });
   ++s.counts.iterations;
-  ask_exact(Phase::descent, true);
+  ask_step();
 }
 
 template <class Team>

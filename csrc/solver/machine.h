@@ -92,6 +92,7 @@ struct Machine {
   ADVCORE_FN void record_best();
   ADVCORE_FN void hold_class(int reached);
   ADVCORE_FN void release_class();
+  ADVCORE_FN bool far_from_descent() const;
   ADVCORE_FN void end_restart(Status status);
   ADVCORE_FN bool next_search();
   ADVCORE_FN void next_restart(Status status);
@@ -134,6 +135,7 @@ struct Machine {
 
   // descent.h: gradient descent on the exact network
   ADVCORE_FN void ask_descent();
+  ADVCORE_FN void ask_step();
   ADVCORE_FN void descend();
   ADVCORE_FN void end_descent();
 

@@ -20,6 +20,7 @@ from advcore import data
 torch = pytest.importorskip("torch")
 bench = importlib.import_module("bench_optimality")
 envelope = importlib.import_module("harness.envelope")
+bench_limits = importlib.import_module("bench_limits")
 bench_speed = importlib.import_module("bench_speed")
 compare_builds = importlib.import_module("compare_builds")
 machine = importlib.import_module("harness.machine")
@@ -42,6 +43,15 @@ def digits() -> Any:
     images, labels = data.embedded_digits()
     targets = data.random_targets(labels[:6], classes=10, seed=0)
     return networks.Case("embedded", model, images[:6], targets, targeted=True)
+
+
+def test_help_of_the_limits_needs_no_data(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(data, "mnist", None)
+    monkeypatch.setattr(sys, "argv", ["bench_limits.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        bench_limits.main()
+    assert stop.value.code == 0
+    assert "unreachable" in capsys.readouterr().out
 
 
 def test_figures_against_the_envelope():

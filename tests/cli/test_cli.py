@@ -319,6 +319,18 @@ def test_options_of_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_array_equal(result.adversarial, expected.adversarial)
 
 
+def test_info_tells_a_build_without_cuda_from_a_machine_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for status, text in (
+        ((True, 2, ""), "CUDA: 2 GPUs"),
+        ((True, 0, "old driver"), "CUDA: built with CUDA, no usable GPU or driver (old driver)"),
+        ((False, 0, "no compiler"), "CUDA: no (no compiler)"),
+    ):
+        monkeypatch.setattr("advcore.cli.app._core.cuda_status", lambda status=status: status)
+        assert text in run("info").stdout.splitlines()
+
+
 def test_remedies_name_the_options_of_the_command() -> None:
     assert (
         with_dashes("x; pass batch_size=1 or threads=2") == "x; pass --batch-size 1 or --threads 2"

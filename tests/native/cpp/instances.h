@@ -49,6 +49,11 @@ Params random_params(Random& rng, bool kinked, int classes) {
   if (coin(0.2)) params.schedule[0].budget[0] = 2;
   if (params.loss == advcore::Loss::margin && params.c_search == advcore::CSearch::fused) {
     if (coin(0.5)) params.descent_budget = 1 + static_cast<int>(rng() % 20);
+    if (coin(0.3)) {  // The descent is the search, as on large images.
+      params.descent_temperature = 0.05f;
+      params.descent_start = 2;
+      params.descent_reach = 1;
+    }
     if (kinked && coin(0.5)) params.schedule[0].contest = 1;
   }
   return params;
