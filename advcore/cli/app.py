@@ -147,14 +147,14 @@ def printing() -> Iterator[None]:
 @contextmanager
 def without_interrupt() -> Iterator[None]:
     """Put Ctrl-C off until the block has ended. A second Ctrl-C is not put off."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     former = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(former):
+        yield  # a parent such as nohup has Ctrl-C ignored
+        return
     interrupts: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if interrupts or not callable(former):
+        if interrupts:
             raise KeyboardInterrupt
         interrupts.append(number)
 

@@ -138,7 +138,8 @@ def _shorten_once(line: Line, results: Results, rows: Rows) -> Rows:
         chosen, changed = live[good], rows[live[good]]
         adversarial[changed] = x[good]
         results["margin"][changed], results["prediction"][changed] = margin[good], prediction[good]
-        results["status"][changed] = _core.Status.stalled
+        converged = changed[results["status"][changed] == _core.Status.converged]
+        results["status"][converged] = _core.Status.stalled
         taken[chosen], high[chosen] = True, t[chosen]
         low[live[~good]] = t[live[~good]]
     return rows[taken]

@@ -401,7 +401,7 @@ def test_info() -> None:
 
 
 def test_the_package_runs_as_a_program() -> None:
-    command = [sys.executable, "-m", "advcore.cli", "--version"]
+    command = [sys.executable, "-P", "-m", "advcore.cli", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout == f"advcore {advcore.__version__}\n", done.stderr
 

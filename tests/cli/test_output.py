@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_a_disk_that_is_full_is_told_after_the_table(
     assert done.stderr.endswith("error: [Errno 28] No space left on device: 'r.npz'\n")
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, where a parent such as nohup has Ctrl-C ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_saving_is_put_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     real = advcore.Result.save
@@ -111,6 +121,7 @@ def test_ctrl_c_while_saving_is_put_off(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(advcore.Result.load("r.npz")) == 2
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_is_not_put_off() -> None:
     reached: list[int] = []
 

@@ -187,7 +187,7 @@ pool.terminate()
 
 def test_one_thread_holds_in_the_child_of_a_fork() -> None:
     """A thread more would hang: torch has used its own before the fork."""
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, timeout=200)
+    done = subprocess.run([sys.executable, "-P", "-c", FORKED], capture_output=True, timeout=200)
     assert done.returncode == 0, done.stderr
 
 
@@ -212,6 +212,6 @@ once(1)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
 def test_threads_that_cannot_start_are_named() -> None:
-    done = subprocess.run([sys.executable, "-c", NO_MEMORY], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", NO_MEMORY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "threads must be as many as this system can start, got 512 (" in done.stdout
