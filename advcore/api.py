@@ -170,7 +170,8 @@ def minimize_distortion(
         or most labels are not, as where preprocessing is missing.
         (2) The gradient of the model is zero at the first images, as that of a quantised model is,
         or the ``backward`` of a NumPy model is not the gradient of its ``forward``. Where it has
-        the wrong sign, or is off by a constant factor, that is a ValueError.
+        the wrong sign, or is off by a constant factor, that is a ValueError. A straight-through
+        gradient of torch, along which the logits are constant, is warned of too.
         (3) Images look normalised.
     FutureWarning
         ``norm`` was given.
@@ -274,6 +275,7 @@ def _make_job(
         targeted=judge.targeted,
         required_margin=judge.required_margin,
         starts=0 if starts is None else starts.shape[1],
+        squashing=backend.squashing,
     )
     effort = effort_within_budget(options, facts)
     if effort != options.effort:

@@ -33,11 +33,16 @@ struct Params {
   Loss loss = Loss::margin;
   CSearch c_search = CSearch::fused;
   float confidence = 1e-4f;  // The margin required, in logits.
-  float c_init = 0;          // The first c; <= 0: from the linearised problem.
-  bool unsquared = false;    // c_init weighs ||r||: c of ||r||^2 is c_init / (2 ||r||).
-  int history = 5;           // Pairs of L-BFGS.
-  float tolerance = 1e-3f;   // A stage stops at this relative change of c and of x.
-  int patience = 12;         // A stage stops after so many rounds near its best without a better.
+  // Where the model squashes its logits: how fast its outputs near their limits, and the logits
+  // whose outputs are the confidence away from them. 0: it does not.
+  float squash_rate = 0;
+  float logit_cap = 0;
+  float logit_floor = 0;
+  float c_init = 0;         // The first c; <= 0: from the linearised problem.
+  bool unsquared = false;   // c_init weighs ||r||: c of ||r||^2 is c_init / (2 ||r||).
+  int history = 5;          // Pairs of L-BFGS.
+  float tolerance = 1e-3f;  // A stage stops at this relative change of c and of x.
+  int patience = 12;        // A stage stops after so many rounds near its best without a better.
   // A step shorter than this part of ||r|| ends every stage but the last: the continuation step.
   float continuation_tolerance = 0.2f;
   int descent_budget = 0;             // Gradient steps on the exact network before a polish.
@@ -72,6 +77,9 @@ void for_each_param(F f) {
   f("loss", &Params::loss);
   f("c_search", &Params::c_search);
   f("confidence", &Params::confidence);
+  f("squash_rate", &Params::squash_rate);
+  f("logit_cap", &Params::logit_cap);
+  f("logit_floor", &Params::logit_floor);
   f("c_init", &Params::c_init);
   f("unsquared", &Params::unsquared);
   f("history", &Params::history);

@@ -3,6 +3,7 @@
 It is the twin of csrc/solver/margin_loss.h. Margin and log-odds go into the slots. dlogits, the
 gradient of the log-odds by the logits, times the derivative of the last layer, goes where the
 backward pass begins. Where a logit is not finite, only the field `finite` is written.
+The terms of a squashing function are not here: such a network runs through torch on a GPU.
 """
 # mypy: disable-error-code="import-untyped, import-not-found, no-untyped-def, untyped-decorator"
 

@@ -122,6 +122,16 @@ class Network:
         has_max_pooling = any(layer.pooling == "max" for layer in convolutions)
         return "convolutional" if has_max_pooling else "smooth"
 
+    def unsquashed(self) -> Network:
+        """The network without a sigmoid or tanh behind its logits; itself where there is none.
+
+        It has the same decisions, and its gradient does not vanish where the logits are large.
+        """
+        last = self._layers[-1]
+        if not isinstance(last, Layer) or last.activation not in SATURATING:
+            return self
+        return Network([*self._layers[:-1], Layer(last.weight, last.bias)])
+
     @property
     def core(self) -> Any:
         """The compiled network, built on first use."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,11 @@ from .hints import ONE_IMAGE, is_one_image
 
 Floats = NDArray[np.float32]
 Forward = Callable[[Floats], Floats]
+REACH = 1e6
+"""Argument at which a squashing function has reached its limit."""
+SQUASH_ROOM = 1.03
+"""Multiple of the confidence that is asked of the outputs of a squashing function; the rest is for
+rounding."""
 
 
 class Logits:
@@ -193,6 +199,43 @@ def row_differences(logits: Floats, other_logits: Floats) -> Floats:
 def largest_logit(logits: Floats) -> float:
     """Largest finite absolute logit of (N, K), without masked classes."""
     return float(np.abs(logits[unmasked(logits)]).max(initial=0.0))
+
+
+class Squashing(NamedTuple):
+    """How a squashing function behind the logits nears its limits, for the engine.
+
+    Attributes
+    ----------
+    rate : float
+        Its distance from the limits falls as exp(-rate z). 0: there is no such function.
+    floor, cap : float
+        Arguments at which it is the confidence away from its limits.
+    """
+
+    rate: float = 0.0
+    floor: float = 0.0
+    cap: float = 0.0
+
+
+NO_SQUASHING = Squashing()
+
+
+def squashing(output: Callable[[float], float], confidence: float) -> Squashing:
+    """How the increasing function ``output`` nears its limits; no confidence is below 1e-6."""
+
+    def first(test: Callable[[float], bool]) -> float:
+        low, high = -REACH, REACH
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            low, high = (low, middle) if test(middle) else (middle, high)
+        return high
+
+    room = SQUASH_ROOM * max(confidence, 1e-6)
+    bottom, top = output(-REACH), output(REACH)
+    floor = first(lambda z: output(z) > bottom + room)
+    cap = first(lambda z: output(z) > top - room)
+    before_cap = first(lambda z: output(z) > top - math.e * room)
+    return Squashing(1 / max(cap - before_cap, 1e-4), floor, cap)
 
 
 def unmasked(logits: Floats) -> NDArray[np.bool_]:

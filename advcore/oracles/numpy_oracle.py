@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutOfTime
-from .logits import Logits, batched, single_output
+from .logits import NO_SQUASHING, Logits, batched, single_output
 from .protocol import NumpyModel, model_errors, takes_one_image
 
 Floats = NDArray[np.float32]
@@ -41,6 +41,7 @@ class NumpyOracle:
 
     kind = "smooth"
     saved_bytes = 0
+    squashing = NO_SQUASHING
 
     def __init__(
         self,

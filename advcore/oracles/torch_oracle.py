@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +12,10 @@ from numpy.typing import NDArray
 
 from ..errors import ModelRaised, OutOfTime, warn_caller
 from .hints import error_hint
-from .logits import Logits, single_output
+from .logits import NO_SQUASHING, Logits
 from .protocol import model_errors, takes_one_image
+from .steps import step_along
+from .torch_calls import dense_logits, torch_threads, with_graph_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -22,21 +23,6 @@ if TYPE_CHECKING:
     from .smoothing import SmoothingScales
 
 Floats = NDArray[np.float32]
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Give torch, where it is loaded, ``count`` CPU threads inside the block; None: as before."""
-    torch = sys.modules.get("torch")
-    if torch is None or count is None:
-        yield
-        return
-    default_count = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(default_count)
 
 
 class TorchOracle:
@@ -116,6 +102,8 @@ class TorchOracle:
         self._leaf: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
         self._scales: SmoothingScales | None = None
+        self._squash: int | None = None
+        self.squashing = NO_SQUASHING
         self.saved_bytes = 0
         self.kind = "smooth"
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
@@ -126,13 +114,22 @@ class TorchOracle:
         if survey:
             self.survey()
 
-    def survey(self) -> None:
-        """Look for activations to smooth, and set ``kind``. A small network takes 4 ms."""
+    def survey(self, unsquash: float | None = None) -> None:
+        """Look for activations to smooth, and set ``kind``. A small network takes 4 ms.
+
+        With ``unsquash``, a confidence, forwards with ``slots``, those of the search, return the
+        logits before a squashing function at the model's end, see `advcore.oracles.squashing`.
+        ``squashing`` says how that function nears its limits.
+        """
         try:
+            if unsquash is not None:
+                self._find_squash(self._survey_image, unsquash)
             self._survey(self._survey_image)
         except Exception:  # a model that fails under a function mode still runs without one
-            self._leaf = self._output = self._scales = None
+            self._leaf = self._output = self._scales = self._squash = None
             self.kind = "smooth"
+        if self._squash is None:
+            self.squashing = NO_SQUASHING
 
     def forward(
         self,
@@ -145,7 +142,7 @@ class TorchOracle:
         """See `Oracle`."""
         mode = self._mode(smoothing, slots, record_scales)
         with self._torch.inference_mode(False):
-            output = self._evaluate(self._wrap(x), mode, grad)
+            output = self._evaluate(self._wrap(x), mode, grad, slots is not None)
             return self._logits.convert(self._to_numpy(output), len(x))
 
     def forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
@@ -194,20 +191,22 @@ class TorchOracle:
                 from .smoothing import Smoothing
 
                 mode = Smoothing(self._scales, smoothing, slots, recorded_rows, capacity)
-            output = self._evaluate(x.detach(), mode, True).detach()
+            output = self._evaluate(x.detach(), mode, True, True).detach()
             self._logits.check(tuple(output.shape), len(x))
             logits = output.to(x.device, torch.float32).contiguous()
             if self._logits.outputs == 1:
                 logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
             return logits
 
-    def _evaluate(self, x: torch.Tensor, mode: Any, grad: bool) -> torch.Tensor:
+    def _evaluate(
+        self, x: torch.Tensor, mode: Any, grad: bool, unsquash: bool = False
+    ) -> torch.Tensor:
         self._leaf = self._output = None
         with self._torch.set_grad_enabled(grad):
             if grad:
                 x.requires_grad_(True)
             rows = x.clone() if self._copies else x
-            output = self._call(rows.to(self._device, self._dtype), mode)
+            output = self._call(rows.to(self._device, self._dtype), mode, unsquash)
             if grad:
                 self._leaf, self._output = x, output
             return output
@@ -275,38 +274,25 @@ class TorchOracle:
         array: Floats = tensor.detach().to("cpu", self._torch.float32).contiguous().numpy()
         return array
 
-    def _call(self, x: torch.Tensor, mode: Any = None) -> torch.Tensor:
+    def _call(self, x: torch.Tensor, mode: Any = None, unsquash: bool = False) -> torch.Tensor:
         """The model's output for flat rows ``x``, under the function mode if there is one."""
         if self._check_time is not None and self._logits.outputs:
             self._check_time()
+        modes = [] if mode is None else [mode]
+        if unsquash and self._squash is not None:
+            from .squashing import Unsquash
+
+            modes.append(Unsquash(self._squash))
         images = x.reshape(len(x), *self._shape)
         with (
             self._torch.autocast(self._device.type, enabled=False),
             model_errors(tuple(images.shape), lambda error: self._hint(error, images)),
+            ExitStack() as stack,
         ):
-            if mode is None:
-                output = self._model(images)
-            else:
-                with mode:
-                    output = self._model(images)
-        logits: torch.Tensor = output
-        if not isinstance(output, self._torch.Tensor):
-            logits = single_output(output, self._is_tensor, "a tensor")
-        if not logits.is_floating_point():
-            raise TypeError(f"model must return floating-point logits, got {logits.dtype}")
-        if logits.layout != self._torch.strided or logits.is_nested:
-            raise TypeError(
-                f"model must return dense logits, got a tensor of the layout {logits.layout}"
-                f"{' (nested)' if logits.is_nested else ''}: add .to_dense()"
-            )
-        if logits.device.type == "meta":
-            raise ValueError(
-                "model must return logits with values, got a tensor on the device meta"
-            )
-        return logits
-
-    def _is_tensor(self, value: Any) -> bool:
-        return isinstance(value, self._torch.Tensor)
+            for each in modes:  # the first is the outermost
+                stack.enter_context(each)
+            output = self._model(images)
+        return dense_logits(output)
 
     def _hint(self, error: Exception, images: torch.Tensor) -> str:
         """Text of the remedy for an error of the model, or nothing."""
@@ -362,7 +348,8 @@ class TorchOracle:
                 raise type(error)(f"{error}{hint}") from error.__cause__
             raise
         few = x[: min(2, size)].copy()  # the model may write to its input here, if not above
-        logits = self._count_saved(few)
+        logits, total = with_graph_bytes(self._model, lambda: self.forward(few))
+        self.saved_bytes = total // max(len(few), 1)
         if len(few):
             self._check_gradient(x[:2], logits)
         self._leaf = self._output = None
@@ -400,6 +387,7 @@ class TorchOracle:
         with model_errors((rows, *self._shape), what="the model's backward raised"):
             gradient = self._vector_jacobian(self._torch.from_numpy(dlogits).to(self._device))
         if gradient is not None and gradient.any():
+            self._warn_of_steps(x[:rows], logits, dlogits, self._to_numpy(gradient))
             return
         try:
             other_logits = self.forward(x[:rows] * np.float32(0.5) + np.float32(0.125), grad=False)
@@ -418,27 +406,40 @@ class TorchOracle:
             "without a gradient are searched in random directions only"
         )
 
-    def _count_saved(self, x: Floats) -> Floats:
-        """Logits (B, K) of ``x`` with a graph; sets `saved_bytes`.
+    def _warn_of_steps(self, x: Floats, logits: Floats, dlogits: Floats, gradient: Floats) -> None:
+        """Warn where short ways along a gradient that is not zero change no bit of the logits.
 
-        Counted are all storages that the graph keeps, but those of the model's own tensors.
+        That is a straight-through gradient. Models of half precision are not looked at: their
+        logits are steps too.
         """
-        model_addresses: set[int] = set()
-        if isinstance(self._model, self._torch.nn.Module):
-            tensors = (*self._model.parameters(), *self._model.buffers())
-            model_addresses = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        sizes: dict[int, int] = {}  # bytes by address
+        if self._dtype not in (self._torch.float32, self._torch.float64):
+            return
+        stepped = step_along(x, logits, dlogits, gradient)
+        if stepped is not None and np.array_equal(logits, self.forward(stepped)):
+            warn_caller(
+                "the logits are constant along their gradient at the first images: a quantised "
+                "model with a straight-through gradient? Steps are outside the method, and "
+                "distortions may be well above the smallest"
+            )
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
+    def _find_squash(self, x: Floats, confidence: float) -> None:
+        """Set the number and range of the squashing call at the model's end, if there is one."""
+        from .squashing import find_squash
 
-        with self._torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            logits = self.forward(x)
-        total = sum(size for address, size in sizes.items() if address not in model_addresses)
-        self.saved_bytes = total // max(len(x), 1)
-        return logits
+        def call(count: int, mode: Any) -> torch.Tensor:
+            with self._torch.inference_mode(False), self._torch.no_grad():
+                rows = self._wrap(np.repeat(x, count, axis=0)).clone()
+                return self._call(rows.to(self._device, self._dtype), mode)
+
+        squash = find_squash(call, self._survey_counts)
+        if squash is not None:
+            self._squash, self.squashing = squash.call, squash.squashing(confidence)
+
+    @property
+    def _survey_counts(self) -> tuple[int, int]:
+        """Rows of the two forwards of a survey: 2 and 3, or fewer."""
+        most = self._batch_size or 3
+        return min(2, most - 1) or 1, min(3, most)
 
     def _survey(self, x: Floats) -> None:
         """Number the activations in forwards of image ``x`` (1, n) with 2 and 3 rows, or fewer.
@@ -451,20 +452,21 @@ class TorchOracle:
         if isinstance(self._model, torch.nn.Module):
             names = {type(module).__name__ for module in self._model.modules()}
             if "OptimizedModule" in names:  # torch.compile would trace the mode itself
+                self._squash = None
                 return
         calls: list[list[Any]] = []
-        most = self._batch_size or 3
-        counts = (min(2, most - 1) or 1, min(3, most))
+        counts = self._survey_counts
         for count in counts:
             mode = Survey()
             with torch.inference_mode(False), torch.enable_grad():
                 leaf = self._wrap(np.repeat(x, count, axis=0)).clone().requires_grad_(True)
-                output = self._call(leaf.clone().to(self._device, self._dtype), mode)
-                if mode.calls and output.requires_grad:
+                output = self._call(leaf.clone().to(self._device, self._dtype), mode, True)
+                if (mode.calls or self._squash is not None) and output.requires_grad:
                     total = output.sum()
                     with Recomputation() as recomputation:
                         torch.autograd.grad(total, leaf, allow_unused=True)
                     if recomputation.detected:
+                        self._squash = None
                         return
             calls.append(mode.calls)
         scales = SmoothingScales()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import ModelRaised
 from ..network import Network
 from ..oracles import Oracle, TorchOracle, memory
-from ..oracles.logits import batched, difference, largest_logit, row_differences
+from ..oracles.logits import Squashing, batched, difference, largest_logit, row_differences
 from .job import Job, RunMonitor
 
 Floats = NDArray[np.float32]
@@ -99,6 +99,8 @@ class Backend(Protocol):
         What `Result.engine` says.
     verifier : Verifier
         The model itself.
+    squashing : Squashing
+        The function behind the logits that the search sees.
     """
 
     @property
@@ -112,6 +114,9 @@ class Backend(Protocol):
 
     @property
     def verifier(self) -> Verifier: ...
+
+    @property
+    def squashing(self) -> Squashing: ...
 
     def noise(self, x: Floats) -> float:
         """Largest difference between logits of the search and of the verifier on x (B, n).
@@ -130,7 +135,8 @@ class Backend(Protocol):
     def forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
         """Logits (B, P, K) of ``clean + t (end - clean)``, arrays (B, n), for t (P,).
 
-        Those of the search, which may differ from the verifier's by rounding.
+        Those of the model with its squashing function. They may differ from the verifier's by
+        rounding.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,17 @@ from ..oracles.logits import (
     largest_logit,
     sigmoid_output,
     softmax_output,
+    squashing,
 )
-from ..oracles.torch_oracle import torch_threads
-from .backends import SINGLE_EVALUATIONS, Backend, EngineInfo, NetworkVerifier, OracleVerifier
+from ..oracles.torch_calls import torch_threads
+from .backends import (
+    SINGLE_EVALUATIONS,
+    Backend,
+    EngineInfo,
+    NetworkVerifier,
+    OracleVerifier,
+    Verifier,
+)
 from .job import TrialClock
 from .native import NativeBackend
 from .rounds import OracleBackend
@@ -34,6 +43,11 @@ from .rounds import OracleBackend
 Floats = NDArray[np.float32]
 PROBE_IMAGES = 64
 """Images on which a model is tried, and the noise of its logits is measured."""
+SQUASHED = {"tanh": math.tanh, "sigmoid": lambda z: 0.5 + 0.5 * math.tanh(0.5 * z)}
+"""Functions behind the logits of a native network."""
+UNSQUASHED_CONFIDENCE = 1e-4
+"""Confidence, the default, up to which a margin of the logits before a squashing function at the
+model's end stands for one of the outputs."""
 UNBOUNDED_WIDTH = 256.0
 """Distance of bounds above which they say nothing about the images."""
 CONVOLUTION_WEIGHTS = 2_000_000
@@ -107,22 +121,21 @@ def _network_backend(
     reason = "the model is an advcore.Network"
     if _on_cpu(options):
         info = EngineInfo("native", "cpu", _core.isa(), reason)
-        verifier = NetworkVerifier(network)
-        return NativeBackend(network, verifier, info, options.batch_size, options.threads)
+        return _native_backend(network, NetworkVerifier(network), info, options)
     device = options.device
     if not str(device).startswith("cuda"):
         raise ValueError(f"device must be cpu or cuda for a native network, got {device}")
     require("torch", "torch", f"device={str(device)!r}")
     _check_device(device)
-    from .cuda_native import NativeCudaBackend, module_on, unavailable
+    from .cuda_native import NativeCudaBackend, module_on
 
     trial = sample if len(sample) else None
     oracle = TorchOracle(module_on(network, device), shape, device, trial, survey=False)
-    missing = unavailable(network, oracle.device)
+    missing = _kernels_missing(network, oracle, options)
     if missing is None:
         info = EngineInfo("native", str(device), _core.isa(), reason)
         return NativeCudaBackend(network, oracle, info, options.batch_size)
-    oracle.survey()
+    oracle.survey(options.confidence if _unsquashes(options) else None)
     info = EngineInfo("torch", str(device), _core.isa(), missing)
     if _core.cuda_status()[1] > 0:
         return _oracle_on_gpu(oracle, info, options)
@@ -141,6 +154,36 @@ def _numpy_backend(
     _check_logits(oracle, sample, options.batch_size)
     info = EngineInfo("numpy", "cpu", _core.isa(), "forward and backward in NumPy")
     return OracleBackend(oracle, info, options.batch_size)
+
+
+def _native_backend(
+    network: Network, verifier: Verifier, info: EngineInfo, options: Options
+) -> NativeBackend:
+    searched = network.unsquashed() if _unsquashes(options) else network
+    backend = NativeBackend(
+        searched, verifier, info, options.batch_size, options.threads, compared=network
+    )
+    if searched is not network:
+        name = network.layers[-1].activation
+        backend = replace(backend, squashing=squashing(SQUASHED[name], options.confidence))
+    return backend
+
+
+def _kernels_missing(network: Network, oracle: TorchOracle, options: Options) -> str | None:
+    """Why the GPU cannot run the network natively; None: it can."""
+    from .cuda_native import unavailable
+
+    if _unsquashes(options) and network.unsquashed() is not network:
+        return "the kernels do not see the logits before a squashing function"
+    return unavailable(network, oracle.device)
+
+
+def _unsquashes(options: Options) -> bool:
+    """Whether the search may see the logits before a squashing function at the model's end.
+
+    The paper's loss is a function of the outputs themselves, and so is a confidence.
+    """
+    return options.loss == "margin" and options.confidence <= UNSQUASHED_CONFIDENCE
 
 
 def check_backward(
@@ -182,17 +225,16 @@ def _torch_backend(
         network, reason = _lowered(model, sample, shape, logits)
         if network is not None and place == "cpu":
             info = EngineInfo("native", "cpu", _core.isa(), reason)
-            verifier = OracleVerifier(oracle)
-            return NativeBackend(network, verifier, info, options.batch_size, options.threads)
+            return _native_backend(network, OracleVerifier(oracle), info, options)
         if network is not None:
-            from .cuda_native import NativeCudaBackend, unavailable
+            from .cuda_native import NativeCudaBackend
 
-            missing = unavailable(network, oracle.device)
+            missing = _kernels_missing(network, oracle, options)
             if missing is None:
                 info = EngineInfo("native", str(oracle.device), _core.isa(), reason)
                 return NativeCudaBackend(network, oracle, info, options.batch_size)
             reason = missing
-    oracle.survey()
+    oracle.survey(options.confidence if _unsquashes(options) else None)
     info = EngineInfo("torch", str(options.device or oracle.device), _core.isa(), reason)
     if place == "cuda":
         _, devices, missing = _core.cuda_status()

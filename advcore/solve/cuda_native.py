@@ -24,7 +24,7 @@ from .. import _core
 from ..errors import DeviceError
 from ..network import Network
 from ..oracles import TorchOracle
-from ..oracles.logits import largest_logit
+from ..oracles.logits import NO_SQUASHING, Squashing, largest_logit
 from .backends import SINGLE_EVALUATIONS, EngineInfo, OracleVerifier, Results
 from .cuda_rounds import arena, indexed, named, stream
 from .job import Job, RunMonitor
@@ -135,6 +135,11 @@ class NativeCudaBackend:
     def classes(self) -> int:
         """Number of its logits."""
         return self.network.classes
+
+    @property
+    def squashing(self) -> Squashing:
+        """See `Backend`; the search sees the outputs, a squashed network runs through torch."""
+        return NO_SQUASHING
 
     @property
     def verifier(self) -> OracleVerifier:

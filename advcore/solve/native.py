@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..network import Network
-from ..oracles.logits import batched, difference, row_differences
+from ..oracles.logits import NO_SQUASHING, Squashing, batched, difference, row_differences
 from .backends import EngineInfo, Results, Verifier
 from .job import Job, RunMonitor
 
@@ -34,6 +34,8 @@ class NativeBackend:
     info: EngineInfo
     batch_size: int | None = None  # images in work, a thread
     threads: int | None = None
+    compared: Network | None = None  # with the verifier, where another network is searched
+    squashing: Squashing = NO_SQUASHING
 
     @property
     def kind(self) -> str:
@@ -45,18 +47,23 @@ class NativeBackend:
         """Number of its logits."""
         return self.network.classes
 
+    @property
+    def _outputs(self) -> Network:
+        """The network with its squashing function."""
+        return self.compared or self.network
+
     def noise(self, x: Floats) -> float:
         """See `Backend`."""
-        return native_noise(self.network, self.verifier, x)
+        return native_noise(self._outputs, self.verifier, x)
 
     def noise_at(self, x: Floats) -> Floats:
         """See `Backend`."""
-        return native_noise_at(self.network, self.verifier, x)
+        return native_noise_at(self._outputs, self.verifier, x)
 
     def forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
         """See `Backend`."""
         threads = self.threads or default_threads()
-        logits: Floats = self.network.core.along(clean, end, t.astype(np.float32), threads)
+        logits: Floats = self._outputs.core.along(clean, end, t.astype(np.float32), threads)
         return logits
 
     def run(self, job: Job, monitor: RunMonitor) -> tuple[Results, BaseException | None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from .. import _core
 from ..effort import Effort, Schedule
 from ..options import Options
+from ..oracles.logits import NO_SQUASHING, Squashing
 from .schedules import CONTINUATION_TOLERANCE, NEEDED, PENALTY, RESCUE, find_effort, is_large
 
 
@@ -26,6 +27,8 @@ class Facts:
         The confidence of the options, and the rounding noise of the model's logits.
     starts : int
         Starting images of each image.
+    squashing : Squashing
+        The function behind the logits that the search sees.
     """
 
     n: int
@@ -34,6 +37,7 @@ class Facts:
     targeted: bool
     required_margin: float
     starts: int = 0
+    squashing: Squashing = NO_SQUASHING
 
 
 def effort_within_budget(options: Options, facts: Facts) -> str | Effort:
@@ -69,6 +73,7 @@ def engine_params(options: Options, facts: Facts) -> _core.Params:
     params.unsquared = options.penalty == "l2_unsquared"
     params.c_init = 0.0 if isinstance(options.c_init, str) else options.c_init
     params.confidence = facts.required_margin
+    params.squash_rate, params.logit_floor, params.logit_cap = facts.squashing
     params.history = options.history
     # For a given c the minimiser is asked for; where c is chosen too, the margin decides.
     params.tolerance = 0.1 * options.tolerance if bisection else options.tolerance

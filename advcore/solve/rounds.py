@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..errors import DeviceError
 from ..oracles import Oracle, memory
+from ..oracles.logits import Squashing
 from .backends import FORWARD_ROWS, EngineInfo, OracleVerifier, Results
 from .job import Job, RunMonitor
 
@@ -41,6 +42,11 @@ class RoundBackend(ABC):
     def kind(self) -> str:
         """Kind of the model."""
         return self.oracle.kind
+
+    @property
+    def squashing(self) -> Squashing:
+        """See `Backend`."""
+        return self.oracle.squashing
 
     @property
     def classes(self) -> int:

@@ -77,8 +77,9 @@ class Judge:
     @property
     def search_is_verification(self) -> bool:
         """Whether forwards of the search are forwards of the model, with the margin for them."""
-        through_model = self.search is not None and self.search.info.path != "native"
-        return through_model and self.images_are_probed
+        if self.search is None or self.search.squashing.rate > 0:
+            return False
+        return self.search.info.path != "native" and self.images_are_probed
 
     def margins(self, x: Floats, rows: Rows) -> tuple[Floats, NDArray[np.int64]]:
         """Margins and predicted classes of ``x`` (B, n), the images of the rows (B,)."""

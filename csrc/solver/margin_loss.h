@@ -2,10 +2,14 @@
 // Every loss of the solver is here, and in kernels/margin_loss.py for a native network on a GPU:
 //   targeted    m = z_t - max_{j != t} z_j      m_T = z_t - T log sum_{j != t} exp(z_j / T)
 //   untargeted  m = max_{j != y} z_j - z_y      m_T = T log sum_{j != y} exp(z_j / T) - z_y
-// The loss of the penalty problem is l = T log(1 + exp(-m_T / T)): with T = 1 it is the
-// cross-entropy of Szegedy et al., and T -> 0 gives the hinge of the margin. dlogits = d m_T / dz
-// is O(1) whatever the confidence of the network, so nothing saturates in float32, and dl =
-// -sigmoid(-m_T / T) dm_T: one backward pass gives the gradient of loss, log-odds and margin.
+// Where the model squashes its logits by a function f that nears its limits exponentially, the
+// outputs f(w) of the class that is to win and f(l) of the other one differ by the confidence where
+// l is the soft minimum of w and a cap. So m less what that takes from w is asked for; and likewise
+// at the lower limit, where l counts as the soft maximum of l and a floor. The loss of the penalty
+// problem is l = T log(1 + exp(-m_T / T)): with T = 1 it is the cross-entropy of Szegedy et al.,
+// and T -> 0 gives the hinge of the margin. dlogits = d m_T / dz is O(1) whatever the confidence of
+// the network, so nothing saturates in float32, and dl = -sigmoid(-m_T / T) dm_T: one backward pass
+// gives the gradient of loss, log-odds and margin.
 #pragma once
 
 #include "problem.h"
@@ -40,6 +44,15 @@ ADVCORE_INLINE bool clamp_masked(const Team& team, int padded, float* z) {
     acc[0] += v - v;  // 0, or NaN where a logit is not finite.
   });
   return difference[0] == 0;
+}
+
+ADVCORE_INLINE float softplus(float u) {
+  return max(u, 0.0f) + __builtin_log1pf(__builtin_expf(-abs(u)));
+}
+
+// The derivative of softplus.
+ADVCORE_INLINE float sigmoid_of_excess(float u) {
+  return 1 / (1 + __builtin_expf(-min(max(u, -80.f), 80.f)));
 }
 
 // m_T and d m_T / dz, from the margin and the logits of the rivals (that of the class asked for is
@@ -106,7 +119,16 @@ ADVCORE_FN void margin_loss(const Team& team, const Params& params, State& s, fl
   e.rounding = 16 * kEpsilon * largest;
   e.required_margin = max(max(params.confidence, e.rounding), 1e-30f);  // A tie is not adversarial.
   e.runner_up = runner_up;
-  e.margin = sign * (z_index - z_rival) - e.required_margin;
+  float above_limit = 0, below_limit = 0, above = 0, below = 0;
+  if (params.squash_rate > 0) {
+    const float winner = request.targeted ? z_index : z_rival;
+    const float loser = request.targeted ? z_rival : z_index;
+    above_limit = params.squash_rate * (winner - params.logit_cap);
+    below_limit = params.squash_rate * (params.logit_floor - loser);
+    above = softplus(above_limit) / params.squash_rate;
+    below = softplus(below_limit) / params.squash_rate;
+  }
+  e.margin = sign * (z_index - z_rival) - above - below - e.required_margin;
   if (request.temperature == Temperature::from_margin) {
     const float fraction = params.schedule[s.search.schedule].temperature[s.search.stage];
     request.T = max(fraction * abs(e.margin), 64 * kEpsilon * largest);
@@ -114,6 +136,10 @@ ADVCORE_FN void margin_loss(const Team& team, const Params& params, State& s, fl
   e.log_odds = e.margin;
   if (request.want_gradient || request.T > 0)
     smooth_margin(team, padded, s, z, z_rival, sign, dlogits);
+  if (request.want_gradient && params.squash_rate > 0) {
+    dlogits[request.targeted ? index : runner_up] -= sigmoid_of_excess(above_limit);
+    dlogits[request.targeted ? runner_up : index] += sigmoid_of_excess(below_limit);
+  }
   z[index] = z_index;
   for (int i = 0; i < request.exclusions; ++i) z[request.excluded_classes[i]] = z_excluded[i];
 }
