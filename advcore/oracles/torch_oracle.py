@@ -57,6 +57,9 @@ class TorchOracle:
     that runs them again in its backward (checkpointing) or that hides them (TorchScript,
     ``torch.compile``).
 
+    ``saved_bytes`` is what an exact forward keeps of an image for its backward, ``smoothed_bytes``
+    what a smoothed one keeps, 0 where none is smoothed.
+
     Raises
     ------
     TypeError, ValueError
@@ -104,7 +107,7 @@ class TorchOracle:
         self._scales: SmoothingScales | None = None
         self._squash: int | None = None
         self.squashing = NO_SQUASHING
-        self.saved_bytes = 0
+        self.saved_bytes = self.smoothed_bytes = 0
         self.kind = "smooth"
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
         self._survey_image = np.ascontiguousarray(x[:1], dtype=np.float32)
@@ -216,6 +219,14 @@ class TorchOracle:
         self._leaf = self._output = None
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
+
+    def give_up(self, error: Exception) -> None:
+        """Have every further forward raise ``error``, as the device does not answer any more."""
+
+        def refuse() -> None:
+            raise error
+
+        self._check_time = refuse
 
     def limit_threads(self, count: int | None) -> AbstractContextManager[None]:
         """See `Oracle`; the threads are torch's."""
@@ -477,7 +488,9 @@ class TorchOracle:
         # The model must also run under the mode: one pass records scales, and one smooths.
         slots, smoothing = np.zeros(1, np.int32), np.ones(1, np.float32)
         logits = self.forward(x, slots=slots, record_scales=np.ones(1, np.bool_), grad=False)
-        self.forward(x, smoothing, slots)
+        _, self.smoothed_bytes = with_graph_bytes(
+            self._model, lambda: self.forward(x, smoothing, slots)
+        )
         self.backward(np.zeros_like(logits))
         scales.tables.clear()
         self.kind = scales.kind
