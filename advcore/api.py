@@ -182,7 +182,7 @@ def minimize_distortion(
         ``norm`` was given.
     """
     begin = time.perf_counter()
-    arrays = validate.images(images)
+    arrays, extent = validate.images_with_range(images)
     options = Options(
         loss=loss,
         penalty=penalty_from_norm(penalty, norm),
@@ -203,7 +203,7 @@ def minimize_distortion(
         progress=progress,
         callback=callback,
     )
-    flat, lo, hi = validate.box(options.bounds, arrays.shape, arrays)
+    flat, lo, hi = validate.box(options.bounds, arrays.shape, arrays, extent)
     validate.warn_if_normalised(arrays)
     clock = TrialClock(options.time_limit, begin)
     sample = flat[:PROBE_IMAGES].copy()

@@ -40,23 +40,40 @@ double squared_distance(const float* x, const float* clean, int64_t n) {
                  [](float a, float b) { return static_cast<double>(a) - static_cast<double>(b); });
 }
 
+// Four floats at any address.
+using Lane = float __attribute__((vector_size(16)));
+using Loose = float __attribute__((vector_size(16), aligned(4)));
+constexpr int kVectors = 4;  // that are at work beside one another
+
 ValueRange range_of(const float* x, int64_t count) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  float low[kLanes], high[kLanes], zero[kLanes] = {};
-  std::fill_n(low, kLanes, kInfinity);
-  std::fill_n(high, kLanes, -kInfinity);
-  const auto take = [&](int lane, float v) {
-    low[lane] = v < low[lane] ? v : low[lane];
-    high[lane] = v > high[lane] ? v : high[lane];
-    zero[lane] += v - v;  // NaN from the first value on that is not finite
+  constexpr int step = 4 * kVectors;
+  Lane low[kVectors], high[kVectors], zero[kVectors] = {};
+  std::fill_n(low, kVectors, Lane{} + kInfinity);
+  std::fill_n(high, kVectors, Lane{} - kInfinity);
+  const auto take = [&](const float* at) {
+    for (int k = 0; k < kVectors; ++k) {
+      const Lane v = *reinterpret_cast<const Loose*>(at + 4 * k);
+      low[k] = v < low[k] ? v : low[k];
+      high[k] = v > high[k] ? v : high[k];
+      zero[k] += v - v;  // NaN from the first value on that is not finite
+    }
   };
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane) take(lane, x[i + lane]);
-  for (int lane = 0; i < count; ++i, ++lane) take(lane, x[i]);
-  float sum = 0;
-  for (const float v : zero) sum += v;
-  return {*std::min_element(low, low + kLanes), *std::max_element(high, high + kLanes), sum == 0};
+  for (; i + step <= count; i += step) take(x + i);
+  if (i < count) {
+    float rest[step];
+    std::fill_n(std::copy(x + i, x + count, rest), step - (count - i), x[i]);
+    take(rest);
+  }
+  ValueRange range{kInfinity, -kInfinity, true};
+  for (int k = 0; k < kVectors; ++k)
+    for (int lane = 0; lane < 4; ++lane) {
+      range.low = std::min(range.low, low[k][lane]);
+      range.high = std::max(range.high, high[k][lane]);
+      range.finite = range.finite && zero[k][lane] == 0;
+    }
+  return range;
 }
 
 // Calls part(begin, end) for all parts of (count), on several threads.
