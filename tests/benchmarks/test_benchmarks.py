@@ -339,6 +339,21 @@ def test_the_page_of_the_gpu_says_what_was_measured() -> None:
     assert "10.0 times the time" in text
 
 
+def test_the_page_of_the_gpu_has_the_pictures_alone_too() -> None:
+    measured = {
+        "images": 64, "side": 224, "seconds": 3.25, "evaluations": 60.5, "success": 1.0,
+    }  # fmt: skip
+    line = (
+        "ResNet-50, 64 random pictures of side 224, untargeted, with the effort fast: 3.25 s, "
+        "60.5 evaluations an image, success for 100.0%."
+    )
+    stored = gpu_figures()
+    assert line in gpu_page.section({**stored, "resnet50": measured}).splitlines()
+    for name in ("every_target", "one_target", "agreement"):
+        del stored[name]
+    assert line in gpu_page.section({**stored, "resnet50": measured}).splitlines()
+
+
 def test_the_page_without_a_gpu_claims_nothing() -> None:
     text = gpu_page.section(None)
     assert "Not measured" in text

@@ -7,6 +7,7 @@ on the device it evaluates on the CPU. So every line of Python of a call runs, b
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -104,7 +105,8 @@ class StandInQueue:
         self.added: list[tuple[Any, ...]] = []
         self.rounds = 0
         self.scales: Any = None
-        self.seconds, self.fillings = 0.5, 1
+        count = len(self.session.results["status"])
+        self.seconds, self.fillings = 0.5, -(-count // capacity)
         self.stopped = self.closed = self.abandoned = False
         StandInQueue.latest = self
 
@@ -159,6 +161,19 @@ class StandInQueue:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)
+
+
+class StandInEvent:
+    """An event of a device that is never behind."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: StandInEvent) -> float:
+        return 1e3 * (end.at - self.at)
 
 
 @dataclass
@@ -250,6 +265,8 @@ def simulated_gpu(failure: str = "") -> Iterator[None]:
         put(torch.cuda, "device", lambda device: nullcontext())
         put(torch.cuda, "current_device", lambda: 0)
         put(torch.cuda, "device_count", lambda: 1)
+        put(torch.cuda, "Event", StandInEvent)
+        put(torch.cuda, "synchronize", lambda: None)
         put(torch.cuda, "get_device_capability", lambda device: (9, 0))
         put(torch.cuda, "get_device_name", lambda device: "simulated")
         put(gpu_record, "answers", lambda device: True)
