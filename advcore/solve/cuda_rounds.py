@@ -32,6 +32,8 @@ SHARE = 0.25
 """Share of the free device memory for the arena; the model's activations need the rest."""
 HANG_SECONDS = 20.0
 """Seconds without an answer after which a GPU counts as hung, where it should answer at once."""
+SLOW_FACTOR = 4
+"""Multiple of the longest wait so far that a slow model may take before the GPU counts as hung."""
 NAP = 2e-5
 """Seconds between two looks at a GPU that is at work."""
 STICKY = {700, 710, *range(715, 720)}
@@ -57,6 +59,7 @@ class CudaSession:
         self._n = job.images.shape[1]
         self._device = device
         self._patience = patience
+        self._longest_wait = 0.0  # seconds
         self.hung: NoAnswer | None = None
         self.slots, _, self._arena = arena(job.params, own_bounds, slots, device)
         with named():
@@ -71,7 +74,8 @@ class CudaSession:
         """Rows of the next round."""
         with named():
             if self._core.waits_next():
-                wait(self._device, self._patience)
+                seconds = wait(self._device, self._patience)
+                self._longest_wait = max(self._longest_wait, seconds)
             fresh = self._core.refill()
             if fresh is not None:
                 self._take_rows(*fresh)
@@ -112,7 +116,8 @@ class CudaSession:
         """
         with named():
             try:
-                wait(self._device, self._patience or HANG_SECONDS)
+                slow_model = SLOW_FACTOR * self._longest_wait
+                wait(self._device, self._patience or max(HANG_SECONDS, slow_model))
             except NoAnswer as error:
                 self.hung = error
                 self._core.abandon()
@@ -173,19 +178,25 @@ class OracleCudaBackend(RoundBackend):
                 self.oracle.give_up(session.hung)
 
 
-def wait(device: torch.device, limit: float | None) -> None:
+def wait(device: torch.device, limit: float | None) -> float:
     """Wait until torch's current stream has nothing left to do, so that Ctrl-C is heard meanwhile.
+
+    Returns
+    -------
+    float
+        Seconds of the wait.
 
     Raises
     ------
     NoAnswer
         ``limit`` seconds have passed.
     """
-    end = None if limit is None else time.perf_counter() + limit
+    begin = time.perf_counter()
     while busy(device):
-        if end is not None and time.perf_counter() > end:
+        if limit is not None and time.perf_counter() - begin > limit:
             raise NoAnswer(f"{device} has not answered for {limit:g} s; restart the process")
         time.sleep(NAP)
+    return time.perf_counter() - begin
 
 
 def busy(device: torch.device) -> bool:

@@ -171,6 +171,18 @@ def test_a_solver_that_hangs_is_known_to_the_next_process(record: Path, digits: 
         assert_same(result, digits)
 
 
+def test_no_retreat_to_a_device_that_is_lost(
+    record: Path, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for failure in ("solver launch", "native launch"):  # in the solver's test, and after it
+        with simulated_gpu(failure), monkeypatch.context() as patch:
+            patch.setattr(gpu_record, "answers", lambda device: False)
+            with pytest.raises(DeviceError, match="restart"):
+                attack(embedded_network(), digits)
+        assert states(record) == ["failed" if failure == "solver launch" else "ok"]
+        record.unlink()
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 

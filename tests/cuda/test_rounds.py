@@ -131,6 +131,22 @@ def test_ctrl_c_is_heard_while_the_device_is_waited_for(
     assert (results["status"] == _core.Status.interrupted).all()
 
 
+def test_a_slow_model_is_no_hang(stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, job = problem(torch.nn.Tanh())
+    session = cuda.CudaSession(job, 4, torch.device("cpu"))
+    monkeypatch.setattr(cuda, "HANG_SECONDS", 0.05)
+    limits: list[float] = []
+
+    def wait(device: Any, limit: float | None) -> float:
+        limits.append(limit)
+        return 0.5
+
+    monkeypatch.setattr(cuda, "wait", wait)
+    session.refill()
+    session.interrupt()
+    assert limits == [None, pytest.approx(0.5 * cuda.SLOW_FACTOR)]
+
+
 def test_the_arena_takes_what_there_is(
     stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
