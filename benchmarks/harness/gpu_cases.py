@@ -26,7 +26,7 @@ def random_network(sizes: tuple[int, ...], activation: str = "tanh", scale: floa
     return Network(layers)
 
 
-def callable_of(network: Network, device: str) -> Callable[[Tensor], Any]:
+def callable_of(network: Network) -> Callable[[Tensor], Any]:
     """The network as a function of torch, which is not lowered: its rounds are the host's."""
     modules: dict[torch.device, nn.Module] = {}
 
