@@ -155,8 +155,8 @@ class TorchOracle:
         """
         torch = self._torch
         with torch.inference_mode(False), torch.no_grad():
-            start = torch.from_numpy(np.array(clean)).to(self._device)
-            r = torch.from_numpy(np.array(end)).to(self._device) - start
+            start = self._wrap(clean).to(self._device)
+            r = self._wrap(end).to(self._device) - start
             logits = [
                 self._logits.convert(
                     self._to_numpy(self._evaluate(start + float(step) * r, None, False)), len(clean)

@@ -17,7 +17,7 @@ from advcore import _core
 from advcore.options import Options
 from advcore.oracles import TorchOracle, memory
 from advcore.solve import rounds as run
-from advcore.solve.backends import EngineInfo
+from advcore.solve.backends import EngineInfo, OracleVerifier
 from advcore.solve.choose import choose_backend
 from advcore.solve.job import Job
 
@@ -157,6 +157,21 @@ def test_rows_of_a_model_on_a_gpu_are_its_own(monkeypatch: pytest.MonkeyPatch) -
         backend = run.OracleBackend(oracle, info)  # its solver is on the CPU
         assert backend.slots(job(4)) == rows
         assert backend.verifier.rows == rows
+
+
+@pytest.mark.parametrize("kind", [TorchOracle, OnGpu])
+def test_what_goes_to_a_gpu_is_not_copied_before(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 30)
+    oracle = kind(torch.nn.Linear(4, 3).eval(), (4,))
+    images = np.random.default_rng(0).random((5, 4), dtype=np.float32)
+    seen: list[Any] = []
+    forward = oracle.forward
+    monkeypatch.setattr(oracle, "forward", lambda x, grad: seen.append(x) or forward(x, grad=grad))
+    logits = OracleVerifier(oracle).forward(images)
+    assert np.array_equal(logits, forward(images, grad=False))
+    assert np.shares_memory(seen[0], images) == (kind is OnGpu)
 
 
 def test_rows_on_a_gpu_count_what_a_smoothed_forward_keeps(
