@@ -14,7 +14,7 @@ from . import _core, validate
 from .effort import Effort
 from .errors import OutOfTime, warn_caller
 from .options import Options, Progress, penalty_from_norm
-from .oracles.logits import batched
+from .oracles.logits import batched, squashing
 from .result import Result
 from .solve.backends import Backend, Results
 from .solve.choose import PROBE_IMAGES, are_probed, check_backward, choose_backend, probe_images
@@ -275,7 +275,7 @@ def _make_job(
         targeted=judge.targeted,
         required_margin=judge.required_margin,
         starts=0 if starts is None else starts.shape[1],
-        squashing=backend.squashing,
+        squashing=squashing(backend.squash, judge.least_margin),
     )
     effort = effort_within_budget(options, facts)
     if effort != options.effort:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelRaised, OutOfTime, warn_caller
 from .hints import error_hint
-from .logits import NO_SQUASHING, Logits
+from .logits import Logits, SquashFunction
 from .protocol import model_errors, takes_one_image
 from .steps import step_along
 from .torch_calls import dense_logits, torch_threads, with_graph_bytes
@@ -102,8 +102,8 @@ class TorchOracle:
         self._leaf: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
         self._scales: SmoothingScales | None = None
-        self._squash: int | None = None
-        self.squashing = NO_SQUASHING
+        self._squash_call: int | None = None
+        self.squash: SquashFunction | None = None
         self.saved_bytes = 0
         self.kind = "smooth"
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
@@ -114,22 +114,22 @@ class TorchOracle:
         if survey:
             self.survey()
 
-    def survey(self, unsquash: float | None = None) -> None:
+    def survey(self, unsquash: bool = False) -> None:
         """Look for activations to smooth, and set ``kind``. A small network takes 4 ms.
 
-        With ``unsquash``, a confidence, forwards with ``slots``, those of the search, return the
-        logits before a squashing function at the model's end, see `advcore.oracles.squashing`.
-        ``squashing`` says how that function nears its limits.
+        With ``unsquash`` forwards with ``slots``, those of the search, return the logits before a
+        squashing function at the model's end, see `advcore.oracles.squashing`. ``squash`` is that
+        function then.
         """
         try:
-            if unsquash is not None:
-                self._find_squash(self._survey_image, unsquash)
+            if unsquash:
+                self._find_squash(self._survey_image)
             self._survey(self._survey_image)
         except Exception:  # a model that fails under a function mode still runs without one
-            self._leaf = self._output = self._scales = self._squash = None
+            self._leaf = self._output = self._scales = self._squash_call = None
             self.kind = "smooth"
-        if self._squash is None:
-            self.squashing = NO_SQUASHING
+        if self._squash_call is None:
+            self.squash = None
 
     def forward(
         self,
@@ -279,10 +279,10 @@ class TorchOracle:
         if self._check_time is not None and self._logits.outputs:
             self._check_time()
         modes = [] if mode is None else [mode]
-        if unsquash and self._squash is not None:
+        if unsquash and self._squash_call is not None:
             from .squashing import Unsquash
 
-            modes.append(Unsquash(self._squash))
+            modes.append(Unsquash(self._squash_call))
         images = x.reshape(len(x), *self._shape)
         with (
             self._torch.autocast(self._device.type, enabled=False),
@@ -422,8 +422,8 @@ class TorchOracle:
                 "distortions may be well above the smallest"
             )
 
-    def _find_squash(self, x: Floats, confidence: float) -> None:
-        """Set the number and range of the squashing call at the model's end, if there is one."""
+    def _find_squash(self, x: Floats) -> None:
+        """Set the number and function of the squashing call at the model's end, if there is one."""
         from .squashing import find_squash
 
         def call(count: int, mode: Any) -> torch.Tensor:
@@ -433,7 +433,7 @@ class TorchOracle:
 
         squash = find_squash(call, self._survey_counts)
         if squash is not None:
-            self._squash, self.squashing = squash.call, squash.squashing(confidence)
+            self._squash_call, self.squash = squash.call, squash.output
 
     @property
     def _survey_counts(self) -> tuple[int, int]:
@@ -452,7 +452,7 @@ class TorchOracle:
         if isinstance(self._model, torch.nn.Module):
             names = {type(module).__name__ for module in self._model.modules()}
             if "OptimizedModule" in names:  # torch.compile would trace the mode itself
-                self._squash = None
+                self._squash_call = None
                 return
         calls: list[list[Any]] = []
         counts = self._survey_counts
@@ -461,12 +461,12 @@ class TorchOracle:
             with torch.inference_mode(False), torch.enable_grad():
                 leaf = self._wrap(np.repeat(x, count, axis=0)).clone().requires_grad_(True)
                 output = self._call(leaf.clone().to(self._device, self._dtype), mode, True)
-                if (mode.calls or self._squash is not None) and output.requires_grad:
+                if (mode.calls or self._squash_call is not None) and output.requires_grad:
                     total = output.sum()
                     with Recomputation() as recomputation:
                         torch.autograd.grad(total, leaf, allow_unused=True)
                     if recomputation.detected:
-                        self._squash = None
+                        self._squash_call = None
                         return
             calls.append(mode.calls)
         scales = SmoothingScales()

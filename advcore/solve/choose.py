@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from ..oracles.logits import (
     largest_logit,
     sigmoid_output,
     softmax_output,
-    squashing,
 )
 from ..oracles.torch_calls import torch_threads
 from .backends import (
@@ -135,7 +133,7 @@ def _network_backend(
     if missing is None:
         info = EngineInfo("native", str(device), _core.isa(), reason)
         return NativeCudaBackend(network, oracle, info, options.batch_size)
-    oracle.survey(options.confidence if _unsquashes(options) else None)
+    oracle.survey(_unsquashes(options))
     info = EngineInfo("torch", str(device), _core.isa(), missing)
     if _core.cuda_status()[1] > 0:
         return _oracle_on_gpu(oracle, info, options)
@@ -160,13 +158,10 @@ def _native_backend(
     network: Network, verifier: Verifier, info: EngineInfo, options: Options
 ) -> NativeBackend:
     searched = network.unsquashed() if _unsquashes(options) else network
-    backend = NativeBackend(
-        searched, verifier, info, options.batch_size, options.threads, compared=network
+    squash = None if searched is network else SQUASHED[network.layers[-1].activation]
+    return NativeBackend(
+        searched, verifier, info, options.batch_size, options.threads, network, squash
     )
-    if searched is not network:
-        name = network.layers[-1].activation
-        backend = replace(backend, squashing=squashing(SQUASHED[name], options.confidence))
-    return backend
 
 
 def _kernels_missing(network: Network, oracle: TorchOracle, options: Options) -> str | None:
@@ -234,7 +229,7 @@ def _torch_backend(
                 info = EngineInfo("native", str(oracle.device), _core.isa(), reason)
                 return NativeCudaBackend(network, oracle, info, options.batch_size)
             reason = missing
-    oracle.survey(options.confidence if _unsquashes(options) else None)
+    oracle.survey(_unsquashes(options))
     info = EngineInfo("torch", str(options.device or oracle.device), _core.isa(), reason)
     if place == "cuda":
         _, devices, missing = _core.cuda_status()

@@ -24,7 +24,7 @@ from .. import _core
 from ..errors import DeviceError
 from ..network import Network
 from ..oracles import TorchOracle
-from ..oracles.logits import NO_SQUASHING, Squashing, largest_logit
+from ..oracles.logits import largest_logit
 from .backends import SINGLE_EVALUATIONS, EngineInfo, OracleVerifier, Results
 from .cuda_rounds import arena, indexed, named, stream
 from .job import Job, RunMonitor
@@ -137,9 +137,9 @@ class NativeCudaBackend:
         return self.network.classes
 
     @property
-    def squashing(self) -> Squashing:
+    def squash(self) -> None:
         """See `Backend`; the search sees the outputs, a squashed network runs through torch."""
-        return NO_SQUASHING
+        return None
 
     @property
     def verifier(self) -> OracleVerifier:
