@@ -165,7 +165,7 @@ class TorchOracle:
     def forward_rows(
         self,
         x: torch.Tensor,
-        smoothing: torch.Tensor,
+        smoothing: torch.Tensor | None,
         slots: torch.Tensor,
         recorded_rows: torch.Tensor | None,
         capacity: int,
@@ -177,7 +177,8 @@ class TorchOracle:
         Parameters
         ----------
         x : Tensor (B, n) float32
-        smoothing : Tensor (B,) float32
+        smoothing : Tensor (B,) float32, or None
+            None: every row is exact.
         slots : Tensor (B,) int64
         recorded_rows : Tensor int64, or None
             Numbers of the rows whose smoothing scales are recorded.
@@ -187,7 +188,7 @@ class TorchOracle:
         torch = self._torch
         with torch.inference_mode(False):
             mode = None
-            if self._scales is not None:
+            if self._scales is not None and (smoothing is not None or recorded_rows is not None):
                 from .smoothing import Smoothing
 
                 mode = Smoothing(self._scales, smoothing, slots, recorded_rows, capacity)

@@ -33,8 +33,8 @@ SHARE = 0.25
 class CudaSession:
     """`_core.Session` with its arrays on the device.
 
-    ``refill`` returns (x, smoothing, slots, recorded_rows, rows): tensors (B, n), (B,), (B,) int64,
-    row numbers or None, and B; every row takes part in the backward.
+    ``refill`` returns (x, smoothing, slots, recorded_rows, rows): tensors (B, n), (B,) or None where
+    every row is exact, (B,) int64, row numbers or None, and B; every row takes part in the backward.
     """
 
     def __init__(self, job: Job, slots: int, device: torch.device) -> None:
@@ -50,7 +50,7 @@ class CudaSession:
         self._rows: Tensor = torch.empty(0)
         self._recorded: Tensor | None = None
 
-    def refill(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
+    def refill(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, int]:
         """Rows of the next round."""
         with named():
             fresh = self._core.refill()
@@ -60,7 +60,8 @@ class CudaSession:
                 self._recorded = None
             if len(self._x):
                 self._core.gather(self._x.data_ptr(), self._smoothing.data_ptr())
-        return self._x, self._smoothing, self._rows, self._recorded, len(self._x)
+        smoothing = self._smoothing if self._core.smoothed else None
+        return self._x, smoothing, self._rows, self._recorded, len(self._x)
 
     def _take_rows(self, slots: NDArray[np.int32], record_scales: NDArray[np.bool_]) -> None:
         self._x = torch.empty((len(slots), self._n), dtype=torch.float32, device=self._device)
@@ -105,7 +106,7 @@ class DeviceOracle:
     def forward(
         self,
         x: Tensor,
-        smoothing: Tensor,
+        smoothing: Tensor | None,
         slots: Tensor,
         recorded_rows: Tensor | None,
         grad: bool = True,

@@ -19,7 +19,9 @@ struct Run {
   const int* rows;    // slots of this launch
   const int* count;   // how many of them; null: a block each
   uint8_t* done;      // (slots)
+  uint8_t* smoothed;  // (slots), behind done: whether it asks for a smoothed network
   float* loss_rows;   // (slots, 2, padded classes): logits, dlogits
+  bool exact;         // This round is on the exact network: slots that ask for another wait.
 };
 
 // Arrays of images that come or go, in pinned memory of the host.
