@@ -36,6 +36,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .pooling import find_windows, smoothed_max
+from .smoothed_relu import smoothed_relu
 
 RELATIVE_FLOOR = 1e-3
 """Smallest smoothing scale, as a share of the root mean square of the pre-activation. It keeps the
@@ -43,35 +44,6 @@ half-width above 0 where all units have one value."""
 
 ABSOLUTE_FLOOR = 1e-30
 """Smallest smoothing scale, in units of the pre-activation, for one that is 0 everywhere."""
-
-
-class _SmoothedReLU(torch.autograd.Function):
-    """Smoothed leaky ReLU and its derivative. With d = 0 both are the exact ones, bit for bit."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, d: Tensor, slope: float) -> Tensor:
-        u = (h + d).div_((2 * d).clamp_min(torch.finfo(h.dtype).tiny)).clamp_(0, 1)
-        ctx.save_for_backward(u)  # not h: an in-place form overwrites it
-        ctx.slope = slope
-        if slope == 0:
-            return torch.where(h >= d, h, u * u * d)
-        return torch.where(h >= d, h, slope * h + (1 - slope) * (u * u * d))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (u,) = ctx.saved_tensors
-        if ctx.slope != 0:  # lerp gives exactly 1 for u = 1
-            u = torch.lerp(torch.full_like(u, ctx.slope), torch.ones_like(u), u)
-        return grads[0] * u, None, None
-
-
-def smoothed_relu(h: Tensor, d: Tensor, slope: float = 0.0) -> Tensor:
-    """``slope * h + (1 - slope) * relu_d(h)`` for half-widths ``d >= 0``.
-
-    ``d`` has the dtype of ``h`` and broadcasts to it.
-    """
-    out: Tensor = _SmoothedReLU.apply(h, d, slope)  # type: ignore[no-untyped-call, unused-ignore]
-    return out
 
 
 def smoothed_sigmoid(h: Tensor, d: Tensor) -> Tensor:
@@ -251,7 +223,7 @@ class Smoothing(TorchFunctionMode):
         if d is None:
             return func(*args, **kwargs)
         out = call.smoothed(call.h, d)
-        return call.h.copy_(out) if call.inplace else out
+        return call.h.copy_(out) if call.inplace and out is not call.h else out
 
 
 class Survey(TorchFunctionMode):
@@ -405,6 +377,9 @@ def find_activation(
         is_number = isinstance(minimum, (int, float)) and not isinstance(minimum, bool)
         if not is_number or minimum != 0 or arguments.get("max") is not None:
             return None
+    inplace = inplace or bool(arguments.get("inplace", False))
     if form == "leaky_relu":
         smoothed = partial(smoothed, slope=float(arguments.get("negative_slope", 0.01)))
-    return Activation(kind, h, smoothed, inplace or bool(arguments.get("inplace", False)))
+    if kind == "kinked":
+        smoothed = partial(smoothed, inplace=inplace)
+    return Activation(kind, h, smoothed, inplace)

@@ -33,8 +33,9 @@ SHARE = 0.25
 class CudaSession:
     """`_core.Session` with its arrays on the device.
 
-    ``refill`` returns (x, smoothing, slots, recorded_rows, rows): tensors (B, n), (B,) or None where
-    every row is exact, (B,) int64, row numbers or None, and B; every row takes part in the backward.
+    ``refill`` returns (x, smoothing, slots, recorded_rows, rows): tensors (B, n), (B,) or None
+    where every row is exact, (B,) int64, row numbers or None, and B. Every row takes part in the
+    backward.
     """
 
     def __init__(self, job: Job, slots: int, device: torch.device) -> None:
