@@ -361,8 +361,12 @@ def find_activation(
     pooling = find_windows(func, args, kwargs)
     if pooling is not None:
         pool_input, windows = pooling
-        exact_call = partial(func, *args, **kwargs)
-        smoothed_pooling = partial(smoothed_max, exact_call=exact_call, windows=windows)
+
+        def pool(h: Tensor) -> Tensor:
+            result: Tensor = func(h, *args[1:], **kwargs) if args else func(**kwargs | {"input": h})
+            return result
+
+        smoothed_pooling = partial(smoothed_max, pool=pool, windows=windows)
         return Activation("pooled", pool_input, smoothed_pooling, False)
     form, inplace = _FUNCTIONS.get(func, ("", False))
     if not form or "out" in kwargs:
