@@ -42,6 +42,8 @@ TYPES = {
 """Triton's name of each type that the kernels take."""
 LARGEST_BLOCK = 1024
 """Numbers of a program. Rows with fewer take a smaller block."""
+NUMBERS = ("row_size", "inner", "channels", "d_step")
+"""Parameters that are no tensors."""
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
@@ -55,7 +57,7 @@ def _block(row_size, BLOCK: tl.constexpr):
 
 @triton.jit
 def smoothed_relu_forward(
-    h, d, out, u, row_size, inner, channels,
+    h, d, out, u, row_size, inner, channels, d_step,
     SLOPE: tl.constexpr, TINY: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write out and u, in the order of h, for half-widths d (rows, channels).
@@ -63,6 +65,7 @@ def smoothed_relu_forward(
     row_size : numbers of a row.
     inner : numbers of a channel that follow each other.
     channels : half-widths of a row.
+    d_step : from those of a row to the next one's.
     TINY : least divisor.
     WIDE : whether numbers are float64.
     """
@@ -70,7 +73,7 @@ def smoothed_relu_forward(
     kind = tl.float64 if WIDE else tl.float32
     at = row * row_size + place
     value = tl.load(h + at, mask=inside, other=0.0).to(kind)
-    width_at = row * channels + (place // inner) % channels
+    width_at = row * d_step + (place // inner) % channels
     width = tl.load(d + width_at, mask=inside, other=0.0).to(kind)
     divisor = tl.maximum(2 * width, TINY, propagate_nan=tl.PropagateNan.ALL)
     t = (value + width) / divisor if WIDE else tl.div_rn(value + width, divisor)
@@ -114,11 +117,14 @@ def forward(h: Tensor, d: Tensor, slope: float, out: Tensor | None = None) -> tu
     order = _order(h)
     if order is None:
         h, out, order = h.contiguous(), None, torch.contiguous_format
-    widths = d.reshape(len(h), -1).contiguous()
+    channels = d.shape[1]
+    if channels > 1 and d.stride(1) != 1:
+        d = d.contiguous()
     inner = 1 if order != torch.contiguous_format else math.prod(h.shape[2:])
     out, u = torch.empty_like(h) if out is None else out, torch.empty_like(h)
     constants = {"TINY": torch.finfo(h.dtype).tiny}
-    _run(smoothed_relu_forward, (h, widths, out, u), (inner, widths.shape[1]), slope, constants)
+    numbers = (inner, channels, d.stride(0))
+    _run(smoothed_relu_forward, (h, d, out, u), numbers, slope, constants)
     return out, u
 
 
@@ -188,8 +194,6 @@ def compiled(
     aligned : whether each tensor's address, and then the size of a row, is a multiple of 16.
     """
     names = [name for name in kernel.arg_names if name not in constants]
-    parameters = {
-        name: "i32" if name in ("row_size", "inner", "channels") else f"*{kind}" for name in names
-    }
+    parameters = {name: "i32" if name in NUMBERS else f"*{kind}" for name in names}
     multiples = [name for name, multiple in zip(names, aligned, strict=False) if multiple]
     return compile_kernel(kernel, parameters, multiples, constants, OPTIONS, arch)

@@ -84,7 +84,8 @@ class _SmoothedMax(torch.autograd.Function):
         rows: Tensor | None,
         exact: bool,
     ) -> Tensor:
-        ctx.windows, ctx.rows, ctx.exact, ctx.shape = windows, rows, None, h.shape[2:]
+        ctx.windows, ctx.rows, ctx.exact = windows, rows, None
+        ctx.shape, ctx.channels_last = h.shape, _is_channels_last(h)
         if not exact:
             out, weights = _log_sum_exp(h, temperature, windows)
             ctx.save_for_backward(weights)
@@ -101,20 +102,23 @@ class _SmoothedMax(torch.autograd.Function):
         out = torch.where(mask, smoothed, parts[2])
         ctx.exact = leaf, pooled
         ctx.save_for_backward(weights, mask)
-        return out if rows is None else maximum.index_copy(0, rows, out)
+        return out if rows is None else maximum.clone().index_copy_(0, rows, out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weights, *masks = ctx.saved_tensors
         if ctx.exact is None:
-            start = weights.new_zeros(weights.shape[1:3] + ctx.shape)
+            rows, channels, *sizes = ctx.shape
+            start = weights.new_zeros(rows, channels, *sizes)
+            if ctx.channels_last:
+                start = weights.new_zeros(rows, *sizes, channels).movedim(-1, 1)
             result = _add_log_sum_exp_gradient(start, grads[0], weights, ctx.windows)
             return result, None, None, None, None, None
         leaf, pooled = ctx.exact
         of_rows = grads[0] if ctx.rows is None else grads[0][ctx.rows]
         of_maximum = torch.where(masks[0], 0, of_rows)
         if ctx.rows is not None:
-            of_maximum = grads[0].index_copy(0, ctx.rows, of_maximum)
+            of_maximum = grads[0].clone().index_copy_(0, ctx.rows, of_maximum)
         (gradient,) = torch.autograd.grad(pooled, leaf, of_maximum)
         of_rows = torch.where(masks[0], of_rows, 0)
         start = gradient if ctx.rows is None else gradient[ctx.rows]
@@ -124,21 +128,29 @@ class _SmoothedMax(torch.autograd.Function):
         return result, None, None, None, None, None
 
 
+def _is_channels_last(h: Tensor) -> bool:
+    """Whether the channels of a position follow each other in memory, and positions do not."""
+    return h.stride(1) == 1 and h.shape[1] > 1 and h.stride(-1) != 1
+
+
 def _log_sum_exp(
     h: Tensor, temperature: Tensor, windows: Windows, maximum: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp of each window and its derivatives (places, B, C, ...), finite where T is 0."""
+    channels = -1 if _is_channels_last(h) else 1  # their dimension here: sums are contiguous
     pads = windows.pads(h.shape[2:])
     if any(pads):
         h = functional.pad(h, pads, value=-torch.inf)
-    values = torch.stack([h[index] for index in windows.slices()])
-    maximum = values.amax(dim=0) if maximum is None else maximum
+    temperature = temperature.movedim(1, channels)
+    values = torch.stack([h[index].movedim(1, channels) for index in windows.slices()])
+    maximum = values.amax(dim=0) if maximum is None else maximum.movedim(1, channels)
     maximum = torch.where(maximum.isinf(), 0, maximum)  # inf - inf is NaN
     temperature = temperature.clamp_min(torch.finfo(h.dtype).tiny)
     weights = values.sub_(maximum).div_(temperature).exp_()
     weight_sum = weights.sum(dim=0)
     weights.div_(weight_sum)
-    return weight_sum.log_().mul_(temperature).add_(maximum), weights
+    out = weight_sum.log_().mul_(temperature).add_(maximum)
+    return out.movedim(channels, 1), weights.movedim(2 if channels == 1 else -1, 2)
 
 
 def _add_log_sum_exp_gradient(

@@ -106,14 +106,18 @@ class SmoothingScales:
         Shape without the batch of each call whose first dimension is the batch. Calls are
         numbered in the order of the forward. A call that is not here, or that has another shape,
         stays exact.
-    tables : dict of call index to Tensor (slots, C) float32
-        Smoothing scales by slot; 0 where none was recorded.
+    columns : dict of call index to slice
+        Columns of the table that have the scales of each call.
+    table : Tensor (slots, C of all calls) float32, or None
+        Smoothing scales by slot; 0 where none was recorded. All calls share it, so that a forward
+        looks its slots up once.
     """
 
     def __init__(self) -> None:
         self.kind = "smooth"
         self.row_shapes: dict[int, tuple[int, ...]] = {}
-        self.tables: dict[int, Tensor] = {}
+        self.columns: dict[int, slice] = {}
+        self.table: Tensor | None = None
 
     def update(
         self,
@@ -135,6 +139,11 @@ class SmoothingScales:
             and repeat == ActivationCall(call.kind, (more, *call.shape[1:]))
         }  # fmt: skip
         self.row_shapes = {index: call.shape[1:] for index, call in calls.items()}
+        self.columns, first = {}, 0
+        for index, shape in self.row_shapes.items():
+            channels = shape[0] if math.prod(shape[1:]) > 1 else 1
+            self.columns[index] = slice(first, first + channels)
+            first += channels
         kinds = {call.kind for call in calls.values()}
         precedence = ("kinked", "saturating", "pooled")
         self.kind = next((kind for kind in precedence if kind in kinds), "smooth")
@@ -142,19 +151,17 @@ class SmoothingScales:
         if spatial or self.kind == "pooled":
             self.kind = "convolutional"
 
-    def record(self, index: int, slots: Tensor, scales: Tensor, capacity: int) -> None:
-        """Store ``scales`` (B, C) of a call for ``slots`` (B,), all below ``capacity``.
-
-        The table of the call grows where it has fewer slots than ``capacity``.
-        """
-        table = self.tables.get(index)
+    def grow(self, capacity: int, device: torch.device) -> Tensor:
+        """The table, with rows for all slots below ``capacity``."""
+        table = self.table
         if table is None or len(table) < capacity:
-            size = max(capacity, 2 * len(table) if table is not None else 0)
-            larger_table = scales.new_zeros(size, 1).repeat(1, scales.shape[1])
+            width = max(columns.stop for columns in self.columns.values())
+            rows = max(capacity, 2 * len(table)) if table is not None else capacity
+            self.table = torch.zeros(rows, width, device=device)
             if table is not None:
-                larger_table[: len(table)] = table
-            self.tables[index] = table = larger_table
-        table[slots] = scales
+                self.table[: len(table)] = table
+        assert self.table is not None
+        return self.table
 
 
 class Smoothing(TorchFunctionMode):
@@ -182,28 +189,28 @@ class Smoothing(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.scales = scales
-        self.smoothing = smoothing
         self.slots = slots
         self.recorded_rows = recorded_rows
-        self.capacity = capacity
         self.calls = 0
+        self.half_widths: Tensor | None = None
+        if recorded_rows is not None:
+            self.table = scales.grow(capacity, slots.device)
+            self.recorded_slots = slots[recorded_rows]
+            self.table[self.recorded_slots] = 0  # those of the last image may be NaN, and 0 k too
+        if smoothing is not None and scales.table is not None:
+            self.half_widths = smoothing[:, None] * scales.grow(capacity, slots.device)[slots]
 
     def half_width(self, index: int, h: Tensor) -> Tensor | None:
         """Half-widths d that broadcast to ``h`` of call ``index``; None to leave the call exact."""
         if self.scales.row_shapes.get(index) != tuple(h.shape[1:]) or len(h) != len(self.slots):
             return None
+        columns = self.scales.columns[index]
         if self.recorded_rows is not None:
             rows = h.detach()[self.recorded_rows]
-            slots = self.slots[self.recorded_rows]
-            self.scales.record(index, slots, smoothing_scale(rows), self.capacity)
-        table = self.scales.tables.get(index)
-        if self.smoothing is None or table is None:
+            self.table[self.recorded_slots, columns] = smoothing_scale(rows)
+        if self.half_widths is None:
             return None
-        if self.capacity > len(table):  # a slot that was never recorded has scale 0
-            no_scales = table.new_zeros(0, table.shape[1])
-            self.scales.record(index, self.slots[:0], no_scales, self.capacity)
-            table = self.scales.tables[index]
-        d = self.smoothing[:, None] * table[self.slots]
+        d = self.half_widths[:, columns]
         return d.to(h.dtype).view(d.shape + (1,) * (h.dim() - 2))
 
     def __torch_function__(

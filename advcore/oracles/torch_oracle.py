@@ -480,5 +480,5 @@ class TorchOracle:
         logits = self.forward(x, slots=slots, record_scales=np.ones(1, np.bool_), grad=False)
         self.forward(x, smoothing, slots)
         self.backward(np.zeros_like(logits))
-        scales.tables.clear()
+        scales.table = None
         self.kind = scales.kind

@@ -113,7 +113,7 @@ def test_smoothed_relu(dtype: Any, aligned: bool, tmp_path: Path) -> None:
             kernel, relu.TYPES[dtype], (aligned,) * (tensors + 1), constants | more, 90
         )
         assert code.name == kernel.__name__
-        numbers = ("i", "i", "i") if tensors == 4 else ("i",)
+        numbers = ("i",) * (4 if tensors == 4 else 1)
         assert [kind[1:] for kind in code.formats][: tensors + len(numbers)] == [
             *"Q" * tensors, *numbers,
         ]  # fmt: skip
@@ -141,14 +141,16 @@ def test_smoothed_relu_is_launched_with_what_it_takes(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     tensors = [torch.zeros(3, 2000, 1, 1), torch.zeros(3, 2000), torch.zeros(3, 2000, 1, 1)]
     h, d, out = (tensor.as_subclass(There) for tensor in tensors)
-    cuda.expected = [bytes(8)] * 4 + [bytes(4)] * 3 + [bytes(8)] * 2
+    cuda.expected = [bytes(8)] * 4 + [bytes(4)] * 4 + [bytes(8)] * 2
     relu.forward(h, d[:, :, None, None], 0.0, out)
     assert cuda.calls["cuModuleGetFunction"][2] == b"smoothed_relu_forward"
     _, *sizes = cuda.calls["cuLaunchKernel"][:8]
     assert sizes == [3 * 2, 1, 1, 128, 1, 1, 0]
     pointers = [struct.pack("<Q", tensor.data_ptr()) for tensor in tensors]
     assert list(cuda.packed[:3]) == pointers
-    assert [struct.unpack("<i", packed)[0] for packed in cuda.packed[4:7]] == [2000, 1, 2000]
+    assert [struct.unpack("<i", packed)[0] for packed in cuda.packed[4:8]] == [
+        2000, 1, 2000, 2000,
+    ]  # fmt: skip
     assert cuda.calls["cuCtxSetCurrent"]
     relu._loaded.cache_clear()
 

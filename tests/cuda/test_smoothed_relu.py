@@ -39,6 +39,13 @@ def widths(rows: int, channels: int, dims: int, dtype: Any = torch.float32) -> A
     return d.to(dtype).view(rows, channels, *(1,) * (dims - 2))
 
 
+def test_half_widths_of_a_larger_table(call: Call) -> None:
+    table = random(4, 17).abs()
+    assert_same(call, random(4, 6, 5), table[:, 3:9, None], 0.0)
+    assert_same(call, random(4, 6, 5), table[:, 3:4, None], 0.0)
+    assert_same(call, random(4, 6, 5), table[:, 3:15:2, None], 0.0)
+
+
 def assert_same(
     call: Call, h: Any, d: Any, slope: float, inplace: bool = False, taken: bool = True
 ) -> None:
