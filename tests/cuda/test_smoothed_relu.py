@@ -146,21 +146,40 @@ def test_a_kernel_that_fails_or_errs_gives_way_to_torch(monkeypatch: pytest.Monk
         monkeypatch.setattr(kernels, "forward", forward)
         oracle._checked_kernels.cache_clear()
         with pytest.warns(RuntimeWarning, match=f"(?s)smoothed ReLU fails on cpu.*{message}"):
-            assert oracle._checked_kernels(cpu) is None
+            assert oracle._checked_kernels(cpu, torch.float32) is None
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # once is enough
-            assert oracle._checked_kernels(cpu) is None
+            assert oracle._checked_kernels(cpu, torch.float32) is None
     monkeypatch.setattr(kernels, "forward", kernels.smoothed_relu_forward_reference)
     monkeypatch.setattr(kernels, "backward", kernels.smoothed_relu_backward_reference)
     oracle._checked_kernels.cache_clear()
-    assert oracle._checked_kernels(cpu) is kernels
+    assert oracle._checked_kernels(cpu, torch.float32) is kernels
     oracle._checked_kernels.cache_clear()
 
 
 def test_on_the_cpu_torch_computes() -> None:
     assert oracle._kernels(torch.zeros(2, 3)) is None
-    gpu = SimpleNamespace(is_cuda=True, device="a GPU")
+    gpu = SimpleNamespace(is_cuda=True, device="a GPU", dtype=torch.float32)
     oracle._checked_kernels.cache_clear()
     with pytest.warns(RuntimeWarning, match="fails on a GPU"):
         assert oracle._kernels(gpu) is None
     oracle._checked_kernels.cache_clear()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_on_a_gpu(dtype: Any, inplace: bool) -> None:
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    assert oracle._checked_kernels(gpu, dtype) is kernels
+
+    def there(function: Any, *arguments: Any) -> Any:
+        *tensors, fused = (a.to(gpu) if isinstance(a, torch.Tensor) else a for a in arguments)
+        out, gradient, taken = function(*tensors, fused)
+        return out.cpu(), gradient.cpu(), taken
+
+    for h in layouts().values():
+        for slope in (0.0, 0.1):
+            assert_same(
+                there, h.to(dtype), widths(len(h), h.shape[1], h.dim(), dtype), slope, inplace
+            )
