@@ -139,11 +139,10 @@ def backward(gradient: Tensor, u: Tensor, slope: float) -> Tensor:
 
 def _order(h: Tensor) -> torch.memory_format | None:
     """Return the order in which h is without gaps in memory, if it is one that the kernels know."""
-    orders = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}.get(h.dim(), ())
-    for order in (torch.contiguous_format, *orders):
-        if h.is_contiguous(memory_format=order):
-            return order
-    return None
+    orders: list[torch.memory_format] = [torch.contiguous_format]
+    if h.dim() in (4, 5):
+        orders.append(torch.channels_last if h.dim() == 4 else torch.channels_last_3d)
+    return next((order for order in orders if h.is_contiguous(memory_format=order)), None)
 
 
 def _run(

@@ -68,10 +68,10 @@ def _forward(h: Tensor, d: Tensor, slope: float, inplace: bool = False) -> tuple
 def _backward(gradient: Tensor, u: Tensor, slope: float) -> Tensor:
     """`smoothed_relu_backward_reference`, by the kernel on a GPU."""
     kernels = _kernels(u)
-    if kernels is not None and kernels.takes(u):
-        result: Tensor = kernels.backward(gradient, u, slope)
-        return result
-    return smoothed_relu_backward_reference(gradient, u, slope)
+    by_kernel = kernels is not None and kernels.takes(u)
+    function = kernels.backward if by_kernel else smoothed_relu_backward_reference
+    result: Tensor = function(gradient, u, slope)
+    return result
 
 
 def _kernels(tensor: Tensor) -> Any:
