@@ -189,22 +189,29 @@ class Smoothing(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.scales = scales
+        self.smoothing = smoothing
         self.slots = slots
         self.recorded_rows = recorded_rows
+        self.capacity = capacity
         self.calls = 0
-        self.half_widths: Tensor | None = None
+        self.half_widths: Tensor | None = None  # (B, columns of the table), at the first call
         if recorded_rows is not None:
             self.table = scales.grow(capacity, slots.device)
             self.recorded_slots = slots[recorded_rows]
             self.table[self.recorded_slots] = 0  # those of the last image may be NaN, and 0 k too
-        if smoothing is not None and scales.table is not None:
-            self.half_widths = smoothing[:, None] * scales.grow(capacity, slots.device)[slots]
 
     def half_width(self, index: int, h: Tensor) -> Tensor | None:
         """Half-widths d that broadcast to ``h`` of call ``index``; None to leave the call exact."""
         if self.scales.row_shapes.get(index) != tuple(h.shape[1:]) or len(h) != len(self.slots):
             return None
         columns = self.scales.columns[index]
+        if (
+            self.half_widths is None
+            and self.smoothing is not None
+            and self.scales.table is not None
+        ):
+            table = self.scales.grow(self.capacity, self.slots.device)
+            self.half_widths = self.smoothing[:, None] * table[self.slots]
         if self.recorded_rows is not None:
             rows = h.detach()[self.recorded_rows]
             self.table[self.recorded_slots, columns] = smoothing_scale(rows)
