@@ -53,6 +53,25 @@ inline void check(cudaError_t code, const std::string& what) {
                            std::to_string(static_cast<int>(code)) + ")");
 }
 
+// An integer that the host, the device or a copy may write meanwhile. On the host what was written
+// before it is seen by who reads it; on the device that takes a fence.
+template <class T>
+ADVCORE_BOTH T read_shared(const T* at) {
+#ifdef __CUDA_ARCH__
+  return *static_cast<const volatile T*>(at);
+#else
+  return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+#endif
+}
+template <class T>
+ADVCORE_BOTH void write_shared(T* at, T value) {
+#ifdef __CUDA_ARCH__
+  *static_cast<volatile T*>(at) = value;
+#else
+  __atomic_store_n(at, value, __ATOMIC_RELEASE);
+#endif
+}
+
 template <class T>
 struct Pinned {
   Pinned() = default;
