@@ -302,6 +302,9 @@ class CudaSession:
     @property
     def results(self) -> dict[str, numpy.ndarray]:
         ...
+    @property
+    def smoothed(self) -> bool:
+        ...
 class CudaQueue:
     """
     A whole run on a GPU; csrc/cuda/queue.h.

@@ -14,7 +14,7 @@ from . import _core, validate
 from .effort import Effort
 from .errors import OutOfTime, warn_caller
 from .options import Options, Progress, penalty_from_norm
-from .oracles.logits import batched
+from .oracles.logits import batched, squashing
 from .result import Result
 from .solve.backends import Backend, Results
 from .solve.choose import PROBE_IMAGES, are_probed, check_backward, choose_backend, probe_images
@@ -104,8 +104,9 @@ def minimize_distortion(
         Pairs (s, y) of L-BFGS.
     max_evaluations : int, optional
         Budget of an image, in pairs of a forward and a backward. The repair of ``levels`` takes up
-        to 27 more. Where the budget is too small for an effort (`schedules.NEEDED`), the next lower
-        effort runs, and the result's ``engine`` says so.
+        to 27 more; with 8 levels or fewer up to 90 more, and 700 further forwards. Where the
+        budget is too small for an effort (`schedules.NEEDED`), the next lower effort runs, and the
+        result's ``engine`` says so.
     tolerance : float > 0
         Relative change of c and of x at which a search stops.
     c_init : "auto" or float > 0
@@ -116,7 +117,8 @@ def minimize_distortion(
         paper does.
     levels : int >= 2, optional
         Number of equidistant values between two scalar ``bounds`` (256 for 8 bits). The results
-        take these values alone, and are repaired and verified there.
+        take these values alone, and are repaired and verified there. With 8 or fewer, such as
+        binary features, a search by forwards looks for fewer moves from level to level.
     seed : int >= 0
         Seed of random directions, which are needed only where a gradient is zero.
     batch_size : int, optional
@@ -280,7 +282,7 @@ def _make_job(
         targeted=judge.targeted,
         required_margin=judge.required_margin,
         starts=0 if starts is None else starts.shape[1],
-        squashing=backend.squashing,
+        squashing=squashing(backend.squash, judge.least_margin),
     )
     effort = effort_within_budget(options, facts)
     if effort != options.effort:

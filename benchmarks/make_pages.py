@@ -1,6 +1,6 @@
 """Writes the generated pages and tables from the stored figures of the benchmarks.
 
-    python benchmarks/make_pages.py [speed] [optimality] [gpu] [convolutions] [ablation]
+    python benchmarks/make_pages.py [speed] [optimality] [gpu] [convolutions] [ablation] [launches]
 
 Without a name it makes all pages whose figures are in ``benchmarks/results``. Each page belongs to
 a module of ``pages/``, which names its files: `FIGURES` are the results that it reads, `files()`
@@ -11,6 +11,7 @@ optimality     tables in README.md and docs/optimality.md, from bench_optimality
 gpu            the section on GPUs in docs/benchmarks.md, from bench_gpu.py
 convolutions   tables in docs/models.md, from bench_convolutions.py
 ablation       the table in docs/decisions.md, from ablate.py
+launches       the table in docs/performance.md, from count_launches.py
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 
 from harness import machine
-from pages import ablation, convolutions, gpu, optimality, speed
+from pages import ablation, convolutions, gpu, launches, optimality, speed
 
 PAGES = {
     "speed": speed,
@@ -26,6 +27,7 @@ PAGES = {
     "gpu": gpu,
     "convolutions": convolutions,
     "ablation": ablation,
+    "launches": launches,
 }
 
 

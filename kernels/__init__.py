@@ -23,6 +23,8 @@ KERNELS = {
     "linear_backward": "linear",
     "margin_loss": "margin_loss",
     "propagate": "fused",
+    "smoothed_relu_forward": "smoothed_relu",
+    "smoothed_relu_backward": "smoothed_relu",
 }
 """Name of each kernel and its module, which has ``<name>_reference`` too."""
 

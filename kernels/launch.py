@@ -1,7 +1,7 @@
 """Launches of machine code through the CUDA driver, on torch's streams.
 
-`Plan.run` uses them in tests on a GPU. Triton's own launcher would need a C compiler on that
-machine. Besides, these launches test the packed arguments that the engine's queue gets.
+Triton's own launcher would need a C compiler on the machine with the GPU. In the tests of
+`Plan.run` there, these launches also test the packed arguments that the engine's queue gets.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class LoadedKernel:
 
     def __init__(self, code: MachineCode) -> None:
         self._code = code
+        self._context = ctypes.c_void_p()
+        _check(_cuda().cuCtxGetCurrent(ctypes.byref(self._context)), "cuCtxGetCurrent")
         module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         _check(_cuda().cuModuleLoadData(ctypes.byref(module), code.cubin), "cuModuleLoadData")
         weakref.finalize(self, _cuda().cuModuleUnload, module).atexit = False
@@ -55,6 +57,8 @@ class LoadedKernel:
 
     def launch(self, launch: Launch) -> None:
         """Queue a launch on torch's current stream."""
+        # A thread of autograd may have made no call yet that makes a context current there.
+        _cuda().cuCtxSetCurrent(self._context)
         values = [
             (ctypes.c_uint64 if len(packed) == 8 else ctypes.c_uint32).from_buffer_copy(packed)
             for packed in launch.arguments

@@ -37,6 +37,7 @@ class CudaSession : public Run {
     }
     return std::pair(slots, record_scales);
   }
+  bool smoothed() const { return pool_->smoothed(); }
   void gather(uintptr_t x, uintptr_t k) { pool_->gather(floats(x), floats(k)); }
   void margin_loss(uintptr_t logits, uintptr_t dlogits) {
     pool_->margin_losses(floats(logits), floats(dlogits));
@@ -98,6 +99,7 @@ void bind_cuda(py::module_& m) {
       .def(py::init<const PyJob&, int, int, uintptr_t, uintptr_t>(), py::arg("job"),
            py::arg("slots"), py::arg("device"), py::arg("arena"), py::arg("stream"))
       .def("refill", &CudaSession::refill)
+      .def_property_readonly("smoothed", &CudaSession::smoothed)
       .def("gather", &CudaSession::gather, py::arg("x"), py::arg("k"))
       .def("margin_loss", &CudaSession::margin_loss, py::arg("logits"), py::arg("dlogits"))
       .def("advance", &CudaSession::advance, py::arg("gradients"))

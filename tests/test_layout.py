@@ -26,8 +26,8 @@ ROOMS: Rooms = (
         ]
     ],
     [["network"]],
-    [["data"]],  # Its embedded network is a Network.
-    [["oracles"], ["kernels"]],
+    [["data"], ["kernels"]],  # The embedded network is a Network.
+    [["oracles"]],
     [["solve"]],
     [["api"]],
     [["models"], ["reference"], ["report"]],

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,8 @@ from torch import Tensor, nn
 from .._extras import require
 from ..network import Normalize
 from ..network.input_shape import FlattenImages, in_shape
+from .onnx_batch import TRIAL, FixedBatch, agree, for_any_batch
 from .onnx_operators import OPERATORS, Node, UnsupportedNode
-
-TRIAL = 3
-"""Number of images of the trial forward of a graph. It differs from 1, so that a fixed batch of one
-shows."""
 
 
 class OnnxGraph(nn.Module):
@@ -47,7 +45,6 @@ class OnnxGraph(nn.Module):
         self.entry, self.exit, self.input_shape = entry, exit_, input_shape
         self.direct_constants: dict[str, Tensor] = {}
         self.buffer_of: dict[str, str] = {}
-        nodes = _folded(nodes, constants)
         names = {name for node in nodes for name in node.inputs} | {exit_}
         for name in sorted(names & constants.keys()):
             self.keep(name, constants[name])
@@ -131,7 +128,7 @@ def _module(onnx: Any, proto: Any) -> nn.Module:
     version = versions.get("", versions.get("ai.onnx", 1))
     unsupported_kinds = sorted({_kind(node) for node in graph.node} - {*OPERATORS, "Constant"})
     if unsupported_kinds or graph.sparse_initializer:
-        return _converted(proto, unsupported_kinds or ["sparse weights"], shape)
+        return _converted(proto, unsupported_kinds or ["sparse weights"], batch, shape)
     constants = {name: _tensor(onnx, tensor, name) for name, tensor in initializers.items()}
     nodes = []
     for place, item in enumerate(graph.node):
@@ -148,12 +145,15 @@ def _module(onnx: Any, proto: Any) -> nn.Module:
                 attributes,
                 version,
                 batch,
+                any_batch=True,
             )
         )
-    network = OnnxGraph(nodes, constants, entry, exit_, shape).eval()
-    shapes: dict[str, tuple[int, ...]] = {}
-    _try(network, shapes)
-    return sequential(network, shapes) or network
+    nodes = _folded(nodes, constants)
+    fixed_nodes = [replace(node, any_batch=False) for node in nodes]
+    stored_graph = OnnxGraph(fixed_nodes, constants, entry, exit_, shape).eval()
+    any_graph = OnnxGraph(nodes, constants, entry, exit_, shape).eval()
+    network = for_any_batch(any_graph, stored_graph, batch, shape)
+    return sequential(network) or network
 
 
 def _kind(node: Any) -> str:
@@ -213,7 +213,8 @@ def _folded(nodes: Sequence[Node], constants: dict[str, Tensor]) -> list[Node]:
         if any(name and name not in constants for name in node.inputs):
             variable_nodes.append(node)
             continue
-        out = _call(node, [constants.get(name) for name in node.inputs])
+        fixed_node = replace(node, any_batch=False)
+        out = _call(fixed_node, [constants.get(name) for name in node.inputs])
         constants.update(zip(node.outputs, [out] if torch.is_tensor(out) else out, strict=False))
     return variable_nodes
 
@@ -225,23 +226,6 @@ def _call(node: Node, values: Sequence[Any]) -> Any:
         raise
     except Exception as error:
         raise node.fail(f"{type(error).__name__}: {error}") from error
-
-
-def _try(network: nn.Module, *shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless the network maps batches of images to logits."""
-    shape: Any = vars(network)["input_shape"]
-    try:
-        with torch.no_grad():
-            logits = network(torch.zeros(TRIAL, *shape), *shapes)
-    except UnsupportedNode:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"it fails for {TRIAL} images at once ({error}); export it with a dynamic batch"
-        ) from error
-    if not torch.is_tensor(logits) or logits.dim() != 2 or len(logits) != TRIAL:
-        actual = tuple(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-        raise ValueError(f"its output for {TRIAL} images must be ({TRIAL}, classes), got {actual}")
 
 
 class _Converted(nn.Module):
@@ -256,7 +240,9 @@ class _Converted(nn.Module):
         return logits.flatten(1) if logits.dim() > 2 else logits
 
 
-def _converted(proto: Any, operators: Sequence[str], shape: tuple[int, ...]) -> nn.Module:
+def _converted(
+    proto: Any, operators: Sequence[str], batch: int | None, shape: tuple[int, ...]
+) -> nn.Module:
     names = ", ".join(operators)
     try:
         package = importlib.import_module("onnx2pytorch")
@@ -269,23 +255,27 @@ def _converted(proto: Any, operators: Sequence[str], shape: tuple[int, ...]) -> 
         network = _Converted(package.ConvertModel(proto), shape).eval().requires_grad_(False)
     except Exception as error:
         raise ValueError(f"onnx2pytorch cannot convert {names} ({error})") from error
-    _try(network)
-    return network
+    return for_any_batch(network, network, batch, shape)
 
 
-def sequential(graph: OnnxGraph, shapes: dict[str, tuple[int, ...]]) -> nn.Sequential | None:
-    """Convert the graph to layers if it is a chain of convolutions and fully connected ones.
+def sequential(network: nn.Module) -> nn.Sequential | None:
+    """Convert a graph to layers if it is a chain of convolutions and fully connected ones.
 
     Between the layers values are flat. The result is None for other graphs.
 
-    shapes : shapes of all values for ``TRIAL`` images.
+    network : an `OnnxGraph`, or a `FixedBatch` of one.
     """
+    graph: Any = network.network if isinstance(network, FixedBatch) else network
+    rows = network.batch if isinstance(network, FixedBatch) else TRIAL
+    shapes: dict[str, tuple[int, ...]] = {}
+    with torch.no_grad():
+        graph(torch.zeros(rows, *graph.input_shape), shapes)
     constants = graph.constants()
     layers: list[nn.Module] = [FlattenImages(graph.input_shape)]
     value = graph.entry
     for node in graph.nodes:
         places = [i for i, name in enumerate(node.inputs) if name and name not in constants]
-        batched = shapes[node.outputs[0]][:1] == (TRIAL,)
+        batched = shapes[node.outputs[0]][:1] == (rows,)
         if len(places) != 1 or node.inputs[places[0]] != value or not batched:
             return None
         operands = [constants.get(name) for name in node.inputs]
@@ -298,16 +288,14 @@ def sequential(graph: OnnxGraph, shapes: dict[str, tuple[int, ...]]) -> nn.Seque
         value = node.outputs[0]
     if value != graph.exit or not any(isinstance(one, (nn.Linear, nn.Conv2d)) for one in layers):
         return None
-    network = nn.Sequential(*layers).eval().requires_grad_(False)
-    x = torch.rand(TRIAL, math.prod(graph.input_shape), generator=torch.Generator().manual_seed(0))
+    chain = nn.Sequential(*layers).eval().requires_grad_(False)
+    x = torch.rand(TRIAL, *graph.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        logits, chain_logits = graph(x), network(x)
-    if chain_logits.shape != logits.shape:
+        logits, chain_logits = network(x), chain(x)
+    if not agree(chain_logits, logits, logits):
         return None
-    if not torch.allclose(chain_logits, logits, rtol=1e-3, atol=1e-3):
-        return None
-    vars(network)["input_shape"] = graph.input_shape
-    return network
+    vars(chain)["input_shape"] = graph.input_shape
+    return chain
 
 
 def _spatial(

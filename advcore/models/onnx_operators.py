@@ -28,7 +28,8 @@ class Node:
     """One node of the graph.
 
     version : version of the operator set.
-    fixed_batch : the batch if the file has a number for it, else None.
+    batch : number of images if the file has one, else None.
+    any_batch : whether the node is read for any number of images. Else ``batch`` images are given.
     """
 
     kind: str
@@ -37,7 +38,8 @@ class Node:
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
     version: int
-    fixed_batch: int | None
+    batch: int | None
+    any_batch: bool
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return an attribute."""
@@ -363,7 +365,7 @@ def _reshape(node: Node, values: Values) -> Any:
     shape = node.option(values, 1, "shape")
     if not node.get("allowzero", 0):
         shape = [values[0].shape[i] if n == 0 else n for i, n in enumerate(shape)]
-    if shape and shape[0] == node.fixed_batch:  # the batch at export
+    if node.any_batch and shape and shape[0] == node.batch:
         shape[0] = values[0].shape[0]
     return values[0].reshape(tuple(shape))
 
@@ -371,6 +373,8 @@ def _reshape(node: Node, values: Values) -> Any:
 @_operator
 def _squeeze(node: Node, values: Values) -> Any:
     axes = node.option(values, 1, "axes")
+    if axes is None and not node.any_batch:
+        return values[0].squeeze()
     if axes is None:
         raise node.fail("it must say which dimensions, or it would take a batch of one as well")
     return values[0].squeeze(tuple(axes))
@@ -392,7 +396,11 @@ def _transpose(node: Node, values: Values) -> Any:
 
 @_operator
 def _concat(node: Node, values: Values) -> Tensor:
-    return torch.cat(tuple(values), node.get("axis"))
+    axis = node.get("axis")
+    if node.any_batch and axis % values[0].dim():  # constants may be for one image: a class token
+        rows = max(len(value) for value in values)
+        values = [v.expand(rows, *v.shape[1:]) if len(v) == 1 else v for v in values]
+    return torch.cat(tuple(values), axis)
 
 
 @_operator

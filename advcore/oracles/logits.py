@@ -13,11 +13,10 @@ from .hints import ONE_IMAGE, is_one_image
 
 Floats = NDArray[np.float32]
 Forward = Callable[[Floats], Floats]
+SquashFunction = Callable[[float], float]
+"""An increasing function behind the logits: an output, of its logit."""
 REACH = 1e6
 """Argument at which a squashing function has reached its limit."""
-SQUASH_ROOM = 1.03
-"""Multiple of the confidence that is asked of the outputs of a squashing function; the rest is for
-rounding."""
 
 
 class Logits:
@@ -209,7 +208,7 @@ class Squashing(NamedTuple):
     rate : float
         Its distance from the limits falls as exp(-rate z). 0: there is no such function.
     floor, cap : float
-        Arguments at which it is the confidence away from its limits.
+        Arguments at which it is the least margin of a success away from its limits.
     """
 
     rate: float = 0.0
@@ -220,8 +219,13 @@ class Squashing(NamedTuple):
 NO_SQUASHING = Squashing()
 
 
-def squashing(output: Callable[[float], float], confidence: float) -> Squashing:
-    """How the increasing function ``output`` nears its limits; no confidence is below 1e-6."""
+def squashing(function: SquashFunction | None, least_margin: float) -> Squashing:
+    """How an increasing function nears its limits, where there is one.
+
+    For the rounding near a limit 1% more than the least margin is asked for, and at least 1e-6.
+    """
+    if function is None:
+        return NO_SQUASHING
 
     def first(test: Callable[[float], bool]) -> float:
         low, high = -REACH, REACH
@@ -230,11 +234,11 @@ def squashing(output: Callable[[float], float], confidence: float) -> Squashing:
             low, high = (low, middle) if test(middle) else (middle, high)
         return high
 
-    room = SQUASH_ROOM * max(confidence, 1e-6)
-    bottom, top = output(-REACH), output(REACH)
-    floor = first(lambda z: output(z) > bottom + room)
-    cap = first(lambda z: output(z) > top - room)
-    before_cap = first(lambda z: output(z) > top - math.e * room)
+    room = 1.01 * max(least_margin, 1e-6)
+    bottom, top = function(-REACH), function(REACH)
+    floor = first(lambda z: function(z) > bottom + room)
+    cap = first(lambda z: function(z) > top - room)
+    before_cap = first(lambda z: function(z) > top - math.e * room)
     return Squashing(1 / max(cap - before_cap, 1e-4), floor, cap)
 
 

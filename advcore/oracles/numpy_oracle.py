@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutOfTime
-from .logits import NO_SQUASHING, Logits, batched, single_output
+from .logits import Logits, SquashFunction, batched, single_output
 from .protocol import NumpyModel, model_errors, takes_one_image
 
 Floats = NDArray[np.float32]
@@ -41,7 +41,7 @@ class NumpyOracle:
 
     kind = "smooth"
     saved_bytes = 0
-    squashing = NO_SQUASHING
+    squash: SquashFunction | None = None
 
     def __init__(
         self,

@@ -67,40 +67,108 @@ class Windows(NamedTuple):
             yield (..., *(slice(i, i + (count - 1) * s + 1, s) for i, s, count in dims))
 
 
-class _LogSumExp(torch.autograd.Function):
-    """The form of `smoothed_max` for T > 0. It is finite for T = 0, but not the maximum."""
+class _SmoothedMax(torch.autograd.Function):
+    """`smoothed_max`. With ``exact`` T may be 0: there the result is that of the pooling itself.
+
+    The pooling runs once, as its result is also the maximum that the log-sum-exp needs. ``rows``
+    are the smoothed ones; None: any may be.
+    """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, temperature: Tensor, windows: Windows) -> Tensor:
-        ctx.windows, ctx.shape = windows, h.shape
-        pads = windows.pads(h.shape[2:])
-        if any(pads):
-            h = functional.pad(h, pads, value=-torch.inf)
-        values = torch.stack([h[index] for index in windows.slices()])
-        maximum = values.amax(dim=0)
-        maximum = torch.where(maximum.isinf(), 0, maximum)  # inf - inf is NaN
-        temperature = temperature.clamp_min(torch.finfo(h.dtype).tiny)
-        weights = values.sub_(maximum).div_(temperature).exp_()
-        weight_sum = weights.sum(dim=0)
-        ctx.save_for_backward(weights.div_(weight_sum))
-        return weight_sum.log_().mul_(temperature).add_(maximum)
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        temperature: Tensor,
+        windows: Windows,
+        pool: Callable[[Tensor], Tensor],
+        rows: Tensor | None,
+        exact: bool,
+    ) -> Tensor:
+        ctx.windows, ctx.rows, ctx.exact = windows, rows, None
+        ctx.shape, ctx.channels_last = h.shape, _is_channels_last(h)
+        if not exact:
+            out, weights = _log_sum_exp(h, temperature, windows)
+            ctx.save_for_backward(weights)
+            return out
+        with torch.enable_grad():
+            leaf = h.detach().requires_grad_()
+            pooled = pool(leaf)
+        maximum = pooled.detach()
+        parts = [h, temperature, maximum]
+        if rows is not None:
+            parts = [part[rows] for part in parts]
+        smoothed, weights = _log_sum_exp(parts[0], parts[1], windows, parts[2])
+        mask = parts[1] > 0
+        out = torch.where(mask, smoothed, parts[2])
+        ctx.exact = leaf, pooled
+        ctx.save_for_backward(weights, mask)
+        return out if rows is None else maximum.clone().index_copy_(0, rows, out)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (weights,) = ctx.saved_tensors
-        pads = ctx.windows.pads(ctx.shape[2:])
-        starts, ends = pads[::2][::-1], pads[1::2][::-1]
-        padded_sizes = [sum(parts) for parts in zip(starts, ctx.shape[2:], ends, strict=True)]
-        gradient = weights.new_zeros(*ctx.shape[:2], *padded_sizes)
-        for index, weight in zip(ctx.windows.slices(), weights, strict=True):
-            gradient[index].addcmul_(grads[0], weight)
-        for dim, (start, size) in enumerate(zip(starts, ctx.shape[2:], strict=True), 2):
-            gradient = gradient.narrow(dim, start, size)
-        return gradient, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *masks = ctx.saved_tensors
+        if ctx.exact is None:
+            rows, channels, *sizes = ctx.shape
+            start = weights.new_zeros(rows, channels, *sizes)
+            if ctx.channels_last:
+                start = weights.new_zeros(rows, *sizes, channels).movedim(-1, 1)
+            result = _add_log_sum_exp_gradient(start, grads[0], weights, ctx.windows)
+            return result, None, None, None, None, None
+        leaf, pooled = ctx.exact
+        of_rows = grads[0] if ctx.rows is None else grads[0][ctx.rows]
+        of_maximum = torch.where(masks[0], 0, of_rows)
+        if ctx.rows is not None:
+            of_maximum = grads[0].clone().index_copy_(0, ctx.rows, of_maximum)
+        (gradient,) = torch.autograd.grad(pooled, leaf, of_maximum)
+        of_rows = torch.where(masks[0], of_rows, 0)
+        start = gradient if ctx.rows is None else gradient[ctx.rows]
+        result = _add_log_sum_exp_gradient(start, of_rows, weights, ctx.windows)
+        if ctx.rows is not None:
+            result = gradient.index_copy_(0, ctx.rows, result)
+        return result, None, None, None, None, None
+
+
+def _is_channels_last(h: Tensor) -> bool:
+    """Whether the channels of a position follow each other in memory, and positions do not."""
+    return h.stride(1) == 1 and h.shape[1] > 1 and h.stride(-1) != 1
+
+
+def _log_sum_exp(
+    h: Tensor, temperature: Tensor, windows: Windows, maximum: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of each window and its derivatives (places, B, C, ...), finite where T is 0."""
+    channels = -1 if _is_channels_last(h) else 1  # their dimension here: sums are contiguous
+    pads = windows.pads(h.shape[2:])
+    if any(pads):
+        h = functional.pad(h, pads, value=-torch.inf)
+    temperature = temperature.movedim(1, channels)
+    values = torch.stack([h[index].movedim(1, channels) for index in windows.slices()])
+    maximum = values.amax(dim=0) if maximum is None else maximum.movedim(1, channels)
+    maximum = torch.where(maximum.isinf(), 0, maximum)  # inf - inf is NaN
+    temperature = temperature.clamp_min(torch.finfo(h.dtype).tiny)
+    weights = values.sub_(maximum).div_(temperature).exp_()
+    weight_sum = weights.sum(dim=0)
+    weights.div_(weight_sum)
+    out = weight_sum.log_().mul_(temperature).add_(maximum)
+    return out.movedim(channels, 1), weights.movedim(2 if channels == 1 else -1, 2)
+
+
+def _add_log_sum_exp_gradient(
+    start: Tensor, grads: Tensor, weights: Tensor, windows: Windows
+) -> Tensor:
+    """Add the gradient of `_log_sum_exp` for ``grads`` to ``start``, of the shape of its input."""
+    sizes = start.shape[2:]
+    pads = windows.pads(sizes)
+    gradient = functional.pad(start, pads) if any(pads) else start
+    for index, weight in zip(windows.slices(), weights, strict=True):
+        gradient[index].addcmul_(grads, weight)
+    for dim, (begin, size) in enumerate(zip(pads[::2][::-1], sizes, strict=True), 2):
+        gradient = gradient.narrow(dim, begin, size)
+    return gradient
 
 
 def smoothed_max(
-    h: Tensor, d: Tensor, exact_call: Callable[[], Tensor], windows: Windows
+    h: Tensor, d: Tensor, pool: Callable[[Tensor], Tensor], windows: Windows
 ) -> Tensor:
     """``T log sum exp(h / T)`` over windows of ``h``, with T = 0.2 ``d``.
 
@@ -108,17 +176,22 @@ def smoothed_max(
     ----------
     h : Tensor (B, C, ...)
     d : Tensor (B, C or 1, 1, ...)
-        Half-widths >= 0 in the dtype of ``h``.
-    exact_call : callable
+        Half-widths >= 0 in the dtype of ``h``. On the CPU rows without one take no part in the
+        log-sum-exp. A GPU would have to be waited for to know them.
+    pool : callable
         The pooling itself; its result stands where ``d`` is 0.
     windows : Windows
     """
     temperature = TEMPERATURE * d
-    smoothed: Tensor = _LogSumExp.apply(h, temperature, windows)  # type: ignore[no-untyped-call, unused-ignore]
-    mask = temperature > 0
-    if mask.device.type == "cpu" and bool(mask.all()):
-        return smoothed
-    return torch.where(mask, smoothed, exact_call())
+    rows, exact = None, True
+    if h.device.type == "cpu":
+        smoothed = (temperature > 0).flatten(1)
+        exact = not bool(smoothed.all())
+        rows = smoothed.any(dim=1).nonzero()[:, 0] if exact else None
+        if rows is not None and not len(rows):
+            return pool(h)
+    out: Tensor = _SmoothedMax.apply(h, temperature, windows, pool, rows, exact)  # type: ignore[no-untyped-call, unused-ignore]
+    return out
 
 
 def find_windows(

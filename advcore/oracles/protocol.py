@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelRaised
-from .logits import Squashing
+from .logits import SquashFunction
 
 Floats = NDArray[np.float32]
 
@@ -30,14 +30,14 @@ class Oracle(Protocol):
         Bytes that a forward keeps of an image for its backward; 0 if unknown.
     outputs : int
         Number of logits that the model itself returns: 1 for the binary form, else `classes`.
-    squashing : Squashing
-        The function behind the logits that the search sees.
+    squash : function, or None
+        The increasing function behind the logits that the search sees: an output, of its logit.
     """
 
     kind: str
     classes: int
     saved_bytes: int
-    squashing: Squashing
+    squash: SquashFunction | None
 
     @property
     def outputs(self) -> int: ...

@@ -36,6 +36,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .pooling import find_windows, smoothed_max
+from .smoothed_relu import smoothed_relu
 
 RELATIVE_FLOOR = 1e-3
 """Smallest smoothing scale, as a share of the root mean square of the pre-activation. It keeps the
@@ -43,35 +44,6 @@ half-width above 0 where all units have one value."""
 
 ABSOLUTE_FLOOR = 1e-30
 """Smallest smoothing scale, in units of the pre-activation, for one that is 0 everywhere."""
-
-
-class _SmoothedReLU(torch.autograd.Function):
-    """Smoothed leaky ReLU and its derivative. With d = 0 both are the exact ones, bit for bit."""
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, d: Tensor, slope: float) -> Tensor:
-        u = (h + d).div_((2 * d).clamp_min(torch.finfo(h.dtype).tiny)).clamp_(0, 1)
-        ctx.save_for_backward(u)  # not h: an in-place form overwrites it
-        ctx.slope = slope
-        if slope == 0:
-            return torch.where(h >= d, h, u * u * d)
-        return torch.where(h >= d, h, slope * h + (1 - slope) * (u * u * d))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (u,) = ctx.saved_tensors
-        if ctx.slope != 0:  # lerp gives exactly 1 for u = 1
-            u = torch.lerp(torch.full_like(u, ctx.slope), torch.ones_like(u), u)
-        return grads[0] * u, None, None
-
-
-def smoothed_relu(h: Tensor, d: Tensor, slope: float = 0.0) -> Tensor:
-    """``slope * h + (1 - slope) * relu_d(h)`` for half-widths ``d >= 0``.
-
-    ``d`` has the dtype of ``h`` and broadcasts to it.
-    """
-    out: Tensor = _SmoothedReLU.apply(h, d, slope)  # type: ignore[no-untyped-call, unused-ignore]
-    return out
 
 
 def smoothed_sigmoid(h: Tensor, d: Tensor) -> Tensor:
@@ -134,14 +106,18 @@ class SmoothingScales:
         Shape without the batch of each call whose first dimension is the batch. Calls are
         numbered in the order of the forward. A call that is not here, or that has another shape,
         stays exact.
-    tables : dict of call index to Tensor (slots, C) float32
-        Smoothing scales by slot; 0 where none was recorded.
+    columns : dict of call index to slice
+        Columns of the table that have the scales of each call.
+    table : Tensor (slots, C of all calls) float32, or None
+        Smoothing scales by slot; 0 where none was recorded. All calls share it, so that a forward
+        looks its slots up once.
     """
 
     def __init__(self) -> None:
         self.kind = "smooth"
         self.row_shapes: dict[int, tuple[int, ...]] = {}
-        self.tables: dict[int, Tensor] = {}
+        self.columns: dict[int, slice] = {}
+        self.table: Tensor | None = None
 
     def update(
         self,
@@ -163,6 +139,11 @@ class SmoothingScales:
             and repeat == ActivationCall(call.kind, (more, *call.shape[1:]))
         }  # fmt: skip
         self.row_shapes = {index: call.shape[1:] for index, call in calls.items()}
+        self.columns, first = {}, 0
+        for index, shape in self.row_shapes.items():
+            channels = shape[0] if math.prod(shape[1:]) > 1 else 1
+            self.columns[index] = slice(first, first + channels)
+            first += channels
         kinds = {call.kind for call in calls.values()}
         precedence = ("kinked", "saturating", "pooled")
         self.kind = next((kind for kind in precedence if kind in kinds), "smooth")
@@ -170,19 +151,17 @@ class SmoothingScales:
         if spatial or self.kind == "pooled":
             self.kind = "convolutional"
 
-    def record(self, index: int, slots: Tensor, scales: Tensor, capacity: int) -> None:
-        """Store ``scales`` (B, C) of a call for ``slots`` (B,), all below ``capacity``.
-
-        The table of the call grows where it has fewer slots than ``capacity``.
-        """
-        table = self.tables.get(index)
+    def grow(self, capacity: int, device: torch.device) -> Tensor:
+        """The table, with rows for all slots below ``capacity``."""
+        table = self.table
         if table is None or len(table) < capacity:
-            size = max(capacity, 2 * len(table) if table is not None else 0)
-            larger_table = scales.new_zeros(size, 1).repeat(1, scales.shape[1])
+            width = max(columns.stop for columns in self.columns.values())
+            rows = max(capacity, 2 * len(table)) if table is not None else capacity
+            self.table = torch.zeros(rows, width, device=device)
             if table is not None:
-                larger_table[: len(table)] = table
-            self.tables[index] = table = larger_table
-        table[slots] = scales
+                self.table[: len(table)] = table
+        assert self.table is not None
+        return self.table
 
 
 class Smoothing(TorchFunctionMode):
@@ -215,23 +194,30 @@ class Smoothing(TorchFunctionMode):
         self.recorded_rows = recorded_rows
         self.capacity = capacity
         self.calls = 0
+        self.half_widths: Tensor | None = None  # (B, columns of the table), at the first call
+        if recorded_rows is not None:
+            self.table = scales.grow(capacity, slots.device)
+            self.recorded_slots = slots[recorded_rows]
+            self.table[self.recorded_slots] = 0  # those of the last image may be NaN, and 0 k too
 
     def half_width(self, index: int, h: Tensor) -> Tensor | None:
         """Half-widths d that broadcast to ``h`` of call ``index``; None to leave the call exact."""
         if self.scales.row_shapes.get(index) != tuple(h.shape[1:]) or len(h) != len(self.slots):
             return None
+        columns = self.scales.columns[index]
+        if (
+            self.half_widths is None
+            and self.smoothing is not None
+            and self.scales.table is not None
+        ):
+            table = self.scales.grow(self.capacity, self.slots.device)
+            self.half_widths = self.smoothing[:, None] * table[self.slots]
         if self.recorded_rows is not None:
             rows = h.detach()[self.recorded_rows]
-            slots = self.slots[self.recorded_rows]
-            self.scales.record(index, slots, smoothing_scale(rows), self.capacity)
-        table = self.scales.tables.get(index)
-        if self.smoothing is None or table is None:
+            self.table[self.recorded_slots, columns] = smoothing_scale(rows)
+        if self.half_widths is None:
             return None
-        if self.capacity > len(table):  # a slot that was never recorded has scale 0
-            no_scales = table.new_zeros(0, table.shape[1])
-            self.scales.record(index, self.slots[:0], no_scales, self.capacity)
-            table = self.scales.tables[index]
-        d = self.smoothing[:, None] * table[self.slots]
+        d = self.half_widths[:, columns]
         return d.to(h.dtype).view(d.shape + (1,) * (h.dim() - 2))
 
     def __torch_function__(
@@ -251,7 +237,7 @@ class Smoothing(TorchFunctionMode):
         if d is None:
             return func(*args, **kwargs)
         out = call.smoothed(call.h, d)
-        return call.h.copy_(out) if call.inplace else out
+        return call.h.copy_(out) if call.inplace and out is not call.h else out
 
 
 class Survey(TorchFunctionMode):
@@ -389,8 +375,12 @@ def find_activation(
     pooling = find_windows(func, args, kwargs)
     if pooling is not None:
         pool_input, windows = pooling
-        exact_call = partial(func, *args, **kwargs)
-        smoothed_pooling = partial(smoothed_max, exact_call=exact_call, windows=windows)
+
+        def pool(h: Tensor) -> Tensor:
+            result: Tensor = func(h, *args[1:], **kwargs) if args else func(**kwargs | {"input": h})
+            return result
+
+        smoothed_pooling = partial(smoothed_max, pool=pool, windows=windows)
         return Activation("pooled", pool_input, smoothed_pooling, False)
     form, inplace = _FUNCTIONS.get(func, ("", False))
     if not form or "out" in kwargs:
@@ -405,6 +395,9 @@ def find_activation(
         is_number = isinstance(minimum, (int, float)) and not isinstance(minimum, bool)
         if not is_number or minimum != 0 or arguments.get("max") is not None:
             return None
+    inplace = inplace or bool(arguments.get("inplace", False))
     if form == "leaky_relu":
         smoothed = partial(smoothed, slope=float(arguments.get("negative_slope", 0.01)))
-    return Activation(kind, h, smoothed, inplace or bool(arguments.get("inplace", False)))
+    if kind == "kinked":
+        smoothed = partial(smoothed, inplace=inplace)
+    return Activation(kind, h, smoothed, inplace)

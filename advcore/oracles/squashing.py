@@ -17,8 +17,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .logits import Squashing, squashing
-
 _SQUASHING: dict[Any, bool] = {
     torch.tanh: True,
     torch.tanh_: True,
@@ -66,16 +64,12 @@ class Squash(NamedTuple):
     function: Callable[[Tensor], Tensor]
     tail: Callable[[Tensor], Tensor]
 
-    def squashing(self, confidence: float) -> Squashing:
-        """How the outputs near their limits, as a function of the tail of the call's argument."""
+    def output(self, logit: float) -> float:
+        """The output that belongs to a logit, which is the tail of the call's argument."""
         shift = float(self.tail(torch.zeros(1, 2, dtype=torch.float64))[0, 0])
         scale = float(self.tail(torch.ones(1, 2, dtype=torch.float64))[0, 0]) - shift
-
-        def output(logit: float) -> float:
-            z = torch.full((1, 2), (logit - shift) / scale, dtype=torch.float64)
-            return scale * float(self.function(z)[0, 0]) + shift
-
-        return squashing(output, confidence)
+        z = torch.full((1, 2), (logit - shift) / scale, dtype=torch.float64)
+        return scale * float(self.function(z)[0, 0]) + shift
 
 
 def _is_number(value: Any) -> bool:

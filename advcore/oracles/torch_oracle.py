@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelRaised, OutOfTime, warn_caller
 from .hints import error_hint
-from .logits import NO_SQUASHING, Logits
+from .logits import Logits, SquashFunction
 from .protocol import model_errors, takes_one_image
 from .steps import step_along
 from .torch_calls import dense_logits, torch_threads, with_graph_bytes
@@ -100,13 +100,13 @@ class TorchOracle:
             raise ValueError("model must hold values, its parameters are on the device meta")
         self._logits = Logits(self._shape)
         self._batch_size = batch_size
-        self._check_time = check_time
+        self.check_time = check_time
         self._copies = True
         self._leaf: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
         self._scales: SmoothingScales | None = None
-        self._squash: int | None = None
-        self.squashing = NO_SQUASHING
+        self._squash_call: int | None = None
+        self.squash: SquashFunction | None = None
         self.saved_bytes = self.smoothed_bytes = 0
         self.kind = "smooth"
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
@@ -117,22 +117,22 @@ class TorchOracle:
         if survey:
             self.survey()
 
-    def survey(self, unsquash: float | None = None) -> None:
+    def survey(self, unsquash: bool = False) -> None:
         """Look for activations to smooth, and set ``kind``. A small network takes 4 ms.
 
-        With ``unsquash``, a confidence, forwards with ``slots``, those of the search, return the
-        logits before a squashing function at the model's end, see `advcore.oracles.squashing`.
-        ``squashing`` says how that function nears its limits.
+        With ``unsquash`` forwards with ``slots``, those of the search, return the logits before a
+        squashing function at the model's end, see `advcore.oracles.squashing`. ``squash`` is that
+        function then.
         """
         try:
-            if unsquash is not None:
-                self._find_squash(self._survey_image, unsquash)
+            if unsquash:
+                self._find_squash(self._survey_image)
             self._survey(self._survey_image)
         except Exception:  # a model that fails under a function mode still runs without one
-            self._leaf = self._output = self._scales = self._squash = None
+            self._leaf = self._output = self._scales = self._squash_call = None
             self.kind = "smooth"
-        if self._squash is None:
-            self.squashing = NO_SQUASHING
+        if self._squash_call is None:
+            self.squash = None
 
     def forward(
         self,
@@ -168,7 +168,7 @@ class TorchOracle:
     def forward_rows(
         self,
         x: torch.Tensor,
-        smoothing: torch.Tensor,
+        smoothing: torch.Tensor | None,
         slots: torch.Tensor,
         recorded_rows: torch.Tensor | None,
         capacity: int,
@@ -180,7 +180,8 @@ class TorchOracle:
         Parameters
         ----------
         x : Tensor (B, n) float32
-        smoothing : Tensor (B,) float32
+        smoothing : Tensor (B,) float32, or None
+            None: every row is exact.
         slots : Tensor (B,) int64
         recorded_rows : Tensor int64, or None
             Numbers of the rows whose smoothing scales are recorded.
@@ -190,7 +191,7 @@ class TorchOracle:
         torch = self._torch
         with torch.inference_mode(False):
             mode = None
-            if self._scales is not None:
+            if self._scales is not None and (smoothing is not None or recorded_rows is not None):
                 from .smoothing import Smoothing
 
                 mode = Smoothing(self._scales, smoothing, slots, recorded_rows, capacity)
@@ -219,14 +220,6 @@ class TorchOracle:
         self._leaf = self._output = None
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
-
-    def give_up(self, error: Exception) -> None:
-        """Have every further forward raise ``error``, as the device does not answer any more."""
-
-        def refuse() -> None:
-            raise error
-
-        self._check_time = refuse
 
     def limit_threads(self, count: int | None) -> AbstractContextManager[None]:
         """See `Oracle`; the threads are torch's."""
@@ -287,13 +280,13 @@ class TorchOracle:
 
     def _call(self, x: torch.Tensor, mode: Any = None, unsquash: bool = False) -> torch.Tensor:
         """The model's output for flat rows ``x``, under the function mode if there is one."""
-        if self._check_time is not None and self._logits.outputs:
-            self._check_time()
+        if self.check_time is not None and self._logits.outputs:
+            self.check_time()
         modes = [] if mode is None else [mode]
-        if unsquash and self._squash is not None:
+        if unsquash and self._squash_call is not None:
             from .squashing import Unsquash
 
-            modes.append(Unsquash(self._squash))
+            modes.append(Unsquash(self._squash_call))
         images = x.reshape(len(x), *self._shape)
         with (
             self._torch.autocast(self._device.type, enabled=False),
@@ -433,8 +426,8 @@ class TorchOracle:
                 "distortions may be well above the smallest"
             )
 
-    def _find_squash(self, x: Floats, confidence: float) -> None:
-        """Set the number and range of the squashing call at the model's end, if there is one."""
+    def _find_squash(self, x: Floats) -> None:
+        """Set the number and function of the squashing call at the model's end, if there is one."""
         from .squashing import find_squash
 
         def call(count: int, mode: Any) -> torch.Tensor:
@@ -444,7 +437,7 @@ class TorchOracle:
 
         squash = find_squash(call, self._survey_counts)
         if squash is not None:
-            self._squash, self.squashing = squash.call, squash.squashing(confidence)
+            self._squash_call, self.squash = squash.call, squash.output
 
     @property
     def _survey_counts(self) -> tuple[int, int]:
@@ -463,7 +456,7 @@ class TorchOracle:
         if isinstance(self._model, torch.nn.Module):
             names = {type(module).__name__ for module in self._model.modules()}
             if "OptimizedModule" in names:  # torch.compile would trace the mode itself
-                self._squash = None
+                self._squash_call = None
                 return
         calls: list[list[Any]] = []
         counts = self._survey_counts
@@ -472,12 +465,12 @@ class TorchOracle:
             with torch.inference_mode(False), torch.enable_grad():
                 leaf = self._wrap(np.repeat(x, count, axis=0)).clone().requires_grad_(True)
                 output = self._call(leaf.clone().to(self._device, self._dtype), mode, True)
-                if (mode.calls or self._squash is not None) and output.requires_grad:
+                if (mode.calls or self._squash_call is not None) and output.requires_grad:
                     total = output.sum()
                     with Recomputation() as recomputation:
                         torch.autograd.grad(total, leaf, allow_unused=True)
                     if recomputation.detected:
-                        self._squash = None
+                        self._squash_call = None
                         return
             calls.append(mode.calls)
         scales = SmoothingScales()
@@ -492,5 +485,5 @@ class TorchOracle:
             self._model, lambda: self.forward(x, smoothing, slots)
         )
         self.backward(np.zeros_like(logits))
-        scales.tables.clear()
+        scales.table = None
         self.kind = scales.kind

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import ModelRaised
 from ..network import Network
 from ..oracles import Oracle, TorchOracle, memory
-from ..oracles.logits import Squashing, batched, difference, largest_logit, row_differences
+from ..oracles.logits import SquashFunction, batched, difference, largest_logit, row_differences
 from .job import Job, RunMonitor
 
 Floats = NDArray[np.float32]
@@ -99,8 +99,8 @@ class Backend(Protocol):
         What `Result.engine` says.
     verifier : Verifier
         The model itself.
-    squashing : Squashing
-        The function behind the logits that the search sees.
+    squash : function, or None
+        The increasing function behind the logits that the search sees: an output, of its logit.
     """
 
     @property
@@ -116,7 +116,7 @@ class Backend(Protocol):
     def verifier(self) -> Verifier: ...
 
     @property
-    def squashing(self) -> Squashing: ...
+    def squash(self) -> SquashFunction | None: ...
 
     def noise(self, x: Floats) -> float:
         """Largest difference between logits of the search and of the verifier on x (B, n).

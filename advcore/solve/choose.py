@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from ..oracles.logits import (
     largest_logit,
     sigmoid_output,
     softmax_output,
-    squashing,
 )
 from ..oracles.torch_calls import torch_threads
 from . import gpu
@@ -153,13 +151,10 @@ def _native_backend(
     network: Network, verifier: Verifier, info: EngineInfo, options: Options
 ) -> NativeBackend:
     searched = network.unsquashed() if _unsquashes(options) else network
-    backend = NativeBackend(
-        searched, verifier, info, options.batch_size, options.threads, compared=network
+    squash = None if searched is network else SQUASHED[network.layers[-1].activation]
+    return NativeBackend(
+        searched, verifier, info, options.batch_size, options.threads, network, squash
     )
-    if searched is not network:
-        name = network.layers[-1].activation
-        backend = replace(backend, squashing=squashing(SQUASHED[name], options.confidence))
-    return backend
 
 
 def _kernels_missing(network: Network, oracle: TorchOracle, options: Options) -> str | None:
@@ -222,7 +217,7 @@ def _torch_backend(
             return _native_backend(network, OracleVerifier(oracle), info, options)
     if place == "cuda":
         return _gpu_backend(network, oracle, reason, options)
-    oracle.survey(options.confidence if _unsquashes(options) else None)
+    oracle.survey(_unsquashes(options))
     info = EngineInfo("torch", str(options.device or oracle.device), _core.isa(), reason)
     return OracleBackend(oracle, info, options.batch_size)
 
@@ -241,7 +236,6 @@ def _gpu_backend(
         if network is not None and unusable is None
         else None
     )
-    confidence = options.confidence if _unsquashes(options) else None
     size = options.batch_size
 
     def native_gpu() -> Backend:
@@ -254,7 +248,7 @@ def _gpu_backend(
     def torch_gpu() -> Backend:
         from .cuda_rounds import OracleCudaBackend
 
-        oracle.survey(confidence)
+        oracle.survey(_unsquashes(options))
         info = EngineInfo("torch", str(device), _core.isa(), missing or reason)
         info.solver = str(device)
         return OracleCudaBackend(oracle, info, size)
@@ -264,7 +258,7 @@ def _gpu_backend(
         if network is not None and gpu.setting() != "torch":
             info = EngineInfo("native", "cpu", _core.isa(), reason, where)
             return _native_backend(network, OracleVerifier(oracle), info, options)
-        oracle.survey(confidence)
+        oracle.survey(_unsquashes(options))
         info = EngineInfo("torch", str(device), _core.isa(), reason, where)
         return OracleBackend(oracle, info, size)
 

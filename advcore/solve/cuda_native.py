@@ -24,9 +24,9 @@ from .. import _core
 from ..errors import DeviceError, NoAnswer
 from ..network import Network
 from ..oracles import TorchOracle
-from ..oracles.logits import NO_SQUASHING, Squashing, largest_logit
+from ..oracles.logits import largest_logit
 from .backends import SINGLE_EVALUATIONS, EngineInfo, OracleVerifier, Results
-from .cuda_rounds import ABANDONED, HANG_SECONDS, arena, indexed, named, stream
+from .cuda_rounds import ABANDONED, HANG_SECONDS, arena, give_up, indexed, named, stream
 from .job import Job, RunMonitor
 from .native import native_noise, native_noise_at
 
@@ -138,9 +138,9 @@ class NativeCudaBackend:
         return self.network.classes
 
     @property
-    def squashing(self) -> Squashing:
+    def squash(self) -> None:
         """See `Backend`; the search sees the outputs, a squashed network runs through torch."""
-        return NO_SQUASHING
+        return None
 
     @property
     def verifier(self) -> OracleVerifier:
@@ -180,7 +180,7 @@ class NativeCudaBackend:
                 error = _run_to_end(queue, monitor)
                 if isinstance(error, NoAnswer):
                     ABANDONED.extend([memory, *tensors.values()])
-                    self.oracle.give_up(error)
+                    give_up(self.oracle, error)
                 self.info.kernels, self.info.rounds = plan.name, queue.rounds
                 self.info.round_seconds, self.info.fillings = queue.seconds, queue.fillings
                 return queue.results, error

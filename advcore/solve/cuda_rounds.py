@@ -45,8 +45,9 @@ ABANDONED: list[Any] = []
 class CudaSession:
     """`_core.Session` with its arrays on the device.
 
-    ``refill`` returns (x, smoothing, slots, recorded_rows, rows): tensors (B, n), (B,), (B,) int64,
-    row numbers or None, and B; every row takes part in the backward.
+    ``refill`` returns (x, smoothing, slots, recorded_rows, rows): tensors (B, n), (B,) or None
+    where every row is exact, (B,) int64, row numbers or None, and B. Every row takes part in the
+    backward.
 
     Calls wait for the device as long as it takes, or ``patience`` seconds. Ctrl-C is heard
     meanwhile.
@@ -70,7 +71,7 @@ class CudaSession:
         self._rows: Tensor = torch.empty(0)
         self._recorded: Tensor | None = None
 
-    def refill(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
+    def refill(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, int]:
         """Rows of the next round."""
         with named():
             if self._core.waits_next():
@@ -83,7 +84,8 @@ class CudaSession:
                 self._recorded = None
             if len(self._x):
                 self._core.gather(self._x.data_ptr(), self._smoothing.data_ptr())
-        return self._x, self._smoothing, self._rows, self._recorded, len(self._x)
+        smoothing = self._smoothing if self._core.smoothed else None
+        return self._x, smoothing, self._rows, self._recorded, len(self._x)
 
     def _take_rows(self, slots: NDArray[np.int32], record_scales: NDArray[np.bool_]) -> None:
         self._x = torch.empty((len(slots), self._n), dtype=torch.float32, device=self._device)
@@ -144,7 +146,7 @@ class DeviceOracle:
     def forward(
         self,
         x: Tensor,
-        smoothing: Tensor,
+        smoothing: Tensor | None,
         slots: Tensor,
         recorded_rows: Tensor | None,
         grad: bool = True,
@@ -175,7 +177,16 @@ class OracleCudaBackend(RoundBackend):
             session = CudaSession(job, slots, device, self.patience)
             yield session, DeviceOracle(self.oracle, session.slots)
             if session.hung is not None:
-                self.oracle.give_up(session.hung)
+                give_up(self.oracle, session.hung)
+
+
+def give_up(oracle: TorchOracle, error: NoAnswer) -> None:
+    """Have every further forward raise ``error``: the device does not answer any more."""
+
+    def refuse() -> None:
+        raise error
+
+    oracle.check_time = refuse
 
 
 def wait(device: torch.device, limit: float | None) -> float:

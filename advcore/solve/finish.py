@@ -201,7 +201,7 @@ def _move_to_grid(
         already = already[judge.accepts(margin, prediction, already, needed[already])]
     success[already] = False
     try:
-        results["evaluations"] += move_to_grid(
+        evaluations, forwards = move_to_grid(
             grid,
             judge,
             job.images,
@@ -210,6 +210,8 @@ def _move_to_grid(
             stop_early=lambda: stopped or monitor.timed_out(),
             needed=needed,
         )
+        results["evaluations"] += evaluations
+        results["forwards"] += forwards
     finally:
         success[already] = True
 

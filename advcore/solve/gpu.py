@@ -20,7 +20,7 @@ from .. import _core
 from ..errors import DeviceError, NoAnswer, warn_caller
 from ..network import Network
 from ..oracles import memory
-from ..oracles.logits import Squashing
+from ..oracles.logits import SquashFunction
 from .agreement import unlike
 from .backends import Backend, EngineInfo, NetworkVerifier, Results, Verifier
 from .job import Job, RunMonitor
@@ -143,9 +143,9 @@ class Retreating:
         return self._backend.verifier
 
     @property
-    def squashing(self) -> Squashing:
+    def squash(self) -> SquashFunction | None:
         """See `Backend`."""
-        return self._backend.squashing
+        return self._backend.squash
 
     def noise(self, x: Floats) -> float:
         """See `Backend`."""

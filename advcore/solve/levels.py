@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import validate
+from .few_levels import MOST_LEVELS, Answer, GridSearch, run_searches
 from .verify import Judge
 
 Floats = NDArray[np.float32]
@@ -93,16 +94,17 @@ def move_to_grid(
     success: NDArray[np.bool_],
     stop_early: Callable[[], bool] = lambda: False,
     needed: NDArray[np.float64] | None = None,
-) -> NDArray[np.int32]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Move the successes among ``adversarial`` (N, n) to the grid, in place.
 
     Where no adversarial grid point is found, the row becomes its clean image and ``success`` False.
     Once ``stop_early`` says so, the first grid point found will do. ``needed`` (N,) are the margins
-    of a success, by default the least. Returns the evaluations of each image, (N,).
+    of a success, by default the least. Returns the evaluations and the further forwards of each
+    image, (N,) each.
     """
     needed = np.full(len(images), judge.least_margin) if needed is None else needed
     model = judge.verifier.differentiable()
-    evaluations = np.zeros(len(images), np.int32)
+    evaluations, forwards = np.zeros((2, len(images)), np.int32)
     blocks = max(1, -(-int(success.sum()) // judge.verifier.rows))
     for rows in np.array_split(np.flatnonzero(success), blocks):
         if len(rows):
@@ -119,7 +121,13 @@ def move_to_grid(
             )
             lost = rows[~success[rows]]
             adversarial[lost] = images[lost]
-    return evaluations
+            if grid.levels <= MOST_LEVELS and not stop_early():
+                searches = _search_few_levels(
+                    grid, judge, model, images, adversarial, rows, success, stop_early, needed
+                )
+                evaluations[rows] += [search.gradients for search in searches]
+                forwards[rows] += [search.forwards for search in searches]
+    return evaluations, forwards
 
 
 def _repair(
@@ -173,6 +181,56 @@ def _repair(
                 level[i] += _moves(grid, level[i], clean[i], gradient[j], spare[j])
     success[rows] = np.isfinite(best)
     return evaluations
+
+
+def _search_few_levels(
+    grid: Grid,
+    judge: Judge,
+    model: Differentiable,
+    images: Floats,
+    adversarial: Floats,
+    rows: NDArray[np.intp],
+    success: NDArray[np.bool_],
+    stop_early: Callable[[], bool],
+    needed: NDArray[np.float64],
+) -> list[GridSearch]:
+    """Put nearer grid points in the place of the images of ``rows``, where a search finds them.
+
+    The searches are those of the rows. All arrays are those of all images.
+    """
+    clean = images[rows].astype(np.float64)
+    first, level = grid.nearest(clean), grid.nearest(adversarial[rows].astype(np.float64))
+    searches = [
+        GridSearch(
+            clean[i],
+            (grid.low, grid.step, grid.levels - 1),
+            np.float32(needed[row]),
+            first[i],
+            level[i] if success[row] else None,
+        )
+        for i, row in enumerate(rows)
+    ]
+
+    def evaluate(level: NDArray[np.float64], of: NDArray[np.intp], gradient: bool) -> Answer:
+        x = grid.values(level, clean[of])
+        if not gradient:
+            return Answer(judge.margins(x, rows[of])[0], None)
+        T = np.clip([TEMPERATURE * abs(searches[i].lack) for i in of], 1e-3, None)
+        parts = []
+        for part in np.split(
+            np.arange(len(x)), range(judge.verifier.rows, len(x), judge.verifier.rows)
+        ):
+            labels = judge.labels[rows[of[part]]]
+            parts.append(_margin(model, x[part], labels, judge.targeted, T[part]))
+        return Answer(np.concatenate([p[0] for p in parts]), np.concatenate([p[2] for p in parts]))
+
+    run_searches(searches, evaluate, stop_early)
+    for i, row in enumerate(rows):
+        best = searches[i].best
+        if searches[i].improved and best is not None:
+            adversarial[row] = grid.values(best, clean[i])
+            success[row] = True
+    return searches
 
 
 def _margin(

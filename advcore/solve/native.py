@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..network import Network
-from ..oracles.logits import NO_SQUASHING, Squashing, batched, difference, row_differences
+from ..oracles.logits import SquashFunction, batched, difference, row_differences
 from .backends import EngineInfo, Results, Verifier
 from .job import Job, RunMonitor
 
@@ -35,7 +35,7 @@ class NativeBackend:
     batch_size: int | None = None  # images in work, a thread
     threads: int | None = None
     compared: Network | None = None  # with the verifier, where another network is searched
-    squashing: Squashing = NO_SQUASHING
+    squash: SquashFunction | None = None
 
     @property
     def kind(self) -> str:

@@ -28,7 +28,7 @@ class Facts:
     starts : int
         Starting images of each image.
     squashing : Squashing
-        The function behind the logits that the search sees.
+        How the function behind the logits that the search sees nears its limits.
     """
 
     n: int

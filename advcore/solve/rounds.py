@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import _core
 from ..errors import DeviceError, NoAnswer
 from ..oracles import Oracle, memory
-from ..oracles.logits import Squashing
+from ..oracles.logits import SquashFunction
 from .backends import FORWARD_ROWS, EngineInfo, OracleVerifier, Results
 from .job import Job, RunMonitor
 
@@ -44,9 +44,9 @@ class RoundBackend(ABC):
         return self.oracle.kind
 
     @property
-    def squashing(self) -> Squashing:
+    def squash(self) -> SquashFunction | None:
         """See `Backend`."""
-        return self.oracle.squashing
+        return self.oracle.squash
 
     @property
     def classes(self) -> int:

@@ -77,7 +77,7 @@ class Judge:
     @property
     def search_is_verification(self) -> bool:
         """Whether forwards of the search are forwards of the model, with the margin for them."""
-        if self.search is None or self.search.squashing.rate > 0:
+        if self.search is None or self.search.squash is not None:
             return False
         return self.search.info.path != "native" and self.images_are_probed
 

@@ -12,7 +12,7 @@ CudaArena cuda_arena(const Params& params, bool own_bounds, int slots, int64_t i
   };
   at.problems = take(count * sizeof(Problem));
   at.rows = take(count * sizeof(int));
-  at.done = take(count);
+  at.done = take(2 * count);
   at.bounds = take(2 * length * sizeof(float));
   at.vectors =
       take(count * sizeof(float) *

@@ -56,7 +56,9 @@ Device::Device(const Params& params, const Job& job, const CudaArena& layout, in
          list,
          nullptr,
          reinterpret_cast<uint8_t*>(base + layout.done),
-         reinterpret_cast<float*>(base + layout.loss_rows)};
+         reinterpret_cast<uint8_t*>(base + layout.done) + slots,
+         reinterpret_cast<float*>(base + layout.loss_rows),
+         false};
   const size_t count = static_cast<size_t>(slots), n = static_cast<size_t>(params.n);
   const size_t floats = slot_floats(params, job.own_bounds);
   const size_t starts = static_cast<size_t>(params.starts) * static_cast<size_t>(params.stride);

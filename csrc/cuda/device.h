@@ -19,7 +19,9 @@ struct Run {
   const int* rows;    // slots of this launch
   const int* count;   // how many of them; null: a block each
   uint8_t* done;      // (slots)
+  uint8_t* smoothed;  // (slots), behind done: whether it asks for a smoothed network
   float* loss_rows;   // (slots, 2, padded classes): logits, dlogits
+  bool exact;         // This round is on the exact network: slots that ask for another wait.
 };
 
 // Arrays of images that come or go, in pinned memory of the host.
@@ -69,6 +71,25 @@ class CurrentDevice {
  private:
   int before_ = 0;
 };
+
+// An integer that the host, the device or a copy may write meanwhile. On the host what was written
+// before it is seen by who reads it; on the device that takes a fence.
+template <class T>
+ADVCORE_BOTH T read_shared(const T* at) {
+#ifdef __CUDA_ARCH__
+  return *static_cast<const volatile T*>(at);
+#else
+  return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+#endif
+}
+template <class T>
+ADVCORE_BOTH void write_shared(T* at, T value) {
+#ifdef __CUDA_ARCH__
+  *static_cast<volatile T*>(at) = value;
+#else
+  __atomic_store_n(at, value, __ATOMIC_RELEASE);
+#endif
+}
 
 template <class T>
 struct Pinned {

@@ -66,7 +66,9 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
         team.copy_row(params.n * params.starts, source + n, const_cast<float*>(p.starts));
         begin(team, params, p, staged.labels[row]);
       },
-      [done = run.done + slot](const Problem&) { *done = 0; });
+      [done = run.done + slot, smoothed = run.smoothed + slot](const Problem&) {
+        *done = *smoothed = 0;
+      });
 }
 
 // Trial points and smoothings, dense.
@@ -82,6 +84,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 __global__ void __launch_bounds__(kMaxThreads, kBlocks)
     margin_loss_kernel(const __grid_constant__ Run run, const float* logits, float* dlogits) {
   const int row = blockIdx.x, slot = run.rows[row];
+  const bool waits = run.exact && run.smoothed[slot];
   const Params& params = run.params;
   conduct(
       run.problems[slot],
@@ -92,7 +95,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
         const float* const source = logits + row * static_cast<size_t>(classes);
         float* const target = dlogits + row * static_cast<size_t>(classes);
         team.each(length, [=](int i) { z[i] = i < classes ? source[i] : kPadLogit; });
-        const bool active = p.state.phase != Phase::done;
+        const bool active = p.state.phase != Phase::done && !waits;
         if (active) margin_loss(team, params, p.state, z, padded_dlogits);
         const bool has_gradient = active && p.state.request.want_gradient && p.state.eval.finite;
         team.each(classes, [=](int i) { target[i] = has_gradient ? padded_dlogits[i] : 0.0f; });
@@ -105,7 +108,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
   const int row = blockIdx.x;
   if (beyond(run, row)) return;
   const int slot = run.rows[row];
-  if (run.done[slot]) return;
+  if (run.done[slot] || (run.exact && run.smoothed[slot])) return;
   const Params& params = run.params;
   conduct(
       run.problems[slot],
@@ -119,7 +122,10 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocks)
             new (shared.machine) Machine<Team>{team, params, p, p.state, shared.work};
         machine->run();
       },
-      [done = run.done + slot](const Problem& p) { *done = p.state.phase == Phase::done; });
+      [done = run.done + slot, smoothed = run.smoothed + slot](const Problem& p) {
+        *done = p.state.phase == Phase::done;
+        *smoothed = p.state.request.k > 0;
+      });
 }
 
 __global__ void __launch_bounds__(kMaxThreads)

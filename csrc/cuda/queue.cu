@@ -16,7 +16,8 @@ namespace advcore {
 namespace cuda {
 namespace {
 
-// Memory of the host that the device writes to; `stop` is the host's request.
+// Memory of the host that the device writes to; `stop` is the host's request. While rounds run,
+// both sides take read_shared and write_shared.
 struct HostView {
   Counts counts;
   int64_t rounds;
@@ -32,9 +33,7 @@ struct BlockThreads {
   __device__ bool first() const { return threadIdx.x == 0; }
   __device__ void sync() const { __syncthreads(); }
   __device__ void fence() const { __threadfence(); }
-  __device__ int64_t read(const int64_t* at) const {
-    return *static_cast<const volatile int64_t*>(at);
-  }
+  __device__ int64_t read(const int64_t* at) const { return read_shared(at); }
   __device__ int add(int* at, int value) const { return atomicAdd(at, value); }
   __device__ int64_t add(int64_t* at, int64_t value) const {
     return static_cast<int64_t>(atomicAdd(reinterpret_cast<unsigned long long*>(at),
@@ -61,15 +60,13 @@ __global__ void __launch_bounds__(kThreads)
   const int listed = atomicExch(&state.listed, 0);
   state.groups_closed = 0;
   const bool waiting = threads.read(&state.next) < state.total && !refill.drain;
-  const bool stop = *static_cast<const volatile int*>(&view->stop);
-  const bool on = (listed > 0 || waiting) && !stop;
+  const bool on = (listed > 0 || waiting) && !read_shared(&view->stop);
   state.rows = on ? listed : 0;
-  Counts counts;
-  add_counts(counts, state.counts,
-             [&](int64_t& total, const int64_t& value) { total = threads.read(&value); });
-  view->counts = counts;
-  view->rounds = state.rounds += on;
-  view->over = !on;
+  add_counts(view->counts, state.counts, [&](int64_t& total, const int64_t& value) {
+    write_shared(&total, threads.read(&value));
+  });
+  write_shared(&view->rounds, state.rounds += on);
+  write_shared<int>(&view->over, !on);
 }
 
 }  // namespace
@@ -308,7 +305,7 @@ bool CudaQueue::Device::over() {
   const cudaError_t code = cudaEventQuery(ended[launches % kInFlight].value);  // the oldest one
   if (code == cudaErrorNotReady) return false;
   expect(code, "a round");
-  if (static_cast<volatile cuda::HostView*>(view.data)->over) {
+  if (cuda::read_shared(&view.data->over)) {
     wait("the last rounds");
     return true;
   }
@@ -422,17 +419,19 @@ bool CudaQueue::wait(double seconds) try {
 
 void CudaQueue::stop() {
   device_->stopped = true;
-  static_cast<volatile cuda::HostView*>(device_->view.data)->stop = 1;
+  cuda::write_shared(&device_->view.data->stop, 1);
 }
 
 Counts CudaQueue::counts() const {
   Counts counts = work_.counts();
   add_counts(counts, device_->view.data->counts,
-             [](int64_t& total, int64_t value) { total += value; });
+             [](int64_t& total, const int64_t& value) { total += cuda::read_shared(&value); });
   return counts;
 }
 int CudaQueue::fillings() const { return device_->fillings; }
 double CudaQueue::seconds() const { return device_->seconds; }
-int64_t CudaQueue::rounds() const { return device_->rounds_before + device_->view.data->rounds; }
+int64_t CudaQueue::rounds() const {
+  return device_->rounds_before + cuda::read_shared(&device_->view.data->rounds);
+}
 
 }  // namespace advcore

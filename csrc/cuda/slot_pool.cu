@@ -51,7 +51,7 @@ CudaSlotPool::CudaSlotPool(const Params& params, const Job& job, WorkQueue& work
   d.labels.allocate(rows);
   d.problems.allocate(rows);
   d.slot_list.allocate(count);
-  d.flags.allocate(count);
+  d.flags.allocate(2 * count);
   d.staged = {d.vectors.data, stride, d.labels.data, d.problems.data, job.own_bounds};
 }
 
@@ -69,8 +69,15 @@ int CudaSlotPool::refill() {
   admit();
   fresh_ = true;
   rows_.clear();
-  for (int slot = 0; slot < slots_; ++slot)
-    if (index_[static_cast<size_t>(slot)] >= 0) rows_.push_back(slot);
+  smoothed_ = false;
+  // The second evaluation of an image is on the first network of its search.
+  const bool begins_smoothed = params_.schedule[0].smoothing[0] > 0;
+  for (int slot = 0; slot < slots_; ++slot) {
+    if (index_[static_cast<size_t>(slot)] < 0) continue;
+    rows_.push_back(slot);
+    smoothed_ = smoothed_ || (is_new(slot) ? begins_smoothed : device_->flags.data[slots_ + slot]);
+  }
+  device_->run.exact = !smoothed_;
   device_->wait("filling the slots");
   device_->list_rows(rows_.data(), static_cast<int>(rows_.size()));
   return static_cast<int>(rows_.size());
@@ -80,7 +87,7 @@ int CudaSlotPool::refill() {
 // interrupted.
 void CudaSlotPool::retire(bool all) {
   Device& d = *device_;
-  d.expect(cudaMemcpyAsync(d.flags.data, d.run.done, static_cast<size_t>(slots_),
+  d.expect(cudaMemcpyAsync(d.flags.data, d.run.done, 2 * static_cast<size_t>(slots_),
                            cudaMemcpyDeviceToHost, d.stream),
            "flags of the finished images");
   d.wait("a round");

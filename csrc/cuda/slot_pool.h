@@ -52,6 +52,10 @@ class CudaSlotPool {
   // Whether the next refill waits for the device.
   bool waits_next() const;
   bool fresh() const { return fresh_; }
+  // Whether rows are evaluated on their smoothed networks until rows() changes. Otherwise all are
+  // on the exact one: a row that comes to ask for another is evaluated in vain, and waits until
+  // then.
+  bool smoothed() const { return smoothed_; }
   const std::vector<int>& rows() const { return rows_; }  // the slots
   // Whether the slot's image was admitted in this round.
   bool is_new(int slot) const { return admitted_[static_cast<size_t>(slot)] == round_; }
@@ -81,7 +85,7 @@ class CudaSlotPool {
   std::vector<int64_t> admitted_;  // the round in which it came
   std::vector<int> rows_;
   int64_t round_ = -1;
-  bool fresh_ = false;
+  bool fresh_ = false, smoothed_ = false;
 };
 
 }  // namespace advcore

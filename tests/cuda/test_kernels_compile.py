@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import gc
@@ -26,6 +27,7 @@ torch = pytest.importorskip("torch")
 triton = pytest.importorskip("triton")
 
 from advcore.kernels import launch as launching  # noqa: E402
+from advcore.kernels import smoothed_relu as relu  # noqa: E402
 from advcore.kernels.configs import (  # noqa: E402
     MANY_SLOTS,
     TABLE,
@@ -97,6 +99,60 @@ def test_default_configuration_on_hopper(
 @pytest.mark.parametrize("arch", [80, 100])
 def test_default_configuration_elsewhere(arch: int, tmp_path: Path) -> None:
     assert_fits(Plan(make_network((784, 100, 10), "relu"), "tf32x3", arch), tmp_path)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("dtype", relu.TYPES)
+def test_smoothed_relu(dtype: Any, aligned: bool, tmp_path: Path) -> None:
+    constants = {"SLOPE": 0.01, "WIDE": dtype == torch.float64, "BLOCK": relu.LARGEST_BLOCK}
+    tiny = {"TINY": torch.finfo(dtype).tiny}
+    for kernel, more, tensors in (
+        (relu.smoothed_relu_forward, tiny, 4), (relu.smoothed_relu_backward, {}, 3)
+    ):  # fmt: skip
+        code = relu.compiled(
+            kernel, relu.TYPES[dtype], (aligned,) * (tensors + 1), constants | more, 90
+        )
+        assert code.name == kernel.__name__
+        numbers = ("i",) * (4 if tensors == 4 else 1)
+        assert [kind[1:] for kind in code.formats][: tensors + len(numbers)] == [
+            *"Q" * tensors, *numbers,
+        ]  # fmt: skip
+        used = resources(code.cubin, tmp_path)
+        assert used["STACK"] == 0
+        assert used["REG"] <= 128  # of 65,536, for 512 threads of a multiprocessor
+        assert not code.shared
+        assert ".f32.ftz" not in code.ptx.replace("cvt", "")
+        wide = re.findall(r"(?:ld|st)\.global\.v[24]\.b(?:32|64)", code.ptx)
+        assert bool(wide) == aligned
+
+
+def test_smoothed_relu_is_launched_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a GPU on tensors that say that they are there."""
+
+    class There(torch.Tensor):  # type: ignore[misc]
+        is_cuda = True
+        device = types.SimpleNamespace(index=0)
+
+    cuda = Driver()
+    monkeypatch.setattr(launching, "_cuda", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: types.SimpleNamespace(cuda_stream=5))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    tensors = [torch.zeros(3, 2000, 1, 1), torch.zeros(3, 2000), torch.zeros(3, 2000, 1, 1)]
+    h, d, out = (tensor.as_subclass(There) for tensor in tensors)
+    cuda.expected = [bytes(8)] * 4 + [bytes(4)] * 4 + [bytes(8)] * 2
+    relu.forward(h, d[:, :, None, None], 0.0, out)
+    assert cuda.calls["cuModuleGetFunction"][2] == b"smoothed_relu_forward"
+    _, *sizes = cuda.calls["cuLaunchKernel"][:8]
+    assert sizes == [3 * 2, 1, 1, 128, 1, 1, 0]
+    pointers = [struct.pack("<Q", tensor.data_ptr()) for tensor in tensors]
+    assert list(cuda.packed[:3]) == pointers
+    assert [struct.unpack("<i", packed)[0] for packed in cuda.packed[4:8]] == [
+        2000, 1, 2000, 2000,
+    ]  # fmt: skip
+    assert cuda.calls["cuCtxSetCurrent"]
+    relu._loaded.cache_clear()
 
 
 def test_many_classes(tmp_path: Path) -> None:

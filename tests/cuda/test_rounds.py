@@ -80,6 +80,32 @@ def test_same_results_as_the_session_of_the_cpu(
     assert (gap < 1e-3).mean() >= 0.9  # torch's products round with the rows of the batch
 
 
+def test_rounds_without_a_smoothed_row_run_the_exact_model(
+    stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle, job = problem(torch.nn.ReLU())
+    rounds: list[tuple[bool, bool]] = []  # whether k is passed, and whether the model runs as it is
+    evaluate, forward = oracle._evaluate, oracle.forward_rows
+
+    def evaluate_under(x: Any, mode: Any, *rest: Any) -> Any:
+        rounds[-1] = (rounds[-1][0], mode is None)
+        return evaluate(x, mode, *rest)
+
+    def forward_rows(x: Any, smoothing: Any, *rest: Any) -> Any:
+        rounds.append((smoothing is not None, False))
+        return forward(x, smoothing, *rest)
+
+    monkeypatch.setattr(oracle, "_evaluate", evaluate_under)
+    monkeypatch.setattr(oracle, "forward_rows", forward_rows)
+    _, error = run(oracle, job, 1, on_gpu=True)
+    assert error is None
+    recording = len(job.images)  # the first round of an image, which is exact
+    assert rounds.count((False, False)) == recording
+    assert rounds.count((False, True)) > recording
+    assert rounds.count((True, False)) > recording
+    assert (True, True) not in rounds
+
+
 def test_a_failed_launch_keeps_what_was_finished(stand_in: type[StandIn]) -> None:
     oracle, job = problem(torch.nn.Tanh())
     whole, _ = run(oracle, job, 4, on_gpu=True)

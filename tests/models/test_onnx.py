@@ -348,7 +348,7 @@ def refused() -> dict[str, tuple[Writer, dict[str, Any], str]]:
         ),
         "no batch": (Writer(12).add("Relu"), {}, "expected a batch and at least one more"),
         "type": (double, {}, "its input 'x' must be float (32 bits), it is double"),
-        "batch": (cut, {}, "fails for 3 images at once"),
+        "batch": (cut, {}, "its output for one image must be (1, classes), got (4, 3)"),
         "rows": (Writer("n", 4).add("ReduceSum", ints(0)), {}, "must be (3, classes), got (1, 4)"),
         "attribute": (
             Writer("n", *IMAGE).add("MaxPool", outputs=2, kernel_shape=[2, 2]),

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 from support.native_build import ISAS, ROOT, Build, build, compiles, tool
 
-PROGRAMS = ("solver_check", "network_check", "fork_check", "queue_check", "device_check")
+PROGRAMS = (
+    "solver_check",
+    "network_check",
+    "fork_check",
+    "queue_check",
+    "device_check",
+    "slot_pool_check",
+)
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 
 SANITIZER_ENVIRONMENT = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}

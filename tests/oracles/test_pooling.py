@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import advcore  # noqa: E402
-from advcore.oracles import TorchOracle, smoothing  # noqa: E402
+from advcore.oracles import TorchOracle, pooling, smoothing  # noqa: E402
 from advcore.oracles.pooling import TEMPERATURE, find_windows, smoothed_max  # noqa: E402
 from advcore.oracles.smoothing import Recomputation, find_activation, smoothing_scale  # noqa: E402
 
@@ -43,6 +44,7 @@ def pooled(h: Any, d: Any, *args: Any, **kwargs: Any) -> Any:
     return call.smoothed(h, d)
 
 
+PARAMETERS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 WINDOWS = [
     ((2, 2), (2, 2), (0, 0), False),
     ((3, 3), (2, 2), (0, 0), True),  # SqueezeNet
@@ -85,7 +87,8 @@ def test_windows_are_those_of_torch_for_every_size() -> None:
         args = (h, kernel, stride, padding, 1, ceil)
         found = find_windows(functional.max_pool1d, args, {})
         assert found is not None
-        out = smoothed_max(h, torch.full((1, 1, 1), 1e-6), h.clone, found[1])
+        pool = partial(functional.max_pool1d, **dict(zip(PARAMETERS, args[1:], strict=True)))
+        out = smoothed_max(h, torch.full((1, 1, 1), 1e-6), pool, found[1])
         assert torch.equal(out, functional.max_pool1d(*args)), (size, args[1:])
 
 
@@ -104,6 +107,43 @@ def test_rows_without_smoothing_are_the_call_itself_bit_for_bit() -> None:
     assert gradient.isfinite().all()
     assert (out[1] >= exact[1]).all()
     assert (out[1] - exact[1]).mean() > 0.05
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "ceil"), WINDOWS)
+def test_one_pooling_for_all_rows_and_a_log_sum_exp_for_the_smoothed_ones(
+    kernel: Any, stride: Any, padding: Any, ceil: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where every row takes part in both, and as on the CPU; also one mixed row."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randint(0, 3, (4, 2, 8, 9), generator=generator).double().requires_grad_()
+    d = torch.tensor([[0, 0], [0.5, 0.7], [0, 0.5], [0, 0]], dtype=torch.float64)[..., None, None]
+    smoothed_rows, poolings = [], []
+    log_sum_exp = pooling._log_sum_exp
+
+    def watched(rows: Any, *rest: Any) -> Any:
+        smoothed_rows.append(len(rows))
+        return log_sum_exp(rows, *rest)
+
+    def pool(rows: Any) -> Any:
+        poolings.append(len(rows))
+        return functional.max_pool2d(rows, kernel, stride, padding, ceil_mode=ceil)
+
+    monkeypatch.setattr(pooling, "_log_sum_exp", watched)
+    _, windows = find_windows(functional.max_pool2d, (h, kernel, stride, padding, 1, ceil), {})
+    apart = smoothed_max(h, d, pool, windows)
+    together = pooling._SmoothedMax.apply(h, TEMPERATURE * d, windows, pool, None, True)
+    assert (smoothed_rows, poolings) == ([2, 4], [4, 4])
+    exact = pool(h)
+    dlogits = torch.randn(exact.shape, generator=generator, dtype=torch.float64)
+    gradients = [torch.autograd.grad(out, h, dlogits)[0] for out in (apart, together, exact)]
+    for left, right, plain in ((apart, together, exact), gradients):
+        torch.testing.assert_close(left, right, rtol=1e-14, atol=1e-14)
+        for result in (left, right):
+            assert torch.equal(result[::3], plain[::3])
+            assert torch.equal(result[2, 0], plain[2, 0])
+            assert not torch.equal(result[1], plain[1])
+    assert smoothed_max(h, 0 * d, pool, windows).equal(exact)
+    assert len(smoothed_rows) == 2
 
 
 def test_infinities_and_nan_stay_in_their_windows() -> None:

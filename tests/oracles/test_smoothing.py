@@ -369,6 +369,22 @@ def test_scales_belong_to_the_slot_and_not_to_the_batch() -> None:
     )
 
 
+def test_a_recorded_row_is_exact_whatever_its_slot_had_before() -> None:
+    """Also beside a smoothed row, and after an image whose scales are NaN."""
+    model = Model(torch.relu)
+    oracle = TorchOracle(model, (6,))
+    x = np.random.default_rng(0).random((2, 6), dtype=np.float32)
+    bad = np.full((2, 6), np.nan, np.float32)
+    oracle.forward(bad, slots=numbers(2), record_scales=np.ones(2, bool), grad=False)
+    oracle.forward(x[:1], slots=numbers(1), record_scales=np.ones(1, bool), grad=False)
+    k, record = np.array([0.5, 0], np.float32), np.array([False, True])
+    logits = oracle.forward(x, k, numbers(2), record)
+    exact = model(torch.tensor(x)).detach().numpy()
+    assert np.array_equal(logits[1], exact[1])
+    assert np.isfinite(logits).all()
+    assert not np.array_equal(logits[0], exact[0])
+
+
 def test_rows_that_were_never_recorded_are_exact() -> None:
     model = Model(torch.relu)
     oracle = TorchOracle(model, (6,))

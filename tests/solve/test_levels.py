@@ -230,7 +230,9 @@ def test_changes_smaller_than_half_a_level() -> None:
     assert np.abs(adversarial - x).mean() < 0.1 / 255
     success = np.ones(2, bool)
     judge = Judge(OracleVerifier(oracle, 2), targets, True, 1e-4, 1e-4)
-    evaluations = levels.move_to_grid(levels.Grid(256, 0.0, 1.0), judge, x, adversarial, success)
+    grid = levels.Grid(256, 0.0, 1.0)
+    evaluations, forwards = levels.move_to_grid(grid, judge, x, adversarial, success)
+    assert not forwards.any()
     assert success.all()
     assert (evaluations == levels.ROUNDS).all()
     distortion = np.linalg.norm(adversarial - x, axis=1)
@@ -297,7 +299,7 @@ def test_in_a_hurry_the_first_grid_point_will_do(digits: Any) -> None:
         adversarial, success = free.adversarial.copy(), free.success.copy()
         judge = Judge(NetworkVerifier(network), targets.astype(np.int32), True, 1e-4, 1e-4)
         grid = levels.Grid(256, 0.0, 1.0)
-        evaluations = levels.move_to_grid(
+        evaluations, _ = levels.move_to_grid(
             grid, judge, x, adversarial, success, stop_early=lambda hurry=hurry: hurry
         )
         assert success.all()

@@ -253,6 +253,47 @@ def activations(kind: str, slope: float, z: Any, d: Any, device: str = "cpu") ->
     return h.cpu().numpy(), dh.cpu().numpy()
 
 
+def same_place(leaf: Any) -> Any:
+    """A copy with the strides of a tensor, part of a graph; overlapping numbers get their own."""
+    import torch
+
+    if 0 in leaf.stride():
+        return leaf.clone()
+    size = sum((n - 1) * step for n, step in zip(leaf.shape, leaf.stride(), strict=True)) + 1
+    return torch.zeros(size, dtype=leaf.dtype).as_strided(leaf.shape, leaf.stride()).copy_(leaf)
+
+
+def smoothed_relu(
+    h: Any, d: Any, slope: float, gradient: Any, inplace: bool, fused: bool
+) -> tuple[Any, Any, bool]:
+    """The smoothed ReLU of a copy of h with its gradient, and whether the kernels took it."""
+    from advcore.kernels import smoothed_relu as kernels
+
+    from advcore.oracles import smoothed_relu as oracle
+
+    taken = []
+
+    class Watched:
+        forward, backward = kernels.forward, kernels.backward
+
+        @staticmethod
+        def takes(*tensors: Any) -> bool:
+            taken.append(kernels.takes(*tensors))
+            return taken[-1]
+
+    original = oracle._kernels
+    oracle._kernels = lambda tensor: Watched if fused else None
+    try:
+        leaf = h.detach().requires_grad_()
+        source = same_place(leaf) if inplace else leaf
+        out = oracle.smoothed_relu(source, d, slope, inplace)
+        assert (out is source) == inplace
+        out.backward(gradient)
+        return out.detach(), leaf.grad, len(taken) == 2 and all(taken)
+    finally:
+        oracle._kernels = original
+
+
 def memory(address: int, count: int, kind: Any) -> Any:
     """An array over memory that another object owns."""
     size = count * np.dtype(kind).itemsize

@@ -55,6 +55,10 @@ class StandInSession:
         self.slots = slots
         return slots, measure
 
+    @property
+    def smoothed(self) -> bool:
+        return bool(self.k.any())
+
     def gather(self, x: int, k: int) -> None:
         rows_at(x, len(self.x), self.n)[:] = self.x
         rows_at(k, len(self.x), 1)[:, 0] = self.k

@@ -155,9 +155,19 @@ inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, int) {
   return std::memcpy(to, from, bytes), cudaSuccess;
 }
 // Of pageable memory: the host's copy is read before the call returns, of pinned memory later. Here
-// always later, but for what lies on the caller's stack, which no caller may pass.
+// always later, but for what lies on the caller's stack, which no caller may pass. An aligned word
+// comes as a whole, as kernels may read it meanwhile.
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, cudaStream_t s) {
-  return s->push([=] { std::memcpy(to, from, bytes); }), cudaSuccess;
+  s->push([=] {
+    int64_t word;
+    if (bytes != sizeof word || reinterpret_cast<uintptr_t>(to) % sizeof word != 0) {
+      std::memcpy(to, from, bytes);
+      return;
+    }
+    std::memcpy(&word, from, sizeof word);
+    __atomic_store_n(static_cast<int64_t*>(to), word, __ATOMIC_RELEASE);
+  });
+  return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t s) {
   return s->push([=] { std::memset(to, value, bytes); }), cudaSuccess;
