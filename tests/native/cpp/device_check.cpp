@@ -67,6 +67,7 @@ struct Rounds {
   const int* rows_of_round = nullptr;
 };
 const Network* solved = nullptr;
+int advances = 0, advances_before = -1;  // blocks of `advance`, and those before the first round
 
 // A device that hangs: kernels wait while it is held, and do nothing once it was let go.
 std::atomic<bool> held = false, let_go = false;
@@ -84,6 +85,7 @@ void no_rows(Run, float*, float*) {}
 void no_head(Run, const float*, float*) {}
 void advance(Run run, const float* gradients) {
   const int row = static_cast<int>(blockIdx.x);
+  ++advances;
   if (let_go || row >= *run.count) return;
   const int slot = run.rows[row];
   expect(!gradients && !run.done[slot], "slot %d is in a round and done", slot);
@@ -145,6 +147,7 @@ void check(const Case& at, std::mt19937& rng) {
   fake::launches = 0, fake::fails_at = at.end == End::failed ? 8 : -1;
   fake::fails_in_capture = at.end == End::failed_in_capture;
   held = at.end == End::abandoned, let_go = false;
+  advances = 0, advances_before = -1;
   const CudaArena arena = advcore::cuda_arena(params, at.own_bounds, at.slots, at.capacity);
   const advcore::AlignedFloats memory = advcore::allocate(arena.bytes / sizeof(float));
   std::memset(memory.get(), 0x7f, arena.bytes);  // what it was before is nothing to rely on
@@ -152,6 +155,7 @@ void check(const Case& at, std::mt19937& rng) {
   const LettingGo letting_go;
   Rounds rounds(network, params, at.slots);
   fake::foreign["evaluate"] = [](void** arguments, unsigned) {
+    if (advances_before < 0) advances_before = advances;
     while (held) std::this_thread::yield();
     if (!let_go) (*static_cast<Rounds**>(arguments[0]))->evaluate();
   };
@@ -187,6 +191,9 @@ void check(const Case& at, std::mt19937& rng) {
   fake::current_device = 5;  // which the end of the queue must leave
   expect(fake::open_captures == 0, "%s: a capture is open", at.name);
   if (at.end == End::whole) {
+    // The kernel's stack is taken by a launch of its own, for no row, before the graph.
+    expect(advances_before == at.slots, "%s: %d blocks of advance before the first round", at.name,
+           advances_before);
     expect(found.same(expected), "%s: results differ from those of solve", at.name);
     expect(queue.counts().finished == at.count &&
                queue.counts().succeeded == expected_work.counts().succeeded &&
