@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WHEEL_VENV := build/wheel/venv
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --prefer-binary -c constraints-dev.txt
 ifneq ($(ADVCORE_DATA),)
 export ADVCORE_DATA := $(abspath $(ADVCORE_DATA))
@@ -16,7 +17,7 @@ SOURCES := pyproject.toml CMakeLists.txt constraints-dev.txt README.md \
            $(shell find advcore csrc kernels python_bindings -type f ! -name '*.pyc' 2>/dev/null)
 FORMATTED = $(shell find csrc python_bindings tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint format bench stub options train wheel clean
+.PHONY: demo test lint format bench stub options train wheel check-long clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/advcore attack
@@ -54,11 +55,22 @@ options: $(VENV)/installed-dev
 train: $(VENV)/installed-dev
 	$(BIN)/python tools/train_embedded.py
 
-wheel: $(VENV)/python
-	$(BIN)/python -m pip wheel --no-deps -w dist .
+# A wheel for every Linux with glibc 2.28 or later, in dist/.
+wheel: $(WHEEL_VENV)/installed
+	$(WHEEL_VENV)/bin/python tools/make_wheel.py $(WHEEL)
+
+# What is too long for `make test`; goes on where it stopped.
+check-long: $(WHEEL_VENV)/installed
+	$(WHEEL_VENV)/bin/python tools/check_long.py $(PARTS)
 
 clean:
 	rm -rf build dist $(VENV)
+
+$(WHEEL_VENV)/installed: tools/wheel/requirements.txt constraints-dev.txt
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip --disable-pip-version-check install --prefer-binary \
+	  -c constraints-dev.txt -r tools/wheel/requirements.txt
+	touch $@
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,23 @@
 #include "cuda/device.h"
 
 namespace advcore {
+namespace {
+
+// The runtime gives one error where there is no driver, and where it is too old.
+std::string driver_error(cudaError_t code) {
+  int driver = 0;  // stays 0 without libcuda
+  if (code != cudaErrorInsufficientDriver || cudaDriverGetVersion(&driver) != cudaSuccess) {
+    return cudaGetErrorString(code);
+  }
+  if (driver == 0) return "no NVIDIA driver";
+  const auto text = [](int v) {
+    return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10);
+  };
+  return "the NVIDIA driver supports CUDA " + text(driver) + ", this build needs " +
+         text(CUDART_VERSION);
+}
+
+}  // namespace
 
 CudaStatus cuda_status() {
   CudaStatus status{true, 0, ""};
@@ -8,7 +25,7 @@ CudaStatus cuda_status() {
   if (code != cudaSuccess) {
     cudaGetLastError();
     status.devices = 0;
-    status.reason = cudaGetErrorString(code);
+    status.reason = driver_error(code);
   } else if (status.devices == 0) {
     status.reason = "no CUDA device is visible";
   }

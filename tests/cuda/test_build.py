@@ -40,16 +40,22 @@ def resources(report: str) -> dict[str, dict[str, int]]:
     return result
 
 
+def release(nvcc: str) -> str:
+    """The version of nvcc, such as 13.0."""
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"release ([\d.]+)", text)
+    assert match is not None
+    return match[1]
+
+
 def test_kernels_use_what_the_table_says(tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    release = re.search(r"release ([\d.]+)", version)
-    assert release is not None
+    version = release(nvcc)
     table = json.loads(TABLE.read_text())
-    if release[1] not in table:
-        pytest.skip(f"no figures for nvcc {release[1]} in {TABLE.name}")
+    if version not in table:
+        pytest.skip(f"no figures for nvcc {version} in {TABLE.name}")
     measured: dict[str, dict[str, int]] = {}
     for source in ("kernels", "queue"):
         command = [
@@ -63,8 +69,26 @@ def test_kernels_use_what_the_table_says(tmp_path: Path) -> None:
         result = resources(process.stdout + process.stderr)
         called = measured.get("called functions", {"spills": 0}), result["called functions"]
         measured |= result | {"called functions": {"spills": max(c["spills"] for c in called)}}
-    expected = table[release[1]][ARCHITECTURE]
+    expected = table[version][ARCHITECTURE]
     assert measured.keys() == expected.keys()
     for name, figures in expected.items():
         more = {key: measured[name][key] for key in figures if measured[name][key] > figures[key]}
         assert not more, f"{name} uses more than {figures}: {measured}"
+
+
+def test_a_build_for_every_gpu_stays_so_when_configured_again(tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or shutil.which("cmake") is None:
+        pytest.skip("no nvcc or no cmake")
+    if tuple(map(int, release(nvcc).split("."))) < (12, 8):
+        pytest.skip("this nvcc does not know every GPU")
+    configure = [
+        *("cmake", "-S", str(ROOT), "-B", str(tmp_path)),
+        *("-DADVCORE_CUDA=ALL", "-DADVCORE_MODULE=OFF"),
+    ]
+    for _ in range(2):
+        process = subprocess.run(configure, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
+        commands = (tmp_path / "compile_commands.json").read_text()
+        code = set(re.findall(r",code=\[?([\w,]+)", commands))
+        assert code == {"sm_80", "sm_90", "compute_100,sm_100", "sm_120"}

@@ -220,10 +220,32 @@ void check(const Case& at, std::mt19937& rng) {
          static_cast<long>(ended), static_cast<long>(interrupted));
 }
 
+// The reason where there is no device, for each answer of the runtime.
+void check_status() {
+  struct {
+    cudaError_t error;
+    int driver;
+    const char* reason;
+  } const answers[] = {
+      {cudaErrorInsufficientDriver, 0, "no NVIDIA driver"},
+      {cudaErrorInsufficientDriver, 12040,
+       "the NVIDIA driver supports CUDA 12.4, this build needs 13.0"},
+      {cudaErrorNotReady, 13000, "unspecified launch failure"},
+      {cudaSuccess, 13000, ""},
+  };
+  for (const auto& answer : answers) {
+    fake::count_error = answer.error, fake::driver = answer.driver;
+    const advcore::CudaStatus status = advcore::cuda_status();
+    expect(status.built && status.devices == (answer.error == cudaSuccess), "devices");
+    expect(status.reason == answer.reason, "reason: %s", status.reason.c_str());
+  }
+}
+
 }  // namespace
 
 int main() {
   std::mt19937 rng(3);
+  check_status();
   const Case cases[] = {
       {"one filling", 16, 100, 100, false, kPiece, End::whole},
       {"several fillings", 40, 150, 64, true, kPiece, End::whole},

@@ -48,7 +48,8 @@ T atomicCAS(T* at, T old, T value) {
 }
 
 using cudaError_t = int;
-constexpr cudaError_t cudaSuccess = 0, cudaErrorNotReady = 600;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorInsufficientDriver = 35, cudaErrorNotReady = 600;
+#define CUDART_VERSION 13000
 
 // What a check wants to happen.
 namespace fake {
@@ -108,6 +109,9 @@ struct Event {
   Stream* stream = nullptr;
   int64_t at = 0;
 };
+
+inline cudaError_t count_error = cudaSuccess;  // what counting the devices answers
+inline int driver = 13000;                     // the CUDA version of the driver, 0: none
 }  // namespace fake
 
 using cudaStream_t = fake::Stream*;
@@ -134,8 +138,10 @@ struct cudaLaunchConfig_t {
 };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "unspecified launch failure"; }
-inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 12080, cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int* count) {
+  return *count = fake::count_error == cudaSuccess, fake::count_error;
+}
+inline cudaError_t cudaDriverGetVersion(int* v) { return *v = fake::driver, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) {
   return *device = fake::current_device, cudaSuccess;
 }
