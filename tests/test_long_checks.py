@@ -109,6 +109,18 @@ def test_parts_run_again_by_name_at_another_commit_and_with_changes(
         assert runs(checks, monkeypatch)[0] == ["a", "b", "c"]
 
 
+def test_a_wheel_of_another_commit_is_not_tried(
+    checks: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(checks.Failure, match="run the part wheel first"):
+        checks.wheel()
+    checks.store("wheel", {"verdict": "passed", "commit": "one", "wheel": "a.whl"})
+    assert checks.wheel() == ROOT / "dist" / "a.whl"
+    monkeypatch.setattr(checks, "commit", lambda: "two")
+    with pytest.raises(checks.Failure, match="run the part wheel first"):
+        checks.wheel()
+
+
 def test_unknown_parts_are_named(
     checks: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,30 +73,30 @@ def install(python: Path, *what: str | Path) -> None:
 
 
 def wheel() -> Path:
-    """Return the newest wheel in dist/ for this Python."""
-    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    made = sorted((ROOT / "dist").glob(f"*-{tag}-*.whl"), key=lambda path: path.stat().st_mtime)
-    if not made:
-        raise Failure("dist/ has no wheel for this Python: run the part wheel first")
-    return made[-1]
+    """Return the wheel that the part wheel has made of this commit."""
+    made = outcomes().get("wheel", {})
+    if (made.get("verdict"), made.get("commit")) != ("passed", commit()):
+        raise Failure("there is no wheel of this commit: run the part wheel first")
+    return ROOT / "dist" / str(made["wheel"])
 
 
-def unpacked(folder: str) -> Path:
-    """Return the compiled module of the wheel, unpacked."""
-    run(sys.executable, "-m", "zipfile", "-e", wheel(), folder)
+def unpacked(archive: Path, folder: str) -> Path:
+    """Return the compiled module of a wheel, unpacked into a folder."""
+    run(sys.executable, "-m", "zipfile", "-e", archive, folder)
     (module,) = Path(folder, "advcore").glob("_core*.so")
     return module
 
 
 def build_wheel() -> Facts:
     """`make wheel`."""
-    run(sys.executable, ROOT / "tools" / "make_wheel.py")
+    output = run(sys.executable, ROOT / "tools" / "make_wheel.py")
+    made = ROOT / output.splitlines()[-1].partition(":")[0]
     with tempfile.TemporaryDirectory() as folder:
-        module = unpacked(folder)
+        module = unpacked(made, folder)
         code = re.search(r"^\.nv_fatbin\s+(\d+)", run("size", "-A", module), re.MULTILINE)
         return {
-            "wheel": wheel().name,
-            "wheel bytes": wheel().stat().st_size,
+            "wheel": made.name,
+            "wheel bytes": made.stat().st_size,
             "module bytes": module.stat().st_size,
             "device code bytes": int(code[1]) if code else 0,
         }
@@ -110,7 +110,7 @@ def audit() -> Facts:
         raise Failure(report[-TAIL:])
     (tool,) = Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin/cuobjdump")
     with tempfile.TemporaryDirectory() as folder:
-        listing = run(tool, "--list-elf", "--list-ptx", unpacked(folder))
+        listing = run(tool, "--list-elf", "--list-ptx", unpacked(wheel(), folder))
     code = {
         kind: sorted({int(each) for each in re.findall(rf"sm_(\d+)\.{kind}", listing)})
         for kind in ("cubin", "ptx")
