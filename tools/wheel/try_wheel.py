@@ -1,7 +1,8 @@
 """Try an installed advcore, in an environment with NumPy alone or with torch.
 
 Attacks 100 digits with the network of the package; with torch also as a torch module. Prints facts
-as JSON. Fails where a result does not hold, or where CUDA is not said to be there or missing.
+as JSON. Fails where a result does not hold, where CUDA is not said to be there or missing, or where
+the notice of what is inside is not installed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,9 @@ def main() -> None:
     assert built or reason.startswith("this build of advcore has no CUDA"), reason
     if built and not has_driver():
         assert (devices, reason) == (0, "no NVIDIA driver"), (devices, reason)
+    notice = metadata.distribution("advcore").read_text("licenses/NOTICE")
+    assert notice is not None
+    assert "libcudart_static" in notice, notice
     assert Path(advcore.__file__).parents[1].name == "site-packages", advcore.__file__
     print(json.dumps({"mean distortion": mean, "isa": _core.isa(), "cuda": reason or devices}))
 
