@@ -231,7 +231,7 @@ def check(name: str, tree: str) -> bool:
     try:
         facts, passed = PARTS[name](), True
     except Failure as error:
-        facts, passed = {"output": str(error)}, False
+        facts, passed = {"output": str(error).replace(f"{ROOT}/", "")}, False
         print(error)
     verdict = "passed" if passed else "failed"
     seconds = round(time.monotonic() - begin)
