@@ -9,7 +9,7 @@ def main() -> None:
     """Run the command line.
 
     The exit code is 0 at the end of a run, 1 if the model or an experiment raised, 2 for bad input,
-    and 130 after Ctrl-C.
+    and 130 after Ctrl-C or SIGTERM.
     """
     try:
         from . import attack, reproduce  # noqa: F401 (The imports add the commands to the app.)

@@ -21,13 +21,14 @@ from typer.core import TyperGroup
 import advcore
 
 from .. import _core
+from ..solve.interrupts import SIGNALS, sigterm_as_ctrl_c
 
 RAISED = 1
 """Exit code if the model or an experiment raised."""
 BAD_INPUT = 2
 """Exit code if an argument or a file is wrong."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as a shell gives it: 128 and the number of SIGINT."""
+"""Exit code after Ctrl-C or SIGTERM, as a shell gives it: 128 and the number of SIGINT."""
 ISA_NAMES = {"v4": "AVX-512 (v4)", "v3": "AVX2 (v3)", "base": "baseline (base)"}
 
 
@@ -146,11 +147,12 @@ def printing() -> Iterator[None]:
 
 @contextmanager
 def without_interrupt() -> Iterator[None]:
-    """Put Ctrl-C off until the block has ended. A second Ctrl-C is not put off."""
-    former = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(former):
-        yield  # a parent such as nohup has Ctrl-C ignored
-        return
+    """Put Ctrl-C and SIGTERM off until the block has ended. A second one is not put off."""
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {each: signal.getsignal(each) for each in SIGNALS}
+        # A parent such as nohup may have Ctrl-C ignored.
+        former = {each: handler for each, handler in handlers.items() if callable(handler)}
     interrupts: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -158,11 +160,13 @@ def without_interrupt() -> Iterator[None]:
             raise KeyboardInterrupt
         interrupts.append(number)
 
-    signal.signal(signal.SIGINT, note)
+    for each in former:
+        signal.signal(each, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        for each, handler in former.items():
+            signal.signal(each, handler)
     if interrupts:
         raise KeyboardInterrupt
 
@@ -171,11 +175,11 @@ def without_interrupt() -> Iterator[None]:
 def one_line_errors(debug: bool) -> Iterator[Stage]:
     """Turn Ctrl-C and errors about the user's input into one line on stderr and an exit code.
 
-    With `debug` errors keep their tracebacks.
+    SIGTERM counts as Ctrl-C. With `debug` errors keep their tracebacks.
     """
     stage = Stage()
     try:
-        with warnings.catch_warnings():
+        with sigterm_as_ctrl_c(), warnings.catch_warnings():
             if not debug:
                 warnings.showwarning = _print_warning
             yield stage
