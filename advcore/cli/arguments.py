@@ -1,29 +1,21 @@
-"""Arguments of `advcore attack`: arrays from files, checks of files to write, logits of images."""
+"""Arguments of `advcore attack`: arrays from files, checks of files to write."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from .. import validate
 from .._arrays import ZIP_MAGIC, member_names, read_array
-from ..options import Options
-from ..oracles.logits import batched
-from ..solve.choose import PROBE_IMAGES, choose_backend
 
-Floats = NDArray[np.float32]
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 """Endings of the files of a folder that are read as pictures."""
 TEXT_SUFFIXES = (".csv", ".txt", ".tsv")
 NPY_MAGIC = b"\x93NUMPY"
-Forward = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
@@ -120,21 +112,3 @@ def check_writable(path: Path, option: str, suffixes: Collection[str] = ()) -> N
         places.append(path.absolute().parent)
     if not all(os.access(place, os.W_OK) for place in places):
         raise PermissionError(f"{option}: {path} cannot be written")
-
-
-def evaluate(model: Any, images: NDArray[Any], options: Options) -> tuple[Forward, Floats]:
-    """Return the model's forward and the logits (N, K) of the images (N, ...).
-
-    The forward maps rows (N, n) to logits (N, K), no more than ``batch_size`` of them at once.
-    """
-    flat = validate.images(images).reshape(len(images), math.prod(images.shape[1:]))
-    flat = flat.astype(np.float32)
-    backend = choose_backend(model, flat[:PROBE_IMAGES], images.shape[1:], options)
-    verifier = backend.verifier
-
-    def forward(x: Floats) -> Floats:
-        return batched(verifier.forward, x, verifier.rows)
-
-    if not len(flat):
-        return forward, np.empty((0, backend.classes), np.float32)
-    return forward, batched(forward, flat, PROBE_IMAGES)

@@ -17,6 +17,7 @@ from rich.table import Table
 import advcore
 
 from .. import data, models, validate
+from ..jobs.classes import choose_targets, class_names, evaluate
 from ..models import loading
 from ..options import Options, option_info, penalty_from_norm
 from ..result import already_note, images_per_second
@@ -32,8 +33,7 @@ from .app import (
     with_dashes,
     without_interrupt,
 )
-from .arguments import AttackInputs, array, check_writable, evaluate
-from .classes import choose_targets, class_names
+from .arguments import AttackInputs, array, check_writable
 from .pictures import PictureFolder
 
 if TYPE_CHECKING:
@@ -300,7 +300,11 @@ def _with_model_classes(
         folder.forward, folder.class_names, folder.labels = forward, names, labels
     targets = inputs.targets
     if target_spec is not None:
-        targets = choose_targets(target_spec, logits, labels, names, options.seed)
+
+        def draw(labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
+            return data.random_targets(labels, classes=classes, seed=options.seed)
+
+        targets = choose_targets(target_spec, logits, labels, names, draw)
     true_labels = inputs.labels if targets is None else labels
     return AttackInputs(inputs.model, inputs.images, true_labels, targets, inputs.starts)
 

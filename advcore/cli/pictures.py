@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from .._extras import require
 from .._files import replacing, write_text
+from ..jobs.classes import short
 from ..oracles.logits import batched, margins
 from ..validate import to_numpy
 from .app import print_note
 from .arguments import PICTURE_SUFFIXES, check_writable
-from .classes import short
 
 if TYPE_CHECKING:
     from ..result import Result

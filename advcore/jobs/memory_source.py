@@ -1,0 +1,78 @@
+"""Images of a job that are an array of the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import validate
+from .fingerprint import hash_of
+from .inputs import Rows
+
+
+class MemorySource:
+    """An array of images, also a memory map, as the source of a job.
+
+    Parameters
+    ----------
+    images : (N, ...) array or tensor
+        Numbers inside the bounds of the run.
+    labels, targets : (N,) int, optional
+    keys : sequence of N str, optional
+        Names of the images, each once. None: their numbers from 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument has another shape or kind, or a key comes twice.
+    """
+
+    borders: Sequence[int] | None = None
+
+    def __init__(
+        self,
+        images: Any,
+        labels: Any = None,
+        targets: Any = None,
+        keys: Sequence[str] | None = None,
+    ) -> None:
+        self._images = validate.array(images, "images")
+        if self._images.ndim < 2:
+            raise ValueError(f"images must have shape (N, ...), got {self._images.shape}")
+        self.count = len(self._images)
+        self._labels = self._classes(labels, "labels")
+        self._targets = self._classes(targets, "targets")
+        self._keys = None if keys is None else [str(key) for key in keys]
+        if self._keys is not None and not len(self._keys) == len(set(self._keys)) == self.count:
+            raise ValueError(
+                f"keys must be {self.count} different texts, got {len(self._keys)}, "
+                f"{len(set(self._keys))} of them different"
+            )
+
+    def _classes(self, value: Any, name: str) -> NDArray[np.int64] | None:
+        if value is None:
+            return None
+        total = np.iinfo(np.int32).max  # the model, which knows its classes, is not at hand
+        return validate.classes(value, name, self.count, total).astype(np.int64)
+
+    def read(self, start: int, stop: int) -> Rows:
+        """See `Source`."""
+        part = slice(start, stop)
+        return Rows(
+            [str(number) for number in range(start, stop)]
+            if self._keys is None
+            else self._keys[part],
+            np.asarray(self._images[part]),
+            None if self._labels is None else self._labels[part],
+            None if self._targets is None else self._targets[part],
+            {},
+        )
+
+    def fingerprint(self) -> dict[str, str]:
+        """See `Source`. All values are hashed."""
+        arrays = {"images": self._images, "labels": self._labels, "targets": self._targets}
+        found = {name: hash_of(values) for name, values in arrays.items() if values is not None}
+        return found | ({} if self._keys is None else {"keys": hash_of(self._keys)})
