@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from .array_files import open_arrays
+from .hugging_face import open_dataset
 from .inputs import KINDS, InputSpec, Rows, Source
+from .parquet_files import open_parquet
+from .picture_folder import open_folder
 
 __all__ = ["InputSpec", "Rows", "Source", "open_source"]
 
@@ -30,4 +34,17 @@ def open_source(spec: InputSpec, model: Any) -> Source:
     """
     if spec.kind not in KINDS:
         raise ValueError(f"input.kind must be one of {', '.join(KINDS)}, got {spec.kind!r}")
+    for entry in fields(spec):
+        accepted = ("kind", "path", "leave_out", *KINDS[spec.kind])
+        if entry.name not in accepted and getattr(spec, entry.name) is not None:
+            raise ValueError(
+                f"input.{entry.name} is not for inputs of kind {spec.kind!r}, which have "
+                + ", ".join(KINDS[spec.kind])
+            )
+    if spec.kind == "pictures":
+        return open_folder(spec, model)
+    if spec.kind == "parquet":
+        return open_parquet(spec, model)
+    if spec.kind == "dataset":
+        return open_dataset(spec, model)
     return open_arrays(spec)
