@@ -11,9 +11,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .._arrays import ZIP_MAGIC, member_names, read_array
+from .._pictures import SUFFIXES
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-"""Endings of the files of a folder that are read as pictures."""
 TEXT_SUFFIXES = (".csv", ".txt", ".tsv")
 NPY_MAGIC = b"\x93NUMPY"
 
@@ -84,7 +83,7 @@ def _first_bytes(path: Path) -> bytes:
 def _what_instead(path: Path) -> str:
     """Return that this is no .npy file, and what to do with a file of that name."""
     ending = path.suffix.lower()
-    if ending in PICTURE_SUFFIXES:
+    if ending in SUFFIXES:
         return "is a picture, not a .npy file; put it into a folder and give --images FOLDER"
     if ending in TEXT_SUFFIXES:
         return (

@@ -1,25 +1,29 @@
 """Durable attacks on data sets that do not fit into memory: inputs, job files, blocks, results."""
 
-from .columns import Counts
 from .inputs import InputSpec, Rows, Source
+from .job_file import JobSpec
 from .manifest import OtherJob
 from .memory_source import MemorySource
 from .progress import JobProgress
 from .run import run
+from .sources import open_source
 from .status import JobStatus, status
 from .store import InUse, NotWritten
+from .table import Counts
 
 __all__ = [
     "Counts",
     "InUse",
     "InputSpec",
     "JobProgress",
+    "JobSpec",
     "JobStatus",
     "MemorySource",
     "NotWritten",
     "OtherJob",
     "Rows",
     "Source",
+    "open_source",
     "run",
     "status",
 ]

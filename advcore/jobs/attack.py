@@ -17,9 +17,9 @@ from ..errors import ModelError
 from ..options import Options, Progress
 from ..result import status_code
 from .classes import Classes, choose_targets, class_names, evaluate, targets_by_key
-from .columns import FAILED, joined, missing_table, result_table
 from .inputs import Rows, Source
 from .plan import Block
+from .table import FAILED, joined, missing_table, result_table
 
 if TYPE_CHECKING:
     from ..result import Result

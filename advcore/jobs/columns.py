@@ -1,184 +1,243 @@
-"""The table of a job: its columns, and the rows of a block. The module needs pyarrow."""
+"""Images, classes and keys in the columns of an Arrow table."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import astuple, dataclass
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _core
 from .._extras import require
-from ..validate import to_numpy
-from .inputs import Rows
+from .._pictures import ImageFormat, find_format
+from .inputs import InputSpec, Rows, rows
+from .picture_folder import read_pictures
 
-if TYPE_CHECKING:
-    from ..result import Result
-
-UNREADABLE, FAILED = "unreadable", "failed"
-"""Statuses of rows without a result, besides the names of `advcore.Status`: the image cannot be
-read; the model raised on its block."""
-ADVERSARIAL = "adversarial"
-"""Name of the column of the images."""
-PNG_COMPRESSION = 1
-"""Level of zlib. A picture of 224x224 with level 6 is a few percent smaller and takes longer."""
-
-
-def arrow() -> Any:
-    """Return the module pyarrow."""
-    return require("pyarrow", "jobs", "a job")
-
-
-def schema(images: str) -> Any:
-    """Return the columns of a block whose adversarial images are "none", "float32" or "png"."""
-    pa = arrow()
-    fields = [
-        pa.field("key", pa.string(), nullable=False),
-        ("label", pa.int64()),
-        ("target", pa.int64()),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("success", pa.bool_(), nullable=False),
-        ("distortion", pa.float32()),
-        ("margin", pa.float32()),
-        ("c", pa.float64()),
-        ("evaluations", pa.int32()),
-        ("prediction", pa.int64()),
-        ("error", pa.string()),
-    ]
-    if images != "none":
-        kind = pa.list_(pa.float32()) if images == "float32" else pa.binary()
-        fields.append((ADVERSARIAL, kind))
-    return pa.schema(fields)
+IMAGE = "image"
+"""Column of the images where the input names none."""
+PURPOSE = "reading Parquet files and data sets"
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Sums over rows of a table.
+class Columns:
+    """Columns of a table that a job reads.
 
     Attributes
     ----------
-    images, succeeded, unreadable, failed : int
-        Numbers of rows, and of those with the success, the status unreadable and failed.
-    distortion : float
-        Sum of the distortions of the successes.
-    evaluations : int
+    image, label, target, key : str or None
+        Their names.
+    image_format : ImageFormat or None
+        Format of images that are bytes of pictures.
+    shape : tuple of int
+        Shape of an image.
+    folder : Path
+        Folder from which the paths of pictures without bytes start.
     """
 
-    images: int = 0
-    succeeded: int = 0
-    unreadable: int = 0
-    failed: int = 0
-    distortion: float = 0.0
-    evaluations: int = 0
+    image: str
+    label: str | None
+    target: str | None
+    key: str | None
+    image_format: ImageFormat | None
+    shape: tuple[int, ...]
+    folder: Path
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def names(self) -> list[str]:
+        """Return the columns to read."""
+        return [
+            name for name in (self.image, self.label, self.target, self.key) if name is not None
+        ]
 
-
-def result_table(
-    rows: Rows,
-    result: Result,
-    labels: NDArray[np.int64] | None,
-    images: str,
-    limits: tuple[float, float],
-) -> Any:
-    """Return the rows of a block: those of its result, then the images that cannot be read.
-
-    Values that an image does not have are null, such as the distortion without success.
-
-    Parameters
-    ----------
-    labels : (B,) of the readable images, or None
-    limits : bounds of the values; those of "png" are its black and white.
-    """
-    pa = arrow()
-    success = result.success
-    names = {int(member.value): name for name, member in _core.Status.__members__.items()}
-    known = {
-        "key": pa.array(rows.keys, pa.string()),
-        "label": None if labels is None else pa.array(labels),
-        "target": pa.array(result.target, mask=result.target < 0),
-        "status": pa.array([names[code] for code in result.status.tolist()], pa.string()),
-        "success": pa.array(success),
-        "distortion": pa.array(result.distortion, mask=~success),
-        "margin": pa.array(result.margin.astype(np.float32), mask=np.isnan(result.margin)),
-        "c": pa.array(result.c.astype(np.float64), mask=np.isnan(result.c)),
-        "evaluations": pa.array(result.evaluations),
-        "prediction": pa.array(result.prediction),
-    }
-    if images != "none":
-        adversarial = to_numpy(result.adversarial)
-        known[ADVERSARIAL] = (
-            _float_lists(adversarial) if images == "float32" else _pngs(adversarial, *limits)
+    def none(self, unreadable: dict[str, str]) -> Rows:
+        """Return rows of which none can be read."""
+        label, target = (
+            None if name is None else np.empty(0, np.int64) for name in (self.label, self.target)
         )
-    return joined([_table(known, images), missing_table(rows.unreadable, images)])
+        return Rows([], np.empty((0, *self.shape), np.float32), label, target, unreadable)
+
+    def decode(self, table: Any, keys: Sequence[str]) -> Rows:
+        """Return the rows of a table; ``keys`` are used where it has no column of keys."""
+        unreadable: dict[str, str] = {}
+        if self.key is not None:
+            keys = as_texts(table[self.key])
+        image = _combined(table[self.image])
+        if self.image_format is not None:
+            places, images, reasons = read_pictures(
+                keys, _pictures(image, self.folder), self.image_format
+            )
+        else:
+            places, images, reasons = _arrays(image, keys, self.shape)
+        kept = np.zeros(len(keys), np.bool_)
+        kept[places] = True
+        classes: list[NDArray[Any] | None] = []
+        for kind, name in (("label", self.label), ("target", self.target)):
+            if name is None:
+                classes.append(None)
+                continue
+            column = _combined(table[name])
+            for row in np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist():
+                unreadable[keys[row]] = f"{kind} is missing"
+                kept[row] = False
+            classes.append(column.fill_null(0).to_numpy(zero_copy_only=False))
+        readable = kept[places]
+        places = [place for place in places if kept[place]]
+        labels, targets = (None if values is None else values[places] for values in classes)
+        return rows(
+            [keys[place] for place in places],
+            images[readable],
+            labels,
+            targets,
+            unreadable | reasons,
+        )
 
 
-def joined(tables: list[Any]) -> Any:
-    """Return the rows of several tables as one."""
-    return arrow().concat_tables(tables)
+def find_columns(spec: InputSpec, model: Any, schema: Any, folder: Path) -> Columns:
+    """Return the columns of an input, after a check of their types.
+
+    Raises ValueError, with the columns that the table has.
+    """
+    types = require("pyarrow.types", "jobs", PURPOSE)
+    image = IMAGE if spec.image is None else spec.image
+    _check_columns(spec, image, schema, types)
+    kind = schema.field(image).type
+    if _is_bytes(kind, types) or (
+        types.is_struct(kind)
+        and kind.get_field_index("bytes") >= 0
+        and _is_bytes(kind.field("bytes").type, types)
+    ):
+        require("PIL", "pictures", "reading pictures")
+        image_format = find_format(model, spec.size, option="input.size")
+        shape = image_format.shape
+    else:
+        image_format, shape = None, _list_shape(spec, image, kind, model, types)
+    return Columns(image, spec.label, spec.target, spec.key, image_format, shape, folder)
 
 
-def missing_table(reasons: dict[str, str], images: str, status: str = UNREADABLE) -> Any:
-    """Return rows of images without a result, with the reason for each key."""
-    pa = arrow()
-    known = {
-        "key": pa.array(list(reasons), pa.string()),
-        "status": pa.array([status] * len(reasons), pa.string()),
-        "success": pa.array([False] * len(reasons), pa.bool_()),
-        "error": pa.array(list(reasons.values()), pa.string()),
-    }
-    return _table(known, images)
+def _check_columns(spec: InputSpec, image: str, schema: Any, types: Any) -> None:
+    """Raise unless the columns exist, once each, and have integers, or of keys texts."""
+    for field, name in (
+        ("image", image), ("label", spec.label), ("target", spec.target), ("key", spec.key)
+    ):  # fmt: skip
+        if name is None:
+            continue
+        if schema.names.count(name) != 1:
+            raise ValueError(
+                f"input.{field} must be one of the columns {', '.join(schema.names)}, got {name!r}"
+            )
+        kind = schema.field(name).type
+        is_integer = types.is_integer(kind)
+        is_text = types.is_string(kind) or types.is_large_string(kind)
+        if field in ("label", "target") and not is_integer:
+            raise ValueError(f"input.{field}: column {name!r} must hold integers, got {kind}")
+        if field == "key" and not (is_integer or is_text):
+            raise ValueError(f"input.key: column {name!r} must hold texts or integers, got {kind}")
 
 
-def count(table: Any) -> Counts:
-    """Return the counts of a table."""
-    status = table.column("status").to_pylist()
-    success = np.asarray(table.column("success"))
-    distortion = np.asarray(table.column("distortion").fill_null(0), np.float64)
-    return Counts(
-        len(status),
-        int(success.sum()),
-        status.count(UNREADABLE),
-        status.count(FAILED),
-        float(distortion[success].sum()),
-        int(np.asarray(table.column("evaluations").fill_null(0), np.int64).sum()),
-    )
+def as_texts(column: Any) -> list[str]:
+    """Return the values of a column of keys as texts. Raise a ValueError where one is missing."""
+    if column.null_count:
+        raise ValueError("input.key: a key is missing")
+    return [str(value) for value in column.to_pylist()]
 
 
-def _table(known: dict[str, Any], images: str) -> Any:
-    """Return a table with nulls in the columns that are not known."""
-    pa = arrow()
-    length, columns = len(known["key"]), []
-    for field in schema(images):
-        values = known.get(field.name)
-        columns.append(pa.nulls(length, field.type) if values is None else values)
-    return pa.Table.from_arrays(columns, schema=schema(images))
+def _is_bytes(kind: Any, types: Any) -> bool:
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _float_lists(images: NDArray[np.float32]) -> Any:
-    pa = arrow()
-    flat = images.reshape(len(images), -1)
-    offsets = np.arange(len(flat) + 1, dtype=np.int32) * flat.shape[1]
-    return pa.ListArray.from_arrays(offsets, pa.array(flat.reshape(-1)))
+def _list_shape(spec: InputSpec, image: str, kind: Any, model: Any, types: Any) -> tuple[int, ...]:
+    """Return the shape of images that are lists: that of the input, of the type or of the model."""
+    sizes: list[int] = []
+    inner, is_fixed = getattr(kind, "storage_type", kind), True
+    while types.is_list(inner) or types.is_large_list(inner) or types.is_fixed_size_list(inner):
+        if types.is_fixed_size_list(inner):
+            sizes.append(inner.list_size)
+        else:
+            is_fixed = False
+        inner = inner.value_type
+    if inner is kind or not (types.is_integer(inner) or types.is_floating(inner)):
+        raise ValueError(
+            f"input.image: column {image!r} must hold bytes of pictures, structs with bytes and "
+            f"path, or lists of numbers, got {kind}"
+        )
+    shape: Any = spec.shape
+    if shape is None and is_fixed and len(sizes) > 1:
+        shape = sizes
+    if shape is None:
+        shape = getattr(model, "input_shape", None)
+    if shape is None and isinstance(getattr(model, "inputs", None), int):
+        shape = (model.inputs,)
+    if shape is None:
+        raise ValueError(
+            "input.shape is missing: neither the type of the column nor the model says which shape "
+            f"the lists of {image!r} have"
+        )
+    if is_fixed and math.prod(sizes) != math.prod(shape):
+        raise ValueError(
+            f"input.shape: {tuple(shape)} has {math.prod(shape)} values, the lists of {image!r} "
+            f"have {math.prod(sizes)}"
+        )
+    return tuple(int(extent) for extent in shape)
 
 
-def _pngs(images: NDArray[np.float32], low: float, high: float) -> Any:
-    """Return PNG files of images (N, ...) on 256 levels."""
-    from .._pictures import find_format
+def _combined(column: Any) -> Any:
+    """Return a column as one array, without an extension type."""
+    array = column.combine_chunks()
+    return getattr(array, "storage", array)
 
-    pa = arrow()
-    Image = require("PIL.Image", "pictures", "adversarial images as PNG")
-    picture_format = find_format(SimpleNamespace(input_shape=images.shape[1:]))
-    pixels = picture_format.to_pixels(images).astype(np.float64)
-    values = np.rint((pixels - low) * (255 / (high - low))).astype(np.uint8)
-    files = []
-    for picture in np.moveaxis(values, 1, 3):
-        file = io.BytesIO()
-        picture = picture[..., 0] if picture.shape[2] == 1 else picture
-        Image.fromarray(picture).save(file, "PNG", compress_level=PNG_COMPRESSION)
-        files.append(file.getvalue())
-    return pa.array(files, pa.binary())
+
+def _pictures(image: Any, folder: Path) -> Iterator[Path | BinaryIO]:
+    """Yield the bytes of pictures, or the path where a struct has a path alone."""
+    for value in image:
+        content, path = value.as_py(), None
+        if isinstance(content, dict):
+            content, path = content["bytes"], content.get("path")
+        yield folder / path if path and content is None else io.BytesIO(content or b"")
+
+
+def _arrays(
+    image: Any, keys: Sequence[str], shape: tuple[int, ...]
+) -> tuple[list[int], NDArray[Any], dict[str, str]]:
+    """Return the places of the lists with the right number of values, their values and reasons."""
+    values, missing, offsets = _flat(image)
+    needed = math.prod(shape)
+    missing_before = np.concatenate([[0], np.cumsum(missing)])
+    is_missing = image.is_null().to_numpy(zero_copy_only=False)
+    is_missing |= missing_before[offsets[1:]] > missing_before[offsets[:-1]]
+    places, unreadable = [], {}
+    for row, length in enumerate(np.diff(offsets).tolist()):
+        if is_missing[row]:
+            unreadable[keys[row]] = "a value is missing"
+        elif length != needed:
+            unreadable[keys[row]] = f"it has {length} values, shape {shape} needs {needed}"
+        else:
+            places.append(row)
+    chosen = np.empty((len(places), needed), values.dtype)
+    for place, row in enumerate(places):
+        chosen[place] = values[offsets[row] : offsets[row + 1]]
+    return places, chosen.reshape(len(places), *shape), unreadable
+
+
+def _flat(array: Any) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.int64]]:
+    """Return all numbers of nested lists, which of them are missing, and the offsets of the rows.
+
+    Row ``i`` has the numbers ``offsets[i]`` to ``offsets[i + 1]``. A list that is missing is empty,
+    or has the length of its type.
+    """
+    if hasattr(array.type, "list_size"):
+        size = array.type.list_size
+        offsets = np.arange(len(array) + 1, dtype=np.int64) * size
+        inner = array.values.slice(array.offset * size, len(array) * size)
+    elif hasattr(array.type, "value_type"):
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        inner = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+        offsets = offsets - offsets[0]
+    else:
+        missing = array.is_null().to_numpy(zero_copy_only=False)
+        values = array.fill_null(0).to_numpy(zero_copy_only=False)
+        return values, missing, np.arange(len(array) + 1, dtype=np.int64)
+    values, missing, inner_offsets = _flat(inner)
+    return values, missing, inner_offsets[offsets]

@@ -12,8 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-KINDS = ("pictures", "arrays", "parquet", "dataset")
-"""Kinds of inputs."""
+KINDS = {
+    "pictures": ("label", "size"),
+    "arrays": ("image", "label", "target", "key"),
+    "parquet": ("image", "label", "target", "key", "shape", "size"),
+    "dataset": ("image", "label", "target", "key", "shape", "size", "split", "config"),
+}
+"""Fields that an `InputSpec` of a kind may have besides ``kind`` and ``path``."""
 WHOLE_BYTES = 1 << 20
 """Size up to which all bytes of a file are hashed."""
 PIECE_BYTES = 1 << 16

@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..options import Progress
-from .columns import Counts
 from .status import duration
+from .table import Counts
 
 LINE_SECONDS = 30.0
 """Seconds between two lines of a log."""

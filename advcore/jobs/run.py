@@ -14,19 +14,16 @@ from ..options import Options
 from ..solve.interrupts import sigterm_as_ctrl_c
 from . import manifest
 from .attack import Attack, BlockFailed, Unfinished
-from .columns import Counts, arrow
 from .fingerprint import hash_of
 from .inputs import Source
+from .job_file import IMAGES, JobSpec
 from .memory_source import MemorySource
 from .plan import Block, Plan, check_shard
 from .progress import JobProgress, Reporter
 from .status import JobStatus, status
 from .store import Store
+from .table import Counts, arrow
 
-BLOCK = 256
-"""Images of a block."""
-FORMS = ("none", "float32", "png")
-"""Forms in which adversarial images are kept."""
 MOST_FAILURES = 3
 """Failed blocks, without one that did not fail, after which a job stops: the fault is then with the
 model or the options, not with some images."""
@@ -39,7 +36,7 @@ def run(
     source: Source | Any,
     output: str | os.PathLike[str],
     *,
-    block: int = BLOCK,
+    block: int = JobSpec.block,
     images: str = "none",
     targets: str | None = None,
     untargeted: bool = False,
@@ -140,7 +137,7 @@ def run(
 def _check(options: dict[str, Any], images: str) -> Options:
     """Return the options of the attack, which must fit to the form of the images."""
     checked = Options(**options)
-    validate.choice(images, "images", FORMS)
+    validate.choice(images, "images", IMAGES)
     if images == "png":
         if checked.levels != PNG_LEVELS:
             raise ValueError(f'images="png" needs levels={PNG_LEVELS}, got {checked.levels}')

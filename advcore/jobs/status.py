@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import manifest
-from .columns import Counts
 from .store import TABLE, BlockNote, block_notes
+from .table import Counts
 
 RECENT_BLOCKS = 20
 """Number of the last blocks that give the rate."""

@@ -19,8 +19,8 @@ from typing import Any
 
 from .._extras import require
 from .._files import replacing
-from .columns import Counts, count, schema
 from .plan import Block, Plan
+from .table import Counts, count, schema
 
 BLOCKS, TABLE = "blocks", "table.parquet"
 GROUP_ROWS = 1 << 16
