@@ -27,6 +27,10 @@ RAISED = 1
 """Exit code if the model or an experiment raised."""
 BAD_INPUT = 2
 """Exit code if an argument or a file is wrong."""
+WITHOUT_RESULT = 3
+"""Exit code of a job that ran to its end, where images could not be read or the model raised."""
+UNFINISHED = 4
+"""Exit code of a job that its time limit ended. The same command goes on."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as a shell gives it: 128 and the number of SIGINT."""
 ISA_NAMES = {"v4": "AVX-512 (v4)", "v3": "AVX2 (v3)", "base": "baseline (base)"}
@@ -197,3 +201,11 @@ def one_line_errors(debug: bool) -> Iterator[Stage]:
     except KeyboardInterrupt:
         print_note(f"error: interrupted {stage.name}")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def exit_with(error: BaseException) -> typer.Exit:
+    """Print an error of the model, the GPU or the disk as one line, and return the exit."""
+    text = " ".join(str(error).split())
+    text = text.replace("the exception's .result holds", "the table and --out hold")
+    print_note(f"error: {with_dashes(text)}")
+    return typer.Exit(RAISED)

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .._arrays import ZIP_MAGIC, member_names, read_array
+from .._arrays import ZIP_MAGIC, map_array, member_names, read_array
 from .._pictures import SUFFIXES
 
 TEXT_SUFFIXES = (".csv", ".txt", ".tsv")
@@ -27,23 +27,25 @@ class AttackInputs:
     targets: NDArray[Any] | None  # (N,)
     starts: NDArray[Any] | None  # (N, ...)
 
-    def first(self, count: int | None) -> AttackInputs:
-        """Return the inputs of the first `count` images. None: of all images."""
+    def part(self, rows: slice) -> AttackInputs:
+        """Return the inputs of these images."""
 
         def cut(values: NDArray[Any] | None) -> NDArray[Any] | None:
-            return None if values is None else values[:count]
+            return None if values is None else values[rows]
 
         return AttackInputs(
             self.model,
-            self.images[:count],
+            self.images[rows],
             cut(self.labels),
             cut(self.targets),
             cut(self.starts),
         )
 
 
-def array(path: Path, option: str) -> NDArray[Any]:
+def array(path: Path, option: str, *, mapped: bool = False) -> NDArray[Any]:
     """Read an array of one or more dimensions from a .npy file, without unpickling.
+
+    mapped : whether memory is taken only for the parts that are used, when they are.
 
     Raises
     ------
@@ -57,7 +59,7 @@ def array(path: Path, option: str) -> NDArray[Any]:
             raise _NoArray(f"is an .npz archive ({names}), expected one .npy array")
         if not begin.startswith(NPY_MAGIC):
             raise _NoArray(_what_instead(path))
-        values = read_array(path)
+        values = map_array(path, "iufc") if mapped else read_array(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{option}: {path} does not exist") from None
     except _NoArray as error:
@@ -91,6 +93,17 @@ def _what_instead(path: Path) -> str:
             f"numpy.save({path.stem + '.npy'!r}, numpy.loadtxt({path.name!r}, delimiter=','))"
         )
     return "is not a .npy file of numbers; numpy.save writes one"
+
+
+OTHER_FILES = (*TEXT_SUFFIXES, *SUFFIXES, ".json", ".npy", ".parquet")
+"""Endings of files that are no results, and hardly names of folders."""
+
+
+def is_job_folder(out: Path | None) -> bool:
+    """Return whether --out names a folder, in which finished blocks are kept, and no .npz file."""
+    if out is not None and not out.is_dir() and out.suffix.lower() in OTHER_FILES:
+        raise ValueError(f"--out: expected a name that ends in .npz, or a folder, got {out}")
+    return out is not None and out.suffix.lower() != ".npz"
 
 
 def check_writable(path: Path, option: str, suffixes: Collection[str] = ()) -> None:

@@ -304,6 +304,12 @@ class PictureFolder:
         self.files = pictures.files
         return self.image_format.to_model(pictures.pixels)
 
+    def cut(self, rows: slice) -> None:
+        """Keep these pictures alone, and their classes where they are known."""
+        self.files = self.files[rows]
+        if hasattr(self, "labels"):
+            self.labels = self.labels[rows]
+
     def write(self, inputs: AttackInputs, result: Result, picture: Path | None) -> list[str]:
         """Write the PNG files and the table, and the grid if ``picture`` names its file.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def run(
     Returns
     -------
     JobStatus
-        What is on disk at the end, of all shards.
+        What is on disk at the end, of all shards. ``blocks_left`` is that of this shard.
 
     Raises
     ------
@@ -131,7 +132,8 @@ def run(
         _attack_blocks(attack, store, part, retry, begin, callback, progress)
         store.scan()  # Other shards may have ended meanwhile.
         store.finish()
-    return status(store.folder)
+        left = sum(block.number not in store.counts for block in plan.shard(part))
+    return replace(status(store.folder), blocks_left=left)
 
 
 def _check(options: dict[str, Any], images: str) -> Options:

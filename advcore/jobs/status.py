@@ -32,6 +32,8 @@ class JobStatus:
         Images per second between the last blocks that were written. None: there are too few.
     is_complete : bool
         Whether all blocks and the whole table are there.
+    blocks_left : int
+        Blocks that are not on disk; of what `advcore.jobs.run` returns, those of its shard.
     """
 
     folder: Path
@@ -41,6 +43,7 @@ class JobStatus:
     done: Counts
     rate: float | None
     is_complete: bool
+    blocks_left: int
 
     @property
     def remaining_seconds(self) -> float | None:
@@ -100,6 +103,7 @@ def status(folder: str | os.PathLike[str]) -> JobStatus:
         done=sum((note.counts for note in notes), Counts()),
         rate=_rate(notes),
         is_complete=len(notes) == blocks and (place / TABLE).exists(),
+        blocks_left=blocks - len(notes),
     )
 
 
