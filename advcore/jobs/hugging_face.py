@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
-from .columns import Columns, as_texts, find_columns
+from .image_columns import Columns, as_texts, find_columns
 from .inputs import InputSpec, Rows, check_unique, file_hash, joined
 
 BATCH_ROWS = 64

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .._extras import require
-from .columns import PURPOSE, Columns, as_texts, find_columns
 from .files import as_key, input_files
+from .image_columns import PURPOSE, Columns, as_texts, find_columns
 from .inputs import InputSpec, Rows, check_unique, file_hash, joined
 from .picture_folder import is_of_one_file
 
