@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 import advcore
 
 from .. import _core
+from ..jobs.job_file import JobFileError
 from ..solve.interrupts import SIGNALS, sigterm_as_ctrl_c
 
 RAISED = 1
@@ -196,7 +197,9 @@ def one_line_errors(debug: bool) -> Iterator[Stage]:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if debug:
             raise
-        print_note(f"error: {with_dashes(str(error))}")
+        # A job file has a line for each of its mistakes.
+        for text in error.errors if isinstance(error, JobFileError) else [str(error)]:
+            print_note(f"error: {with_dashes(text)}")
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
         print_note(f"error: interrupted {stage.name}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -22,13 +21,12 @@ from ..result import already_note, images_per_second
 from .app import (
     INTERRUPTED,
     ISA_NAMES,
-    RAISED,
     Stage,
     app,
+    exit_with,
     one_line_errors,
     print_note,
     printing,
-    with_dashes,
     without_interrupt,
 )
 from .arguments import AttackInputs, check_writable, is_job_folder

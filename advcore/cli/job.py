@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 import advcore
@@ -13,9 +14,8 @@ import advcore
 from .. import jobs
 from ..jobs.inputs import file_hash
 from ..jobs.picture_folder import open_folder
-from ..options import Options, option_info
+from ..options import Options
 from .app import (
-    RAISED,
     UNFINISHED,
     WITHOUT_RESULT,
     Stage,
@@ -25,6 +25,7 @@ from .app import (
     print_note,
     printing,
 )
+from .arguments import array
 from .sources import Sources, load_model, read_arrays
 
 job_app = typer.Typer(
@@ -61,7 +62,7 @@ def run_job(
             shard=shard or spec.shard,
             retry=retry,
             model_name=spec.model,
-            **{entry.name: getattr(spec.options, entry.name) for entry in attack_options()},
+            **_values(spec.options),
         )
 
 
@@ -71,8 +72,10 @@ def show_status(
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
 ) -> None:
     """Shows how far a job is, also while it runs."""
-    with one_line_errors(debug), printing():
-        print(jobs.status(folder).text())
+    with one_line_errors(debug):
+        text = jobs.status(folder).text()
+        with printing():
+            print(text)
 
 
 def attack_blocks(
@@ -87,9 +90,7 @@ def attack_blocks(
     targets = sources.targets
     source: jobs.Source
     if sources.folder is not None:
-        spec = jobs.InputSpec("pictures", str(sources.images), size=sources.folder.size, leave_out=out)
-        pictures = open_folder(spec, model, size_option="--size")
-        source = replace(pictures, names=pictures.names[: sources.count])
+        source = _open_pictures(sources, model, out)
     else:
         inputs = read_arrays(sources, Options(**options)).part(slice(sources.count))
         paths = {"images": sources.images, "labels": sources.labels}
@@ -114,11 +115,37 @@ def attack_blocks(
     )
 
 
+def _open_pictures(sources: Sources, model: Any, out: Path) -> jobs.Source:
+    """Open the first pictures of a folder. Those that cannot be read count."""
+    assert sources.folder is not None
+    if sources.targets is not None and sources.targets.endswith(".npy"):
+        raise ValueError(
+            "--targets: a .npy file needs a .npy file as --images where --out is a folder"
+        )
+    spec = jobs.InputSpec("pictures", str(sources.images), size=sources.folder.size, leave_out=out)
+    try:
+        source = open_folder(spec, model)
+    except ValueError as error:
+        text = str(error).replace("input.path", "--images").replace("input.size", "--size")
+        raise ValueError(text) from None
+    names = source.names[: sources.count]
+    labels = None if sources.labels is None else array(sources.labels, "--labels")
+    if labels is not None:
+        if len(labels) < len(names):
+            raise ValueError(f"--labels has {len(labels)} entries for {len(names)} pictures")
+        labels = labels[: len(names)].astype(np.int64)
+    return replace(source, names=names, labels=labels)
+
+
+def _values(options: Options) -> dict[str, Any]:
+    """Return the options that a job has, by name."""
+    names = [entry.name for entry in fields(options)]
+    return {name: getattr(options, name) for name in names if name not in ("progress", "callback")}
 
 
 def keep_blocks(model: Any, source: jobs.Source, out: Path, stage: Stage, **settings: Any) -> None:
     """Run a job, print what is on disk at its end, and exit with the code of what happened."""
-    stage.name = f"; the finished blocks are in {out}, and the same command goes on"
+    stage.name = f"(what is finished is kept in {out}; the same command goes on)"
     try:
         status = jobs.run(model, source, out, progress=True, **settings)
     except (advcore.ModelError, advcore.DeviceError, jobs.NotWritten) as error:
@@ -126,7 +153,7 @@ def keep_blocks(model: Any, source: jobs.Source, out: Path, stage: Stage, **sett
     with printing():
         print(status.text())
     if status.blocks_left:
-        print_note(f"error: the time limit has passed{stage.name[1:]}")
+        print_note(f"error: the time limit has passed {stage.name}")
         raise typer.Exit(UNFINISHED)
     if status.done.unreadable or status.done.failed:
         print_note("error: some images have no result; the column error of the table says why")

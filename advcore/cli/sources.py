@@ -32,9 +32,7 @@ class Sources:
     folder: PictureFolder | None
 
 
-def read_inputs(
-    sources: Sources, options: Options, shard: tuple[int, int] | None
-) -> AttackInputs:
+def read_inputs(sources: Sources, options: Options, shard: tuple[int, int] | None) -> AttackInputs:
     """Read model and arrays of a run, of the first images if there is a count.
 
     Of a shard (k, n) it is the k-th of n parts of these.

@@ -1,7 +1,7 @@
 """Durable attacks on data sets that do not fit into memory: inputs, job files, blocks, results."""
 
 from .inputs import InputSpec, Rows, Source
-from .job_file import JobSpec
+from .job_file import JobSpec, read_job
 from .manifest import OtherJob
 from .memory_source import MemorySource
 from .progress import JobProgress
@@ -24,6 +24,7 @@ __all__ = [
     "Rows",
     "Source",
     "open_source",
+    "read_job",
     "run",
     "status",
 ]

@@ -110,7 +110,8 @@ class _Walk:
         if array.dtype.hasobject:
             self._text(repr(array))
         else:
-            self.digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            content: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            self.digest.update(content)
 
     def _add_object(self, value: Any) -> None:
         if isinstance(value, Mapping):

@@ -17,7 +17,7 @@ from . import manifest
 from .attack import Attack, BlockFailed, Unfinished
 from .fingerprint import hash_of
 from .inputs import Source
-from .job_file import IMAGES, JobSpec
+from .job_file import BLOCK, IMAGES, PICTURE_LEVELS
 from .memory_source import MemorySource
 from .plan import Block, Plan, check_shard
 from .progress import JobProgress, Reporter
@@ -28,8 +28,6 @@ from .table import Counts, arrow
 MOST_FAILURES = 3
 """Failed blocks, without one that did not fail, after which a job stops: the fault is then with the
 model or the options, not with some images."""
-PNG_LEVELS = 256
-"""Levels of an 8-bit picture."""
 
 
 def run(
@@ -37,7 +35,7 @@ def run(
     source: Source | Any,
     output: str | os.PathLike[str],
     *,
-    block: int = JobSpec.block,
+    block: int = BLOCK,
     images: str = "none",
     targets: str | None = None,
     untargeted: bool = False,
@@ -141,8 +139,8 @@ def _check(options: dict[str, Any], images: str) -> Options:
     checked = Options(**options)
     validate.choice(images, "images", IMAGES)
     if images == "png":
-        if checked.levels != PNG_LEVELS:
-            raise ValueError(f'images="png" needs levels={PNG_LEVELS}, got {checked.levels}')
+        if checked.levels != PICTURE_LEVELS:
+            raise ValueError(f'images="png" needs levels={PICTURE_LEVELS}, got {checked.levels}')
         require("PIL", "pictures", "adversarial images as PNG")
     return checked
 
