@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ class MemorySource:
         hashes: dict[str, str] | None = None,
     ) -> None:
         self._hashes = hashes
+        self._map = _file_map(images)
         self._images = validate.array(images, "images")
         if self._images.ndim < 2:
             raise ValueError(f"images must have shape (N, ...), got {self._images.shape}")
@@ -66,11 +68,14 @@ class MemorySource:
     def read(self, start: int, stop: int) -> Rows:
         """See `Source`."""
         part = slice(start, stop)
+        images = np.array(self._images[part])
+        if self._map is not None:  # The pages that were read count as memory of the process.
+            self._map.madvise(mmap.MADV_DONTNEED)
         return Rows(
             [str(number) for number in range(start, stop)]
             if self._keys is None
             else self._keys[part],
-            np.asarray(self._images[part]),
+            images,
             None if self._labels is None else self._labels[part],
             None if self._targets is None else self._targets[part],
             {},
@@ -83,3 +88,11 @@ class MemorySource:
         arrays = {"images": self._images, "labels": self._labels, "targets": self._targets}
         found = {name: hash_of(values) for name, values in arrays.items() if values is not None}
         return found | ({} if self._keys is None else {"keys": hash_of(self._keys)})
+
+
+def _file_map(images: Any) -> mmap.mmap | None:
+    """Return the map of a file behind an array that cannot be changed. None: there is none."""
+    is_read_only = isinstance(images, np.memmap) and images.mode == "r"
+    while is_read_only and not isinstance(images, mmap.mmap) and images is not None:
+        images = getattr(images, "base", None)
+    return images if is_read_only and hasattr(images, "madvise") else None
