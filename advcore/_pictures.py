@@ -99,7 +99,8 @@ def find_pictures(folder: Path, leave_out: Path | None = None) -> list[str]:
     for place, folders, names in os.walk(folder, followlinks=True):
         inner = "" if Path(place) == folder else f"{Path(place).relative_to(folder).as_posix()}/"
         for name in names:
-            if Path(name).suffix.lower() in SUFFIXES and Path(place, name).is_file():
+            stem, _, ending = name.rpartition(".")
+            if stem and f".{ending.lower()}" in SUFFIXES and Path(place, name).is_file():
                 pictures.append(inner + name)
         if pictures and Path(place) == folder:
             break

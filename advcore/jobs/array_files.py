@@ -197,7 +197,8 @@ class ArraySource:
     def _read(self, number: int, low: int, high: int) -> Rows:
         """Read rows of one file."""
         file, begin = self.images.files[number], self.images.borders[number]
-        keys = [f"{as_key(self.names[number])}:{row}" for row in range(low, high)]
+        name = as_key(self.names[number])
+        keys = [f"{name}:{row}" for row in range(low, high)]
         try:
             if self.key is not None:
                 keys = self.key.read(begin + low, begin + high).astype(str).tolist()

@@ -11,8 +11,6 @@ from .._extras import require
 from .image_columns import Columns, as_texts, find_columns
 from .inputs import InputSpec, Rows, check_unique, file_hash, joined
 
-BATCH_ROWS = 64
-"""Rows that are decoded at once, as of Parquet files."""
 CHECKED_KEYS = 1 << 16
 """Number of keys that are read at once when they are checked."""
 
@@ -34,10 +32,14 @@ class HuggingFaceDataset:
 
     def read(self, start: int, stop: int) -> Rows:
         parts = []
-        for begin in range(start, stop, BATCH_ROWS):
-            end = min(begin + BATCH_ROWS, stop)
+        rows = self.columns.batch_rows
+        for begin in range(start, stop, rows):
+            end = min(begin + rows, stop)
             keys = [str(row) for row in range(begin, end)]
-            parts.append(self.columns.decode(self._tables[begin:end], keys))
+            try:
+                parts.append(self.columns.decode(self._tables[begin:end], keys))
+            except Exception as error:  # pyarrow raises errors of many types.
+                parts.append(self.columns.damaged(keys, error))
         return joined(parts)
 
     def fingerprint(self) -> dict[str, str]:

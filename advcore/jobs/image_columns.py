@@ -15,10 +15,16 @@ from numpy.typing import NDArray
 from .._extras import require
 from .._pictures import ImageFormat, find_format
 from .inputs import InputSpec, Rows, rows
-from .picture_folder import read_pictures
+from .picture_folder import is_of_one_file, read_pictures
 
 IMAGE = "image"
 """Column of the images where the input names none."""
+PICTURE_ROWS = 64
+"""Rows with bytes of pictures that are decoded at once; 64 pictures of 100 kB are 6 MB."""
+BATCH_BYTES = 8 << 20
+"""Bytes in float32 of the lists of numbers that are decoded at once."""
+MOST_ROWS = 1024
+"""Largest number of rows that are decoded at once."""
 PURPOSE = "reading Parquet files and data sets"
 
 
@@ -52,12 +58,23 @@ class Columns:
             name for name in (self.image, self.label, self.target, self.key) if name is not None
         ]
 
-    def none(self, unreadable: dict[str, str]) -> Rows:
-        """Return rows of which none can be read."""
+    @property
+    def batch_rows(self) -> int:
+        """Number of rows that are decoded at once."""
+        if self.image_format is not None:
+            return PICTURE_ROWS
+        return int(np.clip(BATCH_BYTES // (4 * math.prod(self.shape)), 1, MOST_ROWS))
+
+    def damaged(self, keys: Sequence[str], error: Exception) -> Rows:
+        """Return rows that cannot be read. Raise the error again if it is not about damage."""
+        if isinstance(error, FileNotFoundError) or not is_of_one_file(error):
+            raise error
         label, target = (
             None if name is None else np.empty(0, np.int64) for name in (self.label, self.target)
         )
-        return Rows([], np.empty((0, *self.shape), np.float32), label, target, unreadable)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        none = np.empty((0, *self.shape), np.float32)
+        return Rows([], none, label, target, dict.fromkeys(keys, reason))
 
     def decode(self, table: Any, keys: Sequence[str]) -> Rows:
         """Return the rows of a table; ``keys`` are used where it has no column of keys."""
@@ -204,40 +221,42 @@ def _arrays(
     """Return the places of the lists with the right number of values, their values and reasons."""
     values, missing, offsets = _flat(image)
     needed = math.prod(shape)
-    missing_before = np.concatenate([[0], np.cumsum(missing)])
+    lengths = np.diff(offsets)
     is_missing = image.is_null().to_numpy(zero_copy_only=False)
-    is_missing |= missing_before[offsets[1:]] > missing_before[offsets[:-1]]
-    places, unreadable = [], {}
-    for row, length in enumerate(np.diff(offsets).tolist()):
-        if is_missing[row]:
-            unreadable[keys[row]] = "a value is missing"
-        elif length != needed:
-            unreadable[keys[row]] = f"it has {length} values, shape {shape} needs {needed}"
-        else:
-            places.append(row)
+    if missing is not None:
+        missing_before = np.concatenate([[0], np.cumsum(missing)])
+        is_missing |= missing_before[offsets[1:]] > missing_before[offsets[:-1]]
+    good = ~is_missing & (lengths == needed)
+    if good.all():
+        return list(range(len(good))), values.reshape(len(good), *shape), {}
+    unreadable = {}
+    for row in np.flatnonzero(~good).tolist():
+        reason = f"it has {lengths[row]} values, shape {shape} needs {needed}"
+        unreadable[keys[row]] = "a value is missing" if is_missing[row] else reason
+    places = np.flatnonzero(good).tolist()
     chosen = np.empty((len(places), needed), values.dtype)
     for place, row in enumerate(places):
         chosen[place] = values[offsets[row] : offsets[row + 1]]
     return places, chosen.reshape(len(places), *shape), unreadable
 
 
-def _flat(array: Any) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.int64]]:
+def _flat(array: Any) -> tuple[NDArray[Any], NDArray[np.bool_] | None, NDArray[np.int64]]:
     """Return all numbers of nested lists, which of them are missing, and the offsets of the rows.
 
     Row ``i`` has the numbers ``offsets[i]`` to ``offsets[i + 1]``. A list that is missing is empty,
-    or has the length of its type.
+    or has the length of its type. Where no number is missing there is None in their place.
     """
-    if hasattr(array.type, "list_size"):
-        size = array.type.list_size
-        offsets = np.arange(len(array) + 1, dtype=np.int64) * size
-        inner = array.values.slice(array.offset * size, len(array) * size)
-    elif hasattr(array.type, "value_type"):
-        offsets = array.offsets.to_numpy().astype(np.int64)
-        inner = array.values.slice(offsets[0], offsets[-1] - offsets[0])
-        offsets = offsets - offsets[0]
-    else:
-        missing = array.is_null().to_numpy(zero_copy_only=False)
-        values = array.fill_null(0).to_numpy(zero_copy_only=False)
-        return values, missing, np.arange(len(array) + 1, dtype=np.int64)
-    values, missing, inner_offsets = _flat(inner)
-    return values, missing, inner_offsets[offsets]
+    rows_of_level = np.arange(len(array) + 1, dtype=np.int64)
+    while hasattr(array.type, "value_type"):
+        if hasattr(array.type, "list_size"):
+            size = array.type.list_size
+            offsets = np.arange(len(array) + 1, dtype=np.int64) * size
+            array = array.values.slice(array.offset * size, len(array) * size)
+        else:
+            offsets = array.offsets.to_numpy().astype(np.int64)
+            array = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+            offsets = offsets - offsets[0]
+        rows_of_level = offsets[rows_of_level]
+    missing = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+    values = array.fill_null(0) if array.null_count else array
+    return values.to_numpy(zero_copy_only=False), missing, rows_of_level

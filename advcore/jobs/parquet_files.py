@@ -16,8 +16,8 @@ from .inputs import InputSpec, Rows, check_unique, file_hash, joined
 from .picture_folder import is_of_one_file
 
 ENDINGS = (".parquet",)
-BATCH_ROWS = 64
-"""Rows that are decoded at once; 64 pictures of 100 kB are 6 MB."""
+KEY_ROWS = 1 << 16
+"""Rows of which the keys are read at once when they are checked."""
 BUFFER_BYTES = 1 << 20
 """Bytes of a column that are read at once, so that a row group is not in memory as a whole."""
 
@@ -30,6 +30,41 @@ class RowGroup:
     number: int
     before: int  # rows of the file before it
     count: int
+
+
+class GroupReader:
+    """Reads a row group in its order, a batch at a time.
+
+    Attributes
+    ----------
+    group : RowGroup
+    place : int
+        Row that comes next.
+    """
+
+    def __init__(self, path: Path, group: RowGroup, columns: list[str], batch: int) -> None:
+        parquet = require("pyarrow.parquet", "jobs", PURPOSE)
+        self.group, self.place = group, 0
+        # Without buffers the bytes of the whole row group are read.
+        file = parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
+        self._batches = file.iter_batches(batch, [group.number], columns, use_threads=False)
+        self._rest: Any = None  # rows of the last batch from `place` on
+
+    def tables(self, low: int, high: int) -> Iterator[Any]:
+        """Yield tables with the rows ``low`` to ``high``; ``low`` is not before `place`."""
+        arrow = require("pyarrow", "jobs", PURPOSE)
+        while self.place < high:
+            if not self._rest:
+                self._rest = next(self._batches, None)
+                if self._rest is None:
+                    return
+            batch = self._rest
+            begin = min(max(low - self.place, 0), batch.num_rows)
+            end = min(high - self.place, batch.num_rows)
+            self._rest = batch.slice(end)
+            self.place += end
+            if begin < end:
+                yield arrow.Table.from_batches([batch.slice(begin, end - begin)])
 
 
 @dataclass
@@ -51,6 +86,7 @@ class ParquetFiles:
         self.count = self._begins[-1]
         rows_of_files = np.zeros(len(self.names), np.int64)
         np.add.at(rows_of_files, [group.file for group in self.groups], counts)
+        self._reader: GroupReader | None = None
         self.borders: Sequence[int] | None = [0, *np.cumsum(rows_of_files).tolist()]
 
     def read(self, start: int, stop: int) -> Rows:
@@ -66,23 +102,30 @@ class ParquetFiles:
 
     def _read(self, group: RowGroup, low: int, high: int) -> Rows:
         """Read rows of one row group."""
-        path, name = self.folder / self.names[group.file], as_key(self.names[group.file])
+        name = as_key(self.names[group.file])
         keys = [f"{name}:{group.before + row}" for row in range(low, high)]
         parts: list[Rows] = []
         done = 0
         try:
-            for table in _tables(path, group.number, self.columns.names(), low, high):
+            for table in self._tables(group, low, high):
                 part = self.columns.decode(table, keys[done : done + table.num_rows])
                 parts.append(part)
                 done += table.num_rows
             if done < len(keys):
                 raise ValueError(f"the row group ends after {low + done} of {group.count} rows")
-        except (ValueError, OSError) as error:
-            if isinstance(error, FileNotFoundError) or not is_of_one_file(error):
-                raise
-            reason = " ".join(str(error).split())
-            parts.append(self.columns.none(dict.fromkeys(keys[done:], reason)))
+        except Exception as error:  # pyarrow raises errors of many types.
+            self._reader = None
+            parts.append(self.columns.damaged(keys[done:], error))
         return joined(parts)
+
+    def _tables(self, group: RowGroup, low: int, high: int) -> Iterator[Any]:
+        """Yield rows of a row group, from where the last ones ended if that is before them."""
+        reader = self._reader
+        if reader is None or reader.group != group or reader.place > low:
+            path = self.folder / self.names[group.file]
+            reader = GroupReader(path, group, self.columns.names(), self.columns.batch_rows)
+            self._reader = reader
+        return reader.tables(low, high)
 
     def fingerprint(self) -> dict[str, str]:
         return {as_key(name): file_hash(self.folder / name) for name in self.names}
@@ -101,7 +144,7 @@ def open_parquet(spec: InputSpec, model: Any) -> ParquetFiles:
         try:
             with parquet.ParquetFile(folder / name) as opened:
                 schema, metadata = opened.schema_arrow, opened.metadata
-        except (ValueError, OSError) as error:
+        except Exception as error:  # pyarrow raises errors of many types.
             if not is_of_one_file(error):
                 raise
             text = " ".join(str(error).split())
@@ -129,26 +172,10 @@ def _keys(source: ParquetFiles, key: str) -> Iterator[list[str]]:
     for group in source.groups:
         path = source.folder / source.names[group.file]
         try:
-            for table in _tables(path, group.number, [key], 0, group.count):
+            for table in GroupReader(path, group, [key], KEY_ROWS).tables(0, group.count):
                 yield as_texts(table[key])
-        except (ValueError, OSError) as error:
+        except Exception as error:  # pyarrow raises errors of many types.
             if not is_of_one_file(error):
                 raise
             text = " ".join(str(error).split())
             raise ValueError(f"{text} ({source.names[group.file]})") from None
-
-
-def _tables(path: Path, group: int, columns: list[str], low: int, high: int) -> Iterator[Any]:
-    """Yield tables with the rows ``low`` to ``high`` of a row group, at most `BATCH_ROWS` each."""
-    arrow = require("pyarrow", "jobs", PURPOSE)
-    parquet = require("pyarrow.parquet", "jobs", PURPOSE)
-    # A large buffered read of one column holds a page; without buffers it holds the row group.
-    with parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
-        place = 0
-        for batch in file.iter_batches(BATCH_ROWS, [group], columns, use_threads=False):
-            begin, end = max(low - place, 0), min(high - place, batch.num_rows)
-            place += batch.num_rows
-            if begin < end:
-                yield arrow.Table.from_batches([batch.slice(begin, end - begin)])
-            if place >= high:
-                return

@@ -103,8 +103,10 @@ class PictureFolder:
         """Return one hash of all names and sizes; no picture is read."""
         digest = hashlib.sha256()
         for name in self.names:
-            path = self.folder / name
-            size = path.stat().st_size if path.exists() else -1
+            try:
+                size = (self.folder / name).stat().st_size
+            except FileNotFoundError:
+                size = -1
             digest.update(f"{as_key(name)}\0{size}\0".encode())
         return {"pictures": digest.hexdigest()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from advcore.jobs.inputs import KINDS, InputSpec
 from advcore.jobs.job_file import OPTION_KEYS, JobFileError, JobSpec, read_job
 from advcore.jobs.key_lines import key_lines
 from advcore.jobs.sources import open_source
+
+TOML = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 GOOD = """
 model = "nets/net.onnx"
@@ -276,7 +279,6 @@ def test_damaged_job_files_are_refused_or_read(tmp_path: Path) -> None:
 
 
 def test_lines_of_keys() -> None:
-    tomllib = pytest.importorskip("tomllib")
     text = """# comment
 a = 1
 b.c = {d = 1, "e f" = 2}
@@ -295,7 +297,7 @@ a = 2
 w = 1
 [[v]]
 w = 2"""
-    lines = key_lines(text, tomllib.loads)
+    lines = key_lines(text, TOML.loads)
     assert lines == {
         ("a",): 2, ("b",): 3, ("b", "c"): 3, ("b", "c", "d"): 3, ("b", "c", "e f"): 3, ("s",): 4,
         ("t",): 8, ("t", "l"): 9, ("t", "u"): 13, ("t", "u", "a"): 14, ("v",): 15, ("v", "w"): 16,

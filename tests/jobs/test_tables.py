@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support.damage import damaged, refusals
 
+from advcore.jobs import image_columns, parquet_files
 from advcore.jobs.inputs import InputSpec
 from advcore.jobs.sources import open_source
 
@@ -195,13 +196,38 @@ def test_a_row_group_is_read_in_batches(tmp_path: Path, monkeypatch: pytest.Monk
     before = pa.total_allocated_bytes()
     got = source.read(900, 970)
     np.testing.assert_array_equal(got.images, values[900:970])
-    assert [rows for rows, _ in sizes] == [60, 10]
+    assert [rows for rows, _ in sizes] == [36, 34]  # They end at 936 = 9 * 104.
     assert max(size for _, size in sizes) - before < values.nbytes / 4
 
 
-def test_damaged_files(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_ranges_one_after_another_decode_each_row_once(
+    tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     columns = {"image": as_column(pixels, "bytes"), "y": range(COUNT)}
-    path = write(tmp_path / "a.parquet", columns, row_group_size=5, write_page_checksum=True)
+    source = open_parquet(write(tmp_path / "a.parquet", columns, row_group_size=7), label="y")
+    monkeypatch.setattr(image_columns, "PICTURE_ROWS", 3)
+    opened: list[int] = []
+    open_group = parquet_files.GroupReader
+
+    def count(path: Path, group: Any, *more: Any) -> Any:
+        opened.append(group.number)
+        return open_group(path, group, *more)
+
+    monkeypatch.setattr(parquet_files, "GroupReader", count)
+    ranges = [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+    for start, stop in ranges:
+        got = source.read(start, stop)
+        np.testing.assert_array_equal(got.labels, range(start, stop))
+        np.testing.assert_array_equal(got.images * 255, pixels[start:stop])
+    assert opened == [0, 1]
+    for start, stop in reversed(ranges):
+        np.testing.assert_array_equal(source.read(start, stop).labels, range(start, stop))
+
+
+@pytest.mark.parametrize("form", ["bytes", "lists", "fixed"])
+def test_damaged_files(tmp_path: Path, pixels: np.ndarray, form: str) -> None:
+    columns = {"image": as_column(pixels, form), "y": range(COUNT)}
+    path = write(tmp_path / "a.parquet", columns, row_group_size=5)
     unreadable: list[str] = []
 
     def read(path: Path) -> None:
@@ -213,7 +239,35 @@ def test_damaged_files(tmp_path: Path, pixels: np.ndarray) -> None:
 
     texts = refusals(read, path, damaged(path.read_bytes(), 300))
     assert len(texts) > 50
-    assert len(unreadable) > 20
+    assert len(unreadable) > 5
+
+
+def test_a_row_group_that_is_damaged(tmp_path: Path, pixels: np.ndarray) -> None:
+    columns = {"image": as_column(pixels, "bytes"), "id": [f"k{i}" for i in range(COUNT)]}
+    path = write(tmp_path / "a.parquet", columns, row_group_size=5, compression="none")
+    source = open_parquet(path, key="id")
+    content = path.read_bytes()
+    place = content.index(png(pixels[7]))
+    path.write_bytes(content[: place - 4] + b"\xff" * 4 + content[place:])  # its length
+    got = source.read(2, 10)
+    assert got.keys == ["k2", "k3", "k4"]
+    assert got.images.shape == (3, 3, 4, 4)
+    assert list(got.unreadable) == [f"a.parquet:{row}" for row in range(5, 10)]
+    assert len(set(got.unreadable.values())) == 1
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError("no memory")])
+def test_what_is_no_damage_is_an_error(
+    tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    source = open_parquet(write(tmp_path / "a.parquet", {"image": as_column(pixels, "bytes")}))
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(parquet_files, "GroupReader", fail)
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        source.read(0, 3)
 
 
 def test_damaged_footers_name_the_file(tmp_path: Path) -> None:
@@ -292,9 +346,7 @@ def test_a_data_set_is_read_in_batches(
     tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datasets = pytest.importorskip("datasets")
-    from advcore.jobs import hugging_face
-
-    monkeypatch.setattr(hugging_face, "BATCH_ROWS", 2)
+    monkeypatch.setattr(image_columns, "PICTURE_ROWS", 2)
     contents = [{"bytes": png(each), "path": None} for each in pixels]
     datasets.Dataset.from_dict({"image": contents}).save_to_disk(tmp_path / "set")
     got = open_dataset(tmp_path / "set").read(1, 8)
