@@ -19,8 +19,6 @@ from .key_lines import key_lines
 
 IMAGES = ("none", "float32", "png")
 """Forms in which a job keeps the adversarial images."""
-BLOCK = 256
-"""Images of a block where the job file does not say it."""
 PICTURE_LEVELS = 256
 """Levels of 8-bit pictures."""
 LONGEST_VALUE = 60
@@ -38,8 +36,8 @@ class JobSpec:
     input : InputSpec
     output : Path
         Folder of the results.
-    block : int
-        Images that are attacked and written at once.
+    block : int or None
+        Images that are attacked and written at once. None: `advcore.jobs.plan.block_size`.
     images : str
         One of `IMAGES`.
     options : Options
@@ -57,7 +55,7 @@ class JobSpec:
     model: str
     input: InputSpec
     output: Path
-    block: int = BLOCK
+    block: int | None = None
     images: str = "none"
     options: Options = field(default_factory=Options)
     targets: str | None = None

@@ -17,9 +17,9 @@ from . import manifest
 from .attack import Attack, BlockFailed, Unfinished
 from .fingerprint import hash_of
 from .inputs import Source
-from .job_file import BLOCK, IMAGES, PICTURE_LEVELS
+from .job_file import IMAGES, PICTURE_LEVELS
 from .memory_source import MemorySource
-from .plan import Block, Plan, check_shard
+from .plan import Block, Plan, block_size, check_shard
 from .progress import JobProgress, Reporter
 from .status import JobStatus, status
 from .store import Store
@@ -35,7 +35,7 @@ def run(
     source: Source | Any,
     output: str | os.PathLike[str],
     *,
-    block: int = BLOCK,
+    block: int | None = None,
     images: str = "none",
     targets: str | None = None,
     untargeted: bool = False,
@@ -62,8 +62,9 @@ def run(
         The images. `MemorySource` adds labels, targets and keys to an array.
     output : path
         Folder of the results, which is made. `docs/jobs.md` describes its files.
-    block : int
-        Images of a block. Through torch, results depend on it in their last bits.
+    block : int, optional
+        Images of a block. None: 4,096, of large images fewer. Through torch, results depend on it
+        in their last bits.
     images : "none", "float32" or "png"
         Form of the adversarial images in the files of the blocks. PNG needs ``levels=256`` and
         images that are pictures.
@@ -113,6 +114,8 @@ def run(
     if not hasattr(source, "fingerprint"):
         source = MemorySource(source)
     part = check_shard(shard, "shard")
+    if block is None:
+        block = block_size(source)
     plan = Plan(source.count, source.borders, validate.integer(block, "block", minimum=1))
     names = None if names is None else Path(names)
     settings = {

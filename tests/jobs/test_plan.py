@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from advcore.jobs.plan import Block, Plan, check_shard
+from advcore.jobs import MemorySource
+from advcore.jobs.plan import BLOCK_BYTES, MOST_IMAGES, Block, Plan, block_size, check_shard
 
 
 def test_blocks_are_cut_at_borders_and_sizes() -> None:
@@ -33,3 +35,11 @@ def test_a_shard_is_named_by_two_numbers() -> None:
     for bad in ("0/8", "9/8", "3", "3/", "a/b", "-1/3", "1/2/3", (0, 4)):
         with pytest.raises(ValueError, match="--shard must be K/N with 1 <= K <= N, as in"):
             check_shard(bad, "--shard")
+
+
+def test_blocks_of_large_images_have_fewer() -> None:
+    assert block_size(MemorySource(np.zeros((3, 20), np.float32))) == MOST_IMAGES
+    pictures = block_size(MemorySource(np.zeros((3, 3, 224, 224), np.uint8)))
+    assert 16 <= pictures < MOST_IMAGES
+    assert pictures * 3 * 224 * 224 * 4 <= BLOCK_BYTES
+    assert block_size(MemorySource(np.zeros((0, 20)))) == 16
