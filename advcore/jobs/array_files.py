@@ -94,7 +94,7 @@ def open_arrays(spec: InputSpec) -> ArraySource:
     label = _side(spec.label, "label", INTEGERS, stack)
     target = _side(spec.target, "target", INTEGERS, stack)
     key = _side(spec.key, "key", KEYS, stack)
-    source = ArraySource(names, stack, label, target, key)
+    source = ArraySource(names, stack, label, target, key, spec.scale)
     if key is not None:
         check_unique(
             key.read(start, min(start + CHECKED_KEYS, source.count)).astype(str).tolist()
@@ -186,6 +186,7 @@ class ArraySource:
     label: Stack | None
     target: Stack | None
     key: Stack | None
+    scale: bool
 
     def __post_init__(self) -> None:
         self.borders: Sequence[int] | None = self.images.borders
@@ -212,7 +213,7 @@ class ArraySource:
             classes = np.empty(0, np.int64)
             label, target = (None if x is None else classes for x in (self.label, self.target))
             return Rows([], none, label, target, dict.fromkeys(keys, str(error)))
-        return rows(keys, images, label, target)
+        return rows(keys, images, label, target, scale=self.scale)
 
     def fingerprint(self) -> dict[str, str]:
         hashes = {

@@ -42,6 +42,8 @@ class Columns:
         Shape of an image.
     folder : Path
         Folder from which the paths of pictures without bytes start.
+    scale : bool
+        Divide uint8 by 255.
     """
 
     image: str
@@ -51,6 +53,7 @@ class Columns:
     image_format: ImageFormat | None
     shape: tuple[int, ...]
     folder: Path
+    scale: bool
 
     def names(self) -> list[str]:
         """Return the columns to read."""
@@ -109,6 +112,7 @@ class Columns:
             labels,
             targets,
             unreadable | reasons,
+            scale=self.scale,
         )
 
 
@@ -131,7 +135,8 @@ def find_columns(spec: InputSpec, model: Any, schema: Any, folder: Path) -> Colu
         shape = image_format.shape
     else:
         image_format, shape = None, _list_shape(spec, image, kind, model, types)
-    return Columns(image, spec.label, spec.target, spec.key, image_format, shape, folder)
+    names = (image, spec.label, spec.target, spec.key)
+    return Columns(*names, image_format, shape, folder, spec.scale)
 
 
 def _check_columns(spec: InputSpec, image: str, schema: Any, types: Any) -> None:

@@ -48,6 +48,9 @@ class InputSpec:
         Side of the pictures. None: the model's.
     split, config : str or None
         Split and configuration of a data set.
+    scale : bool
+        uint8 values, also those of pictures, are divided by 255. False: they stay as they are, for
+        a model that takes values from 0 to 255.
     leave_out : Path or None
         Folder below a folder of pictures that is no input, such as the job's output.
     """
@@ -62,6 +65,7 @@ class InputSpec:
     size: int | None = None
     split: str | None = None
     config: str | None = None
+    scale: bool = True
     leave_out: Path | None = None
 
 
@@ -74,7 +78,7 @@ class Rows:
     keys : list of str
         Names of the readable images, unique in the source.
     images : ndarray
-        Readable images (B, ...) in their order, float32. uint8 is divided by 255.
+        Readable images (B, ...) in their order, float32.
     labels, targets : int64 ndarray or None
         Classes (B,) of the readable images.
     unreadable : dict of str to str
@@ -121,16 +125,19 @@ def rows(
     labels: NDArray[Any] | None,
     targets: NDArray[Any] | None,
     unreadable: dict[str, str] | None = None,
+    *,
+    scale: bool = True,
 ) -> Rows:
     """Return rows, without images that have values that are not finite or classes below 0.
 
     images : (B, ...), uint8 or another type of numbers.
     unreadable : reasons for images that are in no array already. The order of the keys is free.
+    scale : divide uint8 by 255.
     """
     reasons = dict(unreadable or {})
     with np.errstate(over="ignore"):
         values = np.asarray(images, np.float32)
-    if images.dtype == np.uint8:
+    if scale and images.dtype == np.uint8:
         values = values / np.float32(255)
     good: Any = np.isfinite(values.reshape(len(values), math.prod(values.shape[1:]))).all(axis=1)
     for row in np.flatnonzero(~good).tolist():

@@ -241,6 +241,7 @@ def read_job(path: Path) -> JobSpec:
         mistakes.add(("options", "levels"), f"does not fit: {error}")
     if mistakes.found:
         raise JobFileError([text for _, text in sorted(mistakes.found, key=lambda each: each[0])])
+    source["scale"] = checked.bounds == (0, 1)
     job |= {"input": _input_spec(source, path.parent, job["output"]), "options": checked}
     job |= {name: path.parent / job[name] for name in ("output", "names") if name in job}
     return JobSpec(**job | {"model": _model_path(job["model"], path.parent)})

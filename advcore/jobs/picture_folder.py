@@ -78,12 +78,15 @@ class PictureFolder:
         Paths in the folder, some 100 bytes of memory each.
     image_format : ImageFormat
     labels : int64 ndarray or None
+    scale : bool
+        Divide by 255.
     """
 
     folder: Path
     names: list[str]
     image_format: ImageFormat
     labels: NDArray[np.int64] | None
+    scale: bool = True
 
     def __post_init__(self) -> None:
         self.borders: Sequence[int] | None = None
@@ -97,7 +100,9 @@ class PictureFolder:
         paths = (self.folder / name for name in names)
         places, images, unreadable = read_pictures(keys, paths, self.image_format)
         labels = None if self.labels is None else self.labels[start:stop][places]
-        return rows([keys[place] for place in places], images, labels, None, unreadable)
+        return rows(
+            [keys[place] for place in places], images, labels, None, unreadable, scale=self.scale
+        )
 
     def fingerprint(self) -> dict[str, str]:
         """Return one hash of all names and sizes; no picture is read."""
@@ -128,7 +133,7 @@ def open_folder(spec: InputSpec, model: Any) -> PictureFolder:
         raise ValueError(f"input.path: no pictures in {folder} ({', '.join(SUFFIXES)})")
     image_format = find_format(model, spec.size, option="input.size")
     labels = None if spec.label is None else _folder_classes(names)
-    return PictureFolder(folder, names, image_format, labels)
+    return PictureFolder(folder, names, image_format, labels, spec.scale)
 
 
 def _folder_classes(names: Sequence[str]) -> NDArray[np.int64]:

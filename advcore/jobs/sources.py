@@ -35,7 +35,7 @@ def open_source(spec: InputSpec, model: Any) -> Source:
     if spec.kind not in KINDS:
         raise ValueError(f"input.kind must be one of {', '.join(KINDS)}, got {spec.kind!r}")
     for entry in fields(spec):
-        accepted = ("kind", "path", "leave_out", *KINDS[spec.kind])
+        accepted = ("kind", "path", "scale", "leave_out", *KINDS[spec.kind])
         if entry.name not in accepted and getattr(spec, entry.name) is not None:
             raise ValueError(
                 f"input.{entry.name} is not for inputs of kind {spec.kind!r}, which have "

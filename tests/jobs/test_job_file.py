@@ -69,7 +69,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         model=str(tmp_path / "nets/net.onnx"),
         input=InputSpec(
             "arrays", str(tmp_path / "shards/*.npz"), "x", "y", str(tmp_path / "t.npy"),
-            "{stem}_keys.npy",
+            "{stem}_keys.npy", scale=False,
         ),
         output=tmp_path / "results", block=100, images="float32", options=options,
         targets="random", shard=(3, 8), names=tmp_path / "names.txt",
@@ -127,6 +127,17 @@ def test_the_input_that_was_read_can_be_opened(tmp_path: Path) -> None:
     got = source.read(1, 3)
     np.testing.assert_array_equal(got.images, images[1:3])
     np.testing.assert_array_equal(got.labels, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("bounds", "factor"), [("", 255), ("bounds = [0, 1]", 255), ("bounds = [0, 255]", 1)]
+)
+def test_bytes_are_scaled_to_the_bounds(tmp_path: Path, bounds: str, factor: int) -> None:
+    images = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    np.save(tmp_path / "a.npy", images)
+    job = read_job(write(tmp_path, f"{SHORT}[options]\n{bounds}"))
+    got = open_source(job.input, None).read(0, 2)
+    np.testing.assert_array_equal(got.images, images.astype(np.float32) / np.float32(factor))
 
 
 @pytest.mark.parametrize("value", ['"2/5"', "[2, 5]"])
@@ -306,4 +317,4 @@ w = 2"""
 
 def test_each_field_of_an_input_is_for_some_kind() -> None:
     named = {name for names in KINDS.values() for name in names}
-    assert named | {"kind", "path", "leave_out"} == set(InputSpec.__dataclass_fields__)
+    assert named | {"kind", "path", "scale", "leave_out"} == set(InputSpec.__dataclass_fields__)

@@ -92,6 +92,13 @@ def test_images_of_every_form(tmp_path: Path, pixels: np.ndarray, form: str) -> 
         assert got.labels.dtype == got.targets.dtype == np.int64
 
 
+@pytest.mark.parametrize("form", ["bytes", "lists"])
+def test_bytes_may_stay_as_they_are(tmp_path: Path, pixels: np.ndarray, form: str) -> None:
+    write(tmp_path / "a.parquet", {"image": as_column(pixels, form)})
+    got = open_parquet(tmp_path / "a.parquet", scale=False).read(0, COUNT)
+    np.testing.assert_array_equal(got.images, pixels)
+
+
 def test_files_of_a_folder_and_keys_by_place(tmp_path: Path, pixels: np.ndarray) -> None:
     for name, start, stop in (("2", 0, 4), ("10", 4, 10)):
         columns = {"image": as_column(pixels[start:stop], "bytes")}
