@@ -1,6 +1,6 @@
 """Writes the generated pages and tables from the stored figures of the benchmarks.
 
-    python benchmarks/make_pages.py [speed] [optimality] [gpu] [convolutions] [ablation]
+    python benchmarks/make_pages.py [speed] [optimality] [gpu] [convolutions] [ablation] [jobs]
 
 Without a name it makes all pages whose figures are in ``benchmarks/results``. Each page belongs to
 a module of ``pages/``, which names its files: `FIGURES` are the results that it reads, `files()`
@@ -10,6 +10,7 @@ speed          docs/benchmarks.md and the table of speed in README.md, from benc
 optimality     tables in README.md and docs/optimality.md, from bench_optimality.py
 gpu            the section on GPUs in docs/benchmarks.md, from bench_gpu.py
 convolutions   tables in docs/models.md, from bench_convolutions.py
+jobs           tables in docs/jobs.md, from bench_jobs.py and job_kills.py
 ablation       the table in docs/decisions.md, from ablate.py
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 
 from harness import machine
-from pages import ablation, convolutions, gpu, optimality, speed
+from pages import ablation, convolutions, gpu, jobs, optimality, speed
 
 PAGES = {
     "speed": speed,
@@ -26,6 +27,7 @@ PAGES = {
     "gpu": gpu,
     "convolutions": convolutions,
     "ablation": ablation,
+    "jobs": jobs,
 }
 
 

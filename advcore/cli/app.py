@@ -204,11 +204,3 @@ def one_line_errors(debug: bool) -> Iterator[Stage]:
     except KeyboardInterrupt:
         print_note(f"error: interrupted {stage.name}")
         raise typer.Exit(INTERRUPTED) from None
-
-
-def exit_with(error: BaseException) -> typer.Exit:
-    """Print an error of the model, the GPU or the disk as one line, and return the exit."""
-    text = " ".join(str(error).split())
-    text = text.replace("the exception's .result holds", "the table and --out hold")
-    print_note(f"error: {with_dashes(text)}")
-    return typer.Exit(RAISED)

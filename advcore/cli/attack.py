@@ -23,7 +23,6 @@ from .app import (
     ISA_NAMES,
     Stage,
     app,
-    exit_with,
     one_line_errors,
     print_note,
     printing,
@@ -204,9 +203,9 @@ def attack(
         print_note("error: interrupted; the images finished so far are in the result")
         raise typer.Exit(INTERRUPTED)
     if stop is not None:
-        raise exit_with(stop)
+        raise _exit_with(stop)
     if unwritten is not None:
-        raise exit_with(unwritten)
+        raise _exit_with(unwritten)
 
 
 def _picture_levels(options: dict[str, Any]) -> int:
@@ -265,9 +264,17 @@ def _run(
         )
     except (advcore.Interrupted, advcore.ModelError, advcore.DeviceError) as stop:
         if stop.result is None:  # The GPU failed before anything was computed.
-            raise exit_with(stop) from None
+            raise _exit_with(stop) from None
         return stop.result, stop
     return result, None
+
+
+def _exit_with(error: BaseException) -> typer.Exit:
+    """Print an error of the model, the GPU or the disk as one line, and return the exit."""
+    text = " ".join(str(error).split())
+    text = text.replace("the exception's .result holds", "the table and --out hold")
+    print_note(f"error: {with_dashes(text)}")
+    return typer.Exit(RAISED)
 
 
 def _print_table(result: Result) -> None:

@@ -16,11 +16,11 @@ from ..jobs.inputs import file_hash
 from ..jobs.picture_folder import open_folder
 from ..options import Options
 from .app import (
+    RAISED,
     UNFINISHED,
     WITHOUT_RESULT,
     Stage,
     app,
-    exit_with,
     one_line_errors,
     print_note,
     printing,
@@ -149,7 +149,8 @@ def keep_blocks(model: Any, source: jobs.Source, out: Path, stage: Stage, **sett
     try:
         status = jobs.run(model, source, out, progress=True, **settings)
     except (advcore.ModelError, advcore.DeviceError, jobs.NotWritten) as error:
-        raise exit_with(error) from None
+        print_note(f"error: {str(error).partition('; the exception')[0]}")
+        raise typer.Exit(RAISED) from None
     with printing():
         print(status.text())
     if status.blocks_left:

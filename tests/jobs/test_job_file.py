@@ -81,7 +81,7 @@ def test_defaults(tmp_path: Path) -> None:
     job = read_job(write(tmp_path, SHORT))
     spec = InputSpec("arrays", str(tmp_path / "a.npy"))
     assert job == JobSpec("m", spec, tmp_path / "out", options=job.options)
-    assert (job.block, job.images, job.options.levels) == (256, "none", None)
+    assert (job.block, job.images, job.options.levels) == (None, "none", None)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq
 
 import advcore
-from advcore import Status, jobs
+from advcore import Status, data, jobs
 from advcore.jobs import store as store_module
 from advcore.jobs.inputs import Rows
 
@@ -283,6 +285,33 @@ def test_the_time_limit_is_for_the_whole_job(
     assert not state.is_complete
     tables = [pq.read_table(p) for p in (tmp_path / "o" / "blocks").glob("*.parquet")]
     assert all("interrupted" not in t["status"].to_pylist() for t in tables)
+
+
+MEMORY_PROGRAM = """
+import resource, sys
+from advcore import data, jobs
+from advcore._arrays import map_array
+network, images = data.embedded_network(), map_array("x.npy")
+peaks = []
+for name, count in (("small", 1000), ("large", 20_000)):
+    source = jobs.MemorySource(images[:count], [0] * count)
+    assert jobs.run(network, source, name, block=500, threads=1).done.images == count
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peaks[1] - peaks[0])
+"""
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    """The file has 63 MB. All images have another class than the label, which takes no search."""
+    digits, labels = data.embedded_digits()
+    ones = digits[labels == 1][:100]
+    np.save(tmp_path / "x.npy", np.tile(ones, (200, 1)))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MEMORY_PROGRAM],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 10
 
 
 def test_random_targets_depend_on_the_key_alone(
