@@ -21,11 +21,13 @@ from ..result import already_note, images_per_second
 from .app import (
     INTERRUPTED,
     ISA_NAMES,
+    RAISED,
     Stage,
     app,
     one_line_errors,
     print_note,
     printing,
+    with_dashes,
     without_interrupt,
 )
 from .arguments import AttackInputs, check_writable, is_job_folder

@@ -23,8 +23,8 @@ from .plan import Block, Plan
 from .table import Counts, count, schema
 
 BLOCKS, TABLE = "blocks", "table.parquet"
-GROUP_ROWS = 1 << 16
-"""Rows of a row group of the whole table, about 4 MB in memory."""
+GROUP_ROWS = 1 << 13
+"""Rows of a row group of the whole table. 65,536 take 30 MB while it is written."""
 NOTE = b"advcore"
 """Name of the entry with the block and its counts in the metadata of a Parquet file."""
 ENCODING: dict[str, Any] = {
