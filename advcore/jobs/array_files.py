@@ -225,4 +225,5 @@ class ArraySource:
                 # An array of an .npz file is hashed with the file; its name counts here.
                 texts = [f"{file.member} {file_hash(file.path)}" for file in side.files]
                 hashes[name] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-        return hashes
+        members = sorted({file.member or "" for file in self.images.files} - {""})
+        return hashes | {"reading": f"image {', '.join(members) or None}, scale {self.scale}"}

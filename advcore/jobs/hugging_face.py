@@ -46,7 +46,8 @@ class HuggingFaceDataset:
         """Return hashes of the Arrow files, and of the selection of rows if there is one."""
         paths = [Path(file["filename"]) for file in self.dataset.cache_files]
         hashes = {path.name: file_hash(path) for path in paths}
-        return hashes or {"dataset": str(self.dataset._fingerprint)}
+        hashes = hashes or {"dataset": str(self.dataset._fingerprint)}
+        return hashes | self.columns.fingerprint()
 
 
 def open_dataset(spec: InputSpec, model: Any) -> HuggingFaceDataset:

@@ -61,6 +61,11 @@ class Columns:
             name for name in (self.image, self.label, self.target, self.key) if name is not None
         ]
 
+    def fingerprint(self) -> dict[str, str]:
+        """Return how the columns are read."""
+        names = f"image {self.image}, label {self.label}, target {self.target}, key {self.key}"
+        return {"columns": names, "reading": f"shape {self.shape}, scale {self.scale}"}
+
     @property
     def batch_rows(self) -> int:
         """Number of rows that are decoded at once."""

@@ -115,7 +115,10 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, str]:
-        """Return a hash for each file, or for all pictures, without the place of the files."""
+        """Return a hash for each file, or for all pictures, and how they are read.
+
+        It does not depend on the place of the files.
+        """
         ...
 
 

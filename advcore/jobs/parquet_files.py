@@ -128,7 +128,8 @@ class ParquetFiles:
         return reader.tables(low, high)
 
     def fingerprint(self) -> dict[str, str]:
-        return {as_key(name): file_hash(self.folder / name) for name in self.names}
+        hashes = {as_key(name): file_hash(self.folder / name) for name in self.names}
+        return hashes | self.columns.fingerprint()
 
 
 def open_parquet(spec: InputSpec, model: Any) -> ParquetFiles:

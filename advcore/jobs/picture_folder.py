@@ -105,7 +105,7 @@ class PictureFolder:
         )
 
     def fingerprint(self) -> dict[str, str]:
-        """Return one hash of all names and sizes; no picture is read."""
+        """Return a hash of all names and sizes, and how they are read; no picture is read."""
         digest = hashlib.sha256()
         for name in self.names:
             try:
@@ -113,7 +113,13 @@ class PictureFolder:
             except FileNotFoundError:
                 size = -1
             digest.update(f"{as_key(name)}\0{size}\0".encode())
-        return {"pictures": digest.hexdigest()}
+        found = {
+            "pictures": digest.hexdigest(),
+            "reading": f"shape {self.image_format.shape}, scale {self.scale}",
+        }
+        if self.labels is not None:
+            found["label"] = hashlib.sha256(self.labels.tobytes()).hexdigest()
+        return found
 
 
 def open_folder(spec: InputSpec, model: Any) -> PictureFolder:

@@ -194,6 +194,14 @@ def test_a_shard_that_is_damaged_later(shards: Path, images: np.ndarray) -> None
     assert "needs 144 bytes, there are 143" in got.unreadable["3.npy:0"]
 
 
+def test_fingerprints_follow_what_is_read(tmp_path: Path, images: np.ndarray) -> None:
+    np.savez(tmp_path / "a.npz", x=images, z=images, a=range(10), b=range(10))
+    kinds = [{"image": "x"}, {"image": "z"}, {"image": "x", "scale": False}]
+    kinds += [{"image": "x", "label": name} for name in "ab"] + [{"image": "x", "target": "a"}]
+    prints = [open_arrays(tmp_path / "a.npz", **kind).fingerprint() for kind in kinds]
+    assert len({str(each) for each in prints}) == len(kinds)
+
+
 def test_fingerprints_follow_the_content(
     shards: Path, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +212,7 @@ def test_fingerprints_follow_the_content(
         return fingerprint
 
     before = prints()
-    assert list(before) == ["2.npy", "3.npy", "10.npy", "label"]
+    assert list(before) == ["2.npy", "3.npy", "10.npy", "label", "reading"]
     assert prints() == before
     np.save(shards / "3.npy", images[5:8])
     np.save(shards / "10_labels.npy", [1, 2, 3])

@@ -159,11 +159,18 @@ def test_the_output_is_no_input(tmp_path: Path) -> None:
 def test_fingerprints_follow_names_and_sizes(tmp_path: Path) -> None:
     add(tmp_path / "in", "a.png", "b.png")
     before = open_folder(tmp_path / "in").fingerprint()
-    assert list(before) == ["pictures"]
+    assert list(before) == ["pictures", "reading"]
     (tmp_path / "in").rename(tmp_path / "moved")
     assert open_folder(tmp_path / "moved").fingerprint() == before
     (tmp_path / "moved/b.png").rename(tmp_path / "moved/c.png")
     assert open_folder(tmp_path / "moved").fingerprint() != before
+
+
+def test_fingerprints_follow_what_is_read(tmp_path: Path) -> None:
+    add(tmp_path, "0/a.png", "1/b.png")
+    kinds = [{}, {"size": 4}, {"label": "folders"}, {"scale": False}]
+    prints = [open_folder(tmp_path, **kind).fingerprint() for kind in kinds]
+    assert len({str(each) for each in prints}) == len(kinds)
 
 
 def test_wrong_folders(tmp_path: Path) -> None:

@@ -297,9 +297,19 @@ def test_fingerprints_follow_the_content(tmp_path: Path, pixels: np.ndarray) -> 
     before = open_parquet(tmp_path).fingerprint()
     write(tmp_path / "b.parquet", {"image": as_column(pixels[4:9], "bytes")})
     after = open_parquet(tmp_path).fingerprint()
-    assert list(before) == ["a.parquet", "b.parquet"]
+    assert list(before) == ["a.parquet", "b.parquet", "columns", "reading"]
     assert before["a.parquet"] == after["a.parquet"]
     assert before["b.parquet"] != after["b.parquet"]
+
+
+def test_fingerprints_follow_what_is_read(tmp_path: Path, pixels: np.ndarray) -> None:
+    columns = {name: as_column(pixels, "lists") for name in "xz"}
+    write(tmp_path / "a.parquet", columns | {"a": range(COUNT), "b": range(COUNT)})
+    kinds = [{"image": "x"}, {"image": "z"}, {"image": "x", "scale": False}]
+    kinds += [{"image": "x", "shape": (48,)}, {"image": "x", "key": "a"}]
+    kinds += [{"image": "x", "label": name} for name in "ab"] + [{"image": "x", "target": "a"}]
+    prints = [open_parquet(tmp_path / "a.parquet", **kind).fingerprint() for kind in kinds]
+    assert len({str(each) for each in prints}) == len(kinds)
 
 
 # --- data sets
