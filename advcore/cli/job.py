@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,22 +49,11 @@ def run_job(
     """Attacks the images of a job file. The same command goes on where it was ended."""
     with one_line_errors(debug) as stage:
         spec = jobs.read_job(file)
-        model = load_model(spec.model)
-        keep_blocks(
-            model,
-            jobs.open_source(spec.input, model),
-            spec.output,
-            stage,
-            block=spec.block,
-            images=spec.images,
-            targets=spec.targets,
-            untargeted=spec.untargeted,
-            names=spec.names,
-            shard=shard or spec.shard,
-            retry=retry,
-            model_name=spec.model,
-            **_values(spec.options),
-        )
+
+        def run() -> jobs.JobStatus:
+            return jobs.run_job(spec, shard=shard, retry=retry, progress=True)
+
+        keep_blocks(spec.output, stage, run)
 
 
 @job_app.command("status")
@@ -100,19 +90,23 @@ def attack_blocks(
         source = jobs.MemorySource(
             inputs.images, inputs.labels, inputs.targets, hashes=hashes if sources.images else None
         )
-    keep_blocks(
-        model,
-        source,
-        out,
-        stage,
-        images="float32" if sources.folder is None else "png",
-        targets=targets,
-        untargeted=sources.untargeted,
-        names=None if sources.folder is None else sources.folder.names_file,
-        shard=shard,
-        model_name=sources.model,
-        **options,
-    )
+
+    def run() -> jobs.JobStatus:
+        return jobs.run(
+            model,
+            source,
+            out,
+            images="float32" if sources.folder is None else "png",
+            targets=targets,
+            untargeted=sources.untargeted,
+            names=None if sources.folder is None else sources.folder.names_file,
+            shard=shard,
+            model_name=sources.model,
+            progress=True,
+            **options,
+        )
+
+    keep_blocks(out, stage, run)
 
 
 def _open_pictures(sources: Sources, model: Any, out: Path) -> jobs.Source:
@@ -137,17 +131,11 @@ def _open_pictures(sources: Sources, model: Any, out: Path) -> jobs.Source:
     return replace(source, names=names, labels=labels)
 
 
-def _values(options: Options) -> dict[str, Any]:
-    """Return the options that a job has, by name."""
-    names = [entry.name for entry in fields(options)]
-    return {name: getattr(options, name) for name in names if name not in ("progress", "callback")}
-
-
-def keep_blocks(model: Any, source: jobs.Source, out: Path, stage: Stage, **settings: Any) -> None:
+def keep_blocks(out: Path, stage: Stage, run: Callable[[], jobs.JobStatus]) -> None:
     """Run a job, print what is on disk at its end, and exit with the code of what happened."""
     stage.name = f"(what is finished is kept in {out}; the same command goes on)"
     try:
-        status = jobs.run(model, source, out, progress=True, **settings)
+        status = run()
     except (advcore.ModelError, advcore.DeviceError, jobs.NotWritten) as error:
         print_note(f"error: {str(error).partition('; the exception')[0]}")
         raise typer.Exit(RAISED) from None

@@ -1,11 +1,11 @@
 """Durable attacks on data sets that do not fit into memory: inputs, job files, blocks, results."""
 
 from .inputs import InputSpec, Rows, Source
-from .job_file import JobSpec, read_job
+from .job_file import JobFileError, JobSpec, read_job
 from .manifest import OtherJob
 from .memory_source import MemorySource
 from .progress import JobProgress
-from .run import run
+from .run import run, run_job
 from .sources import open_source
 from .status import JobStatus, status
 from .store import InUse, NotWritten
@@ -15,6 +15,7 @@ __all__ = [
     "Counts",
     "InUse",
     "InputSpec",
+    "JobFileError",
     "JobProgress",
     "JobSpec",
     "JobStatus",
@@ -26,5 +27,6 @@ __all__ = [
     "open_source",
     "read_job",
     "run",
+    "run_job",
     "status",
 ]

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from .. import validate
 from .._extras import require
+from ..models.loading import model as load
 from ..options import Options
 from ..solve.interrupts import sigterm_as_ctrl_c
 from . import manifest
 from .attack import Attack, BlockFailed, Unfinished
 from .fingerprint import hash_of
 from .inputs import Source
-from .job_file import IMAGES, PICTURE_LEVELS
+from .job_file import IMAGES, PICTURE_LEVELS, JobSpec, read_job
 from .memory_source import MemorySource
 from .plan import Block, Plan, block_size, check_shard
 from .progress import JobProgress, Reporter
+from .sources import open_source
 from .status import JobStatus, status
 from .store import Store
 from .table import Counts, arrow
@@ -135,6 +137,44 @@ def run(
         store.finish()
         left = sum(block.number not in store.counts for block in plan.shard(part))
     return replace(status(store.folder), blocks_left=left)
+
+
+def run_job(
+    job: str | os.PathLike[str] | JobSpec,
+    *,
+    shard: str | tuple[int, int] | None = None,
+    retry: bool = False,
+    progress: bool = False,
+    callback: Callable[[JobProgress], object] | None = None,
+) -> JobStatus:
+    """Run the job of a job file, or of what `read_job` returned; see `run`.
+
+    ``shard`` takes the place of that of the job.
+
+    Raises
+    ------
+    JobFileError
+        The file has mistakes. It is a ValueError with a line for each.
+    """
+    spec = job if isinstance(job, JobSpec) else read_job(Path(job))
+    model = load(spec.model, "model")
+    names = [entry.name for entry in fields(Options) if entry.name not in ("progress", "callback")]
+    return run(
+        model,
+        open_source(spec.input, model),
+        spec.output,
+        block=spec.block,
+        images=spec.images,
+        targets=spec.targets,
+        untargeted=spec.untargeted,
+        names=spec.names,
+        shard=shard or spec.shard,
+        retry=retry,
+        model_name=spec.model,
+        progress=progress,
+        callback=callback,
+        **{name: getattr(spec.options, name) for name in names},
+    )
 
 
 def _check(options: dict[str, Any], images: str) -> Options:

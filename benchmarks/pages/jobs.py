@@ -75,7 +75,7 @@ def costs(figures: dict[str, Any]) -> str:
             f"The adversarial images of {embedded['images']:,} digits of 784 values on 256 levels, "
             "in the engine, where all else is fast:",
             images_table(figures["images"]),
-            "Memory does not grow with the number of images:",
+            "Memory does not grow with the number of images, here in blocks of 1,000:",
             memory_table(figures["memory"]),
         )
     )
