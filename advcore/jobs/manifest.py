@@ -42,16 +42,17 @@ def describe(
     settings : dict
         What else the results depend on, such as the size of a block.
     """
-    described = {"hash": hash_of(model)}
     if name is not None and Path(name).suffix in FILES:
         # Of a file the bytes count, as classes of its readers are not those of the model.
-        described = {"hash": hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]}
+        digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
+    else:
+        digest = hash_of(model)
     uses_torch = not isinstance(model, Network) and "torch" in sys.modules
     return {
         "job": {"format": FORMAT, "images": str(source.count)}
         | {key: text_of(value) for key, value in settings.items()},
         "code": code_version(uses_torch),
-        "model": described,
+        "model": {"hash": digest},
         "options": {
             field.name: text_of(getattr(options, field.name))
             for field in fields(Options)
