@@ -219,16 +219,14 @@ def _attack_blocks(
             if reporter.stopped or (left is not None and left <= 0):
                 return
             try:
-                table = attack.table(block, reporter.within, left)
+                keep(block, attack.table(block, reporter.within, left))
+                good = True
             except Unfinished:
                 return
             except BlockFailed as failure:
                 failed.append((block, failure))
                 if not good and len(failed) >= MOST_FAILURES:
                     break
-            else:
-                keep(block, table)
-                good = True
             while good and failed:
                 early, its_failure = failed.pop()
                 keep(early, its_failure.table)
