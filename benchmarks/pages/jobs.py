@@ -66,14 +66,17 @@ def costs(figures: dict[str, Any]) -> str:
     """The section on time, images and memory."""
     about, time = figures["machine"], figures["time"]
     embedded = figures["images"]["none"]
+    machine_text = (
+        f"{about['cpu']}, {about['cores']} cores, load {about['load']}, {about['date'][:10]}"
+    )
     return "\n\n".join(
         (
-            f"Measured by `python benchmarks/bench_jobs.py` in one run, a job and a call in turn: "
-            f"{about['cpu']}, {about['cores']} cores, load {about['load']}, {about['date'][:10]}. "
-            "Figures are medians of pairs, with the smallest and largest.",
+            "Measured by `python benchmarks/bench_jobs.py`, each table in one run, a job and a "
+            f"call in turn: {machine_text}. Figures are medians of pairs, with the smallest and "
+            "largest. Where the machine has other load, the CPU times say more.",
             time_table(time),
             f"The adversarial images of {embedded['images']:,} digits of 784 values on 256 levels, "
-            "in the engine, where all else is fast:",
+            "in the engine:",
             images_table(figures["images"]),
             "Memory does not grow with the number of images, here in blocks of 1,000:",
             memory_table(figures["memory"]),
