@@ -80,6 +80,7 @@ class _Walk:
         self.digest = hashlib.sha256()
         self._seen: list[Any] = []  # kept, so that no number of an object is used again
         self._numbers: dict[int, int] = {}
+        self._in_module = False
 
     def add(self, value: Any) -> None:
         """Hash a value."""
@@ -101,11 +102,11 @@ class _Walk:
         self.digest.update(f"{len(content)}:".encode() + content)
 
     def _array(self, value: Any) -> None:
-        try:
-            array = to_numpy(value)
-        except (RuntimeError, TypeError):  # quantised or sparse
-            self._text(repr(value))
-            return
+        if getattr(value, "is_quantized", False):
+            value = value.dequantize()
+        if is_tensor(value) and str(value.layout) != "torch.strided":
+            value = value.to_dense()
+        array = to_numpy(value)
         self._text(f"{array.dtype} {array.shape}")
         if array.dtype.hasobject:
             self._text(repr(array))
@@ -152,13 +153,30 @@ class _Walk:
         self.add(dict(getattr(value, "__dict__", {})))
 
     def _module(self, module: Any) -> None:
-        """Hash parameters, buffers and parts of a module, and its own attributes."""
+        """Hash parameters, buffers and parts of a module, and its own attributes.
+
+        What compiled and quantised modules hold elsewhere is hashed too.
+        """
         for kind in ("_parameters", "_buffers", "_modules"):
             self.add(dict(getattr(module, kind, None) or {}))
         hooks = [getattr(module, name, {}) for name in ("_forward_hooks", "_forward_pre_hooks")]
         self.add([list(each.values()) for each in hooks])
+        if not self._in_module:
+            self._in_module = True
+            self._unregistered(module)
+            self._in_module = False
         own = {k: v for k, v in vars(module).items() if not k.startswith("_")}
         self.add(own)
+
+    def _unregistered(self, module: Any) -> None:
+        """Hash entries of the state that are no parameters or buffers, and compiled constants."""
+        known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        known |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+        state = module.state_dict()
+        self.add({name: state[name] for name in state if name not in known})
+        if hasattr(module, "code_with_constants"):
+            code, constants = module.code_with_constants
+            self.add((code, dict(constants.const_mapping)))
 
     def _class(self, kind: type) -> None:
         self._text(f"{kind.__module__}.{kind.__qualname__}")

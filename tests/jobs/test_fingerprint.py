@@ -75,6 +75,27 @@ def test_torch_modules_by_weights_structure_and_code() -> None:
     assert hash_of(lambda x: inner(x)) != hash_of(lambda x: inner(2 * x))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["frozen", "traced", "exported", "quantised", "bfloat16"])
+def test_weights_count_wherever_a_module_has_them(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+
+    def build(seed: int) -> Any:
+        torch.manual_seed(seed)
+        net = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.ReLU()).eval()
+        make = {
+            "frozen": lambda: torch.jit.freeze(torch.jit.script(net)),
+            "traced": lambda: torch.jit.trace(net, torch.zeros(2, 40)),
+            "exported": lambda: torch.export.export(net, (torch.zeros(2, 40),)).module(),
+            "quantised": lambda: torch.ao.quantization.quantize_dynamic(net),
+            "bfloat16": lambda: net.to(torch.bfloat16),
+        }
+        return make[kind]()
+
+    assert hash_of(build(0)) == hash_of(build(0))
+    assert hash_of(build(0)) != hash_of(build(1))
+
+
 def test_the_hash_is_the_same_in_another_process(tmp_path: Path) -> None:
     (tmp_path / "my_model.py").write_text(MODEL)
     program = (
