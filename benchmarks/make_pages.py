@@ -1,6 +1,6 @@
 """Writes the generated pages and tables from the stored figures of the benchmarks.
 
-    python benchmarks/make_pages.py [speed] [optimality] [gpu] [convolutions] [ablation] [launches]
+    python benchmarks/make_pages.py [PAGE]...
 
 Without a name it makes all pages whose figures are in ``benchmarks/results``. Each page belongs to
 a module of ``pages/``, which names its files: `FIGURES` are the results that it reads, `files()`
@@ -10,6 +10,7 @@ speed          docs/benchmarks.md and the table of speed in README.md, from benc
 optimality     tables in README.md and docs/optimality.md, from bench_optimality.py
 gpu            the section on GPUs in docs/benchmarks.md, from bench_gpu.py
 convolutions   tables in docs/models.md, from bench_convolutions.py
+jobs           tables in docs/jobs.md, from bench_jobs.py and job_kills.py
 ablation       the table in docs/decisions.md, from ablate.py
 launches       the table in docs/performance.md, from count_launches.py
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 
 from harness import machine
-from pages import ablation, convolutions, gpu, launches, optimality, speed
+from pages import ablation, convolutions, gpu, jobs, launches, optimality, speed
 
 PAGES = {
     "speed": speed,
@@ -28,6 +29,7 @@ PAGES = {
     "convolutions": convolutions,
     "ablation": ablation,
     "launches": launches,
+    "jobs": jobs,
 }
 
 

@@ -18,6 +18,7 @@ ROOMS: Rooms = (
             "_former",
             "_files",
             "_arrays",
+            "_pictures",
             "errors",
             "effort",
             "options",

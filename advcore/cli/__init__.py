@@ -9,10 +9,11 @@ def main() -> None:
     """Run the command line.
 
     The exit code is 0 at the end of a run, 1 if the model or an experiment raised, 2 for bad input,
-    and 130 after Ctrl-C.
+    and 130 after Ctrl-C or SIGTERM. A job ends with 1 on a full disk too, with 3 if some images
+    have no result, and with 4 if its time limit has passed.
     """
     try:
-        from . import attack, reproduce  # noqa: F401 (The imports add the commands to the app.)
+        from . import attack, job, reproduce  # noqa: F401 (The imports add the commands to the app.)
         from .app import app
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich"}:

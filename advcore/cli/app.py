@@ -21,13 +21,19 @@ from typer.core import TyperGroup
 import advcore
 
 from .. import _core
+from ..jobs.job_file import JobFileError
+from ..solve.interrupts import SIGNALS, sigterm_as_ctrl_c
 
 RAISED = 1
 """Exit code if the model or an experiment raised."""
 BAD_INPUT = 2
 """Exit code if an argument or a file is wrong."""
+WITHOUT_RESULT = 3
+"""Exit code of a job that ran to its end, where images could not be read or the model raised."""
+UNFINISHED = 4
+"""Exit code of a job that its time limit ended. The same command goes on."""
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as a shell gives it: 128 and the number of SIGINT."""
+"""Exit code after Ctrl-C or SIGTERM, as a shell gives it: 128 and the number of SIGINT."""
 ISA_NAMES = {"v4": "AVX-512 (v4)", "v3": "AVX2 (v3)", "base": "baseline (base)"}
 
 
@@ -159,11 +165,12 @@ def printing() -> Iterator[None]:
 
 @contextmanager
 def without_interrupt() -> Iterator[None]:
-    """Put Ctrl-C off until the block has ended. A second Ctrl-C is not put off."""
-    former = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(former):
-        yield  # a parent such as nohup has Ctrl-C ignored
-        return
+    """Put Ctrl-C and SIGTERM off until the block has ended. A second one is not put off."""
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {each: signal.getsignal(each) for each in SIGNALS}
+        # A parent such as nohup may have Ctrl-C ignored.
+        former = {each: handler for each, handler in handlers.items() if callable(handler)}
     interrupts: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -171,11 +178,13 @@ def without_interrupt() -> Iterator[None]:
             raise KeyboardInterrupt
         interrupts.append(number)
 
-    signal.signal(signal.SIGINT, note)
+    for each in former:
+        signal.signal(each, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        for each, handler in former.items():
+            signal.signal(each, handler)
     if interrupts:
         raise KeyboardInterrupt
 
@@ -184,11 +193,11 @@ def without_interrupt() -> Iterator[None]:
 def one_line_errors(debug: bool) -> Iterator[Stage]:
     """Turn Ctrl-C and errors about the user's input into one line on stderr and an exit code.
 
-    With `debug` errors keep their tracebacks.
+    SIGTERM counts as Ctrl-C. With `debug` errors keep their tracebacks.
     """
     stage = Stage()
     try:
-        with warnings.catch_warnings():
+        with sigterm_as_ctrl_c(), warnings.catch_warnings():
             if not debug:
                 warnings.showwarning = _print_warning
             yield stage
@@ -201,7 +210,9 @@ def one_line_errors(debug: bool) -> Iterator[Stage]:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if debug:
             raise
-        print_note(f"error: {with_dashes(str(error))}")
+        # A job file has a line for each of its mistakes.
+        for text in error.errors if isinstance(error, JobFileError) else [str(error)]:
+            print_note(f"error: {with_dashes(text)}")
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
         print_note(f"error: interrupted {stage.name}")

@@ -1,29 +1,20 @@
-"""Arguments of `advcore attack`: arrays from files, checks of files to write, logits of images."""
+"""Arguments of `advcore attack`: arrays from files, checks of files to write."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from .. import validate
-from .._arrays import ZIP_MAGIC, member_names, read_array
-from ..options import Options
-from ..oracles.logits import batched
-from ..solve.choose import PROBE_IMAGES, choose_backend
+from .._arrays import ZIP_MAGIC, map_array, member_names, read_array
+from .._pictures import SUFFIXES
 
-Floats = NDArray[np.float32]
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-"""Endings of the files of a folder that are read as pictures."""
 TEXT_SUFFIXES = (".csv", ".txt", ".tsv")
 NPY_MAGIC = b"\x93NUMPY"
-Forward = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
@@ -36,23 +27,25 @@ class AttackInputs:
     targets: NDArray[Any] | None  # (N,)
     starts: NDArray[Any] | None  # (N, ...)
 
-    def first(self, count: int | None) -> AttackInputs:
-        """Return the inputs of the first `count` images. None: of all images."""
+    def part(self, rows: slice) -> AttackInputs:
+        """Return the inputs of these images."""
 
         def cut(values: NDArray[Any] | None) -> NDArray[Any] | None:
-            return None if values is None else values[:count]
+            return None if values is None else values[rows]
 
         return AttackInputs(
             self.model,
-            self.images[:count],
+            self.images[rows],
             cut(self.labels),
             cut(self.targets),
             cut(self.starts),
         )
 
 
-def array(path: Path, option: str) -> NDArray[Any]:
+def array(path: Path, option: str, *, mapped: bool = False) -> NDArray[Any]:
     """Read an array of one or more dimensions from a .npy file, without unpickling.
+
+    mapped : whether memory is taken only for the parts that are used, when they are.
 
     Raises
     ------
@@ -66,7 +59,7 @@ def array(path: Path, option: str) -> NDArray[Any]:
             raise _NoArray(f"is an .npz archive ({names}), expected one .npy array")
         if not begin.startswith(NPY_MAGIC):
             raise _NoArray(_what_instead(path))
-        values = read_array(path)
+        values = map_array(path, "iufc") if mapped else read_array(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{option}: {path} does not exist") from None
     except _NoArray as error:
@@ -92,7 +85,7 @@ def _first_bytes(path: Path) -> bytes:
 def _what_instead(path: Path) -> str:
     """Return that this is no .npy file, and what to do with a file of that name."""
     ending = path.suffix.lower()
-    if ending in PICTURE_SUFFIXES:
+    if ending in SUFFIXES:
         return "is a picture, not a .npy file; put it into a folder and give --images FOLDER"
     if ending in TEXT_SUFFIXES:
         return (
@@ -100,6 +93,17 @@ def _what_instead(path: Path) -> str:
             f"numpy.save({path.stem + '.npy'!r}, numpy.loadtxt({path.name!r}, delimiter=','))"
         )
     return "is not a .npy file of numbers; numpy.save writes one"
+
+
+OTHER_FILES = (*TEXT_SUFFIXES, *SUFFIXES, ".json", ".npy", ".parquet")
+"""Endings of files that are no results, and hardly names of folders."""
+
+
+def is_job_folder(out: Path | None) -> bool:
+    """Return whether --out names a folder, in which finished blocks are kept, and no .npz file."""
+    if out is not None and not out.is_dir() and out.suffix.lower() in OTHER_FILES:
+        raise ValueError(f"--out: expected a name that ends in .npz, or a folder, got {out}")
+    return out is not None and out.suffix.lower() != ".npz"
 
 
 def check_writable(path: Path, option: str, suffixes: Collection[str] = ()) -> None:
@@ -120,21 +124,3 @@ def check_writable(path: Path, option: str, suffixes: Collection[str] = ()) -> N
         places.append(path.absolute().parent)
     if not all(os.access(place, os.W_OK) for place in places):
         raise PermissionError(f"{option}: {path} cannot be written")
-
-
-def evaluate(model: Any, images: NDArray[Any], options: Options) -> tuple[Forward, Floats]:
-    """Return the model's forward and the logits (N, K) of the images (N, ...).
-
-    The forward maps rows (N, n) to logits (N, K), no more than ``batch_size`` of them at once.
-    """
-    flat = validate.images(images).reshape(len(images), math.prod(images.shape[1:]))
-    flat = flat.astype(np.float32)
-    backend = choose_backend(model, flat[:PROBE_IMAGES], images.shape[1:], options)
-    verifier = backend.verifier
-
-    def forward(x: Floats) -> Floats:
-        return batched(verifier.forward, x, verifier.rows)
-
-    if not len(flat):
-        return forward, np.empty((0, backend.classes), np.float32)
-    return forward, batched(forward, flat, PROBE_IMAGES)

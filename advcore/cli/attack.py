@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 import advcore
 
-from .. import data, models, validate
-from ..models import loading
+from ..jobs.plan import check_shard
 from ..options import Options, option_info, penalty_from_norm
 from ..result import already_note, images_per_second
 from .app import (
@@ -32,9 +30,10 @@ from .app import (
     with_dashes,
     without_interrupt,
 )
-from .arguments import AttackInputs, array, check_writable, evaluate
-from .classes import choose_targets, class_names
+from .arguments import AttackInputs, check_writable, is_job_folder
+from .job import attack_blocks
 from .pictures import PictureFolder
+from .sources import Sources, read_inputs
 
 if TYPE_CHECKING:
     from ..result import Result
@@ -120,7 +119,14 @@ def attack(
         int | None, typer.Option(help="attack the first COUNT images; default: all", min=0)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="write the result there (.npz); default: nowhere")
+        Path | None,
+        typer.Option(
+            help="write the result there (.npz), or keep each finished block in a folder of that "
+            "name, where the same command goes on; default: nowhere"
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="attack a part of the images alone, as in 3/8")
     ] = None,
     picture: Annotated[
         Path | None,
@@ -162,18 +168,23 @@ def attack(
         checked = Options(**options)  # raises for wrong values before any file is read
         if targets is not None and untargeted:
             raise ValueError("--targets and --untargeted exclude each other")
+        part = check_shard(shard, "--shard")
+        is_job = is_job_folder(out)
         if out is not None:
-            check_writable(out, "--out", [".npz"])
+            check_writable(out, "--out", () if is_job else [".npz"])
         folder = None
         if images is not None and images.is_dir():
             folder = PictureFolder(images, output or Path("advcore_pictures"), size, names)
-            if options["levels"] not in (None, 256) or options["bounds"] != (0.0, 1.0):
-                raise ValueError("a folder of pictures is attacked with --levels 256, --bounds 0 1")
-            options["levels"] = 256
+            options["levels"] = _picture_levels(options)
         elif (output, size, names) != (None, None, None):
             raise ValueError("--output, --size and --names need a folder of pictures as --images")
         sources = Sources(model, images, labels, targets, untargeted, starts, count, folder)
-        inputs = read_inputs(sources, checked)
+        if is_job:
+            if (starts, picture, output) != (None, None, None):
+                raise ValueError("--starts, --picture and --output need a name.npz as --out")
+            attack_blocks(sources, Path(str(out)), part, options, stage)
+            return
+        inputs = read_inputs(sources, checked, part)
         if picture is None and images is None:
             picture = Path("advcore_attack.png")
         if no_picture:
@@ -197,6 +208,13 @@ def attack(
         raise _exit_with(stop)
     if unwritten is not None:
         raise _exit_with(unwritten)
+
+
+def _picture_levels(options: dict[str, Any]) -> int:
+    """Return the levels of pictures, whose files have 8 bits."""
+    if options["levels"] not in (None, 256) or options["bounds"] != (0.0, 1.0):
+        raise ValueError("a folder of pictures is attacked with --levels 256, --bounds 0 1")
+    return 256
 
 
 def _write(
@@ -225,84 +243,6 @@ def _write(
     except OSError as error:
         return lines, error
     return lines, None
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Sources of the model and the arrays, as the command line names them."""
-
-    model: str | None
-    images: Path | None
-    labels: Path | None
-    targets: str | None
-    untargeted: bool
-    starts: Path | None
-    count: int | None
-    folder: PictureFolder | None
-
-
-def read_inputs(sources: Sources, options: Options) -> AttackInputs:
-    """Read model and arrays of a run, of the first images if there is a count."""
-    model: Any = None
-    true_labels: NDArray[Any] | None = None
-    target_classes: NDArray[Any] | None = None
-    images: NDArray[Any]
-    if sources.images is None:
-        images, true_labels = data.embedded_digits()
-        if sources.labels is not None or sources.starts is not None:
-            raise ValueError("--labels and --starts need --images")
-        if sources.targets is None and not sources.untargeted:
-            target_classes = data.random_targets(true_labels, classes=10, seed=options.seed)
-    elif sources.folder is not None:
-        model = _load_model(sources.model)
-        images = sources.folder.read(model, sources.count)
-    else:
-        images = array(sources.images, "--images")
-    if sources.labels is not None:
-        true_labels = array(sources.labels, "--labels")
-    target_spec = sources.targets
-    if target_spec is not None and target_spec.endswith(".npy"):
-        target_classes, target_spec = array(Path(target_spec), "--targets"), None
-    starts = None if sources.starts is None else array(sources.starts, "--starts")
-    arrays = {"--labels": true_labels, "--targets": target_classes, "--starts": starts}
-    for option, values in arrays.items():
-        if values is not None and len(values) != len(images):
-            raise ValueError(f"{option} has {len(values)} entries for {len(images)} images")
-    model = _load_model(sources.model) if model is None else model
-    inputs = AttackInputs(model, images, true_labels, target_classes, starts).first(sources.count)
-    if target_spec is None and sources.folder is None:
-        return inputs
-    return _with_model_classes(inputs, target_spec, options, sources.folder)
-
-
-def _load_model(source: str | None) -> Any:
-    if source in models.BUILDERS and source not in models.PRETRAINED:
-        print_note(f"note: {source} has its initial weights")
-    return data.embedded_network() if source is None else loading.model(source)
-
-
-def _with_model_classes(
-    inputs: AttackInputs,
-    target_spec: str | None,
-    options: Options,
-    folder: PictureFolder | None,
-) -> AttackInputs:
-    """Return the inputs with the targets that the command line names.
-
-    Without true labels, the classes that the model predicts take their place.
-    """
-    forward, logits = evaluate(inputs.model, inputs.images, options)
-    labels = logits.argmax(axis=1)
-    if inputs.labels is not None:
-        labels = validate.classes(inputs.labels, "labels", len(labels), logits.shape[1])
-    names = class_names(None if folder is None else folder.names_file, logits.shape[1])
-    if folder is not None:
-        folder.forward, folder.class_names, folder.labels = forward, names, labels
-    targets = inputs.targets
-    if target_spec is not None:
-        targets = choose_targets(target_spec, logits, labels, names, options.seed)
-    true_labels = inputs.labels if targets is None else labels
-    return AttackInputs(inputs.model, inputs.images, true_labels, targets, inputs.starts)
 
 
 def _run(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -20,22 +19,25 @@ from numpy.typing import NDArray
 
 from .._extras import require
 from .._files import replacing, write_text
+from .._pictures import (
+    SUFFIXES,
+    ImageFormat,
+    find_format,
+    find_pictures,
+    picture_error,
+    read_picture,
+)
+from ..jobs.classes import short
 from ..oracles.logits import batched, margins
 from ..validate import to_numpy
 from .app import print_note
-from .arguments import PICTURE_SUFFIXES, check_writable
-from .classes import short
+from .arguments import check_writable
 
 if TYPE_CHECKING:
     from ..result import Result
     from .arguments import AttackInputs
 
 Floats = NDArray[np.float32]
-SHORT_SIDE = 256
-"""Short side of a picture before it is cropped to 200 to 256 pixels, as is usual on ImageNet."""
-LARGEST_ENLARGEMENT = 16
-"""Largest number of pixels before the crop, over those after it, that are computed and cropped. Of
-longer and thinner pictures the part alone is computed, with at most one level of difference."""
 LONGEST_NAME = 200
 """Largest number of bytes of a picture's name before ``_adversarial.png``; folders allow 255."""
 COLUMNS = (
@@ -47,102 +49,12 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class ImageFormat:
-    """The shape in which a model takes a picture, and the picture's channels, height and width."""
-
-    shape: tuple[int, ...]
-    channels: int
-    height: int
-    width: int
-
-    def to_model(self, pixels: Floats) -> Floats:
-        """Convert pictures (N, C, H, W) to images (N, ...) of the model."""
-        if len(self.shape) == 3 and self.shape[0] != self.channels:
-            pixels = np.moveaxis(pixels, 1, 3)
-        return np.ascontiguousarray(pixels.reshape(len(pixels), *self.shape))
-
-    def to_pixels(self, images: NDArray[Any]) -> Floats:
-        """Convert images (N, ...) of the model to pictures (N, C, H, W)."""
-        if len(self.shape) == 3 and self.shape[0] != self.channels:
-            images = np.moveaxis(images, 3, 1)
-        return images.reshape(len(images), self.channels, self.height, self.width)
-
-
-def find_format(model: Any, size: int | None = None) -> ImageFormat:
-    """Return the format of a model's pictures.
-
-    It follows from the ``input_shape`` of the model, from the ``inputs`` of a Network, or from
-    ``size``, the side of a square.
-
-    Raises
-    ------
-    ValueError : nothing says how large the pictures shall be, or they have no shape of pictures.
-    """
-    shape: Any = getattr(model, "input_shape", None)
-    if shape is None and isinstance(getattr(model, "inputs", None), int):
-        shape = (model.inputs,)
-    if size is not None and (shape is None or len(shape) == 3):
-        channels_last = shape is not None and shape[0] not in (1, 3)
-        channels = 3 if shape is None else shape[2] if channels_last else shape[0]
-        shape = (size, size, channels) if channels_last else (channels, size, size)
-    if shape is None:
-        raise ValueError(
-            "the model does not say how large its pictures are; give --size, or the model an "
-            "attribute input_shape = (channels, height, width)"
-        )
-    shape = tuple(int(n) for n in shape)
-    if len(shape) == 1:
-        for channels in (1, 3):
-            side = math.isqrt(shape[0] // channels)
-            if side * side * channels == shape[0] and size in (None, side):
-                return ImageFormat(shape, channels, side, side)
-    if len(shape) == 2:
-        return ImageFormat(shape, 1, *shape)
-    if len(shape) == 3 and shape[0] in (1, 3):
-        return ImageFormat(shape, *shape)
-    if len(shape) == 3 and shape[2] in (1, 3):
-        return ImageFormat(shape, shape[2], shape[0], shape[1])
-    raise ValueError(f"the model takes images of shape {shape}, which are no pictures of that size")
-
-
-@dataclass(frozen=True)
 class ReadPictures:
     """The pictures of a folder, or of the folders below it, in the order of their paths."""
 
     files: list[Path]
     pixels: Floats  # (N, C, H, W), multiples of 1/255
     unread: list[tuple[Path, str]]  # files that cannot be read, each with the reason
-
-
-def find_pictures(folder: Path, leave_out: Path | None = None) -> list[Path]:
-    """Return the pictures of a folder, or where it has none those of all folders below it.
-
-    Folders whose name begins with a dot are left out, and so is the folder ``leave_out``. A folder
-    that several links lead to is read once.
-    """
-    seen: set[tuple[int, int]] = set()
-    if leave_out is not None and leave_out.is_dir():
-        seen.add(_identity(leave_out))
-    pictures: list[Path] = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        paths = [Path(place, name) for name in names]
-        pictures += [p for p in paths if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()]
-        if pictures and Path(place) == folder:
-            break
-        seen.add(_identity(Path(place)))
-        below = sorted(name for name in folders if not name.startswith("."))
-        folders.clear()
-        for name in below:
-            identity = _identity(Path(place, name))
-            if identity not in seen:
-                seen.add(identity)
-                folders.append(name)
-    return sorted(pictures)
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
 
 
 def read_folder(
@@ -160,9 +72,9 @@ def read_folder(
     ValueError : no picture can be read.
     """
     require("PIL", "pictures", "reading pictures")
-    paths = find_pictures(folder, leave_out)
+    paths = [folder / name for name in find_pictures(folder, leave_out)]
     if not paths:
-        raise ValueError(f"--images: no pictures in {folder} ({', '.join(PICTURE_SUFFIXES)})")
+        raise ValueError(f"--images: no pictures in {folder} ({', '.join(SUFFIXES)})")
     files: list[Path] = []
     pixels: list[NDArray[np.uint8]] = []
     unread: list[tuple[Path, str]] = []
@@ -170,9 +82,9 @@ def read_folder(
         if count is not None and len(files) == count:
             break
         try:
-            pixels.append(_fit(path, image_format))
+            pixels.append(read_picture(path, image_format))
         except Exception as error:  # Pillow raises errors of many types.
-            unread.append((path, " ".join(str(error).split()) or type(error).__name__))
+            unread.append((path, picture_error(error)))
         else:
             files.append(path)
     if unread and not files:
@@ -181,44 +93,6 @@ def read_folder(
     shape = (0, image_format.channels, image_format.height, image_format.width)
     values = np.stack(pixels) if pixels else np.empty(shape, np.uint8)
     return ReadPictures(files, values.astype(np.float32) / np.float32(255), unread)
-
-
-def _fit(path: Path, image_format: ImageFormat) -> NDArray[np.uint8]:
-    """Read a picture and return its middle in the format, (C, H, W).
-
-    Resizing is bilinear. Where the picture shrinks, the filter covers the whole area of a pixel.
-    Palettes and grey become colours, or colours grey. Transparent parts lie on white.
-    """
-    Image = require("PIL.Image", "pictures", "reading pictures")
-    ImageOps = require("PIL.ImageOps", "pictures", "reading pictures")
-    with Image.open(path) as file:
-        picture = ImageOps.exif_transpose(file)
-        if picture.mode.startswith("I"):  # The pixels have 16 bits.
-            picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        picture = picture.convert("L" if image_format.channels == 1 else "RGB")
-    width, height = picture.size
-    if (height, width) != (image_format.height, image_format.width):
-        sides = (image_format.height, image_format.width)
-        as_imagenet = min(sides) == max(sides) and 200 <= min(sides) <= SHORT_SIDE
-        least_sides = (SHORT_SIDE, SHORT_SIDE) if as_imagenet else sides
-        ratio = max(least_sides[0] / height, least_sides[1] / width)
-        new_width = max(image_format.width, round(width * ratio))
-        new_height = max(image_format.height, round(height * ratio))
-        left, top = (new_width - image_format.width) // 2, (new_height - image_format.height) // 2
-        part = (left, top, left + image_format.width, top + image_format.height)
-        if new_width * new_height <= LARGEST_ENLARGEMENT * image_format.width * image_format.height:
-            picture = picture.resize((new_width, new_height), Image.Resampling.BILINEAR).crop(part)
-        else:  # Only the part is computed: a line of 20,000 pixels would become 5 GB.
-            scale_x, scale_y = width / new_width, height / new_height
-            box = (part[0] * scale_x, part[1] * scale_y, part[2] * scale_x, part[3] * scale_y)
-            box = (box[0], box[1], min(box[2], width), min(box[3], height))
-            size = (image_format.width, image_format.height)
-            picture = picture.resize(size, Image.Resampling.BILINEAR, box=box)
-    values = np.asarray(picture, np.uint8)
-    return values[None] if values.ndim == 2 else np.moveaxis(values, 2, 0)
 
 
 @dataclass(frozen=True)
@@ -429,6 +303,12 @@ class PictureFolder:
             )
         self.files = pictures.files
         return self.image_format.to_model(pictures.pixels)
+
+    def cut(self, rows: slice) -> None:
+        """Keep these pictures alone, and their classes where they are known."""
+        self.files = self.files[rows]
+        if hasattr(self, "labels"):
+            self.labels = self.labels[rows]
 
     def write(self, inputs: AttackInputs, result: Result, picture: Path | None) -> list[str]:
         """Write the PNG files and the table, and the grid if ``picture`` names its file.

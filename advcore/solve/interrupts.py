@@ -1,4 +1,4 @@
-"""Ctrl-C while a call has results to lose."""
+"""Ctrl-C, and SIGTERM where it counts as one, while a call has results to lose."""
 
 from __future__ import annotations
 
@@ -8,28 +8,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that end a call, where Python's own handler of Ctrl-C has them."""
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C in the block, unless the process has a handler of its own."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
 
 class Interrupts:
     """Takes Ctrl-C for a call, and raises `KeyboardInterrupt` only where the results are safe.
 
     Inside the block a Ctrl-C is noted. It raises at once in a block of `raising`, the second one
     also in a block of `insistent`; `check` raises what was noted. Handlers other than Python's own
-    are left alone, as are threads that get no signals: there the block does nothing.
+    are left alone, as are threads that get no signals: there the block does nothing. Of SIGTERM the
+    same holds, which has Python's handler of Ctrl-C in a block of `sigterm_as_ctrl_c`.
     """
 
     def __init__(self) -> None:
         self.presses = 0
         self._checked = 0
         self._raises_from: int | None = None  # the number of the press that raises
-        self._installed = False
+        self._installed: list[signal.Signals] = []
 
     def __enter__(self) -> Interrupts:
-        if (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):
-            self._installed = True
-            signal.signal(signal.SIGINT, self._note)
+        if threading.current_thread() is threading.main_thread():
+            for each in SIGNALS:
+                if signal.getsignal(each) is signal.default_int_handler:
+                    self._installed.append(each)
+                    signal.signal(each, self._note)
         return self
 
     def __exit__(
@@ -38,8 +55,8 @@ class Interrupts:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for each in self._installed:
+            signal.signal(each, signal.default_int_handler)
 
     @property
     def pending(self) -> bool:

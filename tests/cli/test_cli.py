@@ -191,7 +191,7 @@ def test_stored_network() -> None:
         (["--labels", "y.npy"], "--labels and --starts need --images"),
         (["--targets", "t.npy", "--untargeted"], "--targets and --untargeted exclude each other"),
         (["--out", "no/folder/r.npz"], "--out: folder no/folder does not exist"),
-        (["--out", "r.txt"], "--out: expected a name that ends in .npz, got r.txt"),
+        (["--out", "r.txt"], "--out: expected a name that ends in .npz, or a folder, got r.txt"),
         (["--effort", "heroic"], "effort"),
         (["--loss", "hinge"], "loss"),
         (["--penalty", "l7"], "penalty must be one of l2, l2_unsquared, got 'l7'"),

@@ -17,13 +17,14 @@ import pytest
 from support.damage import damaged, refusals
 
 import advcore
-from advcore import data
+from advcore import Status, data
 
 pytest.importorskip("typer")
 from support.command_line import run
 
 from advcore.cli.app import without_interrupt
 from advcore.cli.arguments import array
+from advcore.solve.interrupts import sigterm_as_ctrl_c
 
 COMMAND = [sys.executable, "-c", "from advcore.cli import main; main()"]
 DIGITS = [*COMMAND, "attack", "--count", "3", "--no-picture", "--out", "r.npz"]
@@ -136,6 +137,72 @@ def test_a_second_ctrl_c_is_not_put_off() -> None:
         block()
     assert reached == [0, 1]
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+SLOW_MODEL = """
+import pathlib, time
+from advcore import data
+
+class Slow:
+    network, calls = data.embedded_network(), 0
+    def forward(self, x):
+        return self.network.forward(x)
+    def backward(self, dlogits):
+        self.calls += 1
+        time.sleep(0.02)
+        if self.calls == 8:
+            pathlib.Path("searching").touch()
+        return self.network.backward(dlogits)
+"""
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "Ctrl-C ignored, as by nohup"])
+def test_sigterm_keeps_what_was_computed(tmp_path: Path, ignored: bool) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_MODEL)
+    np.save(tmp_path / "x.npy", data.embedded_digits()[0][:300])
+    child = subprocess.Popen(
+        [
+            *COMMAND,
+            *[
+                "attack",
+                "--model",
+                "slow.py:Slow",
+                "--images",
+                "x.npy",
+                "--batch-size",
+                "9",
+                "--out",
+                "r.npz",
+            ],
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else None,
+    )
+    while not (tmp_path / "searching").exists() and child.poll() is None:
+        time.sleep(0.01)
+    child.terminate()
+    output, errors = child.communicate()
+    assert child.returncode == 130, errors
+    assert "result: r.npz" in output
+    assert errors.endswith("error: interrupted; the images finished so far are in the result\n")
+    assert (advcore.Result.load(tmp_path / "r.npz").status == int(Status.interrupted)).any()
+
+
+def test_sigterm_is_put_off_as_ctrl_c_is() -> None:
+    reached: list[int] = []
+
+    def block() -> None:
+        with sigterm_as_ctrl_c(), without_interrupt():
+            signal.raise_signal(signal.SIGTERM)
+            reached.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert reached
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_kill_of_the_command_leaves_a_whole_result(tmp_path: Path) -> None:

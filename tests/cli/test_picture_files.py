@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advcore import Layer, Network
+from advcore import Layer, Network, _pictures
 from advcore.cli import pictures
 
 pytest.importorskip("PIL")
@@ -196,6 +196,6 @@ def test_the_part_alone_is_that_of_the_whole(
     Image.fromarray(pixels).save(tmp_path / "x.png")
     image_format = pictures.ImageFormat((3, 20, 20), 3, 20, 20)
     part = pictures.read_folder(tmp_path, image_format).pixels
-    monkeypatch.setattr(pictures, "LARGEST_ENLARGEMENT", 10**9)
+    monkeypatch.setattr(_pictures, "LARGEST_ENLARGEMENT", 10**9)
     whole = pictures.read_folder(tmp_path, image_format).pixels
     assert np.abs(part - whole).max() <= 1.001 / 255

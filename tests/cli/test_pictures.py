@@ -15,7 +15,8 @@ from support.marks import needs_data
 
 import advcore
 from advcore import Layer, Network
-from advcore.cli import classes, pictures
+from advcore.cli import pictures
+from advcore.jobs import classes
 
 pytest.importorskip("PIL")
 pytest.importorskip("typer")
@@ -196,7 +197,9 @@ def test_targets_by_a_word() -> None:
     labels = np.array([0, 3, 0])
 
     def choose(wish: str) -> list[int]:
-        return classes.choose_targets(wish, logits, labels, NAMES, 0).tolist()
+        return classes.choose_targets(
+            wish, logits, labels, NAMES, lambda y, k: (y + 1) % k
+        ).tolist()
 
     assert choose("next-likeliest") == [1, 2, 2]
     assert choose("2") == [2, 2, 2]
@@ -211,7 +214,7 @@ def test_targets_by_a_word() -> None:
         with pytest.raises(ValueError, match=text):
             choose(wish)
     with pytest.raises(ValueError, match=r"names of the classes are not known \(--names\)"):
-        classes.choose_targets("tabby", logits, labels, None, 0)
+        classes.choose_targets("tabby", logits, labels, None, lambda y, k: y)
 
 
 def test_names_of_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,28 @@
-"""Names of classes, and targets as the command line names them."""
+"""Names of classes, and targets as the command line and job files name them."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import random_targets
+from .. import validate
+from ..options import Options
+from ..oracles.logits import batched
+from ..solve.choose import PROBE_IMAGES, choose_backend
 
 Floats = NDArray[np.float32]
+Classes = NDArray[np.int64]
+Forward = Callable[[Floats], Floats]
 
 
 def class_names(path: Path | None, classes: int) -> list[str] | None:
@@ -51,15 +59,20 @@ def choose_targets(
     logits: Floats,
     labels: NDArray[np.int64],
     names: list[str] | None,
-    seed: int,
-) -> NDArray[np.int64]:
+    draw: Callable[[Classes, int], Classes],
+) -> Classes:
     """Return the target classes (N,) of images with these logits (N, K) and labels (N,).
 
-    target_spec : "next-likeliest", "random", a class's number or one of its names.
+    Parameters
+    ----------
+    target_spec : str
+        "next-likeliest", "random", a class's number or one of its names.
+    draw : function
+        It maps labels (N,) and the number of classes to random targets (N,).
     """
     classes = logits.shape[1]
     if target_spec == "random":
-        return random_targets(labels, classes=classes, seed=seed)
+        return draw(labels, classes)
     if target_spec == "next-likeliest":
         others = logits.copy()
         others[np.arange(len(labels)), labels] = -np.inf
@@ -95,3 +108,31 @@ def _class(target_spec: str, classes: int, names: list[str] | None) -> int:
 def short(names: Sequence[str] | None, number: int) -> str:
     """Return the first name of a class. It is empty if the class or its name is unknown."""
     return names[number].partition(",")[0] if names is not None and number >= 0 else ""
+
+
+def evaluate(model: Any, images: NDArray[Any], options: Options) -> tuple[Forward, Floats]:
+    """Return the model's forward and the logits (N, K) of the images (N, ...).
+
+    The forward maps rows (N, n) to logits (N, K), no more than ``batch_size`` of them at once.
+    """
+    flat = validate.images(images).reshape(len(images), math.prod(images.shape[1:]))
+    flat = flat.astype(np.float32)
+    backend = choose_backend(model, flat[:PROBE_IMAGES], images.shape[1:], options)
+    verifier = backend.verifier
+
+    def forward(x: Floats) -> Floats:
+        return batched(verifier.forward, x, verifier.rows)
+
+    if not len(flat):
+        return forward, np.empty((0, backend.classes), np.float32)
+    return forward, batched(forward, flat, PROBE_IMAGES)
+
+
+def targets_by_key(keys: Sequence[str], labels: Classes, classes: int, seed: int) -> Classes:
+    """Draw targets (N,), each uniform over the classes other than the label.
+
+    That of an image depends on its key, its label and the seed alone, not on its place.
+    """
+    draws = (hashlib.sha256(f"{seed} {key}".encode("utf-8", "surrogatepass")) for key in keys)
+    shifts = [1 + int.from_bytes(draw.digest()[:8], "big") % (classes - 1) for draw in draws]
+    return (labels.astype(np.int64) + np.array(shifts, np.int64)) % classes
