@@ -21,7 +21,8 @@ from ..validate import is_tensor, to_numpy
 PACKAGE = Path(__file__).parents[1]
 DECIDING = (
     "_core*.so", "*.py", "network/*.py", "oracles/*.py", "solve/*.py", "models/*.py",
-    "kernels/*.py",
+    "kernels/*.py", "jobs/attack.py", "jobs/array_files.py", "jobs/classes.py",
+    "jobs/image_columns.py", "jobs/picture_folder.py",
 )  # fmt: skip
 """Files of the package that decide the results; the others present them."""
 LIBRARIES = ("torch", "numpy", "builtins", "advcore")
