@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import ModelRaised
-from .protocol import Oracle
 
 BACKWARD_BYTES = 1 << 27
 """Bytes that a forward may keep for its backward; the batch is smaller where it would keep more.
@@ -11,11 +12,12 @@ SqueezeNet keeps 30 MB an image. On a CPU it takes 141 ms an image in batches of
 of 8 and 233 in batches of 32."""
 
 
-def rows(oracle: Oracle, limit: int, available_bytes: int = BACKWARD_BYTES) -> int:
+def rows(oracle: Any, limit: int, available_bytes: int = BACKWARD_BYTES) -> int:
     """Number of images whose activations fit into ``available_bytes``, from 1 to ``limit``."""
     if not oracle.saved_bytes:
         return limit
-    return max(1, min(limit, available_bytes // oracle.saved_bytes))
+    most: int = available_bytes // oracle.saved_bytes
+    return max(1, min(limit, most))
 
 
 def ran_out(error: BaseException | None) -> bool:

@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .pooling import find_windows, smoothed_max
 from .smoothed_relu import smoothed_relu
+from .torch_calls import padded
 
 RELATIVE_FLOOR = 1e-3
 """Smallest smoothing scale, as a share of the root mean square of the pre-activation. It keeps the
@@ -193,12 +194,20 @@ class Smoothing(TorchFunctionMode):
         self.slots = slots
         self.recorded_rows = recorded_rows
         self.capacity = capacity
+        self.is_padded = False
         self.calls = 0
         self.half_widths: Tensor | None = None  # (B, columns of the table), at the first call
         if recorded_rows is not None:
             self.table = scales.grow(capacity, slots.device)
             self.recorded_slots = slots[recorded_rows]
             self.table[self.recorded_slots] = 0  # those of the last image may be NaN, and 0 k too
+
+    def pad(self, rows: int) -> None:
+        """Take ``rows`` rows, of which those that are new are as the last one."""
+        self.is_padded = True
+        self.slots = padded(self.slots, rows)
+        if self.smoothing is not None:
+            self.smoothing = padded(self.smoothing, rows)
 
     def half_width(self, index: int, h: Tensor) -> Tensor | None:
         """Half-widths d that broadcast to ``h`` of call ``index``; None to leave the call exact."""
@@ -213,8 +222,12 @@ class Smoothing(TorchFunctionMode):
             table = self.scales.grow(self.capacity, self.slots.device)
             self.half_widths = self.smoothing[:, None] * table[self.slots]
         if self.recorded_rows is not None:
-            rows = h.detach()[self.recorded_rows]
-            self.table[self.recorded_slots, columns] = smoothing_scale(rows)
+            rows, chosen = h.detach(), self.recorded_rows
+            # Where the number of rows is not free, that of the recorded ones decides nothing.
+            scales = (
+                smoothing_scale(rows)[chosen] if self.is_padded else smoothing_scale(rows[chosen])
+            )
+            self.table[self.recorded_slots, columns] = scales
         if self.half_widths is None:
             return None
         d = self.half_widths[:, columns]
