@@ -133,7 +133,8 @@ def differing(name: str, images: Any, aim: str, **options: Any) -> tuple[list[st
         x = images if name == "numpy" else torch.tensor(images)
         logits = np.asarray(attacked.forward(x) if name == "numpy" else attacked(x))
         targets = logits.argsort(axis=1)[:, -2]
-    options = {"levels": 256 if aim == "levels" else None, "threads": 1, "batch_size": 8, **options}
+    levels = {"levels": 256, "few levels": 3}.get(aim)
+    options = {"levels": levels, "threads": 1, "batch_size": 8, **options}
 
     def run(rows: Any) -> Any:
         with warnings.catch_warnings():
@@ -150,7 +151,7 @@ def differing(name: str, images: Any, aim: str, **options: Any) -> tuple[list[st
     return found, whole
 
 
-@pytest.mark.parametrize("aim", ["targeted", "untargeted", "levels"])
+@pytest.mark.parametrize("aim", ["targeted", "untargeted", "levels", "few levels"])
 @pytest.mark.parametrize("name", MODELS)
 def test_an_image_is_on_its_own(name: str, aim: str, images: Any) -> None:
     found, whole = differing(name, images, aim, deterministic=True, effort="fast")
