@@ -32,13 +32,21 @@ def fix_rows(oracle: Oracle, sample: Floats) -> None:
 
 
 def _are_independent(oracle: Oracle, x: Floats) -> bool:
-    """Whether logits and gradients of rows ``x`` (B, n), a whole batch, stay in other batches."""
-    seeds = np.random.default_rng(0).standard_normal((len(x), oracle.classes), dtype=np.float32)
+    """Whether logits and gradients of rows ``x`` (B, n), a whole batch, stay in other batches.
+
+    Those of the exact network, and of one in which some rows are smoothed.
+    """
+    rng = np.random.default_rng(0)
+    seeds = rng.standard_normal((len(x), oracle.classes), dtype=np.float32)
+    smoothing = np.where(rng.random(len(x)) < 0.5, rng.random(len(x)), 0).astype(np.float32)
 
     def evaluate(rows: NDArray[np.intp]) -> Floats:
-        logits = oracle.forward(x[rows], grad=True)
+        slots = np.arange(len(rows), dtype=np.int32)
+        exact = oracle.forward(x[rows], 0 * smoothing[rows], slots, slots >= 0)
         gradient = oracle.backward(seeds[rows])
-        return np.concatenate([logits, gradient, oracle.forward(x[rows], grad=False)], axis=1)
+        smoothed = oracle.forward(x[rows], smoothing[rows], slots)
+        parts = (exact, gradient, smoothed, oracle.backward(seeds[rows]))
+        return np.concatenate([*parts, oracle.forward(x[rows], grad=False)], axis=1)
 
     every = np.arange(len(x))
     whole = evaluate(every)

@@ -194,7 +194,6 @@ class Smoothing(TorchFunctionMode):
         self.slots = slots
         self.recorded_rows = recorded_rows
         self.capacity = capacity
-        self.is_padded = False
         self.calls = 0
         self.half_widths: Tensor | None = None  # (B, columns of the table), at the first call
         if recorded_rows is not None:
@@ -204,7 +203,6 @@ class Smoothing(TorchFunctionMode):
 
     def pad(self, rows: int) -> None:
         """Take ``rows`` rows, of which those that are new are as the last one."""
-        self.is_padded = True
         self.slots = padded(self.slots, rows)
         if self.smoothing is not None:
             self.smoothing = padded(self.smoothing, rows)
@@ -222,12 +220,8 @@ class Smoothing(TorchFunctionMode):
             table = self.scales.grow(self.capacity, self.slots.device)
             self.half_widths = self.smoothing[:, None] * table[self.slots]
         if self.recorded_rows is not None:
-            rows, chosen = h.detach(), self.recorded_rows
-            # Where the number of rows is not free, that of the recorded ones decides nothing.
-            scales = (
-                smoothing_scale(rows)[chosen] if self.is_padded else smoothing_scale(rows[chosen])
-            )
-            self.table[self.recorded_slots, columns] = scales
+            rows = h.detach()[self.recorded_rows]
+            self.table[self.recorded_slots, columns] = smoothing_scale(rows)
         if self.half_widths is None:
             return None
         d = self.half_widths[:, columns]

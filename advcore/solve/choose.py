@@ -90,6 +90,7 @@ def choose_backend(
         backend = _tried_backend(model, sample, shape, options, clock, count)
         oracle = getattr(backend.verifier, "oracle", None)
         if oracle is not None and oracle.batches is not None:
+            find_rows(oracle, sample, options)
             backend.info.batches = str(oracle.batches)
         return backend
 
@@ -150,7 +151,6 @@ def _network_backend(
     oracle = TorchOracle(
         module_on(network, device), shape, device, trial, survey=False, batch_rule=rule
     )
-    find_rows(oracle, sample, options)
     missing = _kernels_missing(network, oracle, options)
     if missing is None:
         info = EngineInfo("native", str(device), _core.isa(), reason)
@@ -178,7 +178,6 @@ def _numpy_backend(
     rule = batch_rule(options, options.batch_size, count)
     oracle = NumpyOracle(model, shape, trial, options.batch_size, clock.check, rule)
     _check_logits(oracle, sample, options.batch_size)
-    find_rows(oracle, sample, options)
     info = EngineInfo("numpy", "cpu", _core.isa(), "forward and backward in NumPy")
     return OracleBackend(oracle, info, options.batch_size)
 
@@ -249,7 +248,6 @@ def _torch_backend(
         oracle = TorchOracle(
             model, shape, options.device, trial, False, batch_size, clock.check, rule
         )
-        find_rows(oracle, sample, options)
     logits = _check_logits(oracle, sample, batch_size)
     reason = "a callable that is not a module"
     place = oracle.device.type

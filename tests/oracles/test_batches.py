@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore::DeprecationWarning")
 IMAGES = np.random.default_rng(0).random((40, 1, 6, 6), dtype=np.float32)
+X = IMAGES.reshape(40, -1)
 
 
 class Network(torch.nn.Module):
@@ -112,11 +113,11 @@ def test_in_place_compilation_is_seen() -> None:
 
 def test_padding_leaves_rows_as_they_are() -> None:
     """Logits, gradients and smoothing scales, through the arrays of both devices."""
-    plain = TorchOracle(Network(), (1, 6, 6), sample=IMAGES.reshape(40, -1))
+    plain = TorchOracle(Network(), (1, 6, 6), sample=X)
     rule = BatchRule(16, True)
-    oracle = TorchOracle(Network(), (1, 6, 6), sample=IMAGES.reshape(40, -1), batch_rule=rule)
+    oracle = TorchOracle(Network(), (1, 6, 6), sample=X, batch_rule=rule)
     assert oracle.kind == plain.kind == "convolutional"
-    x = IMAGES[:5].reshape(5, -1)
+    x = X[:5].copy()
     slots, record = np.arange(5, dtype=np.int32), np.ones(5, np.bool_)
     seeds = np.random.default_rng(1).standard_normal((5, 5), dtype=np.float32)
     for smoothing in (np.zeros(5, np.float32), np.linspace(0, 1, 5, dtype=np.float32)):

@@ -57,6 +57,12 @@ class Residual(nn.Module):
         return self.head((h + self.second(h)).relu().mean((2, 3)))
 
 
+def pooled() -> Any:
+    """Max-pooling, whose smoothed form is an exponential, and widths that are no multiple of 8."""
+    parts = nn.Conv2d(3, 5, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(45, 5)
+    return nn.Sequential(*parts)
+
+
 def dense(width: int) -> Any:
     hidden = nn.Linear(192, width), nn.Tanh()
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, 5))
@@ -98,6 +104,7 @@ class NumpyModel:
 MODELS = {
     "residual": Residual,
     "attention": Attention,
+    "pooled": pooled,
     "dense": lambda: dense(32),
     "odd width": lambda: dense(57),
     "rounding": Rounding,
