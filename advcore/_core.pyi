@@ -7,7 +7,7 @@ import enum
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CSearch', 'Counts', 'CudaQueue', 'CudaSession', 'Job', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_queue_missing', 'cuda_status', 'isa', 'problem_layout', 'slot_bytes', 'solve']
+__all__: list[str] = ['CSearch', 'Counts', 'CudaQueue', 'CudaSession', 'Job', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_probe', 'cuda_queue_missing', 'cuda_status', 'distances', 'isa', 'problem_layout', 'slot_bytes', 'solve', 'value_range']
 class Status(enum.IntEnum):
     """
     How the search of one image ended.
@@ -282,6 +282,8 @@ class CudaSession:
     """
     def __init__(self, job: Job, slots: typing.SupportsInt | typing.SupportsIndex, device: typing.SupportsInt | typing.SupportsIndex, arena: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+    def abandon(self) -> None:
+        ...
     def advance(self, gradients: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def gather(self, x: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex) -> None:
@@ -291,6 +293,8 @@ class CudaSession:
     def margin_loss(self, logits: typing.SupportsInt | typing.SupportsIndex, dlogits: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def refill(self) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.bool]] | None:
+        ...
+    def waits_next(self) -> bool:
         ...
     @property
     def counts(self) -> Counts:
@@ -307,7 +311,11 @@ class CudaQueue:
     """
     def __init__(self, job: Job, slots: typing.SupportsInt | typing.SupportsIndex, capacity: typing.SupportsInt | typing.SupportsIndex, device: typing.SupportsInt | typing.SupportsIndex, arena: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+    def abandon(self) -> None:
+        ...
     def add(self, code: bytes, name: str, grid: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(3)"], threads: typing.SupportsInt | typing.SupportsIndex, shared: typing.SupportsInt | typing.SupportsIndex, arguments: collections.abc.Sequence[bytes]) -> None:
+        ...
+    def close(self) -> None:
         ...
     def slot_rows(self) -> dict[str, int]:
         ...
@@ -334,6 +342,10 @@ def cuda_arena_bytes(params: Params, own_bounds: bool, slots: typing.SupportsInt
     """
     Device memory of a CudaSession, or of a CudaQueue with so many images; needs no GPU.
     """
+def cuda_probe(device: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, str]:
+    """
+    (CUDA version of the driver, why the solver cannot run on the device; empty: it can)
+    """
 def cuda_queue_missing() -> str:
     """
     Why this build cannot run native networks on a GPU; empty: it can.
@@ -341,6 +353,10 @@ def cuda_queue_missing() -> str:
 def cuda_status() -> tuple[bool, int, str]:
     """
     (whether CUDA is in this build, devices, why there is none)
+    """
+def distances(x: numpy.typing.NDArray[numpy.float32], clean: numpy.typing.NDArray[numpy.float32], threads: typing.SupportsInt | typing.SupportsIndex = 1) -> numpy.typing.NDArray[numpy.float64]:
+    """
+    L2 distance (N,) float64 of each row of x and clean (N, n) float32; csrc/arrays.h.
     """
 def isa() -> str:
     """
@@ -356,3 +372,7 @@ def slot_bytes(params: Params, own_bounds: bool) -> int:
     """
 def solve(network: Network, job: Job, threads: typing.SupportsInt | typing.SupportsIndex, slots: typing.SupportsInt | typing.SupportsIndex, poll: collections.abc.Callable[[Counts], bool]) -> tuple[dict[str, numpy.ndarray], typing.Any]:
     ...
+def value_range(x: numpy.typing.NDArray[numpy.float32], threads: typing.SupportsInt | typing.SupportsIndex = 1) -> tuple[float, float, bool]:
+    """
+    (smallest, largest, whether all are finite) of the values of x; csrc/arrays.h.
+    """

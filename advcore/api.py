@@ -134,8 +134,10 @@ def minimize_distortion(
         does not run there never gets more images at once: with 1 it gets one image, always.
     device : optional
         Device of torch on which the model is evaluated. None: the module's own, else the CPU. On a
-        GPU the solver runs there too if advcore was built with CUDA. A native network then runs
-        with it, without Python. The result's ``engine`` says what ran.
+        GPU the solver runs there too if advcore was built with CUDA and the solver passes a test
+        there. A native network then runs with it, without Python. Else the solver runs on the CPU.
+        There networks run in the engine, and the model on the GPU verifies. The result's ``engine``
+        says what ran.
     threads : int, optional
         Threads of the CPU. None: ADVCORE_NUM_THREADS, else all CPUs. A model that runs through
         torch has as many as torch. In the child of a fork, after torch has used threads, only
@@ -176,7 +178,8 @@ def minimize_distortion(
     ModelError
         The model raised in the middle of the run. It has a ``result`` too.
     DeviceError
-        The GPU or its memory failed in the solver. It has a ``result`` too.
+        The GPU or its memory failed in the solver after images were delivered, or it hangs. It has
+        a ``result`` too. Before that the solver goes on without the part that failed.
 
     Warns
     -----
@@ -188,11 +191,13 @@ def minimize_distortion(
         the wrong sign, or is off by a constant factor, that is a ValueError. A straight-through
         gradient of torch, along which the logits are constant, is warned of too.
         (3) Images look normalised.
+    RuntimeWarning
+        The solver cannot use the GPU of the model, or a part of it has failed there. Once each.
     FutureWarning
         ``norm`` was given.
     """
     begin = time.perf_counter()
-    arrays = validate.images(images)
+    arrays, extent = validate.images_with_range(images)
     options = Options(
         loss=loss,
         penalty=penalty_from_norm(penalty, norm),
@@ -214,7 +219,7 @@ def minimize_distortion(
         callback=callback,
         deterministic=deterministic,
     )
-    flat, lo, hi = validate.box(options.bounds, arrays.shape, arrays)
+    flat, lo, hi = validate.box(options.bounds, arrays.shape, arrays, extent)
     validate.warn_if_normalised(arrays)
     clock = TrialClock(options.time_limit, begin)
     sample, tried, box = flat[:PROBE_IMAGES].copy(), flat, (lo, hi)

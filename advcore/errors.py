@@ -33,6 +33,10 @@ class DeviceError(RuntimeError):
         self.result = result
 
 
+class NoAnswer(DeviceError):
+    """The GPU hangs: it has not answered in time. The process can use it no more."""
+
+
 class ModelRaised(ValueError):
     """The model raised in a forward. Its exception is the cause. A run ends with `ModelError`."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _core
 from .errors import warn_caller
 
 Floats = NDArray[np.float32]
@@ -59,20 +60,39 @@ def array(value: object, name: str) -> NDArray[Any]:
 
 def images(value: object) -> NDArray[Any]:
     """Check images (N, ...): finite numbers, N >= 0, at least one value an image."""
+    return images_with_range(value)[0]
+
+
+def images_with_range(value: object) -> tuple[NDArray[Any], tuple[Any, Any]]:
+    """Check images like `images`, and return them with their smallest and largest value.
+
+    These are 0 where there is no image.
+    """
     values = array(value, "images")
     if values.ndim < 2 or 0 in values.shape[1:]:
         hint = ": one image alone is images[None]" if values.ndim == 1 else ""
         raise ValueError(
             f"images must have shape (N, ...) with values in each, got {values.shape}{hint}"
         )
-    if values.dtype.kind == "f":
+    low, high, finite = value_range(values)
+    if not finite:
         bad_rows = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
         if bad_rows.size:
             raise ValueError(
                 f"images must be finite, got NaN or infinity in {bad_rows.size} of {len(values)} "
                 f"(first: images[{bad_rows[0]}])"
             )
-    return values
+    return values, (low, high)
+
+
+def value_range(values: NDArray[Any]) -> tuple[Any, Any, bool]:
+    """Return smallest and largest value, 0 where there is none, and whether all are finite."""
+    if not values.size:
+        return 0, 0, True
+    if values.dtype == np.float32 and values.flags.c_contiguous:
+        return _core.value_range(values)
+    finite = values.dtype.kind != "f" or bool(np.isfinite(values).all())
+    return values.min(), values.max(), finite
 
 
 def pair(value: Any, name: str) -> tuple[Any, Any]:
@@ -85,14 +105,17 @@ def pair(value: Any, name: str) -> tuple[Any, Any]:
 
 
 def box(
-    value: tuple[Any, Any], shape: tuple[int, ...], images: NDArray[Any]
+    value: tuple[Any, Any],
+    shape: tuple[int, ...],
+    images: NDArray[Any],
+    extent: tuple[Any, Any] | None = None,
 ) -> tuple[Floats, Floats, Floats]:
     """Check bounds and images, and return flat float32 images (N, n) and both bounds.
 
     Bounds are scalars or arrays that broadcast to the images. Those that all images share come back
     as (n,), others as (N, n). They are rounded inward to float32. The images must lie inside them,
     floating-point images up to the rounding that `tolerant` allows. They are clipped to the rounded
-    bounds.
+    bounds. ``extent`` is their smallest and largest value, where it is known.
     """
     low, high = value
     count, n = shape[0], math.prod(shape[1:])
@@ -119,7 +142,7 @@ def box(
         lo, hi = (np.broadcast_to(part, (count, n)) for part in (lo, hi))
     if (lo > hi).any():
         raise ValueError("bounds must have lower <= upper (in float32) everywhere")
-    minimum, maximum = (images.min(), images.max()) if images.size else (0, 0)
+    minimum, maximum = value_range(images)[:2] if extent is None else extent
     lowest, highest = tolerant(exact[0], exact[1], images.dtype)
     inside: Any = not images.size or (minimum >= lowest.max() and maximum <= highest.min())
     if not inside:

@@ -1,11 +1,11 @@
 """The solver on a GPU: ceilings of the device, agreement with the CPU, time and share of a round.
 
-    python benchmarks/bench_cuda.py [--small]
+    python benchmarks/bench_cuda.py
 
-Run by gpu.sh. Images: the MNIST test set where ADVCORE_DATA has it, else the package's digits. The
-convolutional network is smallcnn_fmn_regular of ADVCORE_DATA, else one of its shape trained here.
-Each part that fails is named and the others go on. Figures go to benchmarks/results/bench_cuda.json
-and .md; --small writes none (for compute-sanitizer).
+The rung "profile" of gpu.sh is one of its runs. Images: the MNIST test set where ADVCORE_DATA has
+it, else the package's digits. The convolutional network is smallcnn_fmn_regular of ADVCORE_DATA,
+else one of its shape trained here. Each part that fails is named and the others go on. Figures go
+to benchmarks/results/bench_cuda.json and .md.
 """
 
 from __future__ import annotations
@@ -208,24 +208,10 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Every part, or with --small eight images."""
+    """Every part."""
     if not torch.cuda.is_available() or not _core.cuda_status()[1]:
         sys.exit(f"no GPU: {_core.cuda_status()[2] or 'torch sees none'}")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    if "--small" in sys.argv[1:]:
-        images, labels = data.embedded_digits()
-        model = data.embedded_network().to_torch().to("cuda")
-        flat = images[:8].reshape(8, -1)
-        options: dict[str, Any] = {"max_evaluations": 12, "time_limit": 30}
-        native = advcore.minimize_distortion(model, flat, labels=labels[:8], **options)
-        print(native, native.engine)
-        options["device"] = "cuda"
-        print(advcore.minimize_distortion(by_host(model), flat, labels=labels[:8], **options))
-        wide = nn.Sequential(nn.Linear(20000, 16), nn.Tanh(), nn.Linear(16, 5)).eval().to("cuda")
-        large = np.random.default_rng(0).random((2, 20000), dtype=np.float32)
-        print(advcore.minimize_distortion(wide, large, **options))
-        print(advcore.minimize_distortion(by_host(wide), large, **options))
-        return
     from harness import machine
 
     properties = torch.cuda.get_device_properties(0)

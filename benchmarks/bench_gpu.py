@@ -1,6 +1,6 @@
 """Native networks on a GPU: time, distortions and bound, beside the CPU, torch and other attacks.
 
-    python benchmarks/bench_gpu.py [--device cuda] [--images 10000]
+    python benchmarks/bench_gpu.py [--device cuda] [--images 10000] [--parts every_target,resnet50]
 
 The network is 784-100-100-10 with sigmoids, trained on MNIST (`networks.RECIPES`). The images are
 MNIST's test set, every image with each of its 9 wrong classes, and with one of them. Where MNIST is
@@ -9,8 +9,10 @@ not at hand, the package's network and its digits are used, with small noise to 
 The other attacks, adv-lib's at the settings swept for this network, run on the same device in
 float32, each in batches of the size that was fastest. Every distortion is checked in float32 by
 the network itself before a time counts. Figures go to benchmarks/results/bench_gpu.json after
-every part; `make_pages.py gpu` makes the tables in docs/benchmarks.md from them. With --device cpu
-the same parts run without a GPU, to try the script itself, and nothing is stored.
+every part, beside those of other parts that were measured before; `make_pages.py gpu` makes the
+tables in docs/benchmarks.md from them. The part resnet50 is a ResNet-50 on noise of the size of
+pictures, untargeted, with the effort "fast". With --device cpu the same parts run without a GPU, to
+try the script itself, and nothing is stored.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import machine, networks, rivals
+from harness.gpu_cases import resnet50
 
 import advcore
 from advcore import data
@@ -185,6 +188,30 @@ def torch_path(problem: Problem) -> Any:
     return figures(problem, images, targets, result.adversarial, seconds[1:])
 
 
+def pictures(device: str, count: int, side: int) -> Any:
+    """ResNet-50 on random pictures, after a call that warms up: time, rounds and memory."""
+    model = resnet50().to(device)
+    images = np.random.default_rng(0).random((count, 3, side, side), dtype=np.float32)
+    calls = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        result = advcore.minimize_distortion(model, images, effort="fast", device=device)
+        calls.append(time.perf_counter() - begin)
+    out: dict[str, Any] = {
+        "images": count,
+        "side": side,
+        "first_call_seconds": calls[0],
+        "seconds": calls[1],
+        "success": float(result.success.mean()),
+        "mean_distortion": float(result.distortion[result.success].mean()),
+        "evaluations": float(result.evaluations.mean()),
+        "engine": result.engine,
+    }
+    if device != "cpu":
+        out["peak_bytes"] = torch.cuda.max_memory_allocated()
+    return out
+
+
 def rival(problem: Problem, name: str) -> Any:
     """One attack on every image and target; the batch is what was fastest on 10 steps."""
     entry = rivals.RIVALS[name]
@@ -236,6 +263,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--side", type=int, default=224, help="of a picture")
+    parser.add_argument("--parts", help="names, separated by commas; all others stay as they are")
     options = parser.parse_args()
     device = options.device
     if device != "cpu" and not torch.cuda.is_available():
@@ -273,6 +303,7 @@ def main() -> None:
     else:
         record["rivals"] = "adv-lib is not installed"
     parts |= {
+        "resnet50": lambda: pictures(device, options.pictures, options.side),
         "slots": lambda: {
             str(slots): engine(problem, problem.tiled(), problem.every, 1, batch_size=slots)
             for slots in SLOTS
@@ -282,7 +313,19 @@ def main() -> None:
             for name in PRECISIONS
         },
     }
-    for name, part in parts.items():
+    chosen = list(parts)
+    if options.parts:
+        chosen = options.parts.split(",")
+        if unknown := set(chosen) - set(parts):
+            sys.exit(
+                f"bench_gpu: no part {', '.join(sorted(unknown))}; there are {', '.join(parts)}"
+            )
+        if device != "cpu" and machine.figures_file("bench_gpu").is_file():
+            stored = machine.load("bench_gpu")
+            del stored["machine"]  # it may have changed
+            record = stored | record
+    for name in chosen:
+        part = parts[name]
         print(f"bench_gpu: {name}", flush=True)
         try:
             record[name] = part()
@@ -292,7 +335,10 @@ def main() -> None:
             record[name] = {"failed": traceback.format_exc(limit=1).splitlines()[-1]}
         if device != "cpu":
             machine.save("bench_gpu", record)  # a later part may hang
-    if any("failed" in record[name] for name in parts):
+    seconds = [f"{name} {record[name]['seconds']:.3g} s" for name in chosen
+               if "seconds" in record[name]]  # fmt: skip
+    print(f"verdict: {', '.join(seconds) or 'no part has seconds'}")
+    if any("failed" in record[name] for name in chosen):
         sys.exit("bench_gpu: a part failed")
 
 

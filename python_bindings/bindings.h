@@ -61,7 +61,8 @@ inline Addresses addresses(const SlotRows& rows) {
   return out;
 }
 
-void bind_job(py::module_& m);   // job.cpp
-void bind_cuda(py::module_& m);  // cuda.cpp
+void bind_job(py::module_& m);     // job.cpp
+void bind_cuda(py::module_& m);    // cuda.cpp
+void bind_arrays(py::module_& m);  // arrays.cpp
 
 }  // namespace advcore

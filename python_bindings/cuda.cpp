@@ -43,6 +43,8 @@ class CudaSession : public Run {
     pool_->margin_losses(floats(logits), floats(dlogits));
   }
   void advance(uintptr_t gradients) { pool_->advance(floats(gradients)); }
+  bool waits_next() const { return pool_->waits_next(); }
+  void abandon() { pool_->abandon(); }
   void interrupt() {
     work.stop = true;
     const py::gil_scoped_release release;
@@ -81,6 +83,10 @@ class PyCudaQueue : public Run {
     const py::gil_scoped_release release;
     return queue->wait(seconds);
   }
+  void close() {
+    const py::gil_scoped_release release;
+    queue->close();
+  }
 
   std::unique_ptr<CudaQueue> queue;
 };
@@ -98,6 +104,8 @@ void bind_cuda(py::module_& m) {
       .def("margin_loss", &CudaSession::margin_loss, py::arg("logits"), py::arg("dlogits"))
       .def("advance", &CudaSession::advance, py::arg("gradients"))
       .def("interrupt", &CudaSession::interrupt)
+      .def("waits_next", &CudaSession::waits_next)
+      .def("abandon", &CudaSession::abandon)
       .def_property_readonly("counts", &CudaSession::counts)
       .def_property_readonly("results", [](const CudaSession& s) { return s.results; });
   py::class_<PyCudaQueue>(m, "CudaQueue", "A whole run on a GPU; csrc/cuda/queue.h.")
@@ -109,6 +117,8 @@ void bind_cuda(py::module_& m) {
            py::arg("threads"), py::arg("shared"), py::arg("arguments"))
       .def("wait", &PyCudaQueue::wait, py::arg("seconds"))
       .def("stop", [](PyCudaQueue& q) { q.queue->stop(); })
+      .def("close", &PyCudaQueue::close)
+      .def("abandon", [](PyCudaQueue& q) { q.queue->abandon(); })
       .def_property_readonly("fillings", [](const PyCudaQueue& q) { return q.queue->fillings(); })
       .def_property_readonly("rounds", [](const PyCudaQueue& q) { return q.queue->rounds(); })
       .def_property_readonly("seconds", [](const PyCudaQueue& q) { return q.queue->seconds(); })
@@ -123,6 +133,14 @@ void bind_cuda(py::module_& m) {
       },
       "Device memory of a CudaSession, or of a CudaQueue with so many images; needs no GPU.",
       py::arg("params"), py::arg("own_bounds"), py::arg("slots"), py::arg("images") = 0);
+  m.def(
+      "cuda_probe",
+      [](int device) {
+        const CudaProbe probe = cuda_probe(device);
+        return py::make_tuple(probe.driver, probe.missing);
+      },
+      "(CUDA version of the driver, why the solver cannot run on the device; empty: it can)",
+      py::arg("device"));
   m.def("cuda_queue_missing", &cuda_queue_missing,
         "Why this build cannot run native networks on a GPU; empty: it can.");
   m.def(

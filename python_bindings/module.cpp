@@ -5,12 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <future>
 #include <iterator>
-#include <system_error>
 #include <tuple>
 
 #include "bindings.h"
+#include "threads.h"
 
 using namespace advcore;
 
@@ -111,14 +110,7 @@ struct PyNetwork {
       }
     };
     const py::gil_scoped_release release;
-    std::vector<std::future<void>> others;
-    try {
-      for (int i = 1; i < std::min(threads, (count + block - 1) / block); ++i)
-        others.push_back(std::async(std::launch::async, work));
-    } catch (const std::system_error&) {  // No further thread can start: fewer do the work.
-    }
-    work();
-    for (std::future<void>& other : others) other.get();
+    on_threads(std::min(threads, (count + block - 1) / block), work);
     return logits;
   }
 
@@ -326,6 +318,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("problem_layout", &problem_layout,
         "Where kernels outside the engine find the scalars of a slot: bytes; csrc/problem.h.");
   bind_cuda(m);
+  bind_arrays(m);
 
   m.def("isa", [] { return isa().name; }, "The instruction set in use: base, v3 or v4.");
 }

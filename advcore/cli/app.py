@@ -63,7 +63,11 @@ def advcore_command(
 
 
 @app.command()
-def info() -> None:
+def info(
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="facts of each GPU, and the test of the solver there")
+    ] = False,
+) -> None:
     """Version, instruction set and CUDA of this installation."""
     print(f"advcore {advcore.__version__}")
     with one_line_errors(False):
@@ -75,6 +79,15 @@ def info() -> None:
             print(f"{name}: {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             print(f"{name}: not installed")
+    if gpu:
+        from .gpu_info import print_gpus
+
+        with one_line_errors(False):
+            try:
+                print_gpus()
+            except advcore.DeviceError as error:
+                print_note(f"error: {error}")
+                raise typer.Exit(RAISED) from None
 
 
 def _cuda_text(built: bool, devices: int, reason: str) -> str:

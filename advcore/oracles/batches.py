@@ -6,7 +6,7 @@ A batch is padded to the next allowed number with copies of its last row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,19 +70,20 @@ class BatchRule(NamedTuple):
         Most rows of a batch, where memory allows them.
     is_fixed : bool
         Whether one number is allowed.
-    available_bytes : callable, optional
-        Bytes for the activations that a forward keeps, by the model's device. None: any number.
+    by_memory : bool
+        Whether memory bounds the number: on a GPU that which is free, for a fixed number all of it.
     """
 
     limit: int
     is_fixed: bool
-    available_bytes: Callable[[Any], int] | None = None
+    by_memory: bool = False
 
     def sizes(self, oracle: Any) -> BatchSizes:
         """The numbers for the model of an oracle, by its ``device`` and ``saved_bytes``."""
-        most = self.limit
-        if self.available_bytes is not None:
-            most = memory.rows(oracle, self.limit, self.available_bytes(oracle.device))
+        most = memory.rows(oracle, self.limit) if self.by_memory else self.limit
+        if self.by_memory and self.is_fixed and memory.on_gpu(oracle) and oracle.saved_bytes:
+            total = memory.total_bytes(oracle.device)
+            most = max(1, min(self.limit, total // (4 * oracle.saved_bytes)))
         if not self.is_fixed:
             return few_sizes(most)
         # Rows of a power of two are the likeliest not to depend on their place.

@@ -12,6 +12,10 @@ CONVOLUTION_WORDS = re.compile(
 """Words of torch's errors of a layer that takes (B, channels, height, width)."""
 TYPE_WORDS = re.compile(r"dtype|scalar type|\((?:float|double|half|c10)", re.IGNORECASE)
 """Words of torch's errors about the type of an input's numbers."""
+BROKEN_GPU = re.compile(
+    r"CUDA error: .*(?:illegal|misaligned|launch failure|assert)", re.IGNORECASE
+)
+"""Torch's errors after which every call on the GPU fails, whatever has caused the first."""
 ONE_IMAGE = "; images must have shape (N, ...): one image alone is images[None]"
 CONVOLUTIONS = "; a model with convolutions takes (N, channels, height, width)"
 
@@ -29,6 +33,8 @@ def error_hint(error: Exception, images: tuple[int, ...], dtype: str | None) -> 
     """
     text = str(error)
     rows, shape = images[0], images[1:]
+    if BROKEN_GPU.search(text):
+        return "; the process can use this GPU no more: restart it"
     if "more than 1 value per channel" in text:
         return (
             "; statistics of the batch in use? Batch norm with track_running_stats=False gives an "

@@ -45,7 +45,6 @@ class NumpyOracle:
     kind = "smooth"
     saved_bytes = 0
     squash: SquashFunction | None = None
-    device = "cpu"
 
     def __init__(
         self,

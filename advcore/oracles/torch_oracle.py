@@ -61,6 +61,9 @@ class TorchOracle:
     that runs them again in its backward (checkpointing) or that hides them (TorchScript,
     ``torch.compile``).
 
+    ``saved_bytes`` is what an exact forward keeps of an image for its backward, ``smoothed_bytes``
+    what a smoothed one keeps, 0 where none is smoothed.
+
     Raises
     ------
     TypeError, ValueError
@@ -102,7 +105,7 @@ class TorchOracle:
             raise ValueError("model must hold values, its parameters are on the device meta")
         self._logits = Logits(self._shape)
         self._batch_size = batch_size
-        self._check_time = check_time
+        self.check_time = check_time
         self._is_compiled = is_compiled(model)
         any_size = self._device.type == "cpu" and not self._is_compiled
         if batch_rule is not None and any_size and not batch_rule.is_fixed:
@@ -114,7 +117,7 @@ class TorchOracle:
         self._scales: SmoothingScales | None = None
         self._squash_call: int | None = None
         self.squash: SquashFunction | None = None
-        self.saved_bytes = 0
+        self.saved_bytes = self.smoothed_bytes = 0
         self.kind = "smooth"
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
         self._survey_image = np.ascontiguousarray(x[:1], dtype=np.float32)
@@ -167,8 +170,8 @@ class TorchOracle:
         """
         torch = self._torch
         with torch.inference_mode(False), torch.no_grad():
-            start = torch.from_numpy(np.array(clean)).to(self._device)
-            r = torch.from_numpy(np.array(end)).to(self._device) - start
+            start = self._wrap(clean).to(self._device)
+            r = self._wrap(end).to(self._device) - start
             logits = [
                 self._logits.convert(
                     self._to_numpy(self._evaluate(start + float(step) * r, None, False)), len(clean)
@@ -302,8 +305,8 @@ class TorchOracle:
 
     def _call(self, x: torch.Tensor, mode: Any = None, unsquash: bool = False) -> torch.Tensor:
         """The model's output for flat rows ``x``, under the function mode if there is one."""
-        if self._check_time is not None and self._logits.outputs:
-            self._check_time()
+        if self.check_time is not None and self._logits.outputs:
+            self.check_time()
         modes = [] if mode is None else [mode]
         if unsquash and self._squash_call is not None:
             from .squashing import Unsquash
@@ -474,7 +477,9 @@ class TorchOracle:
         # The model must also run under the mode: one pass records scales, and one smooths.
         slots, smoothing = np.zeros(1, np.int32), np.ones(1, np.float32)
         logits = self.forward(x, slots=slots, record_scales=np.ones(1, np.bool_), grad=False)
-        self.forward(x, smoothing, slots)
+        _, self.smoothed_bytes = with_graph_bytes(
+            self._model, lambda: self.forward(x, smoothing, slots)
+        )
         self.backward(np.zeros_like(logits))
         scales.table = None
         self.kind = scales.kind

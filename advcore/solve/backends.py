@@ -223,12 +223,14 @@ class OracleVerifier:
     def forward(self, x: Floats) -> Floats:
         """See `Verifier`; by halves where there is no memory for all at once.
 
-        The model gets a copy: what it was verified on is what comes back, whatever it writes.
+        The model gets a copy: what it was verified on is what comes back, whatever it writes. A GPU
+        has a copy by itself.
         """
         if self.oracle.batches is not None and len(x) > self.oracle.batches.most:
             return batched(self.forward, x, self.oracle.batches.most)
         try:
-            return self.oracle.forward(np.array(x, order="C"), grad=False)
+            rows = x if memory.on_gpu(self.oracle) else np.array(x, order="C")
+            return self.oracle.forward(rows, grad=False)
         except ModelRaised as error:
             if len(x) < 2 or not memory.ran_out(error):
                 raise

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutOfTime, warn_caller
 from ..options import Options
-from ..oracles import NumpyOracle, TorchOracle, memory
+from ..oracles import NumpyOracle, TorchOracle
 from ..oracles.batches import BatchRule
 from ..oracles.independence import FIXED_ROWS, fix_rows
 from .rounds import ORACLE_SLOTS
@@ -25,26 +23,9 @@ def batch_rule(options: Options, batch_size: int | None, count: int | None) -> B
     A ``batch_size`` is taken as it is, else memory bounds them. A run has ``count`` images.
     """
     if options.deterministic:
-        return BatchRule(batch_size or FIXED_ROWS, True, None if batch_size else _fixed_room)
+        return BatchRule(batch_size or FIXED_ROWS, True, batch_size is None)
     most = batch_size or ORACLE_SLOTS
-    return BatchRule(min(most, max(count or most, 1)), False, None if batch_size else _room)
-
-
-def _room(device: Any) -> int:
-    """Bytes for the activations of a round."""
-    if str(device) == "cpu":
-        return memory.BACKWARD_BYTES
-    from .cuda_rounds import room
-
-    return room(device)
-
-
-def _fixed_room(device: Any) -> int:
-    """The same, by what the device has, not by what is free."""
-    if str(device) == "cpu":
-        return memory.BACKWARD_BYTES
-    properties = sys.modules["torch"].cuda.get_device_properties(device)
-    return int(properties.total_memory) // 4
+    return BatchRule(min(most, max(count or most, 1)), False, batch_size is None)
 
 
 def find_rows(oracle: TorchOracle | NumpyOracle, sample: Floats, options: Options) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..oracles.logits import (
     softmax_output,
 )
 from ..oracles.torch_calls import torch_threads
+from . import gpu
 from .backends import (
     SINGLE_EVALUATIONS,
     Backend,
@@ -144,23 +146,14 @@ def _network_backend(
         raise ValueError(f"device must be cpu or cuda for a native network, got {device}")
     require("torch", "torch", f"device={str(device)!r}")
     _check_device(device)
-    from .cuda_native import NativeCudaBackend, module_on
+    from .cuda_native import module_on
 
     trial = sample if len(sample) else None
     rule = batch_rule(options, options.batch_size, count)
     oracle = TorchOracle(
         module_on(network, device), shape, device, trial, survey=False, batch_rule=rule
     )
-    missing = _kernels_missing(network, oracle, options)
-    if missing is None:
-        info = EngineInfo("native", str(device), _core.isa(), reason)
-        return NativeCudaBackend(network, oracle, info, options.batch_size)
-    oracle.survey(_unsquashes(options))
-    info = EngineInfo("torch", str(device), _core.isa(), missing)
-    if _core.cuda_status()[1] > 0:
-        return _oracle_on_gpu(oracle, info, options)
-    info.solver = f"cpu ({missing})"
-    return OracleBackend(oracle, info, options.batch_size)
+    return _gpu_backend(network, oracle, reason, options)
 
 
 def _numpy_backend(
@@ -252,6 +245,7 @@ def _torch_backend(
     reason = "a callable that is not a module"
     place = oracle.device.type
     lowerable = place == "cuda" or (_on_cpu(options) and place == "cpu")
+    network: Network | None = None
     if len(logits) != len(sample):
         reason, lowerable = "time_limit passed while the model was tried", False
     if lowerable and isinstance(model, sys.modules["torch"].nn.Module):
@@ -259,34 +253,62 @@ def _torch_backend(
         if network is not None and place == "cpu":
             info = EngineInfo("native", "cpu", _core.isa(), reason)
             return _native_backend(network, OracleVerifier(oracle), info, options)
-        if network is not None:
-            from .cuda_native import NativeCudaBackend
-
-            missing = _kernels_missing(network, oracle, options)
-            if missing is None:
-                info = EngineInfo("native", str(oracle.device), _core.isa(), reason)
-                return NativeCudaBackend(network, oracle, info, options.batch_size)
-            reason = missing
+    if place == "cuda":
+        return _gpu_backend(network, oracle, reason, options)
     oracle.survey(_unsquashes(options))
     info = EngineInfo("torch", str(options.device or oracle.device), _core.isa(), reason)
-    if place == "cuda":
-        _, devices, missing = _core.cuda_status()
-        if devices:
-            return _oracle_on_gpu(oracle, info, options)
-        if options.device is not None:
-            raise ValueError(
-                f"device={str(options.device)!r} needs the solver's CUDA engine ({missing}); "
-                "pass device=None and a model on the GPU to solve on the CPU"
-            )
-        info.solver = f"cpu ({missing})"
     return OracleBackend(oracle, info, options.batch_size)
 
 
-def _oracle_on_gpu(oracle: TorchOracle, info: EngineInfo, options: Options) -> Backend:
-    from .cuda_rounds import OracleCudaBackend
+def _gpu_backend(
+    network: Network | None, oracle: TorchOracle, reason: str, options: Options
+) -> Backend:
+    """Back ends of a model on a GPU, of which the first that does not fail runs.
 
-    info.solver = str(oracle.device)
-    return OracleCudaBackend(oracle, info, options.batch_size)
+    ``network`` is its native form, where it has one. ``reason`` says why it has, or has none.
+    """
+    device, asked = oracle.device, options.device is not None
+    unusable = gpu.unusable(device, asked)
+    missing = (
+        _kernels_missing(network, oracle, options)
+        if network is not None and unusable is None
+        else None
+    )
+    size = options.batch_size
+
+    def native_gpu() -> Backend:
+        from .cuda_native import NativeCudaBackend
+
+        assert network is not None
+        info = EngineInfo("native", str(device), _core.isa(), reason)
+        return NativeCudaBackend(network, oracle, info, size)
+
+    def torch_gpu() -> Backend:
+        from .cuda_rounds import OracleCudaBackend
+
+        oracle.survey(_unsquashes(options))
+        info = EngineInfo("torch", str(device), _core.isa(), missing or reason)
+        info.solver = str(device)
+        return OracleCudaBackend(oracle, info, size)
+
+    def on_cpu() -> Backend:
+        where = f"cpu ({unusable or 'it failed on the GPU'})"
+        if network is not None and gpu.setting() != "torch":
+            info = EngineInfo("native", "cpu", _core.isa(), reason, where)
+            return _native_backend(network, OracleVerifier(oracle), info, options)
+        oracle.survey(_unsquashes(options))
+        info = EngineInfo("torch", str(device), _core.isa(), reason, where)
+        return OracleBackend(oracle, info, size)
+
+    levels: list[tuple[str, Callable[[], Backend]]] = []
+    if unusable is None:
+        if network is not None and missing is None:
+            levels.append((gpu.native_on(device), native_gpu))
+        levels.append((gpu.solver_on(device), torch_gpu))
+    levels.append(("solver on the CPU", on_cpu))
+    if len(levels) == 1 or gpu.setting() == "force":
+        return levels[0][1]()
+    return gpu.Retreating(levels, device)
 
 
 def _is_lowerable(model: Any, shape: tuple[int, ...]) -> bool:

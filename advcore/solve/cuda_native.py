@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import _core
-from ..errors import DeviceError
+from ..errors import DeviceError, NoAnswer
 from ..network import Network
 from ..oracles import TorchOracle
 from ..oracles.logits import largest_logit
 from .backends import SINGLE_EVALUATIONS, EngineInfo, OracleVerifier, Results
-from .cuda_rounds import arena, indexed, named, stream
+from .cuda_rounds import ABANDONED, HANG_SECONDS, arena, give_up, indexed, named, stream
 from .job import Job, RunMonitor
 from .native import native_noise, native_noise_at
 
@@ -109,8 +109,9 @@ _PLANS: WeakKeyDictionary[Network, dict[tuple[str, str], tuple[Plan, Tensor]]] =
 """Compiled kernels and weights of a network, by the names of device and kernels."""
 
 
-def module_on(network: Network, device: torch.device) -> Float32:
+def module_on(network: Network, device: str | torch.device) -> Float32:
     """The torch form of the network on a device, kept for the next call."""
+    device = indexed(torch.device(device))  # torch's current device may be another one next time
     modules = _MODULES.setdefault(network, {})
     if str(device) not in modules:
         modules[str(device)] = Float32(network).to(device)
@@ -172,47 +173,77 @@ class NativeCudaBackend:
                 queue = _core.CudaQueue(
                     job.core, slots, capacity, device.index, memory.data_ptr(), stream(device)
                 )
-                temperatures = torch.from_numpy(job.params.temperatures).to(device)
-                buffers = {
-                    name: torch.zeros(size, device=device)
-                    for name, size in plan.buffers(slots).items()
-                }
-                tensors = {"weights": weights, "temperatures": temperatures, **buffers}
-                addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-                addresses |= queue.slot_rows()
-                for launch in plan.launches(
-                    addresses, slots=slots, confidence=job.params.confidence
-                ):
-                    queue.add(
-                        launch.cubin,
-                        launch.name,
-                        launch.grid,
-                        launch.threads,
-                        launch.shared,
-                        launch.arguments,
-                    )
-            error = _run_to_end(queue, monitor)
-            self.info.kernels, self.info.rounds = plan.name, queue.rounds
-            self.info.round_seconds, self.info.fillings = queue.seconds, queue.fillings
-            return queue.results, error
+            tensors: dict[str, Tensor] = {}
+            try:
+                with named():
+                    _add_kernels(queue, plan, tensors, weights, job.params, slots)
+                error = _run_to_end(queue, monitor)
+                if isinstance(error, NoAnswer):
+                    ABANDONED.extend([memory, *tensors.values()])
+                    give_up(self.oracle, error)
+                self.info.kernels, self.info.rounds = plan.name, queue.rounds
+                self.info.round_seconds, self.info.fillings = queue.seconds, queue.fillings
+                return queue.results, error
+            finally:
+                queue.close()  # before its memory goes, and while its device is the current one
+
+
+def _add_kernels(
+    queue: _core.CudaQueue,
+    plan: Plan,
+    tensors: dict[str, Tensor],
+    weights: Tensor,
+    params: _core.Params,
+    slots: int,
+) -> None:
+    """Give the queue the kernels of a round, whose memory besides the arena is ``tensors``."""
+    tensors |= {
+        "weights": weights,
+        "temperatures": torch.from_numpy(params.temperatures).to(weights.device),
+    }
+    for name, size in plan.buffers(slots).items():
+        tensors[name] = torch.zeros(size, device=weights.device)
+    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    addresses |= queue.slot_rows()
+    for launch in plan.launches(addresses, slots=slots, confidence=params.confidence):
+        queue.add(
+            launch.cubin,
+            launch.name,
+            launch.grid,
+            launch.threads,
+            launch.shared,
+            launch.arguments,
+        )
 
 
 def _run_to_end(queue: _core.CudaQueue, monitor: RunMonitor) -> BaseException | None:
     """Wait for the end, and return what stopped the run early, an error or None.
 
-    The unfinished images are written to the results in any case.
+    The unfinished images are written to the results in any case. A device that has not ended a
+    round for `HANG_SECONDS`, or before the second Ctrl-C, is waited for no more.
     """
     error: BaseException | None = None
+    rounds, waits = queue.rounds, 0
     while True:
         try:
             with named():
                 if queue.wait(POLL):
                     return error
+            waits = waits + 1 if queue.rounds == rounds else 0
+            rounds = queue.rounds
+            if waits * POLL > HANG_SECONDS:
+                raise NoAnswer(f"no round has ended for {HANG_SECONDS:g} s; restart the process")
             if not monitor(queue.counts):
                 queue.stop()
+        except NoAnswer as raised:
+            queue.abandon()
+            return raised
         except DeviceError as raised:
             return error or raised
         except (Exception, KeyboardInterrupt) as raised:
+            if isinstance(raised, KeyboardInterrupt) and isinstance(error, KeyboardInterrupt):
+                queue.abandon()
+                return NoAnswer("Ctrl-C was pressed twice before the GPU had answered")
             error = error or raised
             queue.stop()
 

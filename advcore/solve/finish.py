@@ -18,6 +18,7 @@ from ..result import Result
 from .backends import EngineInfo, Results
 from .job import Job, RunMonitor
 from .levels import Grid, move_to_grid
+from .native import default_threads
 from .segment import shorten
 from .starts import prefer_starts
 from .verify import (
@@ -225,7 +226,7 @@ def make_result(
 ) -> Result:
     """The engine's arrays in the kind of ``images`` and their shape (N, ...); seconds are 0."""
     adversarial, success = results["adversarial"], results["success"]
-    r = distances(adversarial, job.images)
+    r = distances(adversarial, job.images, options.threads or default_threads())
     distortion = np.where(success, r, np.inf).astype(np.float32)
     c = results["c"]
     if options.penalty == "l2_unsquared":

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from ..errors import DeviceError
+from ..errors import DeviceError, NoAnswer
 from ..oracles import Oracle, memory
 from ..oracles.logits import SquashFunction
 from .backends import FORWARD_ROWS, EngineInfo, OracleVerifier, Results
@@ -25,7 +25,7 @@ ORACLE_SLOTS = 1024
 1,024 images of two small networks take 11 and 19% less time than in rounds of 256
 (benchmarks/bench_limits.py)."""
 SOLVER_BYTES = 1 << 30
-"""Bytes of the solver's vectors in a run with a model on the CPU."""
+"""Bytes of the solver's vectors on the CPU; more where the model is on a GPU."""
 REPORT_SECONDS = 0.05
 """Seconds between two reports of progress."""
 
@@ -88,7 +88,9 @@ class OracleBackend(RoundBackend):
 
     def slots(self, job: Job) -> int:
         """See `RoundBackend`."""
-        room = SOLVER_BYTES // _core.slot_bytes(job.params, job.lo.ndim == 2)
+        room = memory.solver_bytes(self.oracle, SOLVER_BYTES) // _core.slot_bytes(
+            job.params, job.lo.ndim == 2
+        )
         return memory.rows(self.oracle, max(1, min(ORACLE_SLOTS, room)))
 
     @contextmanager
@@ -112,7 +114,7 @@ def run_rounds(
     results, error = _run_slots(backend, job, slots, monitor)
     while slots > 1 and error is not monitor.error and memory.ran_out(error):
         slots //= 2
-        oracle.forget()
+        memory.release(oracle, error)
         if oracle.batches is not None:
             if oracle.batches.is_fixed:  # results would be those of other batches
                 break
@@ -142,7 +144,10 @@ def _run_slots(
         try:
             session.interrupt()
         except DeviceError as raised:
-            error = error or raised
+            # Launches are asynchronous: a failure of the GPU comes up first in the model's calls.
+            chosen = isinstance(error, KeyboardInterrupt) or error is monitor.error
+            if error is None or not chosen or isinstance(raised, NoAnswer):
+                error = raised
         results: Results = session.results
         return results, error
 

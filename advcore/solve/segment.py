@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import _core
 from .backends import Results
 from .job import Job
-from .verify import Judge, Rows
+from .verify import Judge, Rows, distances, taken
 
 Floats = NDArray[np.float32]
 COARSE = np.array([0.4, 0.75, 0.95], np.float32)
@@ -54,7 +54,7 @@ class Line:
         size = max(1, min(self.judge.verifier.rows, LOGITS // (len(t) * search.classes)))
         parts = [np.empty((0, len(t)), np.float32)]
         for part in np.split(rows, range(size, len(rows), size)):
-            logits = search.forward_along(self.job.images[part], adversarial[part], t)
+            logits = search.forward_along(taken(self.job.images, part), taken(adversarial, part), t)
             flat = logits.reshape(-1, logits.shape[-1])
             margin, _ = self.judge.margins_of_logits(flat, np.repeat(part, len(t)))
             parts.append(margin.reshape(len(part), len(t)))
@@ -85,7 +85,7 @@ def shorten(
         return
     line = Line(judge, job, needed)
     adversarial = results["adversarial"]
-    rows = rows[(adversarial[rows] != job.images[rows]).any(axis=1)]
+    rows = rows[distances(taken(adversarial, rows), taken(job.images, rows)) > 0]
     for t, limit in ((COARSE, UNEVEN), (MEDIUM, JUMPY)):
         if not len(rows):
             return

@@ -149,16 +149,18 @@ def _noise_along(search: Backend, clean: Floats, x: Floats) -> NDArray[np.float6
     return noise
 
 
-def distances(x: Floats, clean: Floats) -> NDArray[np.float64]:
-    """L2 distance of each row, (N,), float64; in parts, so that no copy of all images is made."""
-    parts = [np.empty(0)]
-    for i in range(0, len(x), 1024):
-        with np.errstate(over="ignore"):
-            r = (x[i : i + 1024] - clean[i : i + 1024]).astype(np.float64)
-        if not np.isfinite(r).all():
-            r = np.subtract(x[i : i + 1024], clean[i : i + 1024], dtype=np.float64)
-        parts.append(np.sqrt(r[:, None] @ r[:, :, None]).ravel())  # a third of norm's time
-    return np.concatenate(parts)
+def distances(x: Floats, clean: Floats, threads: int = 1) -> NDArray[np.float64]:
+    """L2 distance of each row of x and clean (N, n), (N,), float64."""
+    distance: NDArray[np.float64] = _core.distances(x, clean, threads)
+    return distance
+
+
+def taken(values: Floats, rows: Rows) -> Floats:
+    """The rows (B,) of values (N, n), without a copy where they follow one another."""
+    first = int(rows[0]) if len(rows) else 0
+    if len(rows) and rows[-1] - first == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return values[first : first + len(rows)]
+    return values[rows]
 
 
 def recover_interrupted(judge: Judge, job: Job, results: Results) -> None:
@@ -200,6 +202,9 @@ def keep_inside(job: Job, results: Results) -> None:
     The engine takes subnormal numbers for 0, also bounds.
     """
     adversarial = results["adversarial"]
+    least, most, _ = _core.value_range(adversarial)
+    if not adversarial.size or (least >= job.lo.max() and most <= job.hi.min()):
+        return
     for begin in range(0, len(adversarial), 1024):
         x = adversarial[begin : begin + 1024]
         low, high = job.bounds_of(np.arange(begin, begin + len(x)))
@@ -231,7 +236,7 @@ def confirm(
             return
         size = judge.verifier.rows
         for part in np.split(rows, range(size, len(rows), size)):
-            margin, prediction = judge.margins(adversarial[part], part)
+            margin, prediction = judge.margins(taken(adversarial, part), part)
             results["margin"][part], results["prediction"][part] = margin, prediction
             verified[part] = judge.accepts(margin, prediction, part, needed[part])
         failed = ~verified[rows]

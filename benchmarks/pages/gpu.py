@@ -36,7 +36,8 @@ def section(stored: Figures | None) -> str:
         f"{stored['copy_TB_s']:.2f} TB/s. {stored['network']}, {stored['images']}, "
         "each with all 9 wrong classes."
     )
-    return "\n\n".join([head, _table(stored), _targets(stored), *_parts(stored)])
+    parts = [_table(stored), _targets(stored)] if "every_target" in stored else []
+    return "\n\n".join([head, *parts, *_parts(stored)])
 
 
 def _ok(part: Any) -> bool:
@@ -104,6 +105,13 @@ def _parts(figures: Figures) -> list[str]:
     if _ok(host_rounds) and _ok(single_target):
         ratio = host_rounds["seconds"] / single_target["seconds"]
         out.append(f"The same by torch's kernels, rounds by the host: {ratio:.1f} times the time.")
+    if _ok(pictures := figures.get("resnet50")):
+        out.append(
+            f"ResNet-50, {pictures['images']} random pictures of side {pictures['side']}, "
+            f"untargeted, with the effort fast: {pictures['seconds']:.2f} s, "
+            f"{pictures['evaluations']:.1f} evaluations an image, success for "
+            f"{100 * pictures['success']:.1f}%."
+        )
     if _ok(figures.get("precision")):
         head = ("precision", "seconds", "mean distortion", "evaluations", "success")
         rows = [

@@ -15,7 +15,28 @@ CudaStatus cuda_status() {
   return status;
 }
 
+CudaProbe cuda_probe(int device) try {
+  CudaProbe probe;
+  cuda::check(cudaDriverGetVersion(&probe.driver), "version of the driver");
+  const cuda::CurrentDevice current(device);
+  probe.missing = cuda::code_missing(device);
+  return probe;
+} catch (const std::runtime_error& error) {
+  return {0, error.what()};
+}
+
 namespace cuda {
+
+std::string code_missing(int device) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device), "properties of the device");
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kernels().advance) == cudaSuccess) return "";
+  cudaGetLastError();
+  return std::string(properties.name) + " has compute capability " +
+         std::to_string(properties.major) + "." + std::to_string(properties.minor) +
+         ", for which this build has no code (8.0 and later)";
+}
 
 Device::Device(const Params& params, const Job& job, const CudaArena& layout, int slots, int device,
                void* arena, void* caller_stream)
@@ -23,16 +44,8 @@ Device::Device(const Params& params, const Job& job, const CudaArena& layout, in
       stream(static_cast<cudaStream_t>(caller_stream)),
       base(static_cast<char*>(arena)) {
   select();
-  cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, device), "properties of the device");
-  cudaFuncAttributes attributes{};
-  if (cudaFuncGetAttributes(&attributes, kernels().advance) != cudaSuccess) {
-    cudaGetLastError();
-    throw std::runtime_error("CUDA: " + std::string(properties.name) + " has compute capability " +
-                             std::to_string(properties.major) + "." +
-                             std::to_string(properties.minor) +
-                             ", for which this build has no code (8.0 and later)");
-  }
+  if (const std::string missing = code_missing(device); !missing.empty())
+    throw std::runtime_error("CUDA: " + missing);
 
   check(cudaMemsetAsync(base, 0, layout.cleared, stream), "clearing the arena");
   list = reinterpret_cast<int*>(base + layout.rows);

@@ -53,6 +53,25 @@ inline void check(cudaError_t code, const std::string& what) {
                            std::to_string(static_cast<int>(code)) + ")");
 }
 
+// Why the current device cannot run the kernels; empty: it can.
+std::string code_missing(int device);
+
+// A device is this thread's current one, and the former is again when the owner ends: torch's
+// current device is that of the thread too.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    if (cudaGetDevice(&before_) != cudaSuccess) before_ = device;
+    check(cudaSetDevice(device), "selecting the device");
+  }
+  ~CurrentDevice() { cudaSetDevice(before_); }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
 // An integer that the host, the device or a copy may write meanwhile. On the host what was written
 // before it is seen by who reads it; on the device that takes a fence.
 template <class T>

@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(kMaxThreads)
     gather_kernel(const __grid_constant__ Run run, float* x, float* k) {
   const int row = blockIdx.x, n = run.params.n;
   const Problem& p = run.problems[run.rows[row]];
-  for (int i = threadIdx.x; i < n; i += blockDim.x)
-    x[row * static_cast<size_t>(n) + i] = p.trial[i];
+  const float* const trial = p.trial;  // not loaded again behind each store
+  for (int i = threadIdx.x; i < n; i += blockDim.x) x[row * static_cast<size_t>(n) + i] = trial[i];
   if (threadIdx.x == 0) k[row] = p.state.request.k;
 }
 

@@ -137,6 +137,7 @@ struct CudaQueue::Device : cuda::Device {
 
   void load(Kernel& kernel);
   void refill(bool drain);
+  void launch_advance();
   void round();
   void build();
   bool upload(const Params& params, const Job& job);
@@ -189,6 +190,11 @@ void CudaQueue::Device::refill(bool drain) {
          refill_arguments, view.data);
 }
 
+void CudaQueue::Device::launch_advance() {
+  launch("advance", cuda::kernels().advance, slot_count, cuda::shared_bytes(run.params), run,
+         static_cast<const float*>(nullptr));
+}
+
 void CudaQueue::Device::round() {
   for (const auto& kernel : kernels) {
     const ForeignKernel& f = kernel->foreign;
@@ -202,8 +208,7 @@ void CudaQueue::Device::round() {
     config.stream = stream;
     expect(cudaLaunchKernelExC(&config, kernel->entry, arguments.data()), f.name.c_str());
   }
-  launch("advance", cuda::kernels().advance, slot_count, cuda::shared_bytes(run.params), run,
-         static_cast<const float*>(nullptr));
+  launch_advance();
   refill(false);
 }
 
@@ -276,8 +281,13 @@ void CudaQueue::Device::begin(const Params& params, const Job& job) {
   sent = first;
   upload(params, job);
   expect(cudaStreamSynchronize(copies.value), "images to the device");
+  if (!rounds.value) {
+    // No row is listed yet: the launch takes the stack of the kernel alone, which in a graph would
+    // be asked for in the middle of the run.
+    launch_advance();
+    build();
+  }
   refill(false);
-  if (!rounds.value) build();
   began = std::chrono::steady_clock::now();
   running = true;
   for (int i = 0; i < kInFlight; ++i) launch_rounds();
@@ -344,12 +354,29 @@ CudaQueue::CudaQueue(const Params& params, const Job& job, WorkQueue& work, int 
 }
 
 CudaQueue::~CudaQueue() {
-  // Nothing of this run may be at work when its memory goes; whatever failed before.
-  cudaSetDevice(device_->id);
-  cuda::write_shared(&device_->view.data->stop, 1);
+  close();
+  // The parts of the device end on it; one that was abandoned has no end.
+  if (abandoned_) {
+    static_cast<void>(device_.release());
+    return;
+  }
+  const cuda::CurrentDevice current(device_->id);
+  device_.reset();
+}
+
+void CudaQueue::close() {
+  if (std::exchange(closed_, true)) return;
+  const cuda::CurrentDevice current(device_->id);
+  stop();
   cudaStreamSynchronize(device_->stream);
   cudaStreamSynchronize(device_->copies.value);
   cudaGetLastError();
+}
+
+void CudaQueue::abandon() {
+  closed_ = abandoned_ = true;
+  stop();
+  keep_clean(params_, job_, device_->first);
 }
 
 SlotRows CudaQueue::slot_rows() const { return device_->slots; }

@@ -51,6 +51,13 @@ class CudaQueue {
   bool wait(double seconds);
   void stop();  // after the round; wait then writes the unfinished images as interrupted
 
+  // Waits until nothing of this run is at work, whatever failed before; its memory may go then. The
+  // destructor does it too.
+  void close();
+  // The device does not answer: the images that are not delivered are clean, and from here on
+  // nothing waits for the device. The memory of the run is not freed.
+  void abandon();
+
   // All of these are of the whole run, as far as the host knows.
   Counts counts() const;
   int64_t rounds() const;
@@ -63,6 +70,7 @@ class CudaQueue {
   const Job job_;
   WorkQueue& work_;
   std::unique_ptr<Device> device_;
+  bool closed_ = false, abandoned_ = false;
 };
 
 }  // namespace advcore

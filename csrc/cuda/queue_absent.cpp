@@ -25,6 +25,8 @@ const int* CudaQueue::count() const { return nullptr; }
 void CudaQueue::add(ForeignKernel) {}
 bool CudaQueue::wait(double) { return true; }
 void CudaQueue::stop() {}
+void CudaQueue::close() {}
+void CudaQueue::abandon() {}
 Counts CudaQueue::counts() const { return {}; }
 int64_t CudaQueue::rounds() const { return 0; }
 double CudaQueue::seconds() const { return 0; }

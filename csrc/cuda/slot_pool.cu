@@ -57,10 +57,13 @@ CudaSlotPool::CudaSlotPool(const Params& params, const Job& job, WorkQueue& work
 
 CudaSlotPool::~CudaSlotPool() = default;
 
+bool CudaSlotPool::waits_next() const { return (round_ + 1) % kPollRounds == 0 || rows_.empty(); }
+
 int CudaSlotPool::refill() {
+  const bool waits = waits_next();
   ++round_;
   fresh_ = false;
-  if (round_ % kPollRounds != 0 && !rows_.empty()) return static_cast<int>(rows_.size());
+  if (!waits) return static_cast<int>(rows_.size());
   device_->select();
   retire(false);
   admit();
@@ -158,6 +161,8 @@ void CudaSlotPool::advance(const float* gradients) {
   device_->launch("advance", cuda::kernels().advance, static_cast<int>(rows_.size()),
                   cuda::shared_bytes(params_), device_->run, gradients);
 }
+
+void CudaSlotPool::abandon() { static_cast<void>(device_.release()); }
 
 void CudaSlotPool::interrupt() {
   if (device_->failed) return;  // a failed context answers nothing

@@ -21,6 +21,12 @@ struct CudaStatus {
 };
 CudaStatus cuda_status();
 
+struct CudaProbe {
+  int driver = 0;       // version that the driver supports, 12080 for 12.8
+  std::string missing;  // why the solver cannot run on the device; empty: it has code for it
+};
+CudaProbe cuda_probe(int device);
+
 // Device memory of a run, one arena: where each part begins, in bytes from its start. What lies
 // behind `cleared` is there for a CudaQueue whose device holds `images` at a time.
 struct CudaArena {
@@ -43,6 +49,8 @@ class CudaSlotPool {
   // Rows of this round, 0 at the end. Every kPollRounds it retires the finished images, admits
   // waiting ones and leaves empty slots out. `fresh`: rows() may have changed.
   int refill();
+  // Whether the next refill waits for the device.
+  bool waits_next() const;
   bool fresh() const { return fresh_; }
   // Whether rows are evaluated on their smoothed networks until rows() changes. Otherwise all are
   // on the exact one: a row that comes to ask for another is evaluated in vain, and waits until
@@ -59,6 +67,9 @@ class CudaSlotPool {
   void advance(const float* gradients);
 
   void interrupt();  // writes what the unfinished images have, as interrupted
+  // The device does not answer: from here on nothing waits for it, the memory of the run is not
+  // freed, and only the destructor may be called.
+  void abandon();
 
  private:
   struct Device;  // what only the CUDA compiler knows

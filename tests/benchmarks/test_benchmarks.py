@@ -20,6 +20,7 @@ from advcore import data
 torch = pytest.importorskip("torch")
 bench = importlib.import_module("bench_optimality")
 envelope = importlib.import_module("harness.envelope")
+bench_host = importlib.import_module("bench_host")
 bench_limits = importlib.import_module("bench_limits")
 bench_speed = importlib.import_module("bench_speed")
 compare_builds = importlib.import_module("compare_builds")
@@ -52,6 +53,19 @@ def test_help_of_the_limits_needs_no_data(monkeypatch: Any, capsys: Any) -> None
         bench_limits.main()
     assert stop.value.code == 0
     assert "unreachable" in capsys.readouterr().out
+
+
+def test_both_forms_of_the_passes_over_images_agree(capsys: Any, monkeypatch: Any) -> None:
+    size = ["--images", "2050", "--values", "37"]
+    bench_host.main(size)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [
+        "images", "results", "which", "distances", "rows", "all"
+    ]  # fmt: skip
+    assert float(lines[-1].split()[1]) > 0
+    monkeypatch.setattr(bench_host, "distances", lambda x, clean, threads=1: np.ones(len(x)))
+    with pytest.raises(SystemExit, match="distances: the two forms disagree"):
+        bench_host.main(size)
 
 
 def test_figures_against_the_envelope():
@@ -323,6 +337,21 @@ def test_the_page_of_the_gpu_says_what_was_measured() -> None:
         assert line in text.splitlines(), text
     assert "10.0 times as fast" in text
     assert "10.0 times the time" in text
+
+
+def test_the_page_of_the_gpu_has_the_pictures_alone_too() -> None:
+    measured = {
+        "images": 64, "side": 224, "seconds": 3.25, "evaluations": 60.5, "success": 1.0,
+    }  # fmt: skip
+    line = (
+        "ResNet-50, 64 random pictures of side 224, untargeted, with the effort fast: 3.25 s, "
+        "60.5 evaluations an image, success for 100.0%."
+    )
+    stored = gpu_figures()
+    assert line in gpu_page.section({**stored, "resnet50": measured}).splitlines()
+    for name in ("every_target", "one_target", "agreement"):
+        del stored[name]
+    assert line in gpu_page.section({**stored, "resnet50": measured}).splitlines()
 
 
 def test_the_page_without_a_gpu_claims_nothing() -> None:

@@ -400,6 +400,33 @@ def test_info() -> None:
     assert "CUDA" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("failure", "text", "code"),
+    [
+        ("", "solver: passed its test", 0),
+        ("solver wrong", "solver: no (its test failed (wrong results", 0),
+        ("solver hang", "has not answered", 1),
+    ],
+)
+def test_info_of_a_gpu(
+    failure: str, text: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from support.simulated_gpu import simulated_gpu
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with simulated_gpu(failure):
+        monkeypatch.setattr("advcore.solve.gpu_test.HANG_SECONDS", 0.1)
+        done = run("info", "--gpu")
+    assert done.exit_code == code
+    assert text in done.output
+    for fact in ("GPU: simulated", "driver: CUDA 13.0", "ADVCORE_GPU: auto", "networks: ready"):
+        assert fact in done.stdout
+    assert str(tmp_path) in done.stdout
+    monkeypatch.setattr("advcore.cli.app._core.cuda_status", lambda: (False, 0, "no compiler"))
+    assert "GPU: none (no compiler)" in run("info", "--gpu").stdout
+
+
 def test_the_package_runs_as_a_program() -> None:
     command = [sys.executable, "-P", "-m", "advcore.cli", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -125,12 +125,13 @@ def test_results_do_not_depend_on_slots_or_order(sizes: tuple[int, ...]) -> None
 
 
 def test_more_images_than_the_device_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from advcore.oracles import memory
     from advcore.solve import cuda_rounds as cuda
 
     network = random_network((60, 50, 10), "tanh")
     images = np.random.default_rng(0).random((1000, 60), dtype=np.float32)
     whole = advcore.minimize_distortion(network, images, device="cuda", batch_size=32)
-    monkeypatch.setattr(cuda, "_free_memory", lambda device: int(3e5 / cuda.SHARE))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(3e5 / cuda.SHARE))
     parts = advcore.minimize_distortion(network, images, device="cuda", batch_size=32)
     assert whole.engine["fillings"] == 1
     assert int(parts.engine["fillings"]) > 2

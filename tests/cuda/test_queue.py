@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from advcore.data import embedded_network
 from advcore.errors import DeviceError
 from advcore.network import Layer, Network
 from advcore.options import Options, Progress
-from advcore.oracles import TorchOracle
+from advcore.oracles import TorchOracle, memory
 from advcore.solve.backends import EngineInfo, NetworkVerifier
 from advcore.solve.job import Job, RunMonitor
 from advcore.solve.native import NativeBackend
@@ -25,67 +24,8 @@ torch = pytest.importorskip("torch")
 cuda = pytest.importorskip("advcore.solve.cuda_rounds")
 cuda_network = pytest.importorskip("advcore.solve.cuda_native")
 
-
-class StandIn:
-    """`_core.CudaQueue` by the CPU's session and network: ten rounds in each wait."""
-
-    network: Network
-    fails_in = -1  # the round that fails
-    latest: StandIn
-
-    def __init__(
-        self, job: _core.Job, slots: int, capacity: int, device: int, arena: int, stream: int
-    ) -> None:
-        self.session = _core.Session(job, slots)
-        self.slots, self.capacity = slots, capacity
-        self.added: list[tuple[Any, ...]] = []
-        self.rounds = 0
-        self.seconds, self.fillings = 0.5, 1
-        self.stopped = False
-        StandIn.latest = self
-
-    def slot_rows(self) -> dict[str, int]:
-        return {**self.session.slot_rows(), "rows": 1, "count": 2}
-
-    def add(self, *launch: Any) -> None:
-        self.added.append(launch)
-
-    def wait(self, seconds: float) -> bool:
-        if self.stopped:
-            self.session.interrupt()
-            return True
-        for _ in range(10):
-            x, _, _, _, paired = self.session.refill()
-            if not len(x):
-                return True
-            self.rounds += 1
-            if self.rounds == self.fails_in:
-                raise RuntimeError("CUDA: a round: unspecified launch failure (719)")
-            seeds = np.zeros((len(x), self.network.classes), np.float32)
-            seeds[:paired] = self.session.margin_loss(self.network.forward(x))
-            self.session.advance(self.network.backward(seeds)[:paired])
-        return False
-
-    def stop(self) -> None:
-        self.stopped = True
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session, name)
-
-
-@dataclass
-class StandInPlan:
-    name: str = "propagate"
-    given: Any = None
-
-    def buffers(self, slots: int) -> dict[str, int]:
-        return {"scales": 3 * slots}
-
-    def launches(self, addresses: dict[str, int], **given: Any) -> list[StandInPlan]:
-        self.given = addresses | given
-        return [self]
-
-    cubin, grid, threads, shared, arguments = b"code", (1, 1, 1), 128, 0, (b"12345678",)
+from support.simulated_gpu import StandInPlan  # noqa: E402
+from support.simulated_gpu import StandInQueue as StandIn  # noqa: E402
 
 
 @pytest.fixture
@@ -95,7 +35,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> StandInPlan:
     monkeypatch.setattr(StandIn, "fails_in", -1)
     monkeypatch.setattr(cuda_network, "stream", lambda device: 0)
     monkeypatch.setattr(cuda_network, "_plan", lambda *_: (out, torch.zeros(1)))
-    monkeypatch.setattr(cuda, "_free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 40)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     return out
 
@@ -195,12 +135,12 @@ def test_images_and_slots_that_memory_allows(
 ) -> None:
     _, job = problem()
     needed = _core.cuda_arena_bytes(job.params, False, 8, 40)
-    monkeypatch.setattr(cuda, "_free_memory", lambda device: int(0.8 * needed / cuda.SHARE))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: int(0.8 * needed / cuda.SHARE))
     device = torch.device("cpu")
-    slots, images, memory = cuda.arena(job.params, False, 8, device, 40)
+    slots, images, block = cuda.arena(job.params, False, 8, device, 40)
     assert 1 <= slots <= images <= 40
     assert images < 40
-    assert memory.numel() == _core.cuda_arena_bytes(job.params, False, slots, images)
+    assert block.numel() == _core.cuda_arena_bytes(job.params, False, slots, images)
 
 
 def test_no_gpu_is_said() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import time
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from advcore import _core
-from advcore.errors import DeviceError
+from advcore.errors import DeviceError, ModelRaised
 from advcore.options import Options
 from advcore.solve.backends import EngineInfo
 from advcore.solve.job import Job, RunMonitor
@@ -23,57 +22,8 @@ torch = pytest.importorskip("torch")
 cuda = pytest.importorskip("advcore.solve.cuda_rounds")
 oracles = pytest.importorskip("advcore.oracles")
 
-
-def rows_at(address: int, rows: int, columns: int) -> Any:
-    kind = ctypes.c_float * (rows * columns)
-    return np.ctypeslib.as_array(kind.from_address(address)).reshape(rows, columns)
-
-
-class StandIn:
-    """`_core.CudaSession` by the CPU's session; `fails_in` is the round whose advance fails."""
-
-    fails_in = -1
-
-    def __init__(self, job: _core.Job, slots: int, device: int, arena: int, stream: int) -> None:
-        self.session = _core.Session(job, slots)
-        self.n, self.classes = job.params.n, job.params.classes
-        self.slots: Any = None
-        self.rounds = 0
-
-    def refill(self) -> Any:
-        self.x, self.k, slots, measure, self.paired = self.session.refill()
-        if self.slots is not None and np.array_equal(slots, self.slots) and not measure.any():
-            return None
-        self.slots = slots
-        return slots, measure
-
-    @property
-    def smoothed(self) -> bool:
-        return bool(self.k.any())
-
-    def gather(self, x: int, k: int) -> None:
-        rows_at(x, len(self.x), self.n)[:] = self.x
-        rows_at(k, len(self.x), 1)[:, 0] = self.k
-
-    def margin_loss(self, logits: int, dlogits: int) -> None:
-        out = rows_at(dlogits, len(self.x), self.classes)
-        out[:] = 0
-        out[: self.paired] = self.session.margin_loss(
-            rows_at(logits, len(self.x), self.classes).copy()
-        )
-
-    def advance(self, gradients: int) -> None:
-        self.rounds += 1
-        if self.rounds == self.fails_in:
-            raise RuntimeError("CUDA: advance: unspecified launch failure (719)")
-        self.session.advance(rows_at(gradients, len(self.x), self.n)[: self.paired].copy())
-
-    def interrupt(self) -> None:
-        if self.rounds != self.fails_in:
-            self.session.interrupt()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session, name)
+from support.simulated_gpu import LAUNCH_FAILURE  # noqa: E402
+from support.simulated_gpu import StandInSession as StandIn  # noqa: E402
 
 
 @pytest.fixture
@@ -81,7 +31,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     monkeypatch.setattr(_core, "CudaSession", StandIn)
     monkeypatch.setattr(StandIn, "fails_in", -1)
     monkeypatch.setattr(cuda, "stream", lambda device: 0)
-    monkeypatch.setattr(cuda, "_free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr(cuda, "busy", lambda device: False)
+    monkeypatch.setattr(oracles.memory, "free_bytes", lambda device: 1 << 40)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     return StandIn
 
@@ -175,11 +126,65 @@ def test_a_failed_launch_keeps_what_was_finished(stand_in: type[StandIn]) -> Non
     stand_in.fails_in = 60
     result, error = run(oracle, job, 4, on_gpu=True)
     assert isinstance(error, DeviceError)
-    assert "unspecified launch failure" in str(error)
+    assert LAUNCH_FAILURE in str(error)
+    assert "restart" in str(error)
     kept = result["status"] != _core.Status.interrupted
     assert 0 < kept.sum() < len(kept)
     assert np.array_equal(result["adversarial"][kept], whole["adversarial"][kept])
     assert np.array_equal(result["adversarial"][~kept], job.images[~kept])
+
+
+def test_a_failure_of_the_device_is_not_the_models(stand_in: type[StandIn]) -> None:
+    oracle, job = problem(torch.nn.Tanh())
+
+    class Broken(stand_in):  # type: ignore[misc, valid-type]
+        def interrupt(self) -> None:
+            raise RuntimeError(LAUNCH_FAILURE)
+
+    def first_heard_of_here(*_: Any) -> None:  # launches are asynchronous
+        raise ModelRaised("the model raised AcceleratorError")
+
+    _core.CudaSession = Broken  # type: ignore[assignment, misc]
+    oracle.forward_rows = first_heard_of_here
+    _, error = run(oracle, job, 4, on_gpu=True)
+    assert isinstance(error, DeviceError)
+    assert LAUNCH_FAILURE in str(error)
+    _core.CudaSession = stand_in  # type: ignore[assignment, misc]
+    _, error = run(oracle, job, 4, on_gpu=True)
+    assert isinstance(error, ModelRaised)
+
+
+def test_ctrl_c_is_heard_while_the_device_is_waited_for(
+    stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle, job = problem(torch.nn.Tanh())
+    looks = iter([True])  # the first one
+
+    def busy(device: Any) -> bool:
+        if next(looks, None) is None:
+            return False
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cuda, "busy", busy)
+    results, error = run(oracle, job, 4, on_gpu=True)
+    assert isinstance(error, KeyboardInterrupt)
+    assert (results["status"] == _core.Status.interrupted).all()
+
+
+def test_a_slow_model_is_no_hang(stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, job = problem(torch.nn.Tanh())
+    session = cuda.CudaSession(job, 4, torch.device("cpu"))
+    monkeypatch.setattr(cuda, "HANG_SECONDS", 0.05)
+    limits: list[float] = []
+
+    def wait(device: Any, limit: float | None) -> float:
+        limits.append(limit)
+        return 0.5
+
+    monkeypatch.setattr(cuda, "wait", wait)
+    session.refill()
+    session.interrupt()
+    assert limits == [None, pytest.approx(0.5 * cuda.SLOW_FACTOR)]
 
 
 def test_the_arena_takes_what_there_is(
@@ -188,7 +193,9 @@ def test_the_arena_takes_what_there_is(
     oracle, job = problem(torch.nn.Tanh())
     one = _core.cuda_arena_bytes(job.params, False, 1)
     assert one > 4 * 12 * 24
-    monkeypatch.setattr(cuda, "_free_memory", lambda device: math.ceil(6 * one / cuda.SHARE))
+    monkeypatch.setattr(
+        oracles.memory, "free_bytes", lambda device: math.ceil(6 * one / cuda.SHARE)
+    )
     assert 1 < cuda.CudaSession(job, 30, oracle.device).slots < 10
 
     def full(*shape: int, **options: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 from support.small_models import Model
 
 import advcore
-from advcore.oracles import NumpyOracle, TorchOracle, torch_oracle
+from advcore.oracles import NumpyOracle, TorchOracle, memory, torch_oracle
 from advcore.oracles.batches import BatchRule, BatchSizes, few_sizes
 
 torch = pytest.importorskip("torch")
@@ -147,18 +147,18 @@ def test_a_padded_row_that_gives_nan_leaves_no_trace() -> None:
     assert gradient[0] == 1
 
 
-def test_memory_bounds_the_rows() -> None:
+def test_memory_bounds_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     oracle = TorchOracle(Network(), (1, 6, 6))
-    kept = oracle.saved_bytes
 
     def sizes(is_fixed: bool, rows: int) -> tuple[int, ...]:
-        return BatchRule(64, is_fixed, lambda device: rows * kept).sizes(oracle).sizes
+        monkeypatch.setattr(oracle, "saved_bytes", memory.BACKWARD_BYTES // rows)
+        return BatchRule(64, is_fixed, True).sizes(oracle).sizes
 
     assert sizes(True, 100) == (64,)
     assert sizes(True, 31) == (16,)
     assert sizes(False, 100) == few_sizes(64).sizes
     assert sizes(False, 31) == few_sizes(31).sizes
-    assert sizes(False, 0) == (1,)
+    assert sizes(False, 1) == (1,)
 
 
 def test_a_numpy_model_gets_one_size() -> None:

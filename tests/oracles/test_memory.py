@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ import pytest
 import advcore
 from advcore import _core
 from advcore.options import Options
-from advcore.oracles import TorchOracle
+from advcore.oracles import TorchOracle, memory
 from advcore.solve import rounds as run
-from advcore.solve.backends import EngineInfo
+from advcore.solve.backends import EngineInfo, OracleVerifier
 from advcore.solve.choose import choose_backend
 from advcore.solve.job import Job
 
@@ -137,6 +139,115 @@ def test_rows_by_what_a_forward_keeps() -> None:
     small = TorchOracle(torch.nn.Linear(4, 3).eval(), (4,))
     assert small.saved_bytes < 1000  # its weight is not counted
     assert slots(small, 4) == run.ORACLE_SLOTS
+
+
+class OnGpu(TorchOracle):
+    """An oracle that says that its model is on a GPU."""
+
+    device = torch.device("cuda", 0)
+
+
+def test_rows_of_a_model_on_a_gpu_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = torch.nn.Sequential(torch.nn.Linear(4, 1 << 20), torch.nn.Tanh()).eval()
+    model = torch.nn.Sequential(wide, torch.nn.Linear(1 << 20, 3)).eval()
+    oracle = OnGpu(model, (4,), survey=False)  # 4 MiB an image
+    info = EngineInfo("torch", "cuda", "base", "a test")
+    for free, rows in ((16 << 30, 1024), (4 << 30, 511), (1 << 20, 1)):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        backend = run.OracleBackend(oracle, info)  # its solver is on the CPU
+        assert backend.slots(job(4)) == rows
+        assert backend.verifier.rows == rows
+
+
+@pytest.mark.parametrize("kind", [TorchOracle, OnGpu])
+def test_what_goes_to_a_gpu_is_not_copied_before(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 30)
+    oracle = kind(torch.nn.Linear(4, 3).eval(), (4,))
+    images = np.random.default_rng(0).random((5, 4), dtype=np.float32)
+    seen: list[Any] = []
+    forward = oracle.forward
+    monkeypatch.setattr(oracle, "forward", lambda x, grad: seen.append(x) or forward(x, grad=grad))
+    logits = OracleVerifier(oracle).forward(images)
+    assert np.array_equal(logits, forward(images, grad=False))
+    assert np.shares_memory(seen[0], images) == (kind is OnGpu)
+
+
+def test_rows_on_a_gpu_count_what_a_smoothed_forward_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers = torch.nn.Linear(4, 1 << 18), torch.nn.ReLU(), torch.nn.Linear(1 << 18, 3)
+    oracle = OnGpu(torch.nn.Sequential(*layers).eval(), (4,))
+    assert oracle.smoothed_bytes > oracle.saved_bytes > 0
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 30)
+    assert memory.rows(oracle, 10**6) == (1 << 29) // oracle.smoothed_bytes
+    plain = TorchOracle(torch.nn.Sequential(*layers).eval(), (4,))
+    assert memory.rows(plain, 10**6) == memory.BACKWARD_BYTES // plain.saved_bytes
+
+
+def test_the_solver_of_a_model_on_a_gpu_gets_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = torch.nn.Linear(4, 3).eval()
+    pages = {"SC_AVPHYS_PAGES": 40 << 20, "SC_PAGE_SIZE": 4096}  # 160 GiB
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: pages[name])
+    assert memory.solver_bytes(TorchOracle(small, (4,)), 1 << 30) == 1 << 30
+    assert memory.solver_bytes(OnGpu(small, (4,)), 1 << 30) == 40 << 30
+    pages["SC_AVPHYS_PAGES"] = 1
+    assert memory.solver_bytes(OnGpu(small, (4,)), 1 << 30) == 1 << 30
+
+
+def test_a_retry_holds_nothing_of_what_failed(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Activation(torch.autograd.Function):
+        """Keeps its input as a model keeps activations, and notes it."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            kept = x.clone()
+            ctx.save_for_backward(kept)
+            noted.append(weakref.ref(kept))
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, seed: Any) -> Any:  # type: ignore[override]
+            return seed
+
+    class Greedy(Hungry):
+        def forward(self, x: Any) -> Any:
+            held = Activation.apply(x)
+            block = torch.empty(1 << 16)
+            noted.append(weakref.ref(block))
+            try:
+                return super().forward(held)
+            except MemoryError as error:
+                cycle: list[Any] = [block, held, error]
+                cycle.append(cycle)  # as a traceback and its frame hold each other
+                raise
+
+    class Session:
+        def __init__(self, *given: Any) -> None:
+            alive = [each for each in (*noted, *sessions) if each() is not None]
+            at_start.append(len(alive))
+            self._session = session(*given)
+            sessions.append(weakref.ref(self))
+            noted.clear()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._session, name)
+
+    noted: list[Any] = []
+    sessions: list[Any] = []
+    at_start: list[int] = []
+    session = _core.Session
+    monkeypatch.setattr(_core, "Session", Session)
+    gc.disable()
+    try:
+        model = Greedy(7, MemoryError, "")
+        found = advcore.minimize_distortion(model, images, batch_size=40)
+    finally:
+        gc.enable()
+    assert found.success.any()
+    assert model.raised == 3  # 40, 20, 10 rows
+    assert at_start == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("batch_size", "rows"), [(None, 1024), (7, 7), (5000, 1024)])

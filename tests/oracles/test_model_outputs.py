@@ -124,6 +124,9 @@ def test_hints_follow_the_error() -> None:
         hint = error_hint(caught(model, *shape), shape, dtype)
         assert (text in hint) if text else (hint == "")
     assert error_hint(ZeroDivisionError("division by zero"), (7, 7), None) == ""
+    for fault in ("an illegal memory access was encountered", "unspecified launch failure"):
+        broken = RuntimeError(f"CUDA error: {fault}\nCUDA kernel errors might be reported later")
+        assert "restart it" in error_hint(broken, (4, 6), None)
     elsewhere = RuntimeError("Expected all tensors to be on the same device, but found cpu and mps")
     assert "pass device=" in error_hint(elsewhere, (4, 6), None)
 

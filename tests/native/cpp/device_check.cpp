@@ -3,8 +3,12 @@
 // results are those of `solve` bit for bit.
 #define cuda checked_cuda  // the engine has these names too
 #define cuda_status checked_cuda_status
+#define cuda_probe checked_cuda_probe
 #define cuda_queue_missing checked_queue_missing
 #define CudaQueue CheckedQueue
+
+#include <atomic>
+#include <thread>
 
 #include "check.h"
 #include "cuda/device.cu"  // NOLINT
@@ -63,6 +67,13 @@ struct Rounds {
   const int* rows_of_round = nullptr;
 };
 const Network* solved = nullptr;
+int advances = 0, advances_before = -1;  // blocks of `advance`, and those before the first round
+
+// A device that hangs: kernels wait while it is held, and do nothing once it was let go.
+std::atomic<bool> held = false, let_go = false;
+struct LettingGo {
+  ~LettingGo() { let_go = true, held = false; }
+};
 
 }  // namespace
 
@@ -74,7 +85,8 @@ void no_rows(Run, float*, float*) {}
 void no_head(Run, const float*, float*) {}
 void advance(Run run, const float* gradients) {
   const int row = static_cast<int>(blockIdx.x);
-  if (row >= *run.count) return;
+  ++advances;
+  if (let_go || row >= *run.count) return;
   const int slot = run.rows[row];
   expect(!gradients && !run.done[slot], "slot %d is in a round and done", slot);
   solved->isa().advance(run.params, run.problems[slot]);
@@ -90,7 +102,7 @@ size_t shared_bytes(const Params&) { return 0; }
 
 namespace {
 
-enum class End { whole, stopped, failed };
+enum class End { whole, stopped, failed, failed_in_capture, abandoned };
 
 constexpr size_t kPiece = size_t{16} << 20;
 
@@ -133,13 +145,19 @@ void check(const Case& at, std::mt19937& rng) {
   advcore::clear_numbers(job);
 
   fake::launches = 0, fake::fails_at = at.end == End::failed ? 8 : -1;
+  fake::fails_in_capture = at.end == End::failed_in_capture;
+  held = at.end == End::abandoned, let_go = false;
+  advances = 0, advances_before = -1;
   const CudaArena arena = advcore::cuda_arena(params, at.own_bounds, at.slots, at.capacity);
   const advcore::AlignedFloats memory = advcore::allocate(arena.bytes / sizeof(float));
   std::memset(memory.get(), 0x7f, arena.bytes);  // what it was before is nothing to rely on
   fake::Stream stream;
+  const LettingGo letting_go;
   Rounds rounds(network, params, at.slots);
   fake::foreign["evaluate"] = [](void** arguments, unsigned) {
-    (*static_cast<Rounds**>(arguments[0]))->evaluate();
+    if (advances_before < 0) advances_before = advances;
+    while (held) std::this_thread::yield();
+    if (!let_go) (*static_cast<Rounds**>(arguments[0]))->evaluate();
   };
   CudaQueue queue(params, job, work, at.slots, at.capacity, 0, memory.get(), &stream,
                   at.piece_bytes);
@@ -159,13 +177,23 @@ void check(const Case& at, std::mt19937& rng) {
       expect(queue.counts().finished >= seen, "%s: fewer images are finished than before", at.name);
       seen = queue.counts().finished;
       if (at.end == End::stopped && seen > 0) queue.stop();
+      if (at.end == End::abandoned && waits == 5) {
+        queue.abandon();
+        break;
+      }
       if (waits > 20000) return expect(false, "%s: does not end", at.name);
     }
   } catch (const std::runtime_error& error) {
     raised = std::string(error.what()).find("unspecified launch failure") != std::string::npos;
   }
-  expect(raised == (at.end == End::failed), "%s: raised is %d", at.name, raised);
+  expect(raised == (at.end == End::failed || at.end == End::failed_in_capture), "%s: raised is %d",
+         at.name, raised);
+  fake::current_device = 5;  // which the end of the queue must leave
+  expect(fake::open_captures == 0, "%s: a capture is open", at.name);
   if (at.end == End::whole) {
+    // The kernel's stack is taken by a launch of its own, for no row, before the graph.
+    expect(advances_before == at.slots, "%s: %d blocks of advance before the first round", at.name,
+           advances_before);
     expect(found.same(expected), "%s: results differ from those of solve", at.name);
     expect(queue.counts().finished == at.count &&
                queue.counts().succeeded == expected_work.counts().succeeded &&
@@ -187,7 +215,8 @@ void check(const Case& at, std::mt19937& rng) {
       expect(std::equal(image, image + n, job.images + i * width), "%s: image %zu is not clean",
              at.name, i);
   }
-  expect(ended > 0 && interrupted > 0, "%s: %ld ended, %ld interrupted", at.name,
+  const bool begins = at.end == End::stopped || at.end == End::failed;
+  expect((ended > 0) == begins && interrupted > 0, "%s: %ld ended, %ld interrupted", at.name,
          static_cast<long>(ended), static_cast<long>(interrupted));
 }
 
@@ -203,8 +232,13 @@ int main() {
       {"a stop", 8, 3000, 3000, false, kPiece, End::stopped},
       {"a stop before the last images", 8, 3000, 1000, false, 1, End::stopped},
       {"a failure", 16, 100, 40, false, kPiece, End::failed},
+      {"a failure in the capture", 16, 100, 100, false, kPiece, End::failed_in_capture},
+      {"a device that hangs", 16, 100, 100, false, kPiece, End::abandoned},
   };
-  for (const Case& at : cases) check(at, rng);
+  for (const Case& at : cases) {
+    check(at, rng);
+    expect(fake::current_device == 5, "%s: the current device is another one", at.name);
+  }
   std::printf("%s device: %zu runs\n", advcore::isa().name, sizeof cases / sizeof *cases);
   if (failures) std::printf("%d checks failed\n", failures);
   return failures ? 1 : 0;

@@ -3,6 +3,7 @@
 // the exact network, whatever their rows ask for: a row that does not wait there gets wrong values.
 #define cuda checked_cuda  // the engine has these names too
 #define cuda_status checked_cuda_status
+#define cuda_probe checked_cuda_probe
 #define CudaSlotPool CheckedSlotPool
 
 #include "check.h"

@@ -55,6 +55,8 @@ namespace fake {
 using Foreign = std::function<void(void** arguments, unsigned programs)>;
 inline std::map<std::string, Foreign> foreign;  // kernels by name
 inline int launches = 0, fails_at = -1;         // of graphs: the first that fails
+inline bool fails_in_capture = false;           // the first launch of a capture fails
+inline int current_device = 0, open_captures = 0;
 
 struct Stream;
 struct Graph {
@@ -133,7 +135,11 @@ struct cudaLaunchConfig_t {
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "unspecified launch failure"; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 12080, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) {
+  return *device = fake::current_device, cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) { return fake::current_device = device, cudaSuccess; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { return *p = {}, cudaSuccess; }
 template <class F>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, F) {
@@ -204,6 +210,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 // Arguments of 8 bytes each.
 inline cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
                                        void** arguments) {
+  if (fake::fails_in_capture && config->stream->capture) return 719;
   const auto* const foreign = static_cast<const fake::Foreign*>(kernel);
   uint64_t first;
   std::memcpy(&first, arguments[0], sizeof first);
@@ -230,9 +237,11 @@ inline cudaError_t cudaKernelSetAttributeForDevice(cudaKernel_t, int, int, int) 
 
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, int) {
+  ++fake::open_captures;
   return s->capture = new fake::Graph, cudaSuccess;
 }
 inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* graph) {
+  --fake::open_captures;
   *graph = std::exchange(s->capture, nullptr);
   return cudaSuccess;
 }
