@@ -17,7 +17,14 @@ from .options import Options, Progress, penalty_from_norm
 from .oracles.logits import batched, squashing
 from .result import Result
 from .solve.backends import Backend, Results
-from .solve.choose import PROBE_IMAGES, are_probed, check_backward, choose_backend, probe_images
+from .solve.choose import (
+    PROBE_IMAGES,
+    are_probed,
+    check_backward,
+    choose_backend,
+    probe_images,
+    trial_images,
+)
 from .solve.finish import Stop, finish, make_result
 from .solve.interrupts import Interrupts
 from .solve.job import Job, RunMonitor, TrialClock
@@ -53,6 +60,7 @@ def minimize_distortion(
     time_limit: float | None = None,
     progress: bool = False,
     callback: Callable[[Progress], object] | None = None,
+    deterministic: bool = False,
     norm: str | None = None,
 ) -> Result:
     """Find, for each image, the smallest ``||r||_2`` that gives ``x0 + r`` another class.
@@ -145,6 +153,11 @@ def minimize_distortion(
         Called with a `Progress` some 20 times a second. The run stops when it returns True. What
         it raises is raised again after the verification, with the attribute ``result`` unless it
         has one already.
+    deterministic : bool
+        Whether the bits of an image's result may depend on that image, its target, the model and
+        the options alone also where the model does not run in the native engine: not on the other
+        images, its place among them, or where a data set is cut into blocks. Every batch then has
+        one number of rows, ``batch_size`` at most, and the model is tried on random images.
     norm : str, optional
         Former name of ``penalty``, which warns with a FutureWarning.
 
@@ -204,17 +217,21 @@ def minimize_distortion(
         time_limit=time_limit,
         progress=progress,
         callback=callback,
+        deterministic=deterministic,
     )
     flat, lo, hi = validate.box(options.bounds, arrays.shape, arrays, extent)
     validate.warn_if_normalised(arrays)
     clock = TrialClock(options.time_limit, begin)
-    sample = flat[:PROBE_IMAGES].copy()
-    backend = choose_backend(model, sample, arrays.shape[1:], options, clock)
+    sample, tried, box = flat[:PROBE_IMAGES].copy(), flat, (lo, hi)
+    if options.deterministic and len(flat):
+        tried, box = trial_images(lo, hi)
+        sample = tried
+    backend = choose_backend(model, sample, arrays.shape[1:], options, clock, len(flat))
     with backend.verifier.limit_threads(options.threads):
         judge = _make_judge(backend, options, flat, (lo, hi), targets, labels)
         pool = None
         with contextlib.suppress(OutOfTime):
-            check_backward(backend, flat, (lo, hi), options)
+            check_backward(backend, tried, box, options)
             pool = nearest_starts(starts, arrays.shape, flat, judge, (lo, hi))
         clock.ended = True
         job = _make_job(backend, options, judge, flat, (lo, hi), pool)

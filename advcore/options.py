@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 from . import validate
 from .effort import EFFORTS, Effort
 from .errors import warn_caller
@@ -143,6 +145,12 @@ def _function(value: Any, name: str) -> Any:
 
 def _unchecked(value: Any, name: str) -> Any:
     return value
+
+
+def _flag(value: Any, name: str) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {validate.describe(value)}")
+    return bool(value)
 
 
 def _auto_or_float(word: str) -> str | float:
@@ -347,6 +355,19 @@ class Options:
             Check(_function, "function"),
             meaning="function that is called with an [`advcore.Progress`](#progress) some 20 times "
             "a second. It stops the run by returning `True`",
+        ),
+    )
+
+    deterministic: bool = field(
+        default=False,
+        metadata=_metadata(
+            "results that do not depend on the other images, bit for bit",
+            Check(_flag, "`True`, `False`"),
+            meaning="bits of an image's result that do not depend on the other images, its place "
+            "among them, or where a data set is cut into blocks. In the native engine that holds "
+            "anyway; through torch or NumPy it takes "
+            "[batches of one size](models.md#batches-of-one-size)",
+            command_type=bool,
         ),
     )
 

@@ -10,10 +10,9 @@ import gc
 import os
 import sys
 import traceback
-from typing import Any, cast
+from typing import Any
 
 from ..errors import ModelRaised
-from .protocol import Oracle
 
 BACKWARD_BYTES = 1 << 27
 """Bytes that a forward on the CPU may keep for its backward; the batch is smaller where it would
@@ -25,16 +24,16 @@ HOST_SHARE = 0.25
 """Share of the free memory of the host for the solver's vectors, where the model is on a GPU."""
 
 
-def rows(oracle: Oracle, limit: int, available_bytes: int = BACKWARD_BYTES) -> int:
+def rows(oracle: Any, limit: int, available_bytes: int = BACKWARD_BYTES) -> int:
     """Number of images whose activations fit, from 1 to ``limit``.
 
     On the CPU they get ``available_bytes``. On a GPU they get `GPU_SHARE` of what is free there,
     and an image takes what a smoothed forward keeps.
     """
-    kept, model = oracle.saved_bytes, cast(Any, oracle)
+    kept: int = oracle.saved_bytes
     if on_gpu(oracle):
-        available_bytes = int(GPU_SHARE * free_bytes(model.device))
-        kept = max(kept, model.smoothed_bytes)
+        available_bytes = int(GPU_SHARE * free_bytes(oracle.device))
+        kept = max(kept, oracle.smoothed_bytes)
     return max(1, min(limit, available_bytes // kept)) if kept else limit
 
 
@@ -46,7 +45,12 @@ def free_bytes(device: Any) -> int:
     return free + kept
 
 
-def solver_bytes(oracle: Oracle, least: int) -> int:
+def total_bytes(device: Any) -> int:
+    """Memory of a GPU, free or not."""
+    return int(sys.modules["torch"].cuda.mem_get_info(device)[1])
+
+
+def solver_bytes(oracle: Any, least: int) -> int:
     """Bytes of host memory for the vectors of the solver: ``least``, or more beside a GPU.
 
     There rounds of few images leave the GPU idle, so the vectors may take `HOST_SHARE` of what is
@@ -58,7 +62,7 @@ def solver_bytes(oracle: Oracle, least: int) -> int:
     return max(least, int(HOST_SHARE * free))
 
 
-def on_gpu(oracle: Oracle) -> bool:
+def on_gpu(oracle: Any) -> bool:
     """Whether the model is evaluated on a GPU."""
     device: Any = getattr(oracle, "device", None)
     return device is not None and device.type == "cuda"
@@ -72,7 +76,7 @@ def ran_out(error: BaseException | None) -> bool:
     return isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause)
 
 
-def release(oracle: Oracle, error: BaseException | None) -> None:
+def release(oracle: Any, error: BaseException | None) -> None:
     """Free what a run that has failed still holds, before a smaller one starts.
 
     The frames in the error's traceback hold the session and the activations of the model, and the

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OutOfTime
+from .batches import BatchRule, BatchSizes, pad
 from .logits import Logits, SquashFunction, batched, single_output
 from .protocol import NumpyModel, model_errors, takes_one_image
 
@@ -30,6 +31,8 @@ class NumpyOracle:
         Most images of a trial forward.
     check_time : callable, optional
         Called before each forward but the first. It may raise.
+    batch_rule : BatchRule, optional
+        Chooses `batches`, where it is one for a fixed number of rows.
 
     Raises
     ------
@@ -50,6 +53,7 @@ class NumpyOracle:
         sample: Floats | None = None,
         batch_size: int | None = None,
         check_time: Callable[[], None] | None = None,
+        batch_rule: BatchRule | None = None,
     ) -> None:
         for name in ("forward", "backward"):
             if not callable(getattr(model, name, None)):
@@ -59,6 +63,10 @@ class NumpyOracle:
         self._n = math.prod(self._shape)
         self._logits = Logits(self._shape)
         self._check_time = check_time
+        self.batches: BatchSizes | None = None
+        if batch_rule is not None and batch_rule.is_fixed:
+            self.batches = batch_rule.sizes(self)
+            batch_size = self.batches.most
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
         with suppress(OutOfTime):
             self._run_trial(x, min(batch_size or len(x), len(x)))
@@ -85,19 +93,23 @@ class NumpyOracle:
         """See `Oracle`; ``smoothing``, ``slots`` and ``record_scales`` are ignored."""
         if self._check_time is not None and self._logits.outputs:
             self._check_time()
-        images = np.array(x, order="C").reshape(len(x), *self._shape)  # the model may write to it
+        rows = len(x) if self.batches is None else self.batches.padded(len(x))
+        images = pad(x, rows).reshape(rows, *self._shape)  # a copy: the model may write to it
         with model_errors(images.shape):
             output = self._model.forward(images)
         if not isinstance(output, list):  # of rows
             output = single_output(output, lambda value: hasattr(value, "__array__"), "an array")
-        return self._logits.convert(np.asarray(output), len(x))
+        return self._logits.convert(np.asarray(output), rows)[: len(x)]
 
     def backward(self, dlogits: Floats) -> Floats:
         """See `Oracle`."""
-        with model_errors((len(dlogits), *self._shape), what="model.backward raised"):
+        rows = count = len(dlogits)
+        if self.batches is not None:
+            rows = self.batches.padded(count)
+            dlogits = np.pad(dlogits, ((0, rows - count), (0, 0)))  # the others need no gradient
+        with model_errors((rows, *self._shape), what="model.backward raised"):
             output = self._model.backward(self._logits.output_gradient(dlogits))
         gradient = np.asarray(output)
-        rows = len(dlogits)
         if gradient.dtype.kind != "f":
             raise TypeError(f"model.backward must return floating point, got {gradient.dtype}")
         if gradient.size != rows * self._n or (rows and gradient.shape[:1] != (rows,)):
@@ -105,7 +117,7 @@ class NumpyOracle:
                 f"model.backward must return shape {(rows, *self._shape)}, got {gradient.shape}"
             )
         with np.errstate(over="ignore"):
-            return np.ascontiguousarray(gradient.reshape(rows, self._n), dtype=np.float32)
+            return np.ascontiguousarray(gradient.reshape(rows, self._n)[:count], dtype=np.float32)
 
     @property
     def outputs(self) -> int:

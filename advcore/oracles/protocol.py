@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelRaised
+from .batches import BatchSizes
 from .logits import SquashFunction
 
 Floats = NDArray[np.float32]
@@ -32,12 +33,16 @@ class Oracle(Protocol):
         Number of logits that the model itself returns: 1 for the binary form, else `classes`.
     squash : function, or None
         The increasing function behind the logits that the search sees: an output, of its logit.
+    batches : BatchSizes or None
+        Numbers of rows that the model gets: smaller batches are padded, none is larger. None: it
+        gets batches as they are.
     """
 
     kind: str
     classes: int
     saved_bytes: int
     squash: SquashFunction | None
+    batches: BatchSizes | None
 
     @property
     def outputs(self) -> int: ...
@@ -67,7 +72,10 @@ class Oracle(Protocol):
         ...
 
     def backward(self, dlogits: Floats) -> Floats:
-        """Gradient (B, n) float32 of the last forward for ``dlogits`` (B, K) float32."""
+        """Gradient (B, n) float32 of the last forward for ``dlogits`` (B, K) float32.
+
+        With `batches` these may be the first B rows of the forward.
+        """
         ...
 
     def forget(self) -> None:

@@ -37,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .pooling import find_windows, smoothed_max
 from .smoothed_relu import smoothed_relu
+from .torch_calls import padded
 
 RELATIVE_FLOOR = 1e-3
 """Smallest smoothing scale, as a share of the root mean square of the pre-activation. It keeps the
@@ -199,6 +200,12 @@ class Smoothing(TorchFunctionMode):
             self.table = scales.grow(capacity, slots.device)
             self.recorded_slots = slots[recorded_rows]
             self.table[self.recorded_slots] = 0  # those of the last image may be NaN, and 0 k too
+
+    def pad(self, rows: int) -> None:
+        """Take ``rows`` rows, of which those that are new are as the last one."""
+        self.slots = padded(self.slots, rows)
+        if self.smoothing is not None:
+            self.smoothing = padded(self.smoothing, rows)
 
     def half_width(self, index: int, h: Tensor) -> Tensor | None:
         """Half-widths d that broadcast to ``h`` of call ``index``; None to leave the call exact."""

@@ -1,10 +1,13 @@
-"""Short ways along a gradient, which change the logits of all models but those of steps."""
+"""The gradient of a torch model: does it reach the images, and do the logits follow it?"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ModelRaised, warn_caller
 from .logits import unmasked
 
 Floats = NDArray[np.float32]
@@ -30,3 +33,61 @@ def step_along(x: Floats, logits: Floats, dlogits: Floats, gradient: Floats) -> 
         stepped: Floats = np.clip(x + way, x.min(), x.max()).astype(np.float32)
         expected = (gradient * (stepped - x).astype(np.float64)).sum(axis=1)
     return stepped if (expected > 0.1 * change).all() else None
+
+
+def check_reaches(
+    forward: Callable[..., Floats],
+    x: Floats,
+    logits: Floats,
+    dlogits: Floats,
+    gradient: Floats | None,
+    may_step: bool,
+) -> None:
+    """Check the gradient of a torch model at the first rows of ``x``, those of ``logits`` (B, K).
+
+    Parameters
+    ----------
+    forward : callable
+        `Oracle.forward`.
+    gradient : ndarray (B, n), or None
+        That of the logits with the weights ``dlogits`` (B, K); None where no graph leads there.
+    may_step : bool
+        Whether logits that are constant along their gradient are as they should be.
+
+    Raises
+    ------
+    ValueError
+        There is no gradient although the logits change with the images.
+
+    Warns
+    -----
+    UserWarning
+        The gradient is zero although the logits change with the images. Or short ways along a
+        gradient that is not zero change no bit of the logits: it is a straight-through gradient.
+    """
+    rows = len(logits)
+    if gradient is not None and gradient.any():
+        stepped = None if may_step else step_along(x[:rows], logits, dlogits, gradient)
+        if stepped is not None and np.array_equal(logits, forward(stepped)):
+            warn_caller(
+                "the logits are constant along their gradient at the first images: a quantised "
+                "model with a straight-through gradient? Steps are outside the method, and "
+                "distortions may be well above the smallest"
+            )
+        return
+    try:
+        other_logits = forward(x[:rows] * np.float32(0.5) + np.float32(0.125), grad=False)
+    except ModelRaised:  # it may refuse images outside the caller's bounds
+        other_logits = forward(np.ascontiguousarray(x[::-1][:rows]), grad=False)
+    if np.array_equal(logits, other_logits, equal_nan=True):
+        return
+    if gradient is None:
+        raise ValueError(
+            "model must be differentiable with torch.autograd: its output changes with its "
+            "input but no graph leads there (torch.no_grad, detach or NumPy inside?)"
+        )
+    warn_caller(
+        "the gradient of the model's logits is exactly zero at the first images, although "
+        "the logits change with them: round, sign or another step function inside? Images "
+        "without a gradient are searched in random directions only"
+    )

@@ -36,6 +36,27 @@ def torch_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(default_count)
 
 
+def padded(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """A copy of ``x`` (B, ...) with copies of its last row after it, (rows, ...)."""
+    import torch
+
+    copies = x[-1:].detach().expand(rows - len(x), *x.shape[1:])
+    return torch.cat([x, copies])  # also where none is missing: fresh memory is aligned
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether ``torch.compile`` has made the model or a module in it."""
+    import torch
+
+    if hasattr(model, "_torchdynamo_orig_callable"):
+        return True
+    return isinstance(model, torch.nn.Module) and any(
+        type(part).__name__ == "OptimizedModule"
+        or getattr(part, "_compiled_call_impl", None) is not None
+        for part in model.modules()
+    )
+
+
 def dense_logits(output: Any) -> torch.Tensor:
     """The logits in what a model returned.
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelRaised, OutOfTime, warn_caller
+from ..errors import OutOfTime
+from .batches import BatchRule, BatchSizes
 from .hints import error_hint
 from .logits import Logits, SquashFunction
 from .protocol import model_errors, takes_one_image
-from .steps import step_along
-from .torch_calls import dense_logits, torch_threads, with_graph_bytes
+from .steps import check_reaches
+from .torch_calls import dense_logits, is_compiled, padded, torch_threads, with_graph_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,9 @@ class TorchOracle:
         Most images of a forward in the trials and the survey.
     check_time : callable, optional
         Called before each forward but the first. It may raise.
+    batch_rule : BatchRule, optional
+        Chooses `batches`. One with few sizes is for models on a GPU and compiled ones: others get
+        batches as they are, as a padded row costs a CPU what a row costs.
 
     Notes
     -----
@@ -78,6 +82,7 @@ class TorchOracle:
         survey: bool = True,
         batch_size: int | None = None,
         check_time: Callable[[], None] | None = None,
+        batch_rule: BatchRule | None = None,
     ) -> None:
         import torch
 
@@ -101,6 +106,11 @@ class TorchOracle:
         self._logits = Logits(self._shape)
         self._batch_size = batch_size
         self.check_time = check_time
+        self._is_compiled = is_compiled(model)
+        any_size = self._device.type == "cpu" and not self._is_compiled
+        if batch_rule is not None and any_size and not batch_rule.is_fixed:
+            batch_rule = None
+        self.batches: BatchSizes | None = None
         self._copies = True
         self._leaf: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
@@ -112,7 +122,7 @@ class TorchOracle:
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
         self._survey_image = np.ascontiguousarray(x[:1], dtype=np.float32)
         with suppress(OutOfTime):
-            self._run_trial(np.ascontiguousarray(x, dtype=np.float32))
+            self._run_trial(np.ascontiguousarray(x, dtype=np.float32), batch_rule)
         self.classes = self._logits.classes
         if survey:
             self.survey()
@@ -124,13 +134,18 @@ class TorchOracle:
         squashing function at the model's end, see `advcore.oracles.squashing`. ``squash`` is that
         function then.
         """
+        if self._is_compiled:  # torch would compile the function modes into it
+            return
+        counts = self._survey_counts
+        batches, self.batches = self.batches, None  # the numbers of rows are those of the survey
         try:
             if unsquash:
-                self._find_squash(self._survey_image)
-            self._survey(self._survey_image)
+                self._find_squash(self._survey_image, counts)
+            self._survey(self._survey_image, counts)
         except Exception:  # a model that fails under a function mode still runs without one
             self._leaf = self._output = self._scales = self._squash_call = None
             self.kind = "smooth"
+        self.batches = batches
         if self._squash_call is None:
             self.squash = None
 
@@ -206,10 +221,11 @@ class TorchOracle:
         self, x: torch.Tensor, mode: Any, grad: bool, unsquash: bool = False
     ) -> torch.Tensor:
         self._leaf = self._output = None
-        with self._torch.set_grad_enabled(grad):
-            if grad:
+        tracked = grad or self._tracks
+        with self._torch.set_grad_enabled(tracked):
+            if tracked:
                 x.requires_grad_(True)
-            rows = x.clone() if self._copies else x
+            rows = x.clone() if self._copies and self.batches is None else x
             output = self._call(rows.to(self._device, self._dtype), mode, unsquash)
             if grad:
                 self._leaf, self._output = x, output
@@ -227,10 +243,11 @@ class TorchOracle:
 
     def backward(self, dlogits: Floats) -> Floats:
         """See `Oracle`; zeros where the logits do not depend on the input."""
+        rows = len(dlogits)
         gradient = self._vector_jacobian(self._torch.from_numpy(dlogits))
         if gradient is None:
-            return np.zeros((len(dlogits), self._n), dtype=np.float32)
-        return self._to_numpy(gradient)
+            return np.zeros((rows, self._n), dtype=np.float32)
+        return self._to_numpy(gradient[:rows])
 
     def backward_rows(self, dlogits: torch.Tensor) -> torch.Tensor:
         """Gradient (B, n) float32 like `backward`, on tensors, after `forward_rows`."""
@@ -248,6 +265,9 @@ class TorchOracle:
         if not output.requires_grad:
             return None
         dlogits = dlogits[:, 1:].contiguous() if self._logits.outputs == 1 else dlogits
+        if self.batches is not None:  # the other rows need none
+            zeros = dlogits.new_zeros(len(output) - len(dlogits), dlogits.shape[1])
+            dlogits = self._torch.cat([dlogits, zeros])
         with self._torch.autocast(self._device.type, enabled=False):  # it reaches the backward too
             (gradient,) = self._torch.autograd.grad(
                 output, leaf, dlogits.to(output), allow_unused=True
@@ -258,6 +278,11 @@ class TorchOracle:
     def outputs(self) -> int:
         """See `Oracle`."""
         return self._logits.outputs
+
+    @property
+    def _tracks(self) -> bool:
+        """Whether every forward keeps a graph: torch compiles one with and one without anew."""
+        return self._is_compiled and self.batches is not None
 
     @property
     def device(self) -> torch.device:
@@ -287,7 +312,13 @@ class TorchOracle:
             from .squashing import Unsquash
 
             modes.append(Unsquash(self._squash_call))
-        images = x.reshape(len(x), *self._shape)
+        rows = count = len(x)
+        if self.batches is not None:
+            count = self.batches.padded(rows)
+            x = padded(x, count)
+            if mode is not None:
+                mode.pad(count)
+        images = x.reshape(count, *self._shape)
         with (
             self._torch.autocast(self._device.type, enabled=False),
             model_errors(tuple(images.shape), lambda error: self._hint(error, images)),
@@ -296,7 +327,8 @@ class TorchOracle:
             for each in modes:  # the first is the outermost
                 stack.enter_context(each)
             output = self._model(images)
-        return dense_logits(output)
+        logits = dense_logits(output)
+        return logits[:rows] if rows < count == len(logits) else logits
 
     def _hint(self, error: Exception, images: torch.Tensor) -> str:
         """Text of the remedy for an error of the model, or nothing."""
@@ -336,12 +368,17 @@ class TorchOracle:
             int(slots.max()) + 1,
         )
 
-    def _run_trial(self, x: Floats) -> None:
+    def _run_trial(self, x: Floats, rule: BatchRule | None) -> None:
         """Evaluate ``x`` to learn the number of classes and whether the model writes to its input.
 
-        The first two rows also give `saved_bytes`, and show whether gradients reach the input.
+        The first rows also give `saved_bytes`, and with a rule `batches`, and show whether
+        gradients reach the input.
         """
         size = min(self._batch_size or len(x), len(x))
+        if rule is not None:
+            self._try_backward(x, 1)
+            self.batches = rule.sizes(self)
+            size = min(size, self.batches.most)
         try:
             self._copies = False
             for start in range(0, max(len(x), 1), max(size, 1)):
@@ -351,7 +388,12 @@ class TorchOracle:
             if hint:
                 raise type(error)(f"{error}{hint}") from error.__cause__
             raise
-        few = x[: min(2, size)].copy()  # the model may write to its input here, if not above
+        if rule is None:
+            self._try_backward(x, min(2, size))
+
+    def _try_backward(self, x: Floats, count: int) -> None:
+        """Evaluate the first ``count`` rows of ``x`` and their gradient, and set `saved_bytes`."""
+        few = x[:count].copy()  # the model may write to its input here, if not above
         logits, total = with_graph_bytes(self._model, lambda: self.forward(few))
         self.saved_bytes = total // max(len(few), 1)
         if len(few):
@@ -361,72 +403,30 @@ class TorchOracle:
     def _writes_to_input(self, x: Floats) -> bool:
         """Evaluate ``x``, and check its logits; whether the model has changed its input."""
         torch = self._torch
-        with torch.inference_mode(False), torch.no_grad():
-            rows = self._wrap(x).clone().to(self._device, self._dtype)
-            original, version = rows.clone(), rows._version
+        with torch.inference_mode(False), torch.set_grad_enabled(self._tracks):
+            rows = self._wrap(x).clone().to(self._device, self._dtype).requires_grad_(self._tracks)
+            original, version = rows.detach().clone(), rows._version
             output = self._call(rows)
             self._logits.convert(self._to_numpy(output), len(x))
             # A write through .data leaves the version as it is, so values are compared too.
             return rows._version != version or not torch.equal(rows, original)
 
     def _check_gradient(self, x: Floats, logits: Floats) -> None:
-        """Check that a gradient of the last forward reaches its rows, the first ones of ``x``.
+        """Check that a gradient of the last forward reaches its rows, see `check_reaches`.
 
-        Raises
-        ------
-        ValueError
-            There is no gradient although the logits (B, K) of these rows change with the images.
-        ModelRaised
-            The backward raised.
-
-        Warns
-        -----
-        UserWarning
-            The gradient is zero although the logits change with the images.
+        They are the first rows of ``x``, with logits (B, K).
         """
         # Not ones: logits that sum to a constant have no gradient along them.
         dlogits = np.random.default_rng(0).standard_normal(logits.shape, dtype=np.float32)
         # Weights that require gradients give the output a graph that need not reach the images.
-        rows = len(logits)
-        with model_errors((rows, *self._shape), what="the model's backward raised"):
+        with model_errors((len(logits), *self._shape), what="the model's backward raised"):
             gradient = self._vector_jacobian(self._torch.from_numpy(dlogits).to(self._device))
-        if gradient is not None and gradient.any():
-            self._warn_of_steps(x[:rows], logits, dlogits, self._to_numpy(gradient))
-            return
-        try:
-            other_logits = self.forward(x[:rows] * np.float32(0.5) + np.float32(0.125), grad=False)
-        except ModelRaised:  # it may refuse images outside the caller's bounds
-            other_logits = self.forward(np.ascontiguousarray(x[::-1][:rows]), grad=False)
-        if np.array_equal(logits, other_logits, equal_nan=True):
-            return
-        if gradient is None:
-            raise ValueError(
-                "model must be differentiable with torch.autograd: its output changes with its "
-                "input but no graph leads there (torch.no_grad, detach or NumPy inside?)"
-            )
-        warn_caller(
-            "the gradient of the model's logits is exactly zero at the first images, although "
-            "the logits change with them: round, sign or another step function inside? Images "
-            "without a gradient are searched in random directions only"
-        )
+        # Models of half precision are not looked at: their logits are steps too.
+        may_step = self._dtype not in (self._torch.float32, self._torch.float64)
+        dx = None if gradient is None else self._to_numpy(gradient)
+        check_reaches(self.forward, x, logits, dlogits, dx, may_step)
 
-    def _warn_of_steps(self, x: Floats, logits: Floats, dlogits: Floats, gradient: Floats) -> None:
-        """Warn where short ways along a gradient that is not zero change no bit of the logits.
-
-        That is a straight-through gradient. Models of half precision are not looked at: their
-        logits are steps too.
-        """
-        if self._dtype not in (self._torch.float32, self._torch.float64):
-            return
-        stepped = step_along(x, logits, dlogits, gradient)
-        if stepped is not None and np.array_equal(logits, self.forward(stepped)):
-            warn_caller(
-                "the logits are constant along their gradient at the first images: a quantised "
-                "model with a straight-through gradient? Steps are outside the method, and "
-                "distortions may be well above the smallest"
-            )
-
-    def _find_squash(self, x: Floats) -> None:
+    def _find_squash(self, x: Floats, counts: tuple[int, int]) -> None:
         """Set the number and function of the squashing call at the model's end, if there is one."""
         from .squashing import find_squash
 
@@ -435,31 +435,27 @@ class TorchOracle:
                 rows = self._wrap(np.repeat(x, count, axis=0)).clone()
                 return self._call(rows.to(self._device, self._dtype), mode)
 
-        squash = find_squash(call, self._survey_counts)
+        squash = find_squash(call, counts)
         if squash is not None:
             self._squash_call, self.squash = squash.call, squash.output
 
     @property
     def _survey_counts(self) -> tuple[int, int]:
-        """Rows of the two forwards of a survey: 2 and 3, or fewer."""
+        """Rows of the two forwards of a survey: 2 and 3, or fewer, or the smallest batches."""
+        if self.batches is not None and not self.batches.is_fixed:
+            return self.batches.sizes[0], self.batches.sizes[:2][-1]
         most = self._batch_size or 3
         return min(2, most - 1) or 1, min(3, most)
 
-    def _survey(self, x: Floats) -> None:
-        """Number the activations in forwards of image ``x`` (1, n) with 2 and 3 rows, or fewer.
+    def _survey(self, x: Floats, counts: tuple[int, int]) -> None:
+        """Number the activations in forwards of image ``x`` (1, n) with ``counts`` rows.
 
         Those that follow the rows are kept in ``_scales``, and set the ``kind``.
         """
         from .smoothing import Recomputation, SmoothingScales, Survey
 
         torch = self._torch
-        if isinstance(self._model, torch.nn.Module):
-            names = {type(module).__name__ for module in self._model.modules()}
-            if "OptimizedModule" in names:  # torch.compile would trace the mode itself
-                self._squash_call = None
-                return
         calls: list[list[Any]] = []
-        counts = self._survey_counts
         for count in counts:
             mode = Survey()
             with torch.inference_mode(False), torch.enable_grad():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ class EngineInfo:
     rounds: int | None = None
     round_seconds: float | None = None
     fillings: int | None = None  # times that a GPU was filled with images
+    batches: str | None = None  # numbers of rows that the model gets, where not every one
 
     def as_dict(self) -> dict[str, str | int | float]:
         """The fields that are set."""
@@ -67,6 +69,10 @@ class Verifier(Protocol):
 
     def forward(self, x: Floats) -> Floats:
         """Logits (B, K) float32 of flat images (B, n)."""
+        ...
+
+    def forward_alone(self, x: Floats) -> Floats:
+        """`forward` of one image at a time, whatever size the batches of `forward` have."""
         ...
 
     def noise(self, x: Floats) -> float:
@@ -165,6 +171,10 @@ class NetworkVerifier:
         """See `Verifier`."""
         return self.network.forward(x)
 
+    def forward_alone(self, x: Floats) -> Floats:
+        """See `Verifier`; it is `forward`, whose rows do not see each other."""
+        return self.network.forward(x)
+
     def noise(self, x: Floats) -> float:
         """See `Verifier`; the other order is that of all units in reverse."""
         return difference(self.network.forward(x), self.network.forward_reordered(x))
@@ -182,6 +192,18 @@ class NetworkVerifier:
         return nullcontext()
 
 
+@contextmanager
+def _any_rows(oracle: Oracle) -> Iterator[None]:
+    """Batches of a fixed size are as they are inside the block: rounding has other sources too."""
+    batches = oracle.batches
+    if batches is not None and batches.is_fixed:
+        oracle.batches = None
+    try:
+        yield
+    finally:
+        oracle.batches = batches
+
+
 @dataclass(frozen=True)
 class OracleVerifier:
     """A model behind an oracle as the verifier; ``limit`` bounds the images of one forward."""
@@ -194,6 +216,8 @@ class OracleVerifier:
     @property
     def rows(self) -> int:
         """Images of one forward."""
+        if self.oracle.batches is not None:
+            return self.oracle.batches.most
         return memory.rows(self.oracle, self.limit, self.available_bytes)
 
     def forward(self, x: Floats) -> Floats:
@@ -202,6 +226,8 @@ class OracleVerifier:
         The model gets a copy: what it was verified on is what comes back, whatever it writes. A GPU
         has a copy by itself.
         """
+        if self.oracle.batches is not None and len(x) > self.oracle.batches.most:
+            return batched(self.forward, x, self.oracle.batches.most)
         try:
             rows = x if memory.on_gpu(self.oracle) else np.array(x, order="C")
             return self.oracle.forward(rows, grad=False)
@@ -212,6 +238,11 @@ class OracleVerifier:
         half = len(x) // 2
         return np.concatenate([self.forward(x[:half]), self.forward(x[half:])])
 
+    def forward_alone(self, x: Floats) -> Floats:
+        """See `Verifier`."""
+        with _any_rows(self.oracle):
+            return batched(self.forward, x, 1)
+
     def noise(self, x: Floats) -> float:
         """See `Verifier`; the other order is that of batches of one.
 
@@ -220,8 +251,12 @@ class OracleVerifier:
         ValueError
             The logits differ by more than rounding.
         """
-        batch = x[:SINGLE_EVALUATIONS]
-        size = min(self.limit, SINGLE_EVALUATIONS)
+        with _any_rows(self.oracle):
+            return self._noise(x[:SINGLE_EVALUATIONS])
+
+    def _noise(self, batch: Floats) -> float:
+        most = self.limit if self.oracle.batches is None else self.oracle.batches.most
+        size = min(most, SINGLE_EVALUATIONS)
         logits = batched(self.forward, batch, size)
         noise = difference(logits, batched(self.forward, batch, 1))
         limit = NONDETERMINISM_LIMIT * largest_logit(logits) + 1e-6
@@ -242,7 +277,7 @@ class OracleVerifier:
 
     def noise_at(self, x: Floats) -> Floats:
         """See `Verifier`; the other order is that of batches of one."""
-        return row_differences(self.forward(x), batched(self.forward, x, 1))
+        return row_differences(self.forward(x), self.forward_alone(x))
 
     def forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
         """See `Backend`; by halves where there is no memory for all at once."""

@@ -36,6 +36,7 @@ from .backends import (
     OracleVerifier,
     Verifier,
 )
+from .batching import batch_rule, find_rows
 from .job import TrialClock
 from .native import NativeBackend
 from .rounds import OracleBackend
@@ -62,6 +63,7 @@ def choose_backend(
     shape: tuple[int, ...],
     options: Options,
     clock: TrialClock | None = None,
+    count: int | None = None,
 ) -> Backend:
     """The native engine where the model is a network or can be lowered to one, else its oracle.
 
@@ -75,6 +77,8 @@ def choose_backend(
         Its device, batch size and threads are kept by the back end.
     clock : TrialClock, optional
         Ends the trials when the time limit has passed.
+    count : int, optional
+        Images of the run; by default as many as a batch may have.
 
     Raises
     ------
@@ -84,18 +88,29 @@ def choose_backend(
     if isinstance(model, type):
         raise TypeError(f"model is a class ({model.__name__}); pass an instance")
     with torch_threads(options.threads):
-        return _tried_backend(model, sample, shape, options, clock or TrialClock(None, 0.0))
+        clock = clock or TrialClock(None, 0.0)
+        backend = _tried_backend(model, sample, shape, options, clock, count)
+        oracle = getattr(backend.verifier, "oracle", None)
+        if oracle is not None and oracle.batches is not None:
+            find_rows(oracle, sample, options)
+            backend.info.batches = str(oracle.batches)
+        return backend
 
 
 def _tried_backend(
-    model: Any, sample: Floats, shape: tuple[int, ...], options: Options, clock: TrialClock
+    model: Any,
+    sample: Floats,
+    shape: tuple[int, ...],
+    options: Options,
+    clock: TrialClock,
+    count: int | None,
 ) -> Backend:
     if isinstance(model, Network):
-        return _network_backend(model, sample, shape, options)
+        return _network_backend(model, sample, shape, options, count)
     torch = sys.modules.get("torch")
     is_module = torch is not None and isinstance(model, torch.nn.Module)
     if not is_module and hasattr(model, "forward") and hasattr(model, "backward"):
-        return _numpy_backend(model, sample, shape, options, clock)
+        return _numpy_backend(model, sample, shape, options, clock, count)
     if not callable(model):
         raise TypeError(
             "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy forward "
@@ -103,7 +118,7 @@ def _tried_backend(
         )
     if is_module:
         _check_eval_mode(model)
-    return _torch_backend(model, sample, shape, options, clock)
+    return _torch_backend(model, sample, shape, options, clock, count)
 
 
 def _on_cpu(options: Options) -> bool:
@@ -112,7 +127,11 @@ def _on_cpu(options: Options) -> bool:
 
 
 def _network_backend(
-    network: Network, sample: Floats, shape: tuple[int, ...], options: Options
+    network: Network,
+    sample: Floats,
+    shape: tuple[int, ...],
+    options: Options,
+    count: int | None,
 ) -> Backend:
     if math.prod(shape) != network.inputs:
         raise ValueError(
@@ -130,18 +149,27 @@ def _network_backend(
     from .cuda_native import module_on
 
     trial = sample if len(sample) else None
-    oracle = TorchOracle(module_on(network, device), shape, device, trial, survey=False)
+    rule = batch_rule(options, options.batch_size, count)
+    oracle = TorchOracle(
+        module_on(network, device), shape, device, trial, survey=False, batch_rule=rule
+    )
     return _gpu_backend(network, oracle, reason, options)
 
 
 def _numpy_backend(
-    model: Any, sample: Floats, shape: tuple[int, ...], options: Options, clock: TrialClock
+    model: Any,
+    sample: Floats,
+    shape: tuple[int, ...],
+    options: Options,
+    clock: TrialClock,
+    count: int | None,
 ) -> Backend:
     if not _on_cpu(options):
         raise ValueError(f"device must be cpu for a NumPy model, got {options.device}")
     sample = _trial_rows(sample, options.batch_size)
     trial = sample if len(sample) else None
-    oracle = NumpyOracle(model, shape, trial, options.batch_size, clock.check)
+    rule = batch_rule(options, options.batch_size, count)
+    oracle = NumpyOracle(model, shape, trial, options.batch_size, clock.check, rule)
     _check_logits(oracle, sample, options.batch_size)
     info = EngineInfo("numpy", "cpu", _core.isa(), "forward and backward in NumPy")
     return OracleBackend(oracle, info, options.batch_size)
@@ -183,7 +211,9 @@ def check_backward(
     purpose, is of another size than the differences.
     """
     if isinstance(backend, OracleBackend) and isinstance(backend.oracle, NumpyOracle):
-        check_gradient(backend.oracle, sample, box, options.batch_size or len(sample))
+        batches = backend.oracle.batches
+        rows = options.batch_size or len(sample)
+        check_gradient(backend.oracle, sample, box, batches.most if batches else rows)
 
 
 def _trial_rows(sample: Floats, batch_size: int | None) -> Floats:
@@ -192,7 +222,12 @@ def _trial_rows(sample: Floats, batch_size: int | None) -> Floats:
 
 
 def _torch_backend(
-    model: Any, sample: Floats, shape: tuple[int, ...], options: Options, clock: TrialClock
+    model: Any,
+    sample: Floats,
+    shape: tuple[int, ...],
+    options: Options,
+    clock: TrialClock,
+    count: int | None,
 ) -> Backend:
     """A module in the engine where it can be lowered, else through torch, as other callables."""
     _check_device(options.device)
@@ -201,8 +236,11 @@ def _torch_backend(
         batch_size = None  # it takes any batch, and its margin does not depend on the option
     sample = _trial_rows(sample, batch_size)
     trial = sample if len(sample) else None
+    rule = batch_rule(options, batch_size, count)
     with buffers_kept(model):
-        oracle = TorchOracle(model, shape, options.device, trial, False, batch_size, clock.check)
+        oracle = TorchOracle(
+            model, shape, options.device, trial, False, batch_size, clock.check, rule
+        )
     logits = _check_logits(oracle, sample, batch_size)
     reason = "a callable that is not a module"
     place = oracle.device.type
@@ -343,6 +381,8 @@ def _check_logits(oracle: Oracle, sample: Floats, batch_size: int | None) -> Flo
         return logits
     with suppress(OutOfTime):
         size = min(batch_size or len(sample), len(sample))
+        if oracle.batches is not None:
+            size = min(size, oracle.batches.most)
         trial = sample.copy()  # the model may write to its input
         logits = batched(lambda x: oracle.forward(x, grad=False), trial, size)
     if softmax_output(logits):
@@ -376,6 +416,22 @@ def probe_images(lo: Floats, hi: Floats) -> Floats:
     return (low + (high - low) * u).astype(np.float32)
 
 
+def trial_images(lo: Floats, hi: Floats) -> tuple[Floats, tuple[Floats, Floats]]:
+    """Random images (PROBE_IMAGES, n) and bounds (n,) around them, for `choose_backend`.
+
+    They take the place of the caller's images where nothing may depend on which of them are in the
+    run. They are inside bounds that all images share, else in [0, 1].
+    """
+    if lo.ndim == 2:
+        lo, hi = np.zeros_like(lo[0]), np.ones_like(hi[0])
+    with np.errstate(over="ignore"):
+        is_wide = hi - lo > UNBOUNDED_WIDTH
+    low = np.where(is_wide, np.minimum(np.maximum(lo, 0), hi - 1), lo)
+    high = np.where(is_wide, low + 1, hi)
+    u = np.random.default_rng(1).random((PROBE_IMAGES, len(lo)), dtype=np.float32)
+    return np.clip(low + (high - low) * u, lo, hi), (lo, hi)
+
+
 def are_probed(lo: Floats, hi: Floats) -> bool:
     """Whether `probe_images` are like any image inside the bounds."""
     return not lo.size or (
@@ -385,4 +441,4 @@ def are_probed(lo: Floats, hi: Floats) -> bool:
 
 def _bounds_are_shared(lo: Floats, hi: Floats) -> bool:
     """Whether all values of all images have the same bounds."""
-    return bool(lo.min() == lo.max() and hi.min() == hi.max())
+    return lo.ndim == 1 and bool(lo.min() == lo.max() and hi.min() == hi.max())

@@ -142,6 +142,7 @@ class DeviceOracle:
     def __init__(self, oracle: TorchOracle, slots: int) -> None:
         self._oracle = oracle
         self._slots = slots
+        self.batches = oracle.batches
 
     def forward(
         self,

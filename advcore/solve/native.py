@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from ..network import Network
-from ..oracles.logits import SquashFunction, batched, difference, row_differences
+from ..oracles.logits import SquashFunction, difference, row_differences
 from .backends import EngineInfo, Results, Verifier
 from .job import Job, RunMonitor
 
@@ -104,7 +104,7 @@ def native_noise_at(network: Network, verifier: Verifier, x: Floats) -> Floats:
     logits = network.forward(x)
     return np.maximum(
         row_differences(logits, network.forward_reordered(x)),
-        row_differences(logits, batched(verifier.forward, x, 1)),
+        row_differences(logits, verifier.forward_alone(x)),
     )
 
 

@@ -105,13 +105,21 @@ def run_rounds(
     """Results, and what stopped the run.
 
     Where the model runs out of memory, the images that are not finished are attacked again, half as
-    many at a time.
+    many at a time, or as many as the next smaller batch has. Batches of a fixed size stay.
     """
+    oracle = backend.oracle
     slots = max(1, min(backend.batch_size or backend.slots(job), len(job.images)))
+    if oracle.batches is not None:
+        slots = min(oracle.batches.fitting(slots), len(job.images))
     results, error = _run_slots(backend, job, slots, monitor)
     while slots > 1 and error is not monitor.error and memory.ran_out(error):
         slots //= 2
-        memory.release(backend.oracle, error)
+        memory.release(oracle, error)
+        if oracle.batches is not None:
+            if oracle.batches.is_fixed:  # results would be those of other batches
+                break
+            slots = oracle.batches.fitting(slots)
+            oracle.batches = oracle.batches.up_to(slots)
         unfinished = np.flatnonzero(results["status"] == _core.Status.interrupted)
         monitor.resume(results)
         retried, error = _run_slots(backend, job.part(unfinished), slots, monitor)
@@ -162,10 +170,12 @@ def _advance_to_end(session: Any, oracle: Any, monitor: RunMonitor) -> None:
 def _evaluate(oracle: Any, session: Any, rows: Sequence[Any], paired: int) -> Any:
     """Gradients of a round: its first ``paired`` rows need one, the others a forward alone.
 
+    They are one batch where the model gets certain numbers of rows, else two.
+
     ``rows`` are the first four arguments of `Oracle.forward`.
     """
     x = rows[0]
-    if paired == len(x):
+    if paired == len(x) or oracle.batches is not None:  # two batches would be padded
         return oracle.backward(session.margin_loss(oracle.forward(*rows, grad=True)))
     logits = [oracle.forward(*(values[paired:] for values in rows), grad=False)]
     if paired:

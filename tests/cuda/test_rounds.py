@@ -106,6 +106,20 @@ def test_rounds_without_a_smoothed_row_run_the_exact_model(
     assert (True, True) not in rounds
 
 
+@pytest.mark.parametrize("activation", [torch.nn.Tanh(), torch.nn.ReLU()])
+def test_padded_batches_are_those_of_the_cpu(stand_in: type[StandIn], activation: Any) -> None:
+    """Every round has 8 rows on either device, so that all bits are the same."""
+    oracle, job = problem(activation)
+    oracle.batches = oracles.batches.BatchSizes((8,), True)
+    expected, error = run(oracle, job, 7)
+    assert error is None
+    assert expected["success"].any()
+    result, error = run(oracle, job, 7, on_gpu=True)
+    assert error is None
+    for name, values in expected.items():
+        np.testing.assert_array_equal(result[name], values, err_msg=name)
+
+
 def test_a_failed_launch_keeps_what_was_finished(stand_in: type[StandIn]) -> None:
     oracle, job = problem(torch.nn.Tanh())
     whole, _ = run(oracle, job, 4, on_gpu=True)
