@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from advcore import data
-from advcore.jobs.fingerprint import code_version, hash_of, text_of
+from advcore.jobs.fingerprint import _deciding_files, code_version, hash_of, text_of
 
 MODEL = """
 import numpy as np
@@ -106,6 +106,59 @@ def test_the_hash_is_the_same_in_another_process(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [hash_of(data.embedded_network()), hash_of(model(MODEL))]
+
+
+TORCH_MODEL = """
+import torch
+torch.manual_seed(VALUE)
+NET, WEIGHT = torch.nn.Linear(4, 3), torch.randn(4, 3)
+torch.manual_seed(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TORCH_MODEL + "def model(x): return NET(x)",
+        TORCH_MODEL + "def model(x): return x @ WEIGHT",
+        TORCH_MODEL + "model = lambda x: [row @ WEIGHT for row in x]",
+        TORCH_MODEL + "class Model:\n net = NET\nmodel = Model()",
+        "SCALE = VALUE\ndef model(x):\n def inner(): return SCALE * x\n return inner()",
+        "def model(x, *, scale=VALUE): return scale * x",
+        "class Model:\n scale = VALUE\nmodel = Model()",
+        "class Model:\n scales = (1, [VALUE])\nmodel = Model()",
+        "class Model:\n __slots__ = 'a', 'b'\nmodel = Model()\nsetattr(model, 'b', VALUE)",
+        "import torch\nmodel = torch.nn.ReLU()\nsetattr(model, '_scale', VALUE)",
+    ],
+)
+def test_values_count_wherever_the_code_has_them(text: str) -> None:
+    """A value of a class, of the module, of a slot or a keyword, or named in an inner function."""
+    if "torch" in text:
+        pytest.importorskip("torch")
+
+    def build(value: int) -> str:
+        names: dict[str, Any] = {"__name__": "my_model"}
+        exec(text.replace("VALUE", str(value)), names)
+        return hash_of(names["model"])
+
+    assert build(1) == build(1)
+    assert build(1) != build(2)
+
+
+def test_a_compiled_module_has_the_same_hash_after_its_first_call() -> None:
+    torch = pytest.importorskip("torch")
+    compiled = torch.compile(torch.nn.Linear(4, 3), backend="eager")
+    before = hash_of(compiled)
+    compiled(torch.zeros(2, 4))
+    assert hash_of(compiled) == before
+    compiled._orig_mod.bias.data += 1
+    assert hash_of(compiled) != before
+
+
+def test_all_code_that_decides_results_counts() -> None:
+    files = [str(path) for path in _deciding_files()]
+    for name in ("_core.", "/kernels/fused.py", "/solve/params.py", "/jobs/inputs.py", "/api.py"):
+        assert any(name in file for file in files), name
 
 
 def test_objects_that_hold_themselves_end() -> None:
