@@ -204,12 +204,15 @@ def _attack_blocks(
     blocks = list(store.plan.shard(shard))
     done = [store.counts[b.number] for b in blocks if b.number in store.counts]
     reporter = Reporter(sum(map(len, blocks)), sum(done, Counts()), callback, progress)
-    good = any(counts.images > counts.failed + counts.unreadable for counts in done)
+    good = any(map(_has_results, done))
     failed: list[tuple[Block, BlockFailed]] = []
     limit = attack.options.time_limit
 
-    def keep(block: Block, table: Any) -> None:
-        reporter.add(store.write(block, table))
+    def keep(block: Block, table: Any) -> bool:
+        """Write a block, and return whether the attack ran on images of it."""
+        counts = store.write(block, table)
+        reporter.add(counts)
+        return _has_results(counts)
 
     try:
         for block in blocks:
@@ -219,8 +222,7 @@ def _attack_blocks(
             if reporter.stopped or (left is not None and left <= 0):
                 return
             try:
-                keep(block, attack.table(block, reporter.within, left))
-                good = True
+                good |= keep(block, attack.table(block, reporter.within, left))
             except Unfinished:
                 return
             except BlockFailed as failure:
@@ -234,3 +236,7 @@ def _attack_blocks(
             raise error
     finally:
         reporter.end()
+
+
+def _has_results(counts: Counts) -> bool:
+    return counts.images > counts.failed + counts.unreadable

@@ -185,6 +185,16 @@ def test_a_model_that_always_raises_stops_the_job(
         jobs.run(random_network(), 255 * x, tmp_path / "p", block=5)
 
 
+def test_a_block_without_readable_images_says_nothing_about_the_model(
+    tmp_path: Path, random_network: Make, random_images: Make
+) -> None:
+    x = random_images(20)
+    x[:, 0] = 1
+    with pytest.raises((ValueError, advcore.ModelError), match="no such"):
+        jobs.run(Fails(random_network()), Bad(x, [0, 1, 2, 3]), tmp_path / "o", block=4)
+    assert jobs.status(tmp_path / "o").done.failed == 0
+
+
 def test_an_error_of_the_callback_is_no_failure_of_the_model(
     tmp_path: Path, random_network: Make, random_images: Make
 ) -> None:
