@@ -14,8 +14,11 @@ from ..network import Network
 from ..options import Options
 from .fingerprint import code_version, hash_of, text_of
 from .inputs import Source
+from .locks import lock
 
 NAME = "manifest.json"
+LOCK = ".lock-manifest"
+"""File of the lock with which a manifest is written."""
 FORMAT = "advcore job 1"
 WITHOUT_EFFECT = ("progress", "callback", "time_limit")
 """Options that do not change a result of a whole block."""
@@ -78,8 +81,10 @@ def check(folder: Path, manifest: dict[str, dict[str, str]]) -> None:
         if folder.exists() and any(not name.name.startswith(".") for name in folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no job; give another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(manifest, indent=1) + "\n")
-        return
+        with lock(folder / LOCK):  # Another process may begin a job there at the same time.
+            if not path.exists():
+                write_text(path, json.dumps(manifest, indent=1) + "\n")
+                return
     differences = compare(read(folder), manifest)
     if differences:
         more = len(differences) - MOST_DIFFERENCES
