@@ -120,7 +120,10 @@ class Attack:
             if len(kept.keys) in (0, len(rows.keys)):
                 raise
             return self._attacked(kept, callback, time_limit)
-        if (result.status == status_code("interrupted")).any():
+        # The limit may have passed in the moves to the grid of levels, when no search is left.
+        if (result.status == status_code("interrupted")).any() or (
+            time_limit is not None and result.seconds >= time_limit
+        ):
             raise Unfinished
         return result_table(rows, result, labels, self.images, self.options.bounds)
 

@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import advcore
 from advcore import Status, data, jobs
 from advcore.jobs import store as store_module
 from advcore.jobs.inputs import Rows
+from advcore.solve import finish
 
 Make = Callable[..., Any]
 
@@ -295,6 +297,22 @@ def test_the_time_limit_is_for_the_whole_job(
     assert not state.is_complete
     tables = [pq.read_table(p) for p in (tmp_path / "o" / "blocks").glob("*.parquet")]
     assert all("interrupted" not in t["status"].to_pylist() for t in tables)
+
+
+def test_a_block_whose_grid_was_cut_short_is_not_kept(
+    tmp_path: Path, random_network: Make, random_images: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, x = random_network(), np.rint(random_images(6) * 255).astype(np.float32) / 255
+    real = finish.move_to_grid
+
+    def late(*arguments: Any, **settings: Any) -> Any:
+        time.sleep(1.0)
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(finish, "move_to_grid", late)
+    state = jobs.run(network, x, tmp_path / "o", levels=256, time_limit=0.9)
+    assert (state.blocks_done, state.blocks_left) == (0, 1)
+    assert jobs.run(network, x, tmp_path / "o", levels=256).is_complete
 
 
 MEMORY_PROGRAM = """
