@@ -47,7 +47,7 @@ def describe(
     """
     if name is not None and Path(name).suffix in FILES:
         # Of a file the bytes count, as classes of its readers are not those of the model.
-        digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
+        digest = _hash_of_files(Path(name))
     else:
         digest = hash_of(model)
     uses_torch = not isinstance(model, Network) and "torch" in sys.modules
@@ -63,6 +63,19 @@ def describe(
         },
         "input": source.fingerprint(),
     }
+
+
+def _hash_of_files(path: Path) -> str:
+    """Return a hash of a model's file, and of the files beside it that hold its weights."""
+    files = [path]
+    if path.suffix == ".onnx":
+        from ..models.onnx_graph import weight_files  # imports torch
+
+        files += weight_files(path)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def check(folder: Path, manifest: dict[str, dict[str, str]]) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advcore import data
+from advcore import data, jobs
+from advcore.jobs import manifest
 from advcore.jobs.fingerprint import _deciding_files, code_version, hash_of, text_of
+from advcore.options import Options
 
 MODEL = """
 import numpy as np
@@ -153,6 +155,33 @@ def test_a_compiled_module_has_the_same_hash_after_its_first_call() -> None:
     assert hash_of(compiled) == before
     compiled._orig_mod.bias.data += 1
     assert hash_of(compiled) != before
+
+
+def test_weights_beside_an_onnx_file_count(tmp_path: Path, random_images: Any) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("torch")
+    helper, path = onnx.helper, tmp_path / "m.onnx"
+
+    def save(seed: int) -> dict[str, str]:
+        (tmp_path / "weights").unlink(missing_ok=True)
+        weights = np.random.default_rng(seed).random((20, 5), dtype=np.float32)
+        x, y = (
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", size])
+            for name, size in (("x", 20), ("y", 5))
+        )
+        node = helper.make_node("MatMul", ["x", "w"], ["y"])
+        tensor = onnx.numpy_helper.from_array(weights, "w")
+        graph = helper.make_graph([node], "graph", [x], [y], [tensor])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        place = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
+        onnx.save(model, str(path), **place)
+        source = jobs.MemorySource(random_images(2))
+        return manifest.describe(None, str(path), source, Options(), {})["model"]
+
+    first, content = save(0), path.read_bytes()
+    assert save(0) == first
+    assert save(1) != first
+    assert path.read_bytes() == content
 
 
 def test_all_code_that_decides_results_counts() -> None:
