@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from .. import validate
 from ..api import minimize_distortion
-from ..errors import ModelError
+from ..errors import DeviceError, ModelError
 from ..options import Options, Progress
 from ..result import status_code
+from ..solve.gpu_record import answers
 from .classes import Classes, choose_targets, class_names, evaluate, targets_by_key
 from .inputs import Rows, Source
 from .plan import Block
@@ -102,6 +104,8 @@ class Attack:
         except (ModelError, TypeError, ValueError) as error:
             if raised:  # of the callback
                 raise
+            if _gpu_is_lost():  # The error is not of these images, and the others would have it.
+                raise DeviceError(f"the GPU does not answer any more ({error})") from error
             reason = " ".join(str(error).split()) or type(error).__name__
             reason = reason.replace("; the exception's .result holds what was computed", "")
             failed = missing_table(dict.fromkeys(rows.keys, reason), self.images, FAILED)
@@ -155,6 +159,12 @@ class Attack:
             return targets_by_key(rows.keys, labels, classes, self.options.seed)
 
         return labels, choose_targets(self.targets, logits, labels, names, draw)
+
+
+def _gpu_is_lost() -> bool:
+    """Return whether torch has used a GPU that it cannot use any more, as after its crash."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_initialized() and not answers(torch.device("cuda"))
 
 
 def without_misfits(rows: Rows, options: Options) -> Rows:

@@ -197,6 +197,24 @@ def test_a_block_without_readable_images_says_nothing_about_the_model(
     assert jobs.status(tmp_path / "o").done.failed == 0
 
 
+def test_a_gpu_that_is_lost_is_no_failure_of_the_other_blocks(
+    tmp_path: Path, random_network: Make, random_images: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where torch runs the model there, each further call of the model raises."""
+    torch = pytest.importorskip("torch")
+    x = random_images(20) * 0.9
+    x[11:, 0] = 1
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    answers: list[bool] = []
+    monkeypatch.setattr("advcore.jobs.attack.answers", lambda device: bool(answers))
+    model = Fails(random_network())
+    with pytest.raises(advcore.DeviceError, match=r"the GPU does not answer any more .*no such"):
+        jobs.run(model, x, tmp_path / "o", block=5)
+    assert jobs.status(tmp_path / "o").done.images == 10
+    answers.append(True)
+    assert jobs.run(model, x, tmp_path / "o", block=5).done.failed == 10
+
+
 def test_an_error_of_the_callback_is_no_failure_of_the_model(
     tmp_path: Path, random_network: Make, random_images: Make
 ) -> None:
