@@ -44,6 +44,20 @@ def code_version(uses_torch: bool) -> dict[str, str]:
     return found
 
 
+def device_of(model: Any, device: Any) -> str:
+    """Return where a model runs, a GPU with its name, for the option ``device`` of a call."""
+    torch = sys.modules.get("torch")
+    if device is None and torch is not None and isinstance(model, torch.nn.Module):
+        tensors = [*model.parameters(), *model.buffers()]
+        device = tensors[0].device if tensors else None
+    if device is None:
+        return "the model's own" if callable(model) else "cpu"
+    kind = str(device).partition(":")[0]
+    if kind == "cuda" and torch is not None and torch.cuda.is_available():
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return kind
+
+
 @functools.cache
 def _package_hash() -> str:
     digest = hashlib.sha256()

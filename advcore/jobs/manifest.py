@@ -12,7 +12,7 @@ from typing import Any
 from .._files import write_text
 from ..network import Network
 from ..options import Options
-from .fingerprint import code_version, hash_of, text_of
+from .fingerprint import code_version, device_of, hash_of, text_of
 from .inputs import Source
 from .locks import lock
 
@@ -55,7 +55,7 @@ def describe(
         "job": {"format": FORMAT, "images": str(source.count)}
         | {key: text_of(value) for key, value in settings.items()},
         "code": code_version(uses_torch),
-        "model": {"hash": digest},
+        "model": {"hash": digest, "device": device_of(model, options.device)},
         "options": {
             field.name: text_of(getattr(options, field.name))
             for field in fields(Options)

@@ -12,7 +12,13 @@ import pytest
 
 from advcore import data, jobs
 from advcore.jobs import manifest
-from advcore.jobs.fingerprint import _deciding_files, code_version, hash_of, text_of
+from advcore.jobs.fingerprint import (
+    _deciding_files,
+    code_version,
+    device_of,
+    hash_of,
+    text_of,
+)
 from advcore.options import Options
 
 MODEL = """
@@ -182,6 +188,17 @@ def test_weights_beside_an_onnx_file_count(tmp_path: Path, random_images: Any) -
     assert save(0) == first
     assert save(1) != first
     assert path.read_bytes() == content
+
+
+def test_the_device_of_a_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
+    network, module = data.embedded_network(), torch.nn.Linear(4, 3)
+    assert device_of(network, None) == device_of(module, None) == "cpu"
+    assert device_of(network, "cuda:1") == "cuda (GPU of cuda:1)"
+    assert device_of(torch.nn.Linear(4, 3, device="meta"), None) == "meta"
+    assert device_of(lambda x: module(x), None) == "the model's own"
 
 
 def test_all_code_that_decides_results_counts() -> None:
