@@ -362,6 +362,17 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     assert float(done.stdout) < 20
 
 
+def test_images_of_more_values_than_arrow_counts_in_a_chunk(
+    tmp_path: Path, random_network: Make, random_images: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, x = random_network(), random_images(7)
+    for name in ("whole", "cut"):
+        jobs.run(network, x, tmp_path / name, images="float32")
+        monkeypatch.setattr("advcore.jobs.table.MOST_VALUES", 3 * x.shape[1] - 1)
+    found = [pq.read_table(tmp_path / name / "blocks") for name in ("whole", "cut")]
+    assert found[0].equals(found[1])
+
+
 def test_random_targets_depend_on_the_key_alone(
     tmp_path: Path, random_network: Make, random_images: Make
 ) -> None:
