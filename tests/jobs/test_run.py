@@ -134,6 +134,23 @@ def test_images_that_cannot_be_read_or_attacked_are_rows(
     assert rows["distortion"][rows["key"].index("i6")] == alone.distortion[1]
 
 
+@pytest.mark.parametrize("name", ["labels", "targets"])
+def test_a_class_that_the_model_does_not_have_is_a_row(
+    tmp_path: Path, random_network: Make, random_images: Make, name: str
+) -> None:
+    network, x = random_network(), random_images(8)
+    classes = (network.forward(x).argmax(1) + (name == "targets")) % 5
+    classes[3] = 5
+    state = jobs.run(network, jobs.MemorySource(x, **{name: classes}), tmp_path / "o", block=4)
+    assert (state.done.unreadable, state.done.failed, state.done.images) == (1, 0, 8)
+    rows = table(tmp_path / "o")
+    assert rows["key"] == ["0", "1", "2", "3", "4", "5", "6", "7"]
+    assert rows["error"][3] == f"{name[:-1]} 5 is none of the model's 5 classes"
+    everything = jobs.MemorySource(x, **{name: classes + 5})
+    with pytest.raises(ValueError, match=f"{name} must be in"):
+        jobs.run(network, everything, tmp_path / "p", block=4)
+
+
 class Fails:
     """A NumPy model that raises on images whose first value is 1."""
 
