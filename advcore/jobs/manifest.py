@@ -121,7 +121,7 @@ def read(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / NAME
     try:
         content = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{folder} holds no job ({path} does not exist)") from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error})") from None

@@ -1,4 +1,4 @@
-"""Jobs: processes that share a folder, and files of it that are damaged."""
+"""Jobs: processes that share a folder, and the files in it."""
 
 from __future__ import annotations
 
@@ -107,3 +107,14 @@ def test_a_block_that_is_damaged_later_is_named(
     jobs.run(network, x, tmp_path / "o", block=4)
     assert contents(tmp_path / "o") == whole
     assert not list((tmp_path / "o").glob("*.part")) + list((tmp_path / "o").glob(".*.part"))
+
+
+def test_images_of_more_values_than_arrow_counts_in_a_chunk(
+    tmp_path: Path, random_network: Make, random_images: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, x = random_network(), random_images(7)
+    for name in ("whole", "cut"):
+        jobs.run(network, x, tmp_path / name, images="float32")
+        monkeypatch.setattr("advcore.jobs.table.MOST_VALUES", 3 * x.shape[1] - 1)
+    found = [pq.read_table(tmp_path / name / "blocks") for name in ("whole", "cut")]
+    assert found[0].equals(found[1])

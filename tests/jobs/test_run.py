@@ -92,7 +92,11 @@ def test_a_job_that_is_cut_goes_on_with_the_unfinished_blocks(
     jobs.run(network, source, tmp_path / "whole", block=7)
     source.reads.clear()
     state = jobs.run(
-        network, source, tmp_path / "cut", block=7, callback=lambda state: state.finished >= 14
+        network,
+        source,
+        tmp_path / "cut",
+        block=7,
+        callback=lambda state: state.finished >= np.int64(14),
     )
     assert not state.is_complete
     done = len(source.reads)
@@ -272,6 +276,8 @@ def test_a_folder_with_other_files_is_refused(
         jobs.run(random_network(), random_images(3), tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no job"):
         jobs.status(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no job"):
+        jobs.status(tmp_path / "thesis.tex")
     (tmp_path / "manifest.json").write_text("[1]")
     with pytest.raises(ValueError, match="is damaged"):
         jobs.status(tmp_path)
@@ -377,17 +383,6 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 20
-
-
-def test_images_of_more_values_than_arrow_counts_in_a_chunk(
-    tmp_path: Path, random_network: Make, random_images: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network, x = random_network(), random_images(7)
-    for name in ("whole", "cut"):
-        jobs.run(network, x, tmp_path / name, images="float32")
-        monkeypatch.setattr("advcore.jobs.table.MOST_VALUES", 3 * x.shape[1] - 1)
-    found = [pq.read_table(tmp_path / name / "blocks") for name in ("whole", "cut")]
-    assert found[0].equals(found[1])
 
 
 def test_random_targets_depend_on_the_key_alone(
