@@ -12,7 +12,7 @@ from typing import Any
 from .. import validate
 from .._extras import require
 from ..models.loading import model as load
-from ..options import Options
+from ..options import Options, option_info
 from ..solve.interrupts import sigterm_as_ctrl_c
 from . import manifest
 from .attack import Attack, BlockFailed, Unfinished
@@ -113,6 +113,12 @@ def run(
     begin = time.perf_counter()
     arrow()  # raises at once where pyarrow is missing
     checked = _check(options, images)
+    if callback is not None:
+        option_info("callback").check.run(callback, "callback")
+    if targets is not None and untargeted:
+        raise ValueError("targets and untargeted exclude each other")
+    if names is not None and not Path(names).is_file():
+        raise FileNotFoundError(f"names: {names} does not exist, or is not a file")
     if not hasattr(source, "fingerprint"):
         source = MemorySource(source)
     part = check_shard(shard, "shard")

@@ -436,6 +436,9 @@ def test_warnings_are_those_of_the_first_block(
         ({"shard": "4/3"}, ValueError, "shard must be K/N"),
         ({"effort": "most"}, ValueError, "effort must be one of"),
         ({"efort": "fast"}, TypeError, "efort"),
+        ({"callback": 3}, TypeError, "callback must be"),
+        ({"targets": "2", "untargeted": True}, ValueError, "targets and untargeted exclude"),
+        ({"names": "no.json"}, FileNotFoundError, r"names: no\.json does not exist"),
         ({"targets": "nearest"}, ValueError, "next-likeliest, random, a class's number or name"),
     ],
 )
