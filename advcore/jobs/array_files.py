@@ -46,7 +46,11 @@ class ArrayFile:
     kinds: str
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        return read_rows(self.path, start, stop, self.kinds, self.member)
+        """Read rows. Raises OSError where the file is not the one that was opened any more."""
+        values = read_rows(self.path, start, stop, self.kinds, self.member)
+        if values.shape != (stop - start, *self.shape[1:]):
+            raise OSError(f"{self.path} has changed since the job began")
+        return values
 
 
 @dataclass(frozen=True)

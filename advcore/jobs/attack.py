@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from .. import validate
 from ..api import minimize_distortion
-from ..errors import ModelError
+from ..errors import DeviceError, ModelError
 from ..options import Options, Progress
 from ..result import status_code
+from ..solve.gpu_record import answers
 from .classes import Classes, choose_targets, class_names, evaluate, targets_by_key
 from .inputs import Rows, Source
 from .plan import Block
@@ -88,6 +90,8 @@ class Attack:
                 f"the source gave {len(rows.keys) + len(rows.unreadable)} images for "
                 f"{block.start} to {block.stop}"
             )
+        if self.untargeted or self.targets is not None:
+            rows = replace(rows, targets=None)
         raised: list[BaseException] = []
 
         def guarded(state: Progress) -> object:
@@ -102,6 +106,8 @@ class Attack:
         except (ModelError, TypeError, ValueError) as error:
             if raised:  # of the callback
                 raise
+            if _gpu_is_lost():  # The error is not of these images, and the others would have it.
+                raise DeviceError(f"the GPU does not answer any more ({error})") from error
             reason = " ".join(str(error).split()) or type(error).__name__
             reason = reason.replace("; the exception's .result holds what was computed", "")
             failed = missing_table(dict.fromkeys(rows.keys, reason), self.images, FAILED)
@@ -116,11 +122,14 @@ class Attack:
         try:
             result, labels = self._run(rows, callback, time_limit)
         except ValueError:
-            kept = without_misfits(rows, self.options)
+            kept = without_misfits(rows, self.options, self._class_count(rows))
             if len(kept.keys) in (0, len(rows.keys)):
                 raise
             return self._attacked(kept, callback, time_limit)
-        if (result.status == status_code("interrupted")).any():
+        # The limit may have passed in the moves to the grid of levels, when no search is left.
+        if (result.status == status_code("interrupted")).any() or (
+            time_limit is not None and result.seconds >= time_limit
+        ):
             raise Unfinished
         return result_table(rows, result, labels, self.images, self.options.bounds)
 
@@ -136,6 +145,17 @@ class Attack:
             result = minimize_distortion(self.model, rows.images, targets, labels=labels, **options)
         self.warned = True
         return result, labels
+
+    def _class_count(self, rows: Rows) -> int | None:
+        """Return the number of the model's classes. None: the model cannot be asked."""
+        if rows.labels is None and rows.targets is None:
+            return None
+        try:
+            low = np.float32(self.options.bounds[0])
+            image = np.broadcast_to(low, (1, *rows.images.shape[1:]))
+            return int(evaluate(self.model, image, self.options)[1].shape[1])
+        except (ModelError, TypeError, ValueError):
+            return None
 
     def _classes(self, rows: Rows) -> tuple[Classes | None, Classes | None]:
         """Return labels and targets (B,) of the readable images, None where there are none."""
@@ -154,8 +174,15 @@ class Attack:
         return labels, choose_targets(self.targets, logits, labels, names, draw)
 
 
-def without_misfits(rows: Rows, options: Options) -> Rows:
-    """Return the rows without images that are not finite or outside the bounds.
+def _gpu_is_lost() -> bool:
+    """Return whether torch has used a GPU that it cannot use any more, as after its crash."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.cuda.is_initialized() and not answers(torch.device("cuda"))
+
+
+def without_misfits(rows: Rows, options: Options, classes: int | None = None) -> Rows:
+    """Return the rows without images that are not finite or outside the bounds, and without those
+    that have a label or target beyond the model's ``classes``, where these are given.
 
     These are unreadable then. Bounds of each image's own say nothing about an image alone.
     """
@@ -167,13 +194,18 @@ def without_misfits(rows: Rows, options: Options) -> Rows:
         except ValueError as error:
             text = str(error).removeprefix("images ").replace(", got 1 of 1 images outside", "")
             reasons[key] = text.partition(" in 1 of 1")[0]
+    for name, values in (("label", rows.labels), ("target", rows.targets)):
+        if values is not None and classes is not None:
+            for row in np.flatnonzero((values < 0) | (values >= classes)).tolist():
+                text = f"{name} {int(values[row])} is none of the model's {classes} classes"
+                reasons.setdefault(rows.keys[row], text)
     good = np.array([key not in reasons for key in rows.keys], bool)
-    classes = [None if x is None else x[good] for x in (rows.labels, rows.targets)]
+    kept = [None if x is None else x[good] for x in (rows.labels, rows.targets)]
     return replace(
         rows,
         keys=[key for key in rows.keys if key not in reasons],
         images=rows.images[good],
-        labels=classes[0],
-        targets=classes[1],
+        labels=kept[0],
+        targets=kept[1],
         unreadable=rows.unreadable | reasons,
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ from ..validate import is_tensor, to_numpy
 
 PACKAGE = Path(__file__).parents[1]
 DECIDING = (
-    "_core*.so", "*.py", "network/*.py", "oracles/*.py", "solve/*.py", "models/*.py",
-    "kernels/*.py", "jobs/attack.py", "jobs/array_files.py", "jobs/classes.py",
-    "jobs/image_columns.py", "jobs/picture_folder.py",
+    "*.py", "network/*.py", "oracles/*.py", "solve/*.py", "models/*.py", "jobs/*.py",
 )  # fmt: skip
-"""Files of the package that decide the results; the others present them."""
+"""Files of the package that decide the results, besides the compiled module and the kernels; the
+others present them."""
 LIBRARIES = ("torch", "numpy", "builtins", "advcore")
 """Packages whose code counts by the version alone."""
 
@@ -44,13 +44,38 @@ def code_version(uses_torch: bool) -> dict[str, str]:
     return found
 
 
+def device_of(model: Any, device: Any) -> str:
+    """Return where a model runs, a GPU with its name, for the option ``device`` of a call."""
+    torch = sys.modules.get("torch")
+    if device is None and torch is not None and isinstance(model, torch.nn.Module):
+        tensors = [*model.parameters(), *model.buffers()]
+        device = tensors[0].device if tensors else None
+    if device is None:
+        return "the model's own" if callable(model) else "cpu"
+    kind = str(device).partition(":")[0]
+    if kind == "cuda" and torch is not None and torch.cuda.is_available():
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return kind
+
+
 @functools.cache
 def _package_hash() -> str:
     digest = hashlib.sha256()
-    for pattern in DECIDING:
-        for path in sorted(PACKAGE.glob(pattern)):
-            digest.update(path.name.encode() + path.read_bytes())
+    for path in _deciding_files():
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _deciding_files() -> list[Path]:
+    """Return the files of the package that decide the results, wherever they are installed."""
+    kernels = importlib.util.find_spec("advcore.kernels")
+    folders = [] if kernels is None else list(kernels.submodule_search_locations or ())
+    files = [Path(str(_core.__file__))]
+    for folder in folders:
+        files += sorted(Path(folder).glob("*.py"))
+    for pattern in DECIDING:
+        files += sorted(PACKAGE.glob(pattern))
+    return files
 
 
 def text_of(value: Any) -> str:
@@ -65,9 +90,10 @@ def text_of(value: Any) -> str:
 def hash_of(value: Any) -> str:
     """Return a hash of a model, or of another object.
 
-    It covers the arrays, numbers and texts that the object holds, the structure and weights of
-    torch modules, and the code of its functions and classes, with the functions and numbers of the
-    same module that they name. It does not depend on the place of anything in memory.
+    It covers the arrays, numbers and texts that the object and its classes hold, the structure and
+    weights of torch modules, and the code of its functions and classes, with the functions, values
+    and models of the same module that they name. It does not depend on the place of anything in
+    memory.
     """
     walk = _Walk()
     walk.add(value)
@@ -151,13 +177,16 @@ class _Walk:
         if torch is not None and isinstance(value, torch.nn.Module):
             self._module(value)
             return
-        self.add(dict(getattr(value, "__dict__", {})))
+        self.add(dict(getattr(value, "__dict__", {})) | _slots(value))
 
     def _module(self, module: Any) -> None:
         """Hash parameters, buffers and parts of a module, and its own attributes.
 
         What compiled and quantised modules hold elsewhere is hashed too.
         """
+        if "_orig_mod" in module._modules:  # The attributes of torch.compile change with each call.
+            self.add(module._modules["_orig_mod"])
+            return
         for kind in ("_parameters", "_buffers", "_modules"):
             self.add(dict(getattr(module, kind, None) or {}))
         hooks = [getattr(module, name, {}) for name in ("_forward_hooks", "_forward_pre_hooks")]
@@ -166,7 +195,12 @@ class _Walk:
             self._in_module = True
             self._unregistered(module)
             self._in_module = False
-        own = {k: v for k, v in vars(module).items() if not k.startswith("_")}
+        inner = vars(sys.modules["torch"].nn.Module())
+        own = {
+            name: value
+            for name, value in vars(module).items()
+            if not name.startswith("_") or (name not in inner and _is_value(value))
+        }
         self.add(own)
 
     def _unregistered(self, module: Any) -> None:
@@ -188,13 +222,16 @@ class _Walk:
                     member = getattr(member, "__func__", getattr(member, "fget", member))
                     if isinstance(member, types.FunctionType):
                         self.add(member)
+                    elif not name.startswith("__") and (_is_value(member) or _is_model(member)):
+                        self._text(name)
+                        self.add(member)
 
     def _function(self, function: types.FunctionType) -> None:
         self._text(function.__qualname__)
         if _is_of_library(function.__module__):
             return
         self.add(function.__code__)
-        self.add(function.__defaults__)
+        self.add((function.__defaults__, function.__kwdefaults__))
         for cell in function.__closure__ or ():
             try:
                 self.add(cell.cell_contents)
@@ -203,11 +240,14 @@ class _Walk:
         self._globals(function.__code__, function)
 
     def _globals(self, code: types.CodeType, function: types.FunctionType) -> None:
-        for name in code.co_names:
+        for name in dict.fromkeys(_names(code)):
             value = function.__globals__.get(name)
             module = getattr(value, "__module__", None)
-            is_own = module == function.__module__ or (
-                module is None and not isinstance(value, types.ModuleType)
+            is_own = (
+                module == function.__module__
+                or (module is None and not isinstance(value, types.ModuleType))
+                or _is_value(value)
+                or _is_model(value)
             )
             if name in function.__globals__ and is_own:
                 self._text(name)
@@ -217,6 +257,38 @@ class _Walk:
         self.digest.update(code.co_code)
         self._text(" ".join(code.co_names))
         self.add(code.co_consts)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Yield the names of a function's code, also of the functions and comprehensions in it."""
+    yield from code.co_names
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            yield from _names(part)
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    """Return the attributes that an object has in slots."""
+    found: dict[str, Any] = {}
+    for base in type(value).__mro__:
+        names = () if _is_of_library(base.__module__) else vars(base).get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if not name.startswith("__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    return found
+
+
+def _is_value(value: Any, depth: int = 8) -> bool:
+    """Whether it is a number, a text, an array, or a tuple or list of such, so deep at most."""
+    if isinstance(value, (tuple, list)):
+        return depth > 0 and all(_is_value(part, depth - 1) for part in value)
+    plain = (bool, int, float, complex, str, bytes, np.ndarray, np.generic)
+    return value is None or isinstance(value, plain) or is_tensor(value)
+
+
+def _is_model(value: Any) -> bool:
+    """Whether it is a model, such as a torch module: an object whose class has a forward."""
+    return not isinstance(value, type) and hasattr(type(value), "forward")
 
 
 def _is_of_library(module: str | None) -> bool:

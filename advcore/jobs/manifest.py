@@ -12,10 +12,13 @@ from typing import Any
 from .._files import write_text
 from ..network import Network
 from ..options import Options
-from .fingerprint import code_version, hash_of, text_of
+from .fingerprint import code_version, device_of, hash_of, text_of
 from .inputs import Source
+from .locks import lock
 
 NAME = "manifest.json"
+LOCK = ".lock-manifest"
+"""File of the lock with which a manifest is written."""
 FORMAT = "advcore job 1"
 WITHOUT_EFFECT = ("progress", "callback", "time_limit")
 """Options that do not change a result of a whole block."""
@@ -44,7 +47,7 @@ def describe(
     """
     if name is not None and Path(name).suffix in FILES:
         # Of a file the bytes count, as classes of its readers are not those of the model.
-        digest = hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
+        digest = _hash_of_files(Path(name))
     else:
         digest = hash_of(model)
     uses_torch = not isinstance(model, Network) and "torch" in sys.modules
@@ -52,7 +55,7 @@ def describe(
         "job": {"format": FORMAT, "images": str(source.count)}
         | {key: text_of(value) for key, value in settings.items()},
         "code": code_version(uses_torch),
-        "model": {"hash": digest},
+        "model": {"hash": digest, "device": device_of(model, options.device)},
         "options": {
             field.name: text_of(getattr(options, field.name))
             for field in fields(Options)
@@ -60,6 +63,19 @@ def describe(
         },
         "input": source.fingerprint(),
     }
+
+
+def _hash_of_files(path: Path) -> str:
+    """Return a hash of a model's file, and of the files beside it that hold its weights."""
+    files = [path]
+    if path.suffix == ".onnx":
+        from ..models.onnx_graph import weight_files  # imports torch
+
+        files += weight_files(path)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def check(folder: Path, manifest: dict[str, dict[str, str]]) -> None:
@@ -78,8 +94,10 @@ def check(folder: Path, manifest: dict[str, dict[str, str]]) -> None:
         if folder.exists() and any(not name.name.startswith(".") for name in folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no job; give another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(manifest, indent=1) + "\n")
-        return
+        with lock(folder / LOCK):  # Another process may begin a job there at the same time.
+            if not path.exists():
+                write_text(path, json.dumps(manifest, indent=1) + "\n")
+                return
     differences = compare(read(folder), manifest)
     if differences:
         more = len(differences) - MOST_DIFFERENCES
@@ -103,7 +121,7 @@ def read(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / NAME
     try:
         content = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{folder} holds no job ({path} does not exist)") from None
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error})") from None

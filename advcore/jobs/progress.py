@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..options import Progress
 from .status import duration
 from .table import Counts
@@ -120,7 +122,8 @@ class Reporter:
 
     def _report(self, state: JobProgress, at_once: bool = False) -> None:
         if self._callback is not None and not self.stopped:
-            self.stopped = self._callback(state) is True
+            answer = self._callback(state)
+            self.stopped = isinstance(answer, (bool, np.bool_)) and bool(answer)
         now = time.perf_counter()
         pause = TERMINAL_SECONDS if self._is_terminal else LINE_SECONDS
         if self._shown and (at_once or now - self._last >= pause):

@@ -12,7 +12,7 @@ from typing import Any
 from .. import validate
 from .._extras import require
 from ..models.loading import model as load
-from ..options import Options
+from ..options import Options, option_info
 from ..solve.interrupts import sigterm_as_ctrl_c
 from . import manifest
 from .attack import Attack, BlockFailed, Unfinished
@@ -113,6 +113,12 @@ def run(
     begin = time.perf_counter()
     arrow()  # raises at once where pyarrow is missing
     checked = _check(options, images)
+    if callback is not None:
+        option_info("callback").check.run(callback, "callback")
+    if targets is not None and untargeted:
+        raise ValueError("targets and untargeted exclude each other")
+    if names is not None and not Path(names).is_file():
+        raise FileNotFoundError(f"names: {names} does not exist, or is not a file")
     if not hasattr(source, "fingerprint"):
         source = MemorySource(source)
     part = check_shard(shard, "shard")
@@ -204,12 +210,15 @@ def _attack_blocks(
     blocks = list(store.plan.shard(shard))
     done = [store.counts[b.number] for b in blocks if b.number in store.counts]
     reporter = Reporter(sum(map(len, blocks)), sum(done, Counts()), callback, progress)
-    good = any(counts.images > counts.failed + counts.unreadable for counts in done)
+    good = any(map(_has_results, done))
     failed: list[tuple[Block, BlockFailed]] = []
     limit = attack.options.time_limit
 
-    def keep(block: Block, table: Any) -> None:
-        reporter.add(store.write(block, table))
+    def keep(block: Block, table: Any) -> bool:
+        """Write a block, and return whether the attack ran on images of it."""
+        counts = store.write(block, table)
+        reporter.add(counts)
+        return _has_results(counts)
 
     try:
         for block in blocks:
@@ -219,8 +228,7 @@ def _attack_blocks(
             if reporter.stopped or (left is not None and left <= 0):
                 return
             try:
-                keep(block, attack.table(block, reporter.within, left))
-                good = True
+                good |= keep(block, attack.table(block, reporter.within, left))
             except Unfinished:
                 return
             except BlockFailed as failure:
@@ -234,3 +242,7 @@ def _attack_blocks(
             raise error
     finally:
         reporter.end()
+
+
+def _has_results(counts: Counts) -> bool:
+    return counts.images > counts.failed + counts.unreadable

@@ -10,7 +10,6 @@ Files are written as a whole or not at all. Their bytes depend on their rows alo
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,10 +18,13 @@ from typing import Any
 
 from .._extras import require
 from .._files import replacing
+from .locks import TOGETHER, lock
 from .plan import Block, Plan
 from .table import Counts, count, schema
 
 BLOCKS, TABLE = "blocks", "table.parquet"
+TABLE_LOCK = ".lock-table"
+"""File of the lock of the whole table: blocks are not written while another process makes it."""
 GROUP_ROWS = 1 << 13
 """Rows of a row group of the whole table. 65,536 take 30 MB while it is written."""
 NOTE = b"advcore"
@@ -97,7 +99,7 @@ class Store:
         assert counts.images == len(block)
         note = json.dumps({**asdict(block), **asdict(counts)})
         parquet = _parquet()
-        with _writing(self.folder):
+        with _writing(self.folder), lock(self.folder / TABLE_LOCK, TOGETHER):
             self.table.unlink(missing_ok=True)
             with replacing(self.path(block)) as file:
                 parquet.write_table(table.replace_schema_metadata({NOTE: note}), file, **ENCODING)
@@ -106,18 +108,21 @@ class Store:
 
     def finish(self) -> None:
         """Write the whole table where all blocks are there, and delete what a kill has left."""
-        if not self.is_complete or self.table.exists():
+        if not self.is_complete:
             return
         parquet = _parquet()
-        with (
-            _writing(self.folder),
-            replacing(self.table) as file,
-            parquet.ParquetWriter(file, schema("none"), **ENCODING) as writer,
-        ):
-            for table in self._groups():
-                writer.write_table(table, row_group_size=GROUP_ROWS)
-        for part in self.blocks.glob(".*.part"):
-            part.unlink(missing_ok=True)
+        with _writing(self.folder), lock(self.folder / TABLE_LOCK):
+            if self.table.exists():
+                return
+            with (
+                replacing(self.table) as file,
+                parquet.ParquetWriter(file, schema("none"), **ENCODING) as writer,
+            ):
+                for table in self._groups():
+                    writer.write_table(table, row_group_size=GROUP_ROWS)
+            for folder in (self.folder, self.blocks):
+                for part in folder.glob(".*.part"):
+                    part.unlink(missing_ok=True)
 
     def _groups(self) -> Iterator[Any]:
         """Rows of the blocks in their order, without images, in tables of `GROUP_ROWS` or more."""
@@ -131,7 +136,10 @@ class Store:
                     path, columns=columns, page_checksum_verification=True, partitioning=None
                 )
             except (OSError, pa.ArrowException) as error:
-                raise OSError(f"{path} is damaged ({error}); delete it and start again") from error
+                if isinstance(error, OSError) and error.errno is not None:  # of the disk
+                    raise
+                text = f"{path} is damaged ({error}); delete it and start again"
+                raise ValueError(text) from error
             parts.append(part.replace_schema_metadata(None))
             if sum(len(each) for each in parts) >= GROUP_ROWS:
                 yield pa.concat_tables(parts)
@@ -150,13 +158,10 @@ class Store:
         """
         self.blocks.mkdir(parents=True, exist_ok=True)
         name = ".lock" if shard is None else f".lock-{shard[0]}-of-{shard[1]}"
-        with (self.folder / name).open("w") as file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if not isinstance(error, BlockingIOError):  # a file system without locks
-                    yield
-                    return
+                stack.enter_context(lock(self.folder / name, wait=False))
+            except BlockingIOError:
                 raise InUse(f"another process is at work on {self.folder}") from None
             yield
 

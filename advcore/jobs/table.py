@@ -27,6 +27,10 @@ PNG_COMPRESSION = 1
 """Level of zlib. A picture of 224x224 with level 6 is a few percent smaller and takes longer."""
 
 
+MOST_VALUES = 2**31 - 1
+"""Numbers of the lists of a chunk, as Arrow counts them in 32 bits."""
+
+
 def arrow() -> Any:
     """Return the module pyarrow."""
     return require("pyarrow", "jobs", "a job")
@@ -160,8 +164,14 @@ def _table(known: dict[str, Any], images: str) -> Any:
 
 
 def _float_lists(images: NDArray[np.float32]) -> Any:
-    pa = arrow()
     flat = images.reshape(len(images), -1)
+    rows = max(1, MOST_VALUES // flat.shape[1])
+    parts = [flat[start : start + rows] for start in range(0, max(len(flat), 1), rows)]
+    return arrow().chunked_array([_chunk_of_lists(part) for part in parts])
+
+
+def _chunk_of_lists(flat: NDArray[np.float32]) -> Any:
+    pa = arrow()
     offsets = np.arange(len(flat) + 1, dtype=np.int32) * flat.shape[1]
     return pa.ListArray.from_arrays(offsets, pa.array(flat.reshape(-1)))
 

@@ -114,6 +114,17 @@ def load(path: Path) -> nn.Module:
         raise ValueError(f"{path}: {error}") from error
 
 
+def weight_files(path: Path) -> list[Path]:
+    """Return the files beside an ONNX file that hold its weights, as those of large ones do."""
+    onnx = require("onnx", "onnx", f"reading {path.name}")
+    graph = onnx.load(str(path), load_external_data=False).graph
+    tensors = [*graph.initializer, *(a.t for node in graph.node for a in node.attribute)]
+    entries = [entry for tensor in tensors for entry in tensor.external_data]
+    return [
+        path.parent / name for name in sorted({e.value for e in entries if e.key == "location"})
+    ]
+
+
 def _module(onnx: Any, proto: Any) -> nn.Module:
     graph = proto.graph
     initializers = {tensor.name: tensor for tensor in graph.initializer}

@@ -16,6 +16,8 @@ MODELS = {
     "residual": "small residual network, through torch",
     "residual, small blocks": "the same",
 }
+KILLED = (-9, -15, 130)
+"""Exit codes of a job that was killed; one with another code had ended before."""
 LIMITS = {"embedded": 1.10, "residual": 1.03}
 """Targets of a job's time over a call's."""
 
@@ -99,7 +101,7 @@ def kills(figures: dict[str, Any]) -> str:
             (
                 name,
                 str(len(trials)),
-                str(sum(len(trial["kills"]) for trial in trials)),
+                str(sum(kill["exit"] in KILLED for trial in trials for kill in trial["kills"])),
                 str(sum(trial["lost"] for trial in trials)),
                 str(sum(trial["doubled"] for trial in trials)),
                 f"{sum(trial['identical'] for trial in trials)} of {len(trials)}",

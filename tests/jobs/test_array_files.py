@@ -223,3 +223,16 @@ def test_fingerprints_follow_the_content(
     sampled = prints()
     np.save(shards / "3.npy", images[4:7])
     assert {name for name in sampled if sampled[name] != prints()[name]} == {"3.npy"}
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (12, 4)])
+def test_a_file_that_has_got_another_shape_ends_the_job(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((12, 3), np.float32))
+    source = open_source(InputSpec("arrays", str(path)), None)
+    assert len(source.read(6, 12).keys) == 6
+    np.save(path, np.zeros(shape, np.float32))
+    with pytest.raises(OSError, match=r"x\.npy has changed since the job began"):
+        source.read(6, 12)

@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import advcore
 from advcore import Status, data, jobs
 from advcore.jobs import store as store_module
 from advcore.jobs.inputs import Rows
+from advcore.solve import finish
 
 Make = Callable[..., Any]
 
@@ -90,7 +92,11 @@ def test_a_job_that_is_cut_goes_on_with_the_unfinished_blocks(
     jobs.run(network, source, tmp_path / "whole", block=7)
     source.reads.clear()
     state = jobs.run(
-        network, source, tmp_path / "cut", block=7, callback=lambda state: state.finished >= 14
+        network,
+        source,
+        tmp_path / "cut",
+        block=7,
+        callback=lambda state: state.finished >= np.int64(14),
     )
     assert not state.is_complete
     done = len(source.reads)
@@ -130,6 +136,23 @@ def test_images_that_cannot_be_read_or_attacked_are_rows(
     assert by_key["i6"][1] is None
     alone = advcore.minimize_distortion(random_network(), x[[4, 6]])
     assert rows["distortion"][rows["key"].index("i6")] == alone.distortion[1]
+
+
+@pytest.mark.parametrize("name", ["labels", "targets"])
+def test_a_class_that_the_model_does_not_have_is_a_row(
+    tmp_path: Path, random_network: Make, random_images: Make, name: str
+) -> None:
+    network, x = random_network(), random_images(8)
+    classes = (network.forward(x).argmax(1) + (name == "targets")) % 5
+    classes[3] = 5
+    state = jobs.run(network, jobs.MemorySource(x, **{name: classes}), tmp_path / "o", block=4)
+    assert (state.done.unreadable, state.done.failed, state.done.images) == (1, 0, 8)
+    rows = table(tmp_path / "o")
+    assert rows["key"] == ["0", "1", "2", "3", "4", "5", "6", "7"]
+    assert rows["error"][3] == f"{name[:-1]} 5 is none of the model's 5 classes"
+    everything = jobs.MemorySource(x, **{name: classes + 5})
+    with pytest.raises(ValueError, match=f"{name} must be in"):
+        jobs.run(network, everything, tmp_path / "p", block=4)
 
 
 class Fails:
@@ -185,6 +208,34 @@ def test_a_model_that_always_raises_stops_the_job(
         jobs.run(random_network(), 255 * x, tmp_path / "p", block=5)
 
 
+def test_a_block_without_readable_images_says_nothing_about_the_model(
+    tmp_path: Path, random_network: Make, random_images: Make
+) -> None:
+    x = random_images(20)
+    x[:, 0] = 1
+    with pytest.raises((ValueError, advcore.ModelError), match="no such"):
+        jobs.run(Fails(random_network()), Bad(x, [0, 1, 2, 3]), tmp_path / "o", block=4)
+    assert jobs.status(tmp_path / "o").done.failed == 0
+
+
+def test_a_gpu_that_is_lost_is_no_failure_of_the_other_blocks(
+    tmp_path: Path, random_network: Make, random_images: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where torch runs the model there, each further call of the model raises."""
+    torch = pytest.importorskip("torch")
+    x = random_images(20) * 0.9
+    x[11:, 0] = 1
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    answers: list[bool] = []
+    monkeypatch.setattr("advcore.jobs.attack.answers", lambda device: bool(answers))
+    model = Fails(random_network())
+    with pytest.raises(advcore.DeviceError, match=r"the GPU does not answer any more .*no such"):
+        jobs.run(model, x, tmp_path / "o", block=5)
+    assert jobs.status(tmp_path / "o").done.images == 10
+    answers.append(True)
+    assert jobs.run(model, x, tmp_path / "o", block=5).done.failed == 10
+
+
 def test_an_error_of_the_callback_is_no_failure_of_the_model(
     tmp_path: Path, random_network: Make, random_images: Make
 ) -> None:
@@ -225,6 +276,8 @@ def test_a_folder_with_other_files_is_refused(
         jobs.run(random_network(), random_images(3), tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no job"):
         jobs.status(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no job"):
+        jobs.status(tmp_path / "thesis.tex")
     (tmp_path / "manifest.json").write_text("[1]")
     with pytest.raises(ValueError, match="is damaged"):
         jobs.status(tmp_path)
@@ -285,6 +338,22 @@ def test_the_time_limit_is_for_the_whole_job(
     assert not state.is_complete
     tables = [pq.read_table(p) for p in (tmp_path / "o" / "blocks").glob("*.parquet")]
     assert all("interrupted" not in t["status"].to_pylist() for t in tables)
+
+
+def test_a_block_whose_grid_was_cut_short_is_not_kept(
+    tmp_path: Path, random_network: Make, random_images: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, x = random_network(), np.rint(random_images(6) * 255).astype(np.float32) / 255
+    real = finish.move_to_grid
+
+    def late(*arguments: Any, **settings: Any) -> Any:
+        time.sleep(1.0)
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(finish, "move_to_grid", late)
+    state = jobs.run(network, x, tmp_path / "o", levels=256, time_limit=0.9)
+    assert (state.blocks_done, state.blocks_left) == (0, 1)
+    assert jobs.run(network, x, tmp_path / "o", levels=256).is_complete
 
 
 MEMORY_PROGRAM = """
@@ -367,6 +436,9 @@ def test_warnings_are_those_of_the_first_block(
         ({"shard": "4/3"}, ValueError, "shard must be K/N"),
         ({"effort": "most"}, ValueError, "effort must be one of"),
         ({"efort": "fast"}, TypeError, "efort"),
+        ({"callback": 3}, TypeError, "callback must be"),
+        ({"targets": "2", "untargeted": True}, ValueError, "targets and untargeted exclude"),
+        ({"names": "no.json"}, FileNotFoundError, r"names: no\.json does not exist"),
         ({"targets": "nearest"}, ValueError, "next-likeliest, random, a class's number or name"),
     ],
 )
