@@ -7,6 +7,10 @@
 #define cuda_queue_missing checked_queue_missing
 #define CudaQueue CheckedQueue
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/lsan_interface.h>
+#endif
+
 #include <atomic>
 #include <thread>
 
@@ -73,6 +77,21 @@ int advances = 0, advances_before = -1;  // blocks of `advance`, and those befor
 std::atomic<bool> held = false, let_go = false;
 struct LettingGo {
   ~LettingGo() { let_go = true, held = false; }
+};
+
+// What an abandoned device holds stays, on purpose: it is no leak.
+struct KeptByDevice {
+#if defined(__SANITIZE_ADDRESS__)
+  explicit KeptByDevice(bool abandoned) : abandoned(abandoned) {
+    if (abandoned) __lsan_disable();
+  }
+  ~KeptByDevice() {
+    if (abandoned) __lsan_enable();
+  }
+  const bool abandoned;
+#else
+  explicit KeptByDevice(bool) {}
+#endif
 };
 
 }  // namespace
@@ -159,6 +178,7 @@ void check(const Case& at, std::mt19937& rng) {
     while (held) std::this_thread::yield();
     if (!let_go) (*static_cast<Rounds**>(arguments[0]))->evaluate();
   };
+  const KeptByDevice kept_by_device(at.end == End::abandoned);
   CudaQueue queue(params, job, work, at.slots, at.capacity, 0, memory.get(), &stream,
                   at.piece_bytes);
   rounds.slots = queue.slot_rows();
