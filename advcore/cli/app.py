@@ -121,8 +121,10 @@ def print_note(text: str) -> None:
 def with_dashes(text: str) -> str:
     """Return a text about keywords of the call with them as options of the command.
 
-    These are the keywords that remedies name, such as bounds=(0, 255) and batch_size=1.
+    These are the keywords that remedies name, such as bounds=(0, 255) and batch_size=1, and the
+    one that an error begins with.
     """
+    text = re.sub(r"^(targets|names): ", r"--\1: ", text).replace("(names=...)", "(--names)")
     text = re.sub(r"\bbounds=\((\S+), (\S+)\)", r"--bounds \1 \2", text)
     return re.sub(
         r"\b(batch_size|threads)=(\d+)",

@@ -46,11 +46,11 @@ def class_names(path: Path | None, classes: int) -> list[str] | None:
             content = [content[str(i)] for i in range(len(content))]
         names = [str(name[-1] if isinstance(name, list) else name).strip() for name in content]
     except FileNotFoundError:
-        raise FileNotFoundError(f"--names: {path} does not exist") from None
+        raise FileNotFoundError(f"names: {path} does not exist") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"--names: {path} holds no names of classes ({error})") from None
+        raise ValueError(f"names: {path} holds no names of classes ({error})") from None
     if len(names) != classes:
-        raise ValueError(f"--names: {path} has {len(names)} names, the model {classes} classes")
+        raise ValueError(f"names: {path} has {len(names)} names, the model {classes} classes")
     return names
 
 
@@ -83,7 +83,7 @@ def choose_targets(
 def _class(target_spec: str, classes: int, names: list[str] | None) -> int:
     if re.fullmatch(r"-?[0-9]+", target_spec):
         if not 0 <= int(target_spec) < classes:
-            raise ValueError(f"--targets: class {target_spec} is not in [0, {classes - 1}]")
+            raise ValueError(f"targets: class {target_spec} is not in [0, {classes - 1}]")
         return int(target_spec)
     numbers_by_name: dict[str, list[int]] = {}
     for i, name in enumerate(names or []):
@@ -94,13 +94,13 @@ def _class(target_spec: str, classes: int, names: list[str] | None) -> int:
         return matches[0]
     if matches:
         numbers = ", ".join(map(str, matches))
-        raise ValueError(f"--targets: {target_spec!r} names the classes {numbers}; give the number")
+        raise ValueError(f"targets: {target_spec!r} names the classes {numbers}; give the number")
     similar_names = difflib.get_close_matches(target_spec.lower(), numbers_by_name, 3)
     hint = f"; close: {', '.join(similar_names)}" if similar_names else ""
     if names is None:
-        hint = "; the names of the classes are not known (--names)"
+        hint = "; the names of the classes are not known (names=...)"
     raise ValueError(
-        "--targets: expected next-likeliest, random, a class's number or name, or a .npy file, "
+        "targets: expected next-likeliest, random, a class's number or name, or a .npy file, "
         f"got {target_spec!r}{hint}"
     )
 

@@ -114,6 +114,8 @@ class FindSquash(TorchFunctionMode):
         keeps_sign = _squashing(func, args, kwargs)
         link = self.links.get(id(args[0])) if args else None
         out = func(*args, **kwargs)
+        if out is None and args:  # as of out[:, 0] = ..., which changes a part
+            self.links.pop(id(args[0]), None)
         if isinstance(out, Tensor):
             self.results.append(out)
             self.links.pop(id(out), None)  # an in-place function has changed it

@@ -87,7 +87,14 @@ def test_what_the_search_sees(bare: Any) -> None:
     np.testing.assert_allclose(squashed.forward(x, slots=slots), 2 * logits + 1, rtol=1e-5)
     assert squashed.squash is not None
     assert squashed.squash(1.5) == pytest.approx(2 * np.tanh(0.25) + 1)
+
+    def changed(x: Any) -> Any:
+        out = torch.tanh(bare(x))
+        out[:, 3] = 0
+        return out
+
     for model in (
+        changed,
         lambda x: -torch.tanh(bare(x)),  # another order
         lambda x: torch.tanh(bare(x)) * torch.arange(1, 11),
         lambda x: torch.tanh(bare(x)) @ torch.eye(10),
