@@ -65,7 +65,7 @@ def path() -> Path:
 def tested(device: Any) -> str | None:
     """Why the solver must not run on the device, by its test; None: it may.
 
-    The test runs once for a combination of build, GPU, driver and versions.
+    The test runs once for a combination of build, kind of GPU, driver and versions.
 
     Raises
     ------
@@ -74,7 +74,10 @@ def tested(device: Any) -> str | None:
     """
     key = "; ".join(f"{name} {value}" for name, value in facts(device).items())
     if key not in _outcomes:
-        _outcomes[key] = _recorded(key, device)
+        try:
+            _outcomes[key] = _recorded(key, device)
+        except MemoryError as error:  # a later call may have more of it
+            return f"no memory for its test ({error})"
     return _outcomes[key]
 
 
@@ -96,9 +99,9 @@ def _recorded(key: str, device: Any) -> str | None:
     except NoAnswer as error:
         _write(key, {"state": "failed", "why": str(error)})
         raise
-    except MemoryError as error:
-        _write(key, None)  # there may be memory next time
-        return f"no memory for its test ({error})"
+    except MemoryError:
+        _write(key, None)
+        raise
     except BaseException:
         if time.time() - begin < PROMPT_SECONDS:
             _write(key, None)

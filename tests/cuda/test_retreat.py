@@ -238,6 +238,10 @@ def test_a_test_without_memory_says_nothing_about_the_next(
         assert len(warned) == 1
         assert "no memory" in warned[0]
     assert json.loads(record.read_text()) == {}
+    with simulated_gpu():
+        result, warned = attack(as_callable(embedded_network()), digits)
+    assert not warned
+    assert result.engine["solver"] == "cuda:0"
 
 
 @pytest.mark.parametrize(
