@@ -125,6 +125,13 @@ def attack(
             "name, where the same command goes on; default: nowhere"
         ),
     ] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(
+            help="images of a block where --out is a folder; default: 4,096, of large ones fewer",
+            min=1,
+        ),
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(help="attack a part of the images alone, as in 3/8")
     ] = None,
@@ -182,8 +189,10 @@ def attack(
         if is_job:
             if (starts, picture, output) != (None, None, None):
                 raise ValueError("--starts, --picture and --output need a name.npz as --out")
-            attack_blocks(sources, Path(str(out)), part, options, stage)
+            attack_blocks(sources, Path(str(out)), block, part, options, stage)
             return
+        if block is not None:
+            raise ValueError("--block needs a folder as --out")
         inputs = read_inputs(sources, checked, part)
         if picture is None and images is None:
             picture = Path("advcore_attack.png")

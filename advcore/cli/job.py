@@ -71,6 +71,7 @@ def show_status(
 def attack_blocks(
     sources: Sources,
     out: Path,
+    block: int | None,
     shard: tuple[int, int] | None,
     options: dict[str, Any],
     stage: Stage,
@@ -96,6 +97,7 @@ def attack_blocks(
             model,
             source,
             out,
+            block=block,
             images="float32" if sources.folder is None else "png",
             targets=targets,
             untargeted=sources.untargeted,

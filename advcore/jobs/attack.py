@@ -110,7 +110,8 @@ class Attack:
                 raise DeviceError(f"the GPU does not answer any more ({error})") from error
             reason = " ".join(str(error).split()) or type(error).__name__
             reason = reason.replace("; the exception's .result holds what was computed", "")
-            failed = missing_table(dict.fromkeys(rows.keys, reason), self.images, FAILED)
+            reasons = dict.fromkeys(rows.keys, reason)
+            failed = missing_table(reasons, self.images, FAILED, rows.labels, rows.targets)
             tables = [failed, missing_table(rows.unreadable, self.images)]
             raise BlockFailed(joined(tables)) from error
 

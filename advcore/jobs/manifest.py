@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -15,6 +16,7 @@ from ..options import Options
 from .fingerprint import code_version, device_of, hash_of, text_of
 from .inputs import Source
 from .locks import lock
+from .store import BLOCKS, TABLE, TABLE_LOCK
 
 NAME = "manifest.json"
 LOCK = ".lock-manifest"
@@ -29,7 +31,7 @@ FILES = (".onnx", ".pt2", ".safetensors")
 
 
 class OtherJob(ValueError):
-    """The folder holds the results of another job. The message names the differences."""
+    """The folder holds another job. The message names the differences."""
 
 
 def describe(
@@ -81,6 +83,9 @@ def _hash_of_files(path: Path) -> str:
 def check(folder: Path, manifest: dict[str, dict[str, str]]) -> None:
     """Write the manifest of a new job, or raise where the folder has that of another one.
 
+    A job that was refused or ended before its first block has no results. Its manifest is replaced,
+    unless a process is at work on it.
+
     Raises
     ------
     OtherJob
@@ -89,23 +94,38 @@ def check(folder: Path, manifest: dict[str, dict[str, str]]) -> None:
         The folder has other files, but no manifest.
     """
     path = folder / NAME
-    if not path.exists():
-        # Hidden files are those of a job that was killed while it wrote its manifest.
-        if folder.exists() and any(not name.name.startswith(".") for name in folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no job; give another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        with lock(folder / LOCK):  # Another process may begin a job there at the same time.
-            if not path.exists():
-                write_text(path, json.dumps(manifest, indent=1) + "\n")
-                return
-    differences = compare(read(folder), manifest)
-    if differences:
-        more = len(differences) - MOST_DIFFERENCES
-        shown = differences[:MOST_DIFFERENCES] + ([f"{more} more"] if more > 0 else [])
-        raise OtherJob(
-            f"{folder} holds the results of another job: {'; '.join(shown)}. Give another folder, "
-            "or the same model, options, inputs and version"
-        )
+    # Hidden files are those of a job that was killed while it wrote its manifest.
+    others = [] if not folder.exists() else [f for f in folder.iterdir() if f.name[0] != "."]
+    if others and not path.exists():
+        raise ValueError(f"{folder} is not empty and holds no job; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock(folder / LOCK))  # Another process may begin a job there as well.
+        differences = compare(read(folder), manifest) if path.exists() else []
+        if path.exists() and not differences:
+            return
+        if not differences or _is_unused(folder, stack):
+            write_text(path, json.dumps(manifest, indent=1) + "\n")
+            return
+    more = len(differences) - MOST_DIFFERENCES
+    shown = differences[:MOST_DIFFERENCES] + ([f"{more} more"] if more > 0 else [])
+    raise OtherJob(
+        f"{folder} holds another job: {'; '.join(shown)}. Give another folder, or the same model, "
+        "options, inputs, versions and threads"
+    )
+
+
+def _is_unused(folder: Path, stack: contextlib.ExitStack) -> bool:
+    """Whether a job has no block, and no process at work: the stack holds its locks then."""
+    if (folder / TABLE).exists() or any((folder / BLOCKS).glob("block-*.parquet")):
+        return False
+    try:
+        for path in folder.glob(".lock*"):
+            if path.name not in (LOCK, TABLE_LOCK):
+                stack.enter_context(lock(path, wait=False))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read(folder: Path) -> dict[str, dict[str, str]]:

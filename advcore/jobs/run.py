@@ -99,8 +99,8 @@ def run(
     Raises
     ------
     OtherJob
-        The folder holds a job with another model, options, inputs or version. It is a ValueError
-        whose message names the differences.
+        The folder holds blocks of a job with another model, options, inputs or version. It is a
+        ValueError whose message names the differences.
     TypeError, ValueError
         An argument is not as described, or the first blocks all failed.
     ModelError
@@ -134,9 +134,11 @@ def run(
         "names of classes": "none" if names is None else hash_of(names.read_bytes()),
     }
     store = Store(Path(output), plan)
-    manifest.check(store.folder, manifest.describe(model, model_name, source, checked, settings))
+    described = manifest.describe(model, model_name, source, checked, settings)
+    manifest.check(store.folder, described)
     attack = Attack(model, source, checked, images, targets, untargeted, names)
     with sigterm_as_ctrl_c(), store.locked(part):
+        manifest.check(store.folder, described)  # Before the lock another one may have replaced it.
         store.scan()
         _attack_blocks(attack, store, part, retry, begin, callback, progress)
         store.scan()  # Other shards may have ended meanwhile.

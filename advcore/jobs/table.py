@@ -126,11 +126,22 @@ def joined(tables: list[Any]) -> Any:
     return arrow().concat_tables(tables)
 
 
-def missing_table(reasons: dict[str, str], images: str, status: str = UNREADABLE) -> Any:
-    """Return rows of images without a result, with the reason for each key."""
+def missing_table(
+    reasons: dict[str, str],
+    images: str,
+    status: str = UNREADABLE,
+    labels: NDArray[np.int64] | None = None,
+    targets: NDArray[np.int64] | None = None,
+) -> Any:
+    """Return rows of images without a result, with the reason for each key.
+
+    Labels and targets (B,) are those of the keys, where they are known.
+    """
     pa = arrow()
     known = {
         "key": pa.array(list(reasons), pa.string()),
+        "label": None if labels is None else pa.array(labels),
+        "target": None if targets is None else pa.array(targets),
         "status": pa.array([status] * len(reasons), pa.string()),
         "success": pa.array([False] * len(reasons), pa.bool_()),
         "error": pa.array(list(reasons.values()), pa.string()),

@@ -123,6 +123,13 @@ def test_an_attack_with_a_folder_goes_on(folder: Path) -> None:
     np.testing.assert_array_equal(np.float32(rows("kept")["distortion"]), result.distortion)
     block = pq.read_table("kept/blocks")["adversarial"].to_pylist()
     np.testing.assert_array_equal(np.float32(block), result.adversarial)
+    done = run(*command, "--out", "small", "--count", 40, "--block", 15)
+    assert done.exit_code == 0, done.output
+    assert len(list(Path("small/blocks").glob("*.parquet"))) == 3
+    assert rows("small") == rows("kept")
+    done = run(*command, "--out", "r.npz", "--block", 15)
+    assert done.exit_code == 2
+    assert "--block needs a folder as --out" in done.stderr
     done = run(*command, "--out", "kept")
     assert done.exit_code == 2
     assert "job images: 40 there, 80 now" in done.stderr

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from advcore import _files, jobs
 from advcore.jobs import manifest
 from advcore.jobs import store as store_module
+from advcore.jobs.locks import lock
 from advcore.jobs.plan import Plan
 from advcore.jobs.store import Store
 
@@ -64,14 +65,20 @@ def test_a_block_that_is_written_again_is_in_the_table_of_another_process(
 def test_two_other_jobs_do_not_begin_in_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads: list[threading.Thread] = []
+    """The second one waits for the manifest of the first, and finds it at work or gone."""
+    folder, threads = tmp_path / "o", []
     found: list[str] = []
 
     def begin(effort: str) -> None:
+        wanted = {"options": {"effort": effort}}
         try:
-            manifest.check(tmp_path / "o", {"options": {"effort": effort}})
-            found.append(effort)
-        except jobs.OtherJob:
+            manifest.check(folder, wanted)
+            with lock(folder / f".lock-{effort}", wait=False):
+                manifest.check(folder, wanted)
+                found.append(effort)
+                if effort == "fast":
+                    threads[0].join()
+        except (jobs.OtherJob, BlockingIOError):
             found.append("refused")
 
     def slow(path: Path, text: str) -> None:
@@ -84,8 +91,22 @@ def test_two_other_jobs_do_not_begin_in_one_folder(
     monkeypatch.setattr(manifest, "write_text", slow)
     begin("fast")
     threads[0].join()
-    assert sorted(found) == ["fast", "refused"]
-    assert manifest.read(tmp_path / "o") == {"options": {"effort": "fast"}}
+    (winner,) = (name for name in found if name != "refused")
+    assert len(found) == 2
+    assert manifest.read(folder) == {"options": {"effort": winner}}
+
+
+def test_a_job_without_a_block_makes_way_for_another(tmp_path: Path) -> None:
+    folder = tmp_path / "o"
+    for effort in ("fast", "best"):
+        manifest.check(folder, {"options": {"effort": effort}})
+        assert manifest.read(folder) == {"options": {"effort": effort}}
+    (folder / "blocks").mkdir()
+    with lock(folder / ".lock"), pytest.raises(jobs.OtherJob, match="best there, fast now"):
+        manifest.check(folder, {"options": {"effort": "fast"}})
+    (folder / "blocks" / "block-000000.parquet").touch()
+    with pytest.raises(jobs.OtherJob, match="best there, fast now"):
+        manifest.check(folder, {"options": {"effort": "fast"}})
 
 
 def test_a_block_that_is_damaged_later_is_named(

@@ -176,7 +176,8 @@ def test_a_block_on_which_the_model_raises_is_recorded(
 ) -> None:
     x = random_images(20) * 0.9
     x[5 * block + 1, 0] = 1
-    model, source = Fails(random_network()), jobs.MemorySource(x)
+    labels = np.arange(20) % 2
+    model, source = Fails(random_network()), jobs.MemorySource(x, labels)
     state = jobs.run(model, source, tmp_path / "o", block=5)
     assert state.is_complete
     assert (state.done.failed, state.done.images) == (5, 20)
@@ -184,6 +185,7 @@ def test_a_block_on_which_the_model_raises_is_recorded(
     rows = table(tmp_path / "o")
     failed = [i for i, status in enumerate(rows["status"]) if status == "failed"]
     assert failed == list(range(5 * block, 5 * block + 5))
+    assert rows["label"] == labels.tolist()
     assert "RuntimeError: no such image" in rows["error"][failed[0]]
     before = files(tmp_path / "o")
     jobs.run(model, source, tmp_path / "o", block=5)
