@@ -11,7 +11,7 @@ from .inputs import Source
 
 MOST_IMAGES = 4096
 """Images of a block, where they are small. With 256 a small residual network through torch takes
-1.3 times as long as without blocks, with 4,096 it does not (benchmarks/bench_jobs.py)."""
+1.5 times as long as without blocks, with 4,096 it does not (benchmarks/bench_jobs.py)."""
 BLOCK_BYTES = 1 << 28
 """Bytes of the images of a block as float32; the run needs some five times as many. Of pictures of
 3x224x224 it is 445."""
