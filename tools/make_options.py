@@ -60,11 +60,11 @@ ENVIRONMENT = {
     "ADVCORE_ISA": "widest instruction set that the engine may use on the CPU: `base`, `v3` "
     "(AVX2) or `v4` (AVX-512). Unset: the widest that the processor has",
     "ADVCORE_GPU": "what the solver does with a model on a GPU. `auto` (default): it runs there "
-    "if it passes a test, once a kind of GPU, and on the CPU where it fails; each retreat warns once. "
-    "`torch`: the model runs through torch and the solver on the CPU. `off`: networks run in the "
-    "engine on the CPU, and the model on the GPU verifies; other models as with `torch`. `force`: "
-    "on the GPU without test or retreat. `advcore info --gpu` shows the outcome, which is kept in "
-    "`~/.cache/advcore/gpu.json`",
+    "if it passes a test, once a kind of GPU, and on the CPU where it fails; each retreat warns "
+    "once. `torch`: the model runs through torch and the solver on the CPU. `off`: networks run in "
+    "the engine on the CPU, and the model on the GPU verifies; other models as with `torch`. "
+    "`force`: on the GPU without test or retreat. `advcore info --gpu` shows the outcome, which is "
+    "kept in `~/.cache/advcore/gpu.json`",
     "ADVCORE_PRECISION": "precision of the products of a native network on a GPU: `tf32x3` or "
     "`ieee`. Unset: `tf32x3`. Results are verified in float32 in any case",
     "ADVCORE_RESULTS": "folder where the benchmarks write their figures. Unset: "
