@@ -14,6 +14,7 @@ from ..errors import OutOfTime
 from .batches import BatchRule, BatchSizes
 from .hints import error_hint
 from .logits import Logits, SquashFunction
+from .module_of import module_of
 from .protocol import model_errors, takes_one_image
 from .steps import check_reaches
 from .torch_calls import dense_logits, is_compiled, padded, torch_threads, with_graph_bytes
@@ -94,8 +95,9 @@ class TorchOracle:
         self._n = math.prod(self._shape)
         self._device = torch.device("cpu")
         self._dtype = torch.float32
-        if isinstance(model, torch.nn.Module):
-            tensors = [*model.parameters(), *model.buffers()]
+        module = module_of(model).inner
+        if module is not None:
+            tensors = [*module.parameters(), *module.buffers()]
             self._device = tensors[0].device if tensors else self._device
             floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
             self._dtype = next(floating, self._dtype)

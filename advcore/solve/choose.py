@@ -26,6 +26,7 @@ from ..oracles.logits import (
     sigmoid_output,
     softmax_output,
 )
+from ..oracles.module_of import ModuleOf, module_of
 from ..oracles.torch_calls import torch_threads
 from . import gpu
 from .backends import (
@@ -49,6 +50,8 @@ SQUASHED = {"tanh": math.tanh, "sigmoid": lambda z: 0.5 + 0.5 * math.tanh(0.5 * 
 UNSQUASHED_CONFIDENCE = 1e-4
 """Confidence, the default, up to which a margin of the logits before a squashing function at the
 model's end stands for one of the outputs."""
+SAME_LOGITS = 1e-3
+"""Difference of logits, relative to the largest, up to which two forms are one model."""
 UNBOUNDED_WIDTH = 256.0
 """Distance of bounds above which they say nothing about the images."""
 CONVOLUTION_WEIGHTS = 2_000_000
@@ -111,14 +114,38 @@ def _tried_backend(
     is_module = torch is not None and isinstance(model, torch.nn.Module)
     if not is_module and hasattr(model, "forward") and hasattr(model, "backward"):
         return _numpy_backend(model, sample, shape, options, clock, count)
-    if not callable(model):
-        raise TypeError(
-            "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy forward "
-            f"and backward, got {type(model).__name__}"
-        )
+    found = module_of(model)
+    if not callable(model):  # a wrapper of another library stands for the module in it
+        if found.module is None:
+            raise TypeError(
+                "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy "
+                f"forward and backward, got {type(model).__name__} ({found.note})"
+            )
+        _check_eval_mode(found.inner)
+        backend = _torch_backend(found.module, found, sample, shape, options, clock, count)
+        _check_predictions(model, backend.verifier, sample, shape)
+        return backend
     if is_module:
         _check_eval_mode(model)
-    return _torch_backend(model, sample, shape, options, clock, count)
+    return _torch_backend(model, found, sample, shape, options, clock, count)
+
+
+def _check_predictions(
+    wrapper: Any, verifier: Verifier, sample: Floats, shape: tuple[int, ...]
+) -> None:
+    """Raises where the module found in a wrapper that is no callable has other logits than it."""
+    few = sample[:SINGLE_EVALUATIONS]
+    if not len(few):
+        return
+    logits = verifier.forward(few)
+    outputs = np.asarray(wrapper.predict(few.reshape(len(few), *shape)), np.float32)
+    tolerance = SAME_LOGITS * (1 + largest_logit(logits))
+    logits = logits[:, -outputs.shape[1] :]  # of a single logit the second
+    if outputs.shape != logits.shape or difference(outputs, logits) > tolerance:
+        raise ValueError(
+            f"model must give the logits of the module in it, predict of the "
+            f"{type(wrapper).__name__} gives others; pass the module"
+        )
 
 
 def _on_cpu(options: Options) -> bool:
@@ -223,16 +250,17 @@ def _trial_rows(sample: Floats, batch_size: int | None) -> Floats:
 
 def _torch_backend(
     model: Any,
+    found: ModuleOf,
     sample: Floats,
     shape: tuple[int, ...],
     options: Options,
     clock: TrialClock,
     count: int | None,
 ) -> Backend:
-    """A module in the engine where it can be lowered, else through torch, as other callables."""
+    """A model in the engine where its module can be lowered, else through torch."""
     _check_device(options.device)
     batch_size = options.batch_size
-    if batch_size is not None and _is_lowerable(model, shape):
+    if batch_size is not None and _is_lowerable(found.module, shape):
         batch_size = None  # it takes any batch, and its margin does not depend on the option
     sample = _trial_rows(sample, batch_size)
     trial = sample if len(sample) else None
@@ -242,14 +270,15 @@ def _torch_backend(
             model, shape, options.device, trial, False, batch_size, clock.check, rule
         )
     logits = _check_logits(oracle, sample, batch_size)
-    reason = "a callable that is not a module"
+    reason = found.note
     place = oracle.device.type
     lowerable = place == "cuda" or (_on_cpu(options) and place == "cpu")
     network: Network | None = None
     if len(logits) != len(sample):
         reason, lowerable = "time_limit passed while the model was tried", False
-    if lowerable and isinstance(model, sys.modules["torch"].nn.Module):
-        network, reason = _lowered(model, sample, shape, logits)
+    if lowerable and found.module is not None:
+        network, reason = _lowered(found.module, sample, shape, logits)
+        reason = f"{found.note}: {reason}" if found.note else reason
         if network is not None and place == "cpu":
             info = EngineInfo("native", "cpu", _core.isa(), reason)
             return _native_backend(network, OracleVerifier(oracle), info, options)
@@ -331,7 +360,7 @@ def _lowered(
     weights = sum(layer.weight.size for layer in network.layers if layer.geometry)
     if weights > CONVOLUTION_WEIGHTS:
         return None, f"convolutions with {weights:,} weights are as fast through torch"
-    tolerance = 1e-3 * (1 + largest_logit(logits))
+    tolerance = SAME_LOGITS * (1 + largest_logit(logits))
     if difference(network.forward(sample), logits) > tolerance:
         return None, "the lowered network gives other logits"
     return network, "the module was lowered to a native network"
