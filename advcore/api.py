@@ -17,18 +17,12 @@ from .options import Options, Progress, penalty_from_norm
 from .oracles.logits import batched, squashing
 from .result import Result
 from .solve.backends import Backend, Results
-from .solve.choose import (
-    PROBE_IMAGES,
-    are_probed,
-    check_backward,
-    choose_backend,
-    probe_images,
-    trial_images,
-)
+from .solve.choose import check_backward, choose_backend
 from .solve.finish import Stop, finish, make_result
 from .solve.interrupts import Interrupts
 from .solve.job import Job, RunMonitor, TrialClock
 from .solve.params import Facts, effort_within_budget, engine_params
+from .solve.probes import PROBE_IMAGES, are_probed, probed_noise, trial_images
 from .solve.starts import nearest_starts
 from .solve.verify import NOISE_FACTOR, Judge
 
@@ -259,7 +253,7 @@ def _make_judge(
     count, required = len(flat), options.confidence
     if count:
         with contextlib.suppress(OutOfTime):
-            required += NOISE_FACTOR * backend.noise(probe_images(*bounds))
+            required += NOISE_FACTOR * probed_noise(backend, *bounds)
     classes = None
     if labels is not None:
         classes = validate.classes(labels, "labels", count, backend.classes)

@@ -112,9 +112,9 @@ def _inside_module(module: Any, torch: Any) -> _Step | None:
         getattr(module, "_orig_mod", None), nn.Module
     ):
         return _Step(module._orig_mod, "a compiled module")
-    if kind in (nn.DataParallel, nn.parallel.DistributedDataParallel):
-        if len(module.device_ids or ()) <= 1 and not _has_hooks(module):
-            return _Step(module.module, kind.__name__)
+    is_parallel = kind in (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    if is_parallel and len(module.device_ids or ()) <= 1 and not _has_hooks(module):
+        return _Step(module.module, kind.__name__)
     return None
 
 
@@ -126,7 +126,7 @@ def _inside_method(method: types.MethodType, torch: Any) -> _Step:
     owner, function = method.__self__, method.__func__
     name = function.__name__
     if not isinstance(owner, torch.nn.Module):
-        if function is getattr(type(owner), "__call__", None):
+        if function is vars(type(owner)).get("__call__"):
             return _Step(owner, "a bound method")
         raise _Unknown(f"the method {name} of a {type(owner).__name__}, which is not a module")
     if function is torch.nn.Module.__call__:
@@ -191,7 +191,7 @@ def _inside_foolbox(model: Any) -> _Step:
     def before(module: Any) -> Any:
         from .wrapper_input import with_input
 
-        return with_input(*raw, flip_axis, module)
+        return with_input(module, raw[0], raw[1], flip_axis)
 
     return _Step(cells["model"].cell_contents, "a Foolbox PyTorchModel", before)
 
@@ -208,7 +208,7 @@ def _inside_foolbox_bounds(model: Any) -> _Step:
         if scale == 1 and low == inner_low:
             return module
         shift = torch.tensor([low - inner_low / scale])
-        return with_input(shift, torch.tensor([1 / scale]), None, module)
+        return with_input(module, shift, torch.tensor([1 / scale]))
 
     return _Step(model._model, "Foolbox bounds", before)
 
@@ -232,8 +232,8 @@ def _inside_art(classifier: Any) -> _Step:
 
         device = next((tensor.device for tensor in module.parameters()), None)
         for mean, std in reversed(maps):
-            parts = [_art_tensor(value, shape).to(device) for value in (mean, std)]
-            module = with_input(*parts, None, module)
+            shift, scale = (_art_tensor(value, shape).to(device) for value in (mean, std))
+            module = with_input(module, shift, scale)
         return module
 
     return _Step(classifier.model, "an ART PyTorchClassifier", before)

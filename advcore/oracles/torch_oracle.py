@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -119,6 +120,7 @@ class TorchOracle:
         self._scales: SmoothingScales | None = None
         self._squash_call: int | None = None
         self.squash: SquashFunction | None = None
+        self.noises: dict[Any, float] | None = None
         self.saved_bytes = self.smoothed_bytes = 0
         self.kind = "smooth"
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
@@ -128,6 +130,16 @@ class TorchOracle:
         self.classes = self._logits.classes
         if survey:
             self.survey()
+
+    def with_model(self, model: Any, check_time: Callable[[], None] | None = None) -> TorchOracle:
+        """A copy for a model like this oracle's, or None, that knows what was found out."""
+        oracle = copy.copy(self)
+        oracle._model, oracle.check_time = model, check_time
+        oracle._leaf = oracle._output = oracle.noises = None
+        oracle._logits, oracle._scales = copy.copy(self._logits), copy.copy(self._scales)
+        if oracle._scales is not None:
+            oracle._scales.table = None
+        return oracle
 
     def survey(self, unsquash: bool = False) -> None:
         """Look for activations to smooth, and set ``kind``. A small network takes 4 ms.

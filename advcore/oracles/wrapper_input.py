@@ -1,4 +1,4 @@
-"""What other libraries' wrappers do to images before the model. Importing this file imports torch."""
+"""What wrappers of other libraries do to images. Importing this file imports torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WrapperInput(nn.Module):
         return (x - self.mean) / self.std
 
 
-def with_input(mean: Any, std: Any, flip_axis: int | None, module: nn.Module) -> nn.Module:
+def with_input(module: nn.Module, mean: Any, std: Any, flip_axis: int | None = None) -> nn.Module:
     """The module with `Normalize` before it, where that says the same, else with `WrapperInput`.
 
     Parameters

@@ -38,7 +38,8 @@ from advcore.effort import Effort
 from advcore.models import training
 from advcore.network import Normalize
 from advcore.options import Options
-from advcore.solve.choose import PROBE_IMAGES, choose_backend
+from advcore.solve.choose import choose_backend
+from advcore.solve.probes import PROBE_IMAGES
 from advcore.solve.schedules import find_effort
 
 CACHE = Path(tempfile.gettempdir()) / "advcore_benchmarks"

@@ -339,7 +339,7 @@ def test_exported_program_of_a_fixed_batch(torch: Any) -> None:
 @pytest.mark.parametrize("lowered", [True, False])
 def test_tensors_come_back_as_tensors(torch: Any, lowered: bool) -> None:
     net, x = module(torch), images(8)
-    model = net if lowered else lambda v: net(v)
+    model = net if lowered else lambda v: 1 * net(v)
     expected = advcore.minimize_distortion(model, x)
     assert isinstance(expected.adversarial, np.ndarray)
     for tensor in (
@@ -365,7 +365,7 @@ def test_tensors_come_back_as_tensors(torch: Any, lowered: bool) -> None:
 @pytest.mark.parametrize("lowered", [True, False])
 def test_single_logit_in_torch_is_the_binary_form(torch: Any, lowered: bool) -> None:
     net, x = module(torch, classes=1), images(12)
-    model = net if lowered else lambda v: net(v)
+    model = net if lowered else lambda v: 1 * net(v)
     result = advcore.minimize_distortion(model, x, bounds=(-20, 20))
     assert result.engine["path"] == ("native" if lowered else "torch")
     with torch.no_grad():

@@ -11,7 +11,7 @@ from support.same_results import same
 from support.small_models import refuse
 
 import advcore
-from advcore.solve.choose import probe_images, trial_images
+from advcore.solve.probes import probe_images, trial_images
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
