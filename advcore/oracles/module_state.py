@@ -66,11 +66,13 @@ class ModuleState:
             if getattr(hooks, f"_global_{name}", None):
                 raise NoState
         self._module(module)
-        self.addresses = [(id(tensor), tensor.data_ptr()) for tensor in self.tensors]
+        self.addresses: list[tuple[int, int]] = [
+            (id(tensor), tensor.data_ptr()) for tensor in self.tensors
+        ]
 
     def is_built_as(self, other: ModuleState) -> bool:
         """Whether both have the same parts, attributes and tensors, whose values may differ."""
-        return bool(self.addresses == other.addresses and self.entries == other.entries)
+        return self.addresses == other.addresses and self.entries == other.entries
 
     def _module(self, part: Any) -> None:
         add, values = self.entries.append, part.__dict__
@@ -186,16 +188,17 @@ class Copies:
     def fit(tensors: list[Any]) -> bool:
         """Whether the tensors are small enough."""
         sizes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return sizes <= MOST_COPIED_BYTES
+        return bool(sizes <= MOST_COPIED_BYTES)
 
     def equal(self, tensors: list[Any]) -> bool:
         """Whether all have the values of before, bit for bit."""
-        pairs = zip(map(_bits, tensors), self._copies, strict=True)
-        return all(
-            np.array_equal(bits[begin : begin + BLOCK], copy[begin : begin + BLOCK])
-            for bits, copy in pairs
-            for begin in range(0, len(copy), BLOCK)
-        )
+        for tensor, copy in zip(tensors, self._copies, strict=True):
+            bits = _bits(tensor)
+            for begin in range(0, len(copy), BLOCK):
+                part = slice(begin, begin + BLOCK)
+                if not np.array_equal(bits[part], copy[part]):
+                    return False
+        return True
 
 
 def _bits(tensor: Any) -> NDArray[Any]:
