@@ -132,7 +132,8 @@ FORMS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "ONNX file, dynamo exporter": (lambda net, x: onnx_file(net, x, True), "onnxscript"),
     "torch.compile": (lambda net, x: torch.compile(net), ""),
     "checkpointed": (lambda net, x: Checkpointed(net).eval(), ""),
-    "torch.jit.script": (lambda net, x: torch.jit.script(net), ""),
+    # TorchScript cannot read annotations of attributes that are strings.
+    "torch.jit.script": (lambda net, x: torch.jit.script(torch.fx.symbolic_trace(net)), ""),
     "torch.jit.trace": (lambda net, x: torch.jit.trace(net, x), ""),
     "Foolbox PyTorchModel": (foolbox_model, "foolbox"),
     "ART PyTorchClassifier": (art_classifier, "art"),

@@ -271,7 +271,8 @@ class Block(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) in, (B, C', H', W') out."""
         inner = self.inner(self.first(x))
-        return torch.as_tensor(self.outer(self.second(inner) + self.shortcut(x)))
+        out: torch.Tensor = self.outer(self.second(inner) + self.shortcut(x))
+        return out
 
 
 def _models_folder() -> Path:
