@@ -1,55 +1,25 @@
-"""Recognise torch modules that are chains of known layers, and convert them to native layers.
+"""Layers under construction, in float64, and the builder that adds them one after the other.
 
-Only exact types are accepted, as the forward of a subclass, or of a module of the user's with one
-`Sequential` inside, may do anything. Any other module raises `Unsupported` and runs through torch.
+`reading/lower.py` reads the operations of a torch model and calls the builder.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .layers import ACTIVATIONS, TORCH_NAMES, Convolution, Layer, Unsupported
-
-if TYPE_CHECKING:
-    import torch
+from .layers import Convolution, Layer, Unsupported
 
 Float64 = NDArray[np.float64]
-
-
-def lower(module: object, input_shape: tuple[int, ...]) -> list[Layer | Convolution]:
-    """Native layers of ``module`` for images of ``input_shape``; see `Network.from_torch`.
-
-    Raises
-    ------
-    Unsupported
-        The module has no native form; the error names the module and the reason.
-    ValueError
-        ``input_shape`` is empty, or an entry is not positive.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(module, torch.nn.Module):
-        raise Unsupported(f"model ({type(module).__name__}): not a torch.nn.Module")
-    if isinstance(module, torch.fx.GraphModule):
-        raise Unsupported(
-            "an exported program runs through torch; pass the module itself for the native engine"
-        )
-    state = torch.nn.modules.module
-    for name in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"):
-        if getattr(state, f"_global_{name}", None):
-            raise Unsupported("global module hooks are registered")
-    lowering = _Lowering(input_shape)
-    lowering.visit(module, "")
-    return lowering.finish()
+Integers = NDArray[np.int64]
 
 
 @dataclass
-class _Linear:
+class LinearDraft:
     """A fully connected layer under construction, in float64.
 
     Attributes
@@ -83,7 +53,7 @@ class _Linear:
 
 
 @dataclass
-class _Convolution(_Linear):
+class ConvolutionDraft(LinearDraft):
     """A convolution under construction, for images of ``shape``: weight (out, in, y, x)."""
 
     shape: tuple[int, int, int] = (1, 1, 1)
@@ -99,7 +69,7 @@ class _Convolution(_Linear):
         return self.to_native().out_shape
 
     def absorb(self, scale: Float64, shift: Float64) -> bool:
-        """See `_Linear.absorb`; there is an entry for each position of each feature."""
+        """See `LinearDraft.absorb`; there is an entry for each position of each feature."""
         scales = scale.reshape(len(self.bias), -1)
         is_uniform = len(scale) > 0 and bool((np.ptp(scales, axis=1) == 0).all())
         shifts = shift.reshape(len(self.bias), -1)
@@ -111,7 +81,7 @@ class _Convolution(_Linear):
         return True
 
     def to_native(self) -> Convolution:
-        """See `_Linear.to_native`."""
+        """See `LinearDraft.to_native`."""
         value = np.zeros(self.shape[0]) if self.padding_value is None else self.padding_value
         return Convolution(
             self.weight.astype(np.float32),
@@ -127,145 +97,151 @@ class _Convolution(_Linear):
         )
 
 
-class _Lowering:
-    """Visits the modules in the order of the forward, and collects layers.
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A value of one image between two operations: ``(scale * h + shift)[order]``.
 
     Attributes
     ----------
+    layer : int
+        Number of the layer whose flat output h is; -1: h is the image.
     shape : tuple of int
-        Shape of the value after the last module, without the batch.
-    layers : list
-        Layers under construction.
-    scale, shift : ndarray or None
-        The map ``h -> scale * h + shift``, with one entry per value, that waits for a Linear or
-        Conv2d to absorb it; None where no map waits.
-    dtype : torch.dtype or None
-        Type of all weights so far; None before the first.
-    location : str
-        The module being visited, for error texts.
+        Shape of the value, without the batch.
+    size : int
+        Number of values of h.
+    scale, shift : ndarray (size,) or None
+        A map that waits for a layer to absorb it; None: the identity.
+    order : ndarray or None
+        Places in h of the values; None: all of them in their order.
+    padding : tuple of int
+        Rows and columns of zeros around the value, which a convolution is to take as its own.
+    is_shared : bool
+        Whether another operation reads h too, so that its layer must stay as it is.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        if not shape or min(shape) < 1:
-            raise ValueError(f"input_shape must be positive integers, got {shape}")
-        self.shape = shape
-        self.layers: list[_Linear] = []
-        self.scale: Float64 | None = None
-        self.shift: Float64 | None = None
-        self.dtype: object = None
-        self.location = ""
+    layer: int
+    shape: tuple[int, ...]
+    size: int
+    scale: Float64 | None = None
+    shift: Float64 | None = None
+    order: Integers | None = None
+    padding: tuple[int, int] = (0, 0)
+    is_shared: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the value is h itself, in any shape."""
+        return self.scale is None and self.order is None and self.padding == (0, 0)
+
+
+class Builder:
+    """Adds layers to values.
+
+    Attributes
+    ----------
+    layers : list
+        Layers under construction.
+    location : str
+        The operation at work, for error texts.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[LinearDraft] = []
+        self.location = "model"
 
     def fail(self, why: str) -> NoReturn:
-        """Raise `Unsupported` for the module being visited."""
+        """Raise `Unsupported` for the operation at work."""
         raise Unsupported(f"{self.location}: {why}")
 
-    def visit(self, module: torch.nn.Module, path: str) -> None:
-        """Add the layers of ``module``, whose name in the model is ``path``."""
-        from torch import nn
+    def image(self, shape: tuple[int, ...]) -> Value:
+        """The image itself."""
+        return Value(-1, shape, math.prod(shape))
 
-        self.location = f"{f'layer {path}' if path else 'model'} ({type(module).__name__})"
-        self.check(module)
-        kind: type[Any] = type(module)
-        if kind is nn.Sequential:
-            for name, child in module._modules.items():  # named_children() leaves out repetitions
-                assert child is not None
-                self.visit(child, f"{path}.{name}" if path else name)
-        elif kind in (nn.Identity, nn.Dropout, nn.Dropout2d):
-            return
-        elif kind is nn.Flatten or self.is_flatten_images(kind):
-            self.flatten(module)
-        elif kind is nn.Unflatten:
-            self.unflatten(module)
-        elif kind is nn.Linear:
-            self.linear(module)
-        elif kind is nn.Conv2d:
-            self.convolution(module)
-        elif kind in (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d):
-            self.pooling(module, "max" if kind is nn.MaxPool2d else "mean")
-        elif kind in (nn.BatchNorm1d, nn.BatchNorm2d):
-            self.batch_norm(module, 2 if kind is nn.BatchNorm2d else 1)
-        elif self.is_normalize(kind):
-            self.normalize(module)
-        else:
-            self.activation(module)
+    def reshape(self, value: Value, shape: tuple[int, ...]) -> Value:
+        """The same values in another shape, in the same order."""
+        self.check_unpadded(value)
+        return replace(value, shape=shape)
 
-    def check(self, module: torch.nn.Module) -> None:
-        """Refuse hooks and modes that make a known type behave unlike itself."""
-        for name in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"):
-            if getattr(module, f"_{name}", None):
-                self.fail(f"it has {name.replace('_', ' ')}")
-        if "forward" in vars(module):
-            self.fail("its forward is replaced on the instance")
-        if hasattr(module, "parametrizations"):
-            self.fail("it is parametrized")
-        if module.training:
-            self.fail("it is in training mode")
+    def reorder(self, value: Value, order: Integers) -> Value:
+        """The values at the places ``order``, whose shape is that of the result."""
+        self.check_unpadded(value)
+        flat = order.reshape(-1)
+        places = flat if value.order is None else value.order[flat]
+        is_identity = len(places) == value.size and bool((places == np.arange(value.size)).all())
+        return replace(value, shape=order.shape, order=None if is_identity else places)
 
-    def array(self, tensor: Any, name: str) -> Float64:
-        """A copy of a weight in float64; `Unsupported` unless it is a plain finite tensor."""
-        import torch
+    def check_unpadded(self, value: Value) -> None:
+        if value.padding != (0, 0):
+            self.fail("zeros around a value have no native form without a convolution")
 
-        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-            self.fail(f"its {name} is a {type(tensor).__name__}, not a plain tensor")
-        if tensor.dtype not in (torch.float32, torch.float64):
-            self.fail(f"its {name} is {tensor.dtype}, not float32 or float64")
-        if tensor.layout != torch.strided or tensor.device.type == "meta":
-            self.fail(f"its {name} has no dense data ({tensor.layout}, {tensor.device})")
-        if self.dtype not in (None, tensor.dtype):
-            self.fail(f"its {name} is {tensor.dtype}, earlier ones are {self.dtype}")
-        self.dtype = tensor.dtype
-        array: Float64 = tensor.detach().cpu().to(torch.float64).numpy().copy()
-        if not np.isfinite(array).all():
-            self.fail(f"its {name} is not finite")
-        return array
+    def affine(self, value: Value, scale: Float64, shift: Float64, divisor: Float64) -> Value:
+        """``(scale * h + shift) / divisor``, each of which broadcasts to the shape of the value."""
+        self.check_unpadded(value)
+        flat_scale, flat_shift, flat_divisor = (
+            np.broadcast_to(part, value.shape).reshape(-1) for part in (scale, shift, divisor)
+        )
+        if value.order is not None:
+            places, count = value.order, len(np.unique(value.order))
+            if count != len(places):
+                self.fail("values that are there twice are scaled")
+            whole = [np.ones(value.size), np.zeros(value.size), np.ones(value.size)]
+            for part, flat in zip(whole, (flat_scale, flat_shift, flat_divisor), strict=True):
+                part[places] = flat
+            flat_scale, flat_shift, flat_divisor = whole
+        layer = self.layers[value.layer] if value.layer >= 0 and not value.is_shared else None
+        if value.scale is None or value.shift is None:
+            total, offset = flat_scale / flat_divisor, flat_shift / flat_divisor
+            if layer is not None and layer.absorb(total, offset):
+                return value
+            return replace(value, scale=total, shift=offset)
+        total = flat_scale * value.scale / flat_divisor
+        return replace(
+            value, scale=total, shift=(flat_scale * value.shift + flat_shift) / flat_divisor
+        )
 
-    def flatten(self, module: Any) -> None:
-        dims = len(self.shape) + 1
-        start, end = module.start_dim, module.end_dim
-        start += dims if start < 0 else 0
-        end += dims if end < 0 else 0
-        if not 1 <= start <= end < dims:
-            self.fail(
-                f"start_dim {module.start_dim}, end_dim {module.end_dim} on images of {self.shape}"
-            )
-        size = math.prod(self.shape[start - 1 : end])
-        self.shape = (*self.shape[: start - 1], size, *self.shape[end:])
-
-    def linear(self, module: Any) -> None:
-        weight = self.array(module.weight, "weight")
+    def linear(self, value: Value, weight: Float64, bias: Float64) -> Value:
+        """``weight @ value + bias``, weight (out, in) and bias (out,)."""
+        self.check_unpadded(value)
         outputs, inputs = weight.shape
-        bias = np.zeros(outputs) if module.bias is None else self.array(module.bias, "bias")
-        if self.shape != (inputs,):
-            self.fail(f"it takes ({inputs},), the value before it has shape {self.shape}")
-        if self.scale is not None and self.shift is not None:
-            bias = bias + weight @ self.shift
-            weight = weight * self.scale
-            self.scale = self.shift = None
-        self.layers.append(_Linear(weight, bias))
-        self.shape = (outputs,)
+        if value.shape != (inputs,):
+            self.fail(f"it takes ({inputs},), the value before it has shape {value.shape}")
+        if value.order is not None:
+            spread = np.zeros((outputs, value.size))
+            np.add.at(spread.T, value.order, weight.T)  # a value may be there twice
+            weight = spread
+        if value.scale is not None and value.shift is not None:
+            bias = bias + weight @ value.shift
+            weight = weight * value.scale
+        return self.append(value, LinearDraft(weight, bias), (outputs,))
 
-    def unflatten(self, module: Any) -> None:
-        dim = module.dim if isinstance(module.dim, int) else 0
-        dim += len(self.shape) + 1 if dim < 0 else 0
-        sizes = tuple(module.unflattened_size)
-        are_integers = all(isinstance(size, int) for size in sizes)
-        dim_exists = 1 <= dim <= len(self.shape)
-        if not (dim_exists and are_integers and math.prod(sizes) == self.shape[dim - 1]):
-            self.fail(f"dim {module.dim}, sizes {module.unflattened_size} on {self.shape}")
-        self.shape = (*self.shape[: dim - 1], *sizes, *self.shape[dim:])
+    def append(self, value: Value, draft: LinearDraft, shape: tuple[int, ...]) -> Value:
+        """The output of a new layer that reads ``value``."""
+        if value.layer != len(self.layers) - 1:
+            self.fail("a value that several layers read has no native form")
+        self.layers.append(draft)
+        return Value(len(self.layers) - 1, shape, math.prod(shape))
 
-    def convolution(self, module: Any) -> None:
-        padding = self.convolution_padding(module)
-        weight = self.array(module.weight, "weight")
-        bias = np.zeros(len(weight)) if module.bias is None else self.array(module.bias, "bias")
-        if len(self.shape) != 3 or self.shape[0] != weight.shape[1]:
-            self.fail(f"it takes ({weight.shape[1]}, H, W), the value before it has {self.shape}")
-        if self.layers and not isinstance(self.layers[-1], _Convolution):
+    def convolution(
+        self,
+        value: Value,
+        weight: Float64,
+        bias: Float64,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Value:
+        """A convolution of images (C, H, W), weight (out, C, y, x)."""
+        if len(value.shape) != 3 or value.shape[0] != weight.shape[1]:
+            self.fail(f"it takes ({weight.shape[1]}, H, W), the value before it has {value.shape}")
+        if self.layers and not isinstance(self.layers[-1], ConvolutionDraft):
             self.fail("convolutions after a Linear have no native form")
-        self.check_map()
-        padding_value = np.zeros(self.shape[0])
-        if self.scale is not None and self.shift is not None:
-            maps = np.stack([part.reshape(self.shape[0], -1) for part in (self.scale, self.shift)])
+        if value.order is not None:
+            self.fail("the values before it are in another order")
+        self.check_map(value)
+        channels, height, width = value.shape
+        padding_value = np.zeros(channels)
+        padding = (padding[0] + value.padding[0], padding[1] + value.padding[1])
+        if value.scale is not None and value.shift is not None:
+            maps = np.stack([part.reshape(channels, -1) for part in (value.scale, value.shift)])
             if np.ptp(maps, axis=2).any():
                 self.fail("the normalisation before it differs from pixel to pixel")
             scale, shift = maps[:, :, 0]
@@ -275,196 +251,94 @@ class _Lowering:
                     self.fail("the normalisation before it has a scale of zero")
                 padding_value = -shift / scale
             weight = weight * scale[:, None, None]
-            self.scale = self.shift = None
-        channels, height, width = self.shape
-        stride = tuple(module.stride)
-        sizes = zip((height, width), module.kernel_size, stride, padding, strict=True)
+        sizes = zip((height, width), weight.shape[2:], stride, padding, strict=True)
         positions = tuple((size + 2 * pad - k) // step + 1 for size, k, step, pad in sizes)
         if min(positions) < 1:
-            self.fail(f"its kernel does not fit {self.shape}")
-        self.layers.append(
-            _Convolution(
-                weight,
-                bias,
-                shape=(channels, height, width),
-                stride=stride,
-                padding=padding,
-                padding_value=padding_value,
-            )
+            self.fail(f"its kernel does not fit {value.shape}")
+        draft = ConvolutionDraft(
+            weight,
+            bias,
+            shape=(channels, height, width),
+            stride=stride,
+            padding=padding,
+            padding_value=padding_value,
         )
-        self.shape = (len(weight), *positions)
+        return self.append(value, draft, (len(weight), *positions))
 
-    def convolution_padding(self, module: Any) -> tuple[int, int]:
-        """Rows and columns of padding of a Conv2d that has one group and no dilation."""
-        if module.groups != 1 or tuple(module.dilation) != (1, 1):
-            self.fail(f"only one group and no dilation, got {module.groups} and {module.dilation}")
-        padding = module.padding
-        if padding == "valid":
-            padding = (0, 0)
-        if isinstance(padding, str):
-            if not all(size % 2 for size in module.kernel_size):
-                self.fail("padding 'same' of an even kernel differs from side to side")
-            padding = tuple((size - 1) // 2 for size in module.kernel_size)
-        if module.padding_mode != "zeros" and any(padding):
-            self.fail(f"only zeros around the image, got {module.padding_mode!r}")
-        return padding[0], padding[1]
-
-    def check_map(self) -> None:
+    def check_map(self, value: Value) -> None:
         """Refuse the output of a convolution that was reshaped after it."""
-        layer = self.layers[-1] if self.layers else None
-        if isinstance(layer, _Convolution) and self.shape != layer.out_shape:
-            self.fail(f"the values before it were reshaped from {layer.out_shape} to {self.shape}")
+        layer = self.layers[value.layer] if value.layer >= 0 else None
+        if isinstance(layer, ConvolutionDraft) and value.shape != layer.out_shape:
+            self.fail(f"the values before it were reshaped from {layer.out_shape} to {value.shape}")
 
-    def pooling(self, module: Any, kind: str) -> None:
-        layer = self.layers[-1] if self.layers else None
-        if not isinstance(layer, _Convolution) or layer.pooling != "none" or self.scale is not None:
-            self.fail("it has no convolution with its activation directly before it")
-        if len(self.shape) != 3:
-            self.fail(f"it does not take values of shape {self.shape}")
-        self.check_map()
-        height, width = self.shape[1:]
-        window = self.window(module)
-        if window[0] > height or window[1] > width:
-            self.fail(f"its windows do not fit {self.shape}")
-        layer.pooling, layer.window = kind, window
-        self.shape = (self.shape[0], height // window[0], width // window[1])
+    def open_layer(self, value: Value) -> LinearDraft:
+        """The layer of a value that may be given an activation or a pooling yet."""
+        layer = self.layers[value.layer] if value.layer >= 0 else None
+        if layer is None or not value.is_plain or value.is_shared:
+            self.fail("it has no Linear or convolution, read by nothing else, directly before it")
+        return layer
 
-    def window(self, module: Any) -> tuple[int, int]:
-        """Rows and columns of a pooling's windows, which stand side by side."""
-        sides = self.shape[1:]
-        if hasattr(module, "output_size"):  # adaptive: windows side by side where they divide
-            size = module.output_size
-            sizes = [size] * 2 if size is None or isinstance(size, int) else size
-            counts = [side if n is None else n for side, n in zip(sides, sizes, strict=True)]
-            if any(side % n for side, n in zip(sides, counts, strict=True)):
-                self.fail(f"windows of {sides} to {module.output_size} differ in size")
-            return sides[0] // counts[0], sides[1] // counts[1]
-        window = _pair(module.kernel_size)
-        is_padded = _pair(module.padding) != (0, 0)
-        is_dilated = _pair(getattr(module, "dilation", 1)) != (1, 1)
-        if _pair(module.stride) != window or is_padded or is_dilated:
-            self.fail("only windows side by side, without padding or dilation")
-        divides = not any(side % n for side, n in zip(sides, window, strict=True))
-        if module.ceil_mode and not divides:
-            self.fail("windows that reach beyond the end (ceil_mode)")
-        if getattr(module, "return_indices", False):
-            self.fail("it returns the indices too")
-        if getattr(module, "divisor_override", None) not in (None, window[0] * window[1]):
-            self.fail("its divisor is not the size of its windows")
-        return window
-
-    def affine(self, scale: Float64, shift: Float64) -> None:
-        """Append ``h -> scale * h + shift``; both are (C,), one entry per channel."""
-        positions = math.prod(self.shape[1:])
-        scale, shift = np.repeat(scale, positions), np.repeat(shift, positions)
-        layer = self.layers[-1] if self.layers else None
-        if layer is not None and self.scale is None and layer.absorb(scale, shift):
-            return
-        if self.scale is None or self.shift is None:
-            self.scale, self.shift = scale, shift
-        else:
-            self.scale, self.shift = scale * self.scale, scale * self.shift + shift
-
-    def batch_norm(self, module: Any, spatial: int) -> None:
-        if module.running_mean is None or module.running_var is None:
-            self.fail("it has no running statistics, so it normalises by the batch")
-        if len(self.shape) not in ((3,) if spatial == 2 else (1, 2)):
-            self.fail(f"it does not take values of shape {self.shape}")
-        if self.shape[0] != module.num_features:
-            self.fail(f"it takes {module.num_features} channels, the value has {self.shape}")
-        mean = self.array(module.running_mean, "running_mean")
-        scale = 1.0 / np.sqrt(self.array(module.running_var, "running_var") + module.eps)
-        if module.weight is not None:
-            scale = scale * self.array(module.weight, "weight")
-        shift = -mean * scale
-        if module.bias is not None:
-            shift = shift + self.array(module.bias, "bias")
-        self.affine(scale, shift)
-
-    @staticmethod
-    def is_normalize(kind: type[Any]) -> bool:
-        """Whether the type is this package's `Normalize` or torchvision's."""
-        return kind.__name__ == "Normalize" and (
-            kind.__module__ == "advcore.network"
-            or kind.__module__.startswith("torchvision.transforms.")
-        )
-
-    @staticmethod
-    def is_flatten_images(kind: type[Any]) -> bool:
-        """Whether the type is this package's `FlattenImages`."""
-        name = f"{__package__}.input_shape"
-        return kind.__name__ == "FlattenImages" and kind.__module__ == name
-
-    def normalize(self, module: Any) -> None:
-        if type(module).__module__.startswith("torchvision") and len(self.shape) != 3:
-            # torchvision takes the third dimension from the end as the channels.
-            self.fail(f"it needs images of shape (C, H, W), got {self.shape}")
-        parts = []
-        for name in ("mean", "std"):
-            value: Any = getattr(module, name)
-            if hasattr(value, "detach"):
-                value = value.detach().cpu().numpy()
-            values = np.asarray(value, dtype=np.float64).reshape(-1)
-            if values.size not in (1, self.shape[0]):
-                self.fail(f"its {name} has {values.size} values for {self.shape[0]} channels")
-            parts.append(np.broadcast_to(values, (self.shape[0],)))
-        mean, std = parts
-        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std != 0).all()):
-            self.fail("its mean or std is not finite, or std is zero")
-        self.affine(1.0 / std, -mean / std)
-
-    def activation(self, module: Any) -> None:
-        from torch import nn
-
-        kind = type(module)
-        name = next((name for name in ACTIVATIONS if kind is getattr(nn, TORCH_NAMES[name])), None)
-        forward = getattr(kind, "forward", None)
-        if name is None and not str(getattr(forward, "__module__", "torch.")).startswith("torch."):
-            self.fail(
-                "a module with a forward of its own runs through torch; the native engine takes "
-                "chains of layers (nn.Sequential)"
-            )
-        if name is None:
-            self.fail("this type of module has no native form")
-        if name == "softplus" and (module.beta != 1 or module.threshold != 20):
-            self.fail(f"only beta 1 and threshold 20, got {module.beta}, {module.threshold}")
-        if name == "gelu" and module.approximate == "tanh":
-            name = "gelu_tanh"
-        layer = self.layers[-1] if self.layers else None
-        is_pooled = isinstance(layer, _Convolution) and layer.pooling != "none"
-        if layer is None or self.scale is not None or layer.activation != "identity" or is_pooled:
-            self.fail("it has no Linear or Conv2d directly before it")
+    def activation(self, value: Value, name: str, slope: float = 0.01) -> Value:
+        """The activation ``name`` of each value."""
+        layer = self.open_layer(value)
+        is_pooled = isinstance(layer, ConvolutionDraft) and layer.pooling != "none"
+        if layer.activation == name == "relu" and not is_pooled:
+            return value  # that of what is not negative
+        if layer.activation != "identity" or is_pooled:
+            self.fail("it has no Linear or convolution directly before it")
         layer.activation = name
         if name == "leaky_relu":
-            layer.slope = float(module.negative_slope)
+            layer.slope = slope
+        return value
 
-    def finish(self) -> list[Layer | Convolution]:
-        """The native layers, after the last module."""
+    def pooling(self, value: Value, kind: str, window: tuple[int, int]) -> Value:
+        """The largest value, or the mean, over windows side by side."""
+        layer = self.open_layer(value)
+        if not isinstance(layer, ConvolutionDraft) or layer.pooling != "none":
+            self.fail("it has no convolution with its activation directly before it")
+        if len(value.shape) != 3:
+            self.fail(f"it does not take values of shape {value.shape}")
+        self.check_map(value)
+        height, width = value.shape[1:]
+        if window[0] > height or window[1] > width:
+            self.fail(f"its windows do not fit {value.shape}")
+        layer.pooling, layer.window = kind, window
+        shape = (value.shape[0], height // window[0], width // window[1])
+        return Value(value.layer, shape, math.prod(shape))
+
+    def finish(self, value: Value) -> list[Layer | Convolution]:
+        """The native layers, of which the last one gives the logits ``value``."""
         self.location = "model"
+        self.check_unpadded(value)
         if not self.layers:
-            self.fail("it has no Linear or Conv2d")
-        if len(self.shape) != 1:
-            self.fail(f"its output has shape {self.shape}, not (K,)")
-        if self.scale is not None and self.shift is not None:
-            self.layers.append(_Linear(np.diag(self.scale), self.shift))
-        if self.shape == (1,):  # a single logit z: two classes with logits (0, z)
-            self.layers.append(_Linear(np.array([[0.0], [1.0]]), np.zeros(2)))
-            source = self.layers[-2]
-            if source.activation == "identity" and not isinstance(source, _Convolution):
-                pair = self.layers.pop()
-                product = _Linear(pair.weight @ source.weight, pair.weight @ source.bias)
-                self.layers[-1] = product
+            self.fail("it has no Linear or convolution")
+        if len(value.shape) != 1:
+            self.fail(f"its output has shape {value.shape}, not (K,)")
+        last = self.layers[value.layer]
+        is_open = not value.is_shared and not isinstance(last, ConvolutionDraft)
+        is_open = is_open and last.activation == "identity"
+        if value.scale is None and value.order is not None and is_open:
+            last.weight, last.bias = last.weight[value.order], last.bias[value.order]
+            value = Value(value.layer, value.shape, len(last.bias))
+        if value.scale is not None or value.order is not None:
+            scale = np.ones(value.size) if value.scale is None else value.scale
+            shift = np.zeros(value.size) if value.shift is None else value.shift
+            order = np.arange(value.size) if value.order is None else value.order
+            whole = Value(value.layer, (value.size,), value.size)
+            value = self.linear(whole, np.diag(scale)[order], shift[order])
+        if value.layer != len(self.layers) - 1:
+            self.fail("its output is not that of its last layer")
+        if value.shape == (1,):  # a single logit z: two classes with logits (0, z)
+            pair, source = np.array([[0.0], [1.0]]), self.layers[-1]
+            if source.activation == "identity" and not isinstance(source, ConvolutionDraft):
+                self.layers[-1] = LinearDraft(pair @ source.weight, pair @ source.bias)
+            else:
+                self.linear(value, pair, np.zeros(2))
         output = self.layers[-1]
-        if isinstance(output, _Convolution) and math.prod(self.shape) != len(output.bias):
+        if isinstance(output, ConvolutionDraft) and math.prod(value.shape) != len(output.bias):
             self.fail("its logits come from several positions of a convolution")
         try:
             with np.errstate(over="ignore"):
                 return [layer.to_native() for layer in self.layers]
         except ValueError as error:
             self.fail(str(error))
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    """The values of both dimensions, from a number or a sequence of one or two."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * 2 if len(values) == 1 else values

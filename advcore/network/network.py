@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -167,17 +168,16 @@ class Network:
 
     @staticmethod
     def from_torch(module: object, input_shape: Sequence[int]) -> Network:
-        """Lower a torch module that is a chain of known layers; its weights are copied.
+        """Lower a torch module by the operations that it runs; its weights are copied.
 
         Parameters
         ----------
         module : torch.nn.Module in eval mode
-            Nested `Sequential` of `Linear`, `Conv2d` (one group, no dilation, zero padding),
-            `MaxPool2d`, `AvgPool2d` and `AdaptiveAvgPool2d` with windows side by side, `Flatten`,
-            `Unflatten`, `Identity`, `Dropout`, `Dropout2d`, `ReLU`, `LeakyReLU`, `Sigmoid`, `Tanh`,
-            `Softplus` (beta 1, threshold 20), `GELU`, `BatchNorm1d`, `BatchNorm2d`, `Normalize` and
-            torchvision's `Normalize`. Only these exact types are accepted, as the forward of
-            anything else is unknown.
+            Whatever its classes are, its forward runs fully connected layers and convolutions (one
+            group, no dilation) one after the other, with activations of `ACTIVATIONS`, pooling by
+            windows side by side, batch norm and other maps of each value by itself, and changes of
+            the shape or the order of values. It is called on a gray image, and on noise, to see
+            which operations it runs; nothing of it is changed.
         input_shape : sequence of int
             Shape of one image, without the batch.
 
@@ -191,12 +191,21 @@ class Network:
         ------
         Unsupported
             The module has no native form, and the error names the reason. Among the reasons are
-            hooks, parametrizations, training mode, weights that are not float32 or float64, and
-            non-finite weights.
+            other operations, a forward that depends on the values of the image, a backward that is
+            not the derivative of the forward, training mode, weights that are not float32 or
+            float64, and non-finite weights.
+        ValueError
+            ``input_shape`` is empty, or an entry is not positive.
         """
-        from .lowering import lower
+        shape = tuple(int(extent) for extent in input_shape)
+        if not shape or min(shape) < 1:
+            raise ValueError(f"input_shape must be positive integers, got {shape}")
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(module, torch.nn.Module):
+            raise Unsupported(f"model ({type(module).__name__}): not a torch.nn.Module")
+        from .reading.lower import lower
 
-        layers = lower(module, tuple(int(extent) for extent in input_shape))
+        layers = lower(module, shape)
         try:
             return Network(layers)
         except ValueError as error:

@@ -206,10 +206,13 @@ def reshaped() -> list[Any]:
 REFUSED: dict[str, tuple[Callable[[], list[Any]], str]] = {
     "groups": (lambda: [nn.Conv2d(2, 4, 3, groups=2)], "one group"),
     "dilation": (lambda: [nn.Conv2d(2, 4, 2, dilation=2)], "no dilation"),
-    "reflect": (lambda: [nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect")], "zeros"),
+    "reflect": (
+        lambda: [nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect")],
+        "reflection_pad2d",
+    ),
     "even same": (lambda: [nn.Conv2d(2, 4, 2, padding="same")], "even kernel"),
-    "too large": (lambda: [nn.Conv2d(2, 4, 9)], "does not fit"),
-    "channels": (lambda: [nn.Conv2d(3, 4, 2)], r"takes \(3, H, W\)"),
+    "too large": (lambda: [nn.Conv2d(2, 4, 9)], "the model raised RuntimeError"),
+    "channels": (lambda: [nn.Conv2d(3, 4, 2)], "the model raised RuntimeError"),
     "overlap": (lambda: [nn.Conv2d(2, 4, 2), nn.MaxPool2d(3, 2)], "side by side"),
     "padded windows": (lambda: [nn.Conv2d(2, 4, 2), nn.MaxPool2d(3, padding=1)], "side by side"),
     "ceil": (lambda: [nn.Conv2d(2, 4, 2), nn.MaxPool2d(3, ceil_mode=True)], "ceil_mode"),

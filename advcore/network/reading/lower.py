@@ -1,0 +1,72 @@
+"""From a torch model to layers of the native engine. Importing this file imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..layers import Convolution, Layer, Unsupported
+from .reader import Reader
+from .rules import RULES
+from .trace import differs, trace
+
+
+def lower(model: Callable[..., Any], shape: tuple[int, ...]) -> list[Layer | Convolution]:
+    """Native layers of ``model`` for images of ``shape``; see `Network.from_torch`.
+
+    Raises
+    ------
+    Unsupported
+        The model has no native form, or cannot be read; the error says why.
+    """
+    if isinstance(model, torch.nn.Module) and not isinstance(model, fx.GraphModule):
+        for name, part in model.named_modules():
+            if getattr(part, "training", False):
+                where = f"layer {name}" if name else "model"
+                raise Unsupported(f"{where} ({type(part).__name__}): it is in training mode")
+    image = _gray_image(model, shape)
+    try:
+        graph = trace(model, image)
+        rows = torch.Generator().manual_seed(0)
+        x = torch.rand((2, *shape), generator=rows).to(image)
+        layers = lower_graph(graph)
+        reason = differs(graph, model, x)
+    except Unsupported:
+        raise
+    except Exception as error:
+        text = (str(error).splitlines() or [""])[0]
+        raise Unsupported(f"the model raised {type(error).__name__} ({text})") from error
+    if reason:
+        raise Unsupported(reason)
+    return layers
+
+
+def _gray_image(model: Any, shape: tuple[int, ...]) -> Tensor:
+    """An image (1, ...) of 0.5 with the type and place that the model takes."""
+    tensors = []
+    if isinstance(model, torch.nn.Module):
+        tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.device.type == "meta" for tensor in tensors):
+        raise Unsupported("its parameters have no dense data (meta)")
+    floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return torch.full((1, *shape), 0.5, dtype=next(floating, torch.float32), device=device)
+
+
+def lower_graph(graph: fx.GraphModule) -> list[Layer | Convolution]:
+    """Native layers of a graph that `trace` has made.
+
+    Raises
+    ------
+    Unsupported
+        An operation has no native form; the error names it and the reason.
+    """
+    reader = Reader(graph, RULES)
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            return reader.builder.finish(reader.value(node.args[0]))
+        reader.read(node)
+    raise AssertionError("a graph has an output")
