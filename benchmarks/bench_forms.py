@@ -82,6 +82,17 @@ def functional(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
 
 
+class Functional(nn.Module):
+    """A class whose forward calls functions of torch."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional(self.net, x)
+
+
 def exported(net: nn.Module, x: Tensor) -> Any:
     rows = torch.export.Dim("rows")
     return torch.export.export(net, (x,), dynamic_shapes=({0: rows},))
@@ -122,7 +133,8 @@ def art_classifier(net: nn.Module, x: Tensor) -> Any:
 FORMS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "module": (lambda net, x: net, ""),
     "class of its own": (lambda net, x: Own(net).eval(), ""),
-    "functional code": (lambda net, x: functools.partial(functional, net), ""),
+    "functional code": (lambda net, x: Functional(net).eval(), ""),
+    "functional code, no module": (lambda net, x: functools.partial(functional, net), ""),
     "bound method": (lambda net, x: net.forward, ""),
     "function that calls it": (lambda net, x: lambda images: net(images), ""),
     "torch.fx": (lambda net, x: torch.fx.symbolic_trace(net), ""),

@@ -74,6 +74,11 @@ class ModuleState:
         """Whether both have the same parts, attributes and tensors, whose values may differ."""
         return self.addresses == other.addresses and self.entries == other.entries
 
+    def holds(self, tensors: list[Any]) -> bool:
+        """Whether the values of all these tensors are those of the module's, or parts of them."""
+        own = {tensor.untyped_storage().data_ptr() for tensor in self.tensors}
+        return all(tensor.untyped_storage().data_ptr() in own for tensor in tensors)
+
     def _module(self, part: Any) -> None:
         add, values = self.entries.append, part.__dict__
         if (

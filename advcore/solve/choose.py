@@ -40,7 +40,7 @@ from .backends import (
 from .batching import batch_rule, find_rows
 from .job import TrialClock
 from .native import NativeBackend
-from .readings import READINGS, Reading
+from .readings import READINGS, Reading, lower
 from .rounds import OracleBackend
 
 Floats = NDArray[np.float32]
@@ -272,9 +272,9 @@ def _torch_backend(
     if lowerable and found.module is not None:
         known = None if reading is None else reading.lowered
         if known is None or not _agrees(known[0], sample, logits):
-            known = _lowered(found.module, sample, shape, logits)
+            known = _lowered(found.module, sample, shape, logits, reading)
         network, reason = known
-        if reading is not None:
+        if reading is not None and (network is None or reading.graph is not None):
             reading.lowered = known
         reason = f"{found.note}: {reason}" if found.note else reason
         if network is not None and place == "cpu":
@@ -388,11 +388,15 @@ def _is_lowerable(model: Any, shape: tuple[int, ...]) -> bool:
 
 
 def _lowered(
-    module: Any, sample: Floats, shape: tuple[int, ...], logits: Floats
+    module: Any,
+    sample: Floats,
+    shape: tuple[int, ...],
+    logits: Floats,
+    reading: Reading | None,
 ) -> tuple[Network | None, str]:
     """The native network of a torch module, or None, and the reason for either."""
     try:
-        network = Network.from_torch(module, shape)
+        network = lower(module, shape, reading)
     except Unsupported as unsupported:
         return None, unsupported.reason
     weights = sum(layer.weight.size for layer in network.layers if layer.geometry)

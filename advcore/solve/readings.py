@@ -8,7 +8,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..network import Network
+from ..network import Network, Unsupported
 from ..oracles import TorchOracle
 from ..oracles.module_of import ModuleOf
 from ..oracles.module_state import Copies, ModuleState, NoState
@@ -34,6 +34,8 @@ class Reading:
         Whether the oracle has looked for activations.
     copies : Copies, or None
         The weights for which the rest is true; None: they are too large.
+    graph : torch.fx.GraphModule, or None
+        The operations that the native network was made of, over the module's own tensors.
     lowered : tuple of Network or None and str, or None
         The native network, or None with the reason why there is none. None: not tried.
     noises : dict
@@ -45,6 +47,7 @@ class Reading:
     oracle: TorchOracle | None = None
     surveyed: bool = False
     copies: Copies | None = None
+    graph: Any = None
     lowered: tuple[Network | None, str] | None = None
     noises: dict[tuple[Any, ...], float] = field(default_factory=dict)
 
@@ -79,8 +82,11 @@ class Readings:
         if reading is None or not reading.state.is_built_as(state):
             return Reading(key, state)
         if reading.copies is None or not reading.copies.equal(state.tensors):
-            reading = Reading(key, state, reading.oracle, reading.surveyed)
-            self.keep(found, reading)
+            copied = Reading(key, state, reading.oracle, reading.surveyed, graph=reading.graph)
+            if reading.lowered is not None and reading.lowered[0] is None:
+                copied.lowered = reading.lowered  # what has no native form has none
+            self.keep(found, copied)
+            return copied
         return reading
 
     def keep(self, found: ModuleOf, reading: Reading) -> None:
@@ -100,6 +106,28 @@ class Readings:
                 entry = self._kept[number] = (weakref.ref(found.inner, freed), [])
             others = [other for other in entry[1] if other.key != reading.key]
             entry[1][:] = [reading, *others][:MOST_READINGS]
+
+
+def lower(module: Any, shape: tuple[int, ...], reading: Reading | None) -> Network:
+    """`Network.from_torch`, by the operations that are kept in ``reading`` where there are some.
+
+    They are kept there where all their tensors belong to the module, whose state is compared.
+    """
+    from ..network.reading.lower import lower_graph, read
+
+    if reading is None:
+        return Network.from_torch(module, shape)
+    if reading.graph is not None:
+        layers = lower_graph(reading.graph)
+    else:
+        graph, layers = read(module, shape)
+        constants = [node.target for node in graph.graph.nodes if node.op == "get_attr"]
+        if reading.state.holds([getattr(graph, name) for name in constants]):
+            reading.graph = graph
+    try:
+        return Network(layers)
+    except ValueError as error:
+        raise Unsupported(str(error)) from error
 
 
 READINGS = Readings()

@@ -39,6 +39,7 @@ def stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 NEED = {name: package for name, (_, package) in bench_forms.FORMS.items()}
 
 
+@pytest.mark.filterwarnings("ignore")  # of the exporters
 @pytest.mark.parametrize("name", [name for name in NEED if name != "torch.compile"])
 def test_every_form_has_the_logits_of_the_module(name: str, residual: Any) -> None:
     """The compiler takes long; `tests/oracles` has it."""

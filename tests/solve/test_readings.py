@@ -53,7 +53,7 @@ def with_norm() -> Any:
 
 
 def through_torch() -> Any:
-    return nn.Sequential(Scaled(), nn.Linear(12, 4))
+    return nn.Sequential(Scaled(), nn.Softsign(), nn.Linear(12, 4))
 
 
 MODELS = {"native": chain, "convolution": with_norm, "torch": through_torch}
@@ -229,6 +229,44 @@ def test_weights_alone_change_no_trial(model: Any, images: Any, trials: list[Any
         optimizer_step(model)
         attack(model, images)
     assert len(trials) == 1
+
+
+WEIGHT = torch.ones(4, 12)
+
+
+class Elsewhere(nn.Module):
+    """A weight that is not the module's."""
+
+    def forward(self, x: Any) -> Any:
+        return x.flatten(1) @ WEIGHT.t()
+
+
+def test_weights_from_elsewhere_are_read_in_every_call(images: Any) -> None:
+    torch.manual_seed(0)
+    WEIGHT.normal_()
+    model = Elsewhere().eval()
+    assert attack(model, images).engine["path"] == "native"
+    WEIGHT[0] += 1e-4  # too little for the comparison of logits
+    same(attack(model, images), afresh(model, images))
+
+
+def test_operations_are_recorded_once(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from advcore.network.reading import lower
+
+    traced: list[Any] = []
+    trace = lower.trace
+    monkeypatch.setattr(lower, "trace", lambda *args: traced.append(args) or trace(*args))
+    for model in (chain().eval(), nn.Sequential(chain(), nn.Softsign()).eval()):
+        traced.clear()
+        attack(model, images)
+        step_weights(model)
+        attack(model, images)
+        assert len(traced) == 1
+
+
+def step_weights(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.data += 0.01
 
 
 def test_nothing_is_kept_with_the_module(model: Any, images: Any) -> None:
