@@ -145,7 +145,7 @@ FORMS: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
     "torch.compile": (lambda net, x: torch.compile(net), ""),
     "checkpointed": (lambda net, x: Checkpointed(net).eval(), ""),
     # TorchScript cannot read annotations of attributes that are strings.
-    "torch.jit.script": (lambda net, x: torch.jit.script(torch.fx.symbolic_trace(net)), ""),
+    "torch.jit.script": (lambda net, x: torch.jit.script(torch.fx.symbolic_trace(net)).eval(), ""),
     "torch.jit.trace": (lambda net, x: torch.jit.trace(net, x), ""),
     "Foolbox PyTorchModel": (foolbox_model, "foolbox"),
     "ART PyTorchClassifier": (art_classifier, "art"),

@@ -122,7 +122,7 @@ class TorchOracle:
         self.squash: SquashFunction | None = None
         self.noises: dict[Any, float] | None = None
         self.saved_bytes = self.smoothed_bytes = 0
-        self.kind = "smooth"
+        self.kind, self.surveyed = "smooth", False
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
         self._survey_image = np.ascontiguousarray(x[:1], dtype=np.float32)
         with suppress(OutOfTime):
@@ -148,6 +148,7 @@ class TorchOracle:
         squashing function at the model's end, see `advcore.oracles.squashing`. ``squash`` is that
         function then.
         """
+        self.surveyed = True
         if self._is_compiled:  # torch would compile the function modes into it
             return
         counts = self._survey_counts

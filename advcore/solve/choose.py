@@ -282,10 +282,12 @@ def _torch_backend(
             return _native_backend(network, OracleVerifier(oracle), info, options)
     if place == "cuda":
         return _gpu_backend(network, oracle, reason, options)
-    if reading is None or not reading.surveyed:
+    if not oracle.surveyed:
         oracle.survey(_unsquashes(options))
-        if reading is not None:
-            reading.oracle, reading.surveyed = oracle.with_model(None), True
+        with suppress(OutOfTime):
+            clock.check()  # a survey that was cut short has found nothing
+            if reading is not None:
+                reading.oracle = oracle.with_model(None)
     info = EngineInfo("torch", str(options.device or oracle.device), _core.isa(), reason)
     return OracleBackend(oracle, info, options.batch_size)
 

@@ -30,8 +30,6 @@ class Reading:
     state : ModuleState
     oracle : TorchOracle, or None
         What the trial forwards have found, without the model. None: nothing was tried.
-    surveyed : bool
-        Whether the oracle has looked for activations.
     copies : Copies, or None
         The weights for which the rest is true; None: they are too large.
     graph : torch.fx.GraphModule, or None
@@ -45,7 +43,6 @@ class Reading:
     key: tuple[Any, ...]
     state: ModuleState
     oracle: TorchOracle | None = None
-    surveyed: bool = False
     copies: Copies | None = None
     graph: Any = None
     lowered: tuple[Network | None, str] | None = None
@@ -82,7 +79,7 @@ class Readings:
         if reading is None or not reading.state.is_built_as(state):
             return Reading(key, state)
         if reading.copies is None or not reading.copies.equal(state.tensors):
-            copied = Reading(key, state, reading.oracle, reading.surveyed, graph=reading.graph)
+            copied = Reading(key, state, reading.oracle, graph=reading.graph)
             if reading.lowered is not None and reading.lowered[0] is None:
                 copied.lowered = reading.lowered  # what has no native form has none
             self.keep(found, copied)

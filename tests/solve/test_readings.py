@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -332,6 +333,21 @@ def test_a_trial_that_was_cut_short_is_not_kept(model: Any, images: Any, trials:
     attack(model, images, time_limit=1e-9)
     attack(model, images)
     assert len(trials) == 2
+
+
+def test_a_survey_that_was_cut_short_is_not_kept(
+    images: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = through_torch().eval()
+    with monkeypatch.context() as patch:
+
+        def late(self: Any, *args: Any) -> None:
+            time.sleep(0.6)
+            self.check_time()
+
+        patch.setattr(TorchOracle, "_survey", late)
+        attack(model, images, time_limit=0.5)
+    same(attack(model, images), afresh(model, images))
 
 
 UNCOMPARABLE = {
