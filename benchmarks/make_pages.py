@@ -14,6 +14,7 @@ jobs           tables in docs/jobs.md, from bench_jobs.py and job_kills.py
 ablation       the table in docs/decisions.md, from ablate.py
 forms          the table in docs/models.md, from bench_forms.py
 architectures  tables in docs/architectures.md, from survey_architectures.py
+single         a table in docs/decisions.md, from bench_single.py
 launches       the table in docs/performance.md, from count_launches.py
 """
 
@@ -31,6 +32,7 @@ from pages import (
     jobs,
     launches,
     optimality,
+    single,
     speed,
 )
 
@@ -44,6 +46,7 @@ PAGES = {
     "jobs": jobs,
     "forms": forms,
     "architectures": architectures,
+    "single": single,
 }
 
 

@@ -159,8 +159,15 @@ def architectures(names: Iterable[str] | None) -> dict[str, tuple[Callable[[], n
 
 
 def prepare(module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-    """The module in eval mode, with statistics of the batch norms that are not 0 and 1."""
+    """The module in eval mode, with statistics of the batch norms that are not 0 and 1.
+
+    Weights that start at zero, as those of heads and of the ends of residual branches, are random.
+    """
     generator = torch.Generator().manual_seed(0)
+    for name, weight in module.named_parameters():
+        if not name.endswith("bias") and not weight.any():
+            scale = weight[0].numel() ** -0.5
+            weight.data = scale * torch.randn(weight.shape, generator=generator)
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     if norms:
         module.train()

@@ -65,7 +65,10 @@ class ModuleState:
         for name in ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks"):
             if getattr(hooks, f"_global_{name}", None):
                 raise NoState
-        self._module(module)
+        try:
+            self._value(module)
+        except (AttributeError, KeyError, RuntimeError) as error:  # a module of an unusual make
+            raise NoState from error
         self.addresses: list[tuple[int, int]] = [
             (id(tensor), tensor.data_ptr()) for tensor in self.tensors
         ]

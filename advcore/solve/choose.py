@@ -257,7 +257,7 @@ def _torch_backend(
     """A model in the engine where its module can be lowered, else through torch."""
     _check_device(options.device)
     batch_size = options.batch_size
-    if batch_size is not None and _is_lowerable(found.module, shape):
+    if batch_size is not None and found.module is model and _is_lowerable(model, shape):
         batch_size = None  # it takes any batch, and its margin does not depend on the option
     sample = _trial_rows(sample, batch_size)
     oracle, logits, reading = _tried_oracle(

@@ -19,6 +19,7 @@ machine = importlib.import_module("harness.machine")
 networks = importlib.import_module("harness.networks")
 make_pages = importlib.import_module("make_pages")
 architectures_page = importlib.import_module("pages.architectures")
+single_page = importlib.import_module("pages.single")
 forms_page = importlib.import_module("pages.forms")
 
 
@@ -141,3 +142,4 @@ def test_the_cost_of_calls_is_measured(residual: Any, monkeypatch: pytest.Monkey
     figures = bench_single.measure("small", 3)
     assert set(figures) == {"first", "again", "training", "check", "evaluation"}
     assert 0 < figures["again"] < figures["first"]
+    assert f"{figures['again']:.2f}" in single_page.single_table({"small": figures})

@@ -372,6 +372,24 @@ def test_what_cannot_be_compared_has_no_state(name: str) -> None:
     assert readings.READINGS.find(module_of(model), ()) is None
 
 
+def scripted(model: Any) -> Any:
+    return torch.jit.trace(model, torch.zeros(2, 3, 2, 2))
+
+
+def without_training(model: Any) -> Any:
+    del model.__dict__["training"]
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", [scripted, without_training])
+def test_modules_of_an_unusual_make(make: Any, images: Any) -> None:
+    model = make(chain().eval())
+    with pytest.raises(NoState):
+        ModuleState(model)
+    same(attack(model, images), attack(model, images))
+
+
 def test_copies_are_compared_bit_for_bit() -> None:
     tensors = [torch.tensor([0.0, float("nan")]), torch.arange(6).reshape(2, 3).t()]
     tensors += [torch.tensor(1.0, dtype=torch.bfloat16), torch.tensor([True]), torch.ones(0)]
