@@ -226,7 +226,7 @@ def test_masked_classes_ask_for_no_margin(torch: Any, mask: float, native: bool)
         three.weight[:], three.bias[:] = layers[2].weight[:3], layers[2].bias[:3]
     plain = torch.nn.Sequential(layers[0], layers[1], three).eval()
     wanted = advcore.minimize_distortion(plain, images(), effort="thorough")
-    model = layers.eval() if native else lambda x: layers(x)
+    model = layers.eval() if native else lambda x: 1 * layers(x)
     found = advcore.minimize_distortion(model, images(), effort="thorough")
     assert found.success.all()
     np.testing.assert_allclose(found.distortion, wanted.distortion, rtol=1e-4)
