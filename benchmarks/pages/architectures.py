@@ -37,6 +37,16 @@ def _differences(part: dict[str, float] | str) -> str:
     return ", ".join("0" if value == 0 else f"{value:.0e}" for value in part.values())
 
 
+def _reason(row: dict[str, Any]) -> str:
+    """Why a row does not run in the engine, without the names of nodes and classes."""
+    if row["path"] == "native":
+        return ""
+    place, _, why = row["reason"].partition(": ")
+    words = place.split()
+    operation = words[1].removesuffix(".default") if words[0] == "operation" else place
+    return f"`{operation}`: {why}" if why else place
+
+
 def architectures_table(rows: dict[str, Any]) -> str:
     """A row for each architecture."""
     cells = []
@@ -47,10 +57,10 @@ def architectures_table(rows: dict[str, Any]) -> str:
             name.replace(": ", " "), "x".join(map(str, row["shape"])),
             f"{row['parameters'] / 1e6:.1f} M", row["path"], ", ".join(words) or "none",
             f"{row.get('operations', '')}", _differences(row["search"]),
-            _differences(row["graph"]),
+            _differences(row["graph"]), _reason(row),
         ))  # fmt: skip
     head = ("architecture", "images", "parameters", "runs", "smoothed calls", "operations",
-            "search: logits, gradient", "graph: logits, gradient")  # fmt: skip
+            "search: logits, gradient", "graph: logits, gradient", "why through torch")  # fmt: skip
     return table(head, cells)
 
 
