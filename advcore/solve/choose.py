@@ -286,7 +286,7 @@ def _torch_backend(
         oracle.survey(_unsquashes(options))
         with suppress(OutOfTime):
             clock.check()  # a survey that was cut short has found nothing
-            if reading is not None:
+            if reading is not None and reading.holds(oracle.graph):
                 reading.oracle = oracle.with_model(None)
     info = EngineInfo("torch", str(options.device or oracle.device), _core.isa(), reason)
     return OracleBackend(oracle, info, options.batch_size)

@@ -48,6 +48,13 @@ class Reading:
     lowered: tuple[Network | None, str] | None = None
     noises: dict[tuple[Any, ...], float] = field(default_factory=dict)
 
+    def holds(self, graph: Any) -> bool:
+        """Whether all tensors of a graph, where there is one, belong to the module."""
+        if graph is None:
+            return True
+        names = [node.target for node in graph.graph.nodes if node.op == "get_attr"]
+        return self.state.holds([getattr(graph, name) for name in names])
+
 
 class Readings:
     """The readings of all modules that live. Threads may share it.
@@ -118,8 +125,7 @@ def lower(module: Any, shape: tuple[int, ...], reading: Reading | None) -> Netwo
         layers = lower_graph(reading.graph)
     else:
         graph, layers = read(module, shape)
-        constants = [node.target for node in graph.graph.nodes if node.op == "get_attr"]
-        if reading.state.holds([getattr(graph, name) for name in constants]):
+        if reading.holds(graph):
             reading.graph = graph
     try:
         return Network(layers)
