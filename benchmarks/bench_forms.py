@@ -4,7 +4,7 @@
         [--forms NAME ...] [--images N] [--effort NAME]
 
 The network is ``vnncomp_resnet2b`` of CIFAR-10. Each form has the same weights and random targets.
-Stored are success, mean evaluations and mean distortion, microseconds an evaluation of a whole run
+Stored are success, mean evaluations and mean distortion, CPU microseconds an evaluation of a second run
 on one thread, the record of what ran and the warnings of the call. A form is stored as soon as it
 is finished, and those that are not named stay as they were. Forms of packages that are not
 installed are left out.
@@ -20,6 +20,7 @@ import functools
 import importlib.util
 import json
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -160,9 +161,9 @@ def measure(model: Any, case: networks.Case, effort: str) -> dict[str, Any]:
         result = advcore.minimize_distortion(
             model, case.images, case.classes, effort=effort, threads=1
         )
-    seconds = advcore.minimize_distortion(
-        model, case.images, case.classes, effort=effort, threads=1
-    ).seconds
+    begin = time.process_time()
+    advcore.minimize_distortion(model, case.images, case.classes, effort=effort, threads=1)
+    seconds = time.process_time() - begin
     found = result.success
     return {
         "images": len(found),
@@ -170,7 +171,7 @@ def measure(model: Any, case: networks.Case, effort: str) -> dict[str, Any]:
         "success": float(found.mean()),
         "evaluations": float(result.evaluations.mean()),
         "distortion": float(result.distortion[found].mean()),
-        "us_an_evaluation": 1e6 * min(seconds, result.seconds) / int(result.evaluations.sum()),
+        "us_an_evaluation": 1e6 * seconds / int(result.evaluations.sum()),
         "engine": result.engine,
         "warnings": [str(w.message) for w in caught if w.filename == __file__],
     }

@@ -10,7 +10,7 @@ For a fully connected network, a convolutional and a residual one, as modules on
 - *check*: comparing the module with what is kept of it, and *evaluation*: a forward and an input
   gradient of one image through torch.
 
-The overhead is the time of the call without that of the search itself. All are medians in
+The overhead is the time of the call without that of the search itself. All are medians of CPU
 milliseconds, over ``--images`` images. Figures go to ``benchmarks/results/bench_single.json``;
 docs/decisions.md quotes them.
 """
@@ -53,11 +53,11 @@ class Searches:
 
     def _timed(self, run: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:
-            begin = time.perf_counter()
+            begin = time.process_time()
             try:
                 return run(*args)
             finally:
-                self.seconds += time.perf_counter() - begin
+                self.seconds += time.process_time() - begin
 
         return timed
 
@@ -74,9 +74,9 @@ def measure(name: str, images: int) -> dict[str, float]:
 
     def overhead(searches: Searches, module: Any, i: int) -> float:
         x, classes = case.images[i : i + 1], case.classes[i : i + 1]
-        searches.seconds, begin = 0.0, time.perf_counter()
+        searches.seconds, begin = 0.0, time.process_time()
         advcore.minimize_distortion(module, x, classes, effort="fast", threads=1)
-        return time.perf_counter() - begin - searches.seconds
+        return time.process_time() - begin - searches.seconds
 
     out: dict[str, float] = {}
     with Searches() as searches:
@@ -94,12 +94,12 @@ def measure(name: str, images: int) -> dict[str, float]:
     (entry,) = [readings for _, readings in READINGS._kept.values() if readings][-1][:1]
     x = torch.from_numpy(case.images[:1]).clone().requires_grad_(True)
     for _ in rows:
-        begin = time.perf_counter()
+        begin = time.process_time()
         READINGS.find(found, entry.key[:-2])
-        checks.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
+        checks.append(time.process_time() - begin)
+        begin = time.process_time()
         torch.autograd.grad(model(x).sum(), x)
-        evaluations.append(time.perf_counter() - begin)
+        evaluations.append(time.process_time() - begin)
     return {**out, "check": median_ms(checks), "evaluation": median_ms(evaluations)}
 
 

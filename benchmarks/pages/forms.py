@@ -21,12 +21,11 @@ def forms_table(figures: dict[str, Any]) -> str:
             name, form["engine"]["path"], f"{form['success']:.0%}", f"{form['evaluations']:.1f}",
             f"{form['distortion']:.4f}", f"{form['us_an_evaluation']:.0f} us",
         ))  # fmt: skip
-    head = ("form", "runs", "success", "evaluations", "distortion", "an evaluation")
+    head = ("form", "runs", "success", "evaluations", "distortion", "CPU time of an evaluation")
     return table(head, rows)
 
 
 def files() -> dict[Path, str]:
     """docs/models.md with its table."""
-    return {
-        PAGE: between("forms", PAGE.read_text(), forms_table(machine.load("bench_forms")["forms"]))
-    }
+    block = forms_table(machine.load("bench_forms")["forms"])
+    return {PAGE: between("forms", PAGE.read_text(), block)}
