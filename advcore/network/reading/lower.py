@@ -15,7 +15,14 @@ from .trace import differs, trace
 
 
 def lower(model: Callable[..., Any], shape: tuple[int, ...]) -> list[Layer | Convolution]:
-    """Native layers of ``model`` for images of ``shape``; see `Network.from_torch`.
+    """Native layers of ``model`` for images of ``shape``; see `Network.from_torch`."""
+    return read(model, shape)[1]
+
+
+def read(
+    model: Callable[..., Any], shape: tuple[int, ...]
+) -> tuple[fx.GraphModule, list[Layer | Convolution]]:
+    """Graph and native layers of ``model`` for images of ``shape``.
 
     Raises
     ------
@@ -41,7 +48,7 @@ def lower(model: Callable[..., Any], shape: tuple[int, ...]) -> list[Layer | Con
         raise Unsupported(f"the model raised {type(error).__name__} ({text})") from error
     if reason:
         raise Unsupported(reason)
-    return layers
+    return graph, layers
 
 
 def _gray_image(model: Any, shape: tuple[int, ...]) -> Tensor:
