@@ -4,9 +4,9 @@
         [--forms NAME ...] [--images N] [--effort NAME]
 
 The network is ``vnncomp_resnet2b`` of CIFAR-10. Each form has the same weights and random targets.
-Stored are success, mean evaluations and mean distortion, CPU microseconds an evaluation of a second run
-on one thread, the record of what ran and the warnings of the call. A form is stored as soon as it
-is finished, and those that are not named stay as they were. Forms of packages that are not
+Stored are success, mean evaluations, mean distortion, CPU microseconds an evaluation of a second
+run on one thread, the record of what ran and the warnings of the call. A form is stored as soon as
+it is finished, and those that are not named stay as they were. Forms of packages that are not
 installed are left out.
 
 Figures go to ``benchmarks/results/bench_forms.json``; `make_pages.py forms` makes the table of

@@ -34,17 +34,17 @@ class Surveyed:
         See `survey`.
     unread : str or None
         Why the operations of the model could not be read, where they were needed.
+    surveyed : bool
+        Whether `survey` has been called.
     smoothed_bytes : int
         See `TorchOracle`.
-    surveyed : bool
-        Whether `survey` was called.
     """
 
     kind: str
     squash: SquashFunction | None
     unread: str | None
-    smoothed_bytes: int
     surveyed: bool
+    smoothed_bytes: int
     batches: BatchSizes | None
     forward: Callable[..., Floats]
     backward: Callable[..., Floats]
