@@ -10,7 +10,9 @@ affine function of the number of rows. `docs/decisions.md` compares this with ``
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -174,7 +176,7 @@ def trace(call: Call, image: Tensor, counts: tuple[int, int] = (2, 3)) -> fx.Gra
             leaf = image.detach().expand(count, *image.shape[1:]).clone().requires_grad_(True)
             recorder = _Recorder(leaf.clone())
             # TorchScript runs other operations in its first calls than later.
-            with _jit.optimized_execution(False), recorder:
+            with _uncompiled(), _jit.optimized_execution(False), recorder:
                 output = call(recorder.input)
         place = recorder.places.get(id(output)) if isinstance(output, Tensor) else None
         if place is None or place.operation < 0:
@@ -184,6 +186,14 @@ def trace(call: Call, image: Tensor, counts: tuple[int, int] = (2, 3)) -> fx.Gra
     if place != other or len(few.operations) != len(more.operations):
         raise Unsupported("the operations of the model depend on the number of rows")
     return _Builder(few, more, counts).build(place)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Context in which the compiled parts of a model run as before ``torch.compile``."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes a second
+        return nullcontext()
+    stance: Any = torch.compiler.set_stance("force_eager")
+    return stance  # type: ignore[no-any-return]
 
 
 class _Builder:
@@ -298,7 +308,7 @@ def differs(graph: Call, call: Call, x: Tensor, tolerance: float = 1e-5) -> str 
     """
     results = []
     for function in (call, graph):
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), _uncompiled():
             leaf = x.detach().clone().requires_grad_(True)
             logits = function(leaf.clone())
             seed = torch.Generator().manual_seed(0)
