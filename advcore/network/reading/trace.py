@@ -36,6 +36,17 @@ _REFUSED_TAGS = {
 _VALUE_READS = (_aten._local_scalar_dense.default, _aten.equal.default, _aten.is_nonzero.default)
 
 
+def _eager() -> AbstractContextManager[Any]:
+    """Context in which compiled modules run as they were before ``torch.compile``.
+
+    Under a dispatch mode torch would not compile them, then or later.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
+        return nullcontext()
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
+
+
 class Operation(NamedTuple):
     """One operation of a record.
 
@@ -172,11 +183,11 @@ def trace(call: Call, image: Tensor, counts: tuple[int, int] = (2, 3)) -> fx.Gra
     records = []
     for count in counts:
         # With gradients, as without them torch runs some layers by operations that have none.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), _eager():
             leaf = image.detach().expand(count, *image.shape[1:]).clone().requires_grad_(True)
             recorder = _Recorder(leaf.clone())
             # TorchScript runs other operations in its first calls than later.
-            with _uncompiled(), _jit.optimized_execution(False), recorder:
+            with _jit.optimized_execution(False), recorder:
                 output = call(recorder.input)
         place = recorder.places.get(id(output)) if isinstance(output, Tensor) else None
         if place is None or place.operation < 0:
@@ -186,14 +197,6 @@ def trace(call: Call, image: Tensor, counts: tuple[int, int] = (2, 3)) -> fx.Gra
     if place != other or len(few.operations) != len(more.operations):
         raise Unsupported("the operations of the model depend on the number of rows")
     return _Builder(few, more, counts).build(place)
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Context in which the compiled parts of a model run as before ``torch.compile``."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes a second
-        return nullcontext()
-    stance: Any = torch.compiler.set_stance("force_eager")
-    return stance  # type: ignore[no-any-return]
 
 
 class _Builder:
@@ -308,7 +311,7 @@ def differs(graph: Call, call: Call, x: Tensor, tolerance: float = 1e-5) -> str 
     """
     results = []
     for function in (call, graph):
-        with torch.inference_mode(False), torch.enable_grad(), _uncompiled():
+        with torch.inference_mode(False), torch.enable_grad(), _eager():
             leaf = x.detach().clone().requires_grad_(True)
             logits = function(leaf.clone())
             seed = torch.Generator().manual_seed(0)
