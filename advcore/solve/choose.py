@@ -31,6 +31,7 @@ from ..oracles.survey import survey_counts
 from ..oracles.torch_calls import torch_threads
 from . import gpu
 from .backends import (
+    FORWARD_ROWS,
     SINGLE_EVALUATIONS,
     Backend,
     EngineInfo,
@@ -286,9 +287,9 @@ def _torch_backend(
         reason = f"{found.note}: {reason}" if found.note else reason
         if network is not None and place == "cpu":
             info = EngineInfo("native", "cpu", _core.isa(), reason)
-            return _native_backend(network, OracleVerifier(oracle), info, options)
+            return _native_backend(network, _verifier(oracle, batch_size), info, options)
     if place == "cuda":
-        return _gpu_backend(network, oracle, reason, options)
+        return _gpu_backend(network, oracle, reason, options, batch_size)
     if not oracle.surveyed:
         oracle.survey(_unsquashes(options))
         with suppress(OutOfTime):
@@ -338,11 +339,16 @@ def _tried_oracle(
 
 
 def _gpu_backend(
-    network: Network | None, oracle: TorchOracle, reason: str, options: Options
+    network: Network | None,
+    oracle: TorchOracle,
+    reason: str,
+    options: Options,
+    batch_size: int | None = None,
 ) -> Backend:
     """Back ends of a model on a GPU, of which the first that does not fail runs.
 
     ``network`` is its native form, where it has one. ``reason`` says why it has, or has none.
+    ``batch_size`` is the most that a model whose network runs on the CPU gets.
     """
     device, asked = oracle.device, options.device is not None
     unusable = gpu.unusable(device, asked)
@@ -372,7 +378,7 @@ def _gpu_backend(
         where = f"cpu ({unusable or 'it failed on the GPU'})"
         if network is not None and gpu.setting() != "torch":
             info = EngineInfo("native", "cpu", _core.isa(), reason, where)
-            return _native_backend(network, OracleVerifier(oracle), info, options)
+            return _native_backend(network, _verifier(oracle, batch_size), info, options)
         oracle.survey(_unsquashes(options))
         info = EngineInfo("torch", str(device), _core.isa(), reason, where)
         info.smoothed = oracle.smoothed
@@ -387,6 +393,11 @@ def _gpu_backend(
     if len(levels) == 1 or gpu.setting() == "force":
         return levels[0][1]()
     return gpu.Retreating(levels, device)
+
+
+def _verifier(oracle: TorchOracle, batch_size: int | None) -> OracleVerifier:
+    """The verifier of a model that takes at most ``batch_size`` images."""
+    return OracleVerifier(oracle, min(batch_size or FORWARD_ROWS, FORWARD_ROWS))
 
 
 def _is_lowerable(
