@@ -241,6 +241,19 @@ class Options:
             command_type=int,
         ),
     )
+    max_queries: int | None = field(
+        default=None,
+        metadata=_metadata(
+            "budget of each image, in forwards and backwards, each counted",
+            _integer(10, 2**30),
+            meaning="budget of each image in queries: each forward and each backward of the model "
+            "for it counts one, those of its label and of its verification too. The trials of the "
+            "model are on random images then, and are not in it. With bounds of each value or "
+            "image at least 30. Not with `levels`",
+            without="none but that of the effort",
+            command_type=int,
+        ),
+    )
     tolerance: float = field(
         default=1e-3,
         metadata=_metadata(
@@ -379,6 +392,11 @@ class Options:
                 object.__setattr__(self, entry.name, checked)
         if self.levels is not None:
             check_grid_bounds(self.bounds)
+            if self.max_queries is not None:
+                raise ValueError(
+                    "max_queries must be None where levels is given, whose repair has no such "
+                    f"limit, got {self.max_queries}"
+                )
 
 
 _FIELDS = {entry.name: entry for entry in fields(Options)}

@@ -383,6 +383,7 @@ def minimize_distortion(
         result.evaluations[i] = problem.evaluations
         result.forwards[i] = problem.forwards + 1
         result.iterations[i] = problem.iterations
+    result.queries[:] = 2 * result.evaluations + result.forwards
     r = adversarial - x0
     result.distortion[:] = np.where(result.success, np.sqrt((r * r).sum(axis=1)), np.inf)
     result.rms_distortion[:] = result.distortion / math.sqrt(x0.shape[1])

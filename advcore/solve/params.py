@@ -29,6 +29,8 @@ class Facts:
         Starting images of each image.
     squashing : Squashing
         How the function behind the logits that the search sees nears its limits.
+    kept_queries : int
+        Queries of each image that ``max_queries`` must keep for what is outside the search.
     """
 
     n: int
@@ -38,15 +40,20 @@ class Facts:
     required_margin: float
     starts: int = 0
     squashing: Squashing = NO_SQUASHING
+    kept_queries: int = 0
 
 
 def effort_within_budget(options: Options, facts: Facts) -> str | Effort:
     """The effort of the options, or the highest one below it for which the budget is enough.
 
-    The budget is ``max_evaluations``. An `Effort` object is taken as it is. So are the names where
-    the run solves the paper's penalty problem, which every effort solves in the same way.
+    The budget is ``max_evaluations``, or half of the queries that ``max_queries`` leaves for the
+    search. An `Effort` object is taken as it is. So are the names where the run solves the paper's
+    penalty problem, which every effort solves in the same way.
     """
     budget, name = options.max_evaluations, options.effort
+    if options.max_queries is not None:
+        pairs = (options.max_queries - facts.kept_queries) // 2
+        budget = pairs if budget is None else min(budget, pairs)
     if isinstance(name, Effort) or budget is None or _solves_penalty_problem(options):
         return name
     needed = NEEDED["large" if is_large(facts.kind, facts.n) else facts.kind]
@@ -96,6 +103,8 @@ def engine_params(options: Options, facts: Facts) -> _core.Params:
     params.descent_temperature = effort.descent.temperature
     if options.max_evaluations is not None:
         params.max_evaluations = options.max_evaluations
+    if options.max_queries is not None:
+        params.max_queries = options.max_queries - facts.kept_queries
     if penalty_problem:
         short = () if bisection else (replace(PENALTY, budget=(60,)),)
         schedules: tuple[Schedule, ...] = (*short, PENALTY)
