@@ -7,7 +7,7 @@ import enum
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CSearch', 'Counts', 'CudaQueue', 'CudaSession', 'Job', 'Loss', 'Network', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_probe', 'cuda_queue_missing', 'cuda_status', 'distances', 'isa', 'problem_layout', 'slot_bytes', 'solve', 'value_range']
+__all__: list[str] = ['CSearch', 'Counts', 'CudaQueue', 'CudaSession', 'Job', 'Loss', 'Network', 'Norm', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_probe', 'cuda_queue_missing', 'cuda_status', 'distances', 'isa', 'problem_layout', 'slot_bytes', 'solve', 'value_range']
 class Status(enum.IntEnum):
     """
     How the search of one image ended.
@@ -26,12 +26,17 @@ class Loss(enum.IntEnum):
 class CSearch(enum.IntEnum):
     bisection = 1
     fused = 0
+class Norm(enum.IntEnum):
+    l1 = 2
+    l2 = 0
+    linf = 1
 class Params:
     """
     Options of a run; csrc/params.h describes each.
     """
     c_search: CSearch
     loss: Loss
+    norm: Norm
     smoothable: bool
     targeted: bool
     unsquared: bool

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from . import _core, validate
 from .effort import Effort
 from .errors import OutOfTime, warn_caller
-from .options import Options, Progress, penalty_from_norm
+from .options import Options, Progress, split_former_norm
 from .oracles.logits import batched, squashing
 from .result import Result
 from .solve.backends import Backend, Results
@@ -45,12 +45,14 @@ def minimize_distortion(
     starts: Any = None,
     loss: str = "margin",
     penalty: str = "l2",
+    norm: str | float = "l2",
     bounds: Any = (0.0, 1.0),
     confidence: float = 1e-4,
     effort: str | Effort = "default",
     history: int = 5,
     max_evaluations: int | None = None,
     max_queries: int | None = None,
+    smoothing: bool = True,
     tolerance: float = 1e-3,
     c_init: float | str = "auto",
     c_search: str = "fused",
@@ -63,9 +65,8 @@ def minimize_distortion(
     progress: bool = False,
     callback: Callable[[Progress], object] | None = None,
     deterministic: bool = False,
-    norm: str | None = None,
 ) -> Result:
-    """Find, for each image, the smallest ``||r||_2`` that gives ``x0 + r`` another class.
+    """Find, for each image, the smallest ``||r||`` that gives ``x0 + r`` another class.
 
     ``docs/options.md`` lists all options with their values and defaults.
 
@@ -100,6 +101,10 @@ def minimize_distortion(
         The distortion term is ``c * ||r||^2`` or ``c * ||r||``. Both have the same minimisers, with
         c of the second equal to 2 c ||r|| of the first. The result's ``c`` and ``c_init`` belong to
         the chosen form. A larger c gives a smaller r.
+    norm : "l2", "linf" or "l1"; also 2, inf or 1
+        Norm of r that is smallest in the result, and in which its distances are given. ``loss``,
+        ``penalty``, ``c_init`` and ``c_search`` belong to "l2": with another norm they have their
+        defaults, and the result has no c. "l2_unsquared", a former way to give the penalty, warns.
     bounds : (lower, upper)
         Numbers, or arrays that broadcast to the images. float64 bounds are rounded inward.
     confidence : float >= 0
@@ -124,6 +129,10 @@ def minimize_distortion(
         are the trials of the model, which are on random images then, some hundred queries a call.
         With bounds of each value or image, or wider than 256, it must be 30 or more, as 20 go to
         the rounding at the result. Not with ``levels``.
+    smoothing : bool
+        Whether the search may evaluate the network with smoothed kinks. False: every evaluation is
+        one of the model as it is, for harnesses that watch its forwards and take the smallest
+        adversarial image that they see. Distortions are a little larger then.
     tolerance : float > 0
         Relative change of c and of x at which a search stops.
     c_init : "auto" or float > 0
@@ -167,8 +176,6 @@ def minimize_distortion(
         the options alone also where the model does not run in the native engine: not on the other
         images, its place among them, or where a data set is cut into blocks. Every batch then has
         one number of rows, ``batch_size`` at most, and the model is tried on random images.
-    norm : str, optional
-        Former name of ``penalty``, which warns with a FutureWarning.
 
     Returns
     -------
@@ -204,19 +211,22 @@ def minimize_distortion(
     RuntimeWarning
         The solver cannot use the GPU of the model, or a part of it has failed there. Once each.
     FutureWarning
-        ``norm`` was given.
+        The penalty was given as ``norm``.
     """
     begin = time.perf_counter()
+    norm, penalty = split_former_norm(norm, penalty)
     arrays, extent = validate.images_with_range(images)
     options = Options(
         loss=loss,
-        penalty=penalty_from_norm(penalty, norm),
+        penalty=penalty,
+        norm=norm,
         bounds=bounds,
         confidence=confidence,
         effort=effort,
         history=history,
         max_evaluations=max_evaluations,
         max_queries=max_queries,
+        smoothing=smoothing,
         tolerance=tolerance,
         c_init=c_init,
         c_search=c_search,
@@ -318,7 +328,7 @@ def _make_job(
     facts = Facts(
         n=flat.shape[1],
         classes=backend.classes,
-        kind=backend.kind,
+        kind=backend.kind if options.smoothing else "exact",
         targeted=judge.targeted,
         required_margin=judge.required_margin,
         starts=0 if starts is None else starts.shape[1],

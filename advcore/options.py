@@ -18,6 +18,7 @@ from .effort import EFFORTS, Effort
 from .errors import warn_caller
 
 PENALTIES = ("l2", "l2_unsquared")
+NORMS = ("l2", "linf", "l1")
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,15 @@ def _effort(value: Any, name: str) -> str | Effort:
     return value if isinstance(value, Effort) else validate.choice(value, name, EFFORTS)
 
 
-def _penalty(value: Any, name: str) -> str:
-    try:
-        return validate.choice(value, name, PENALTIES)
-    except ValueError as error:
-        raise ValueError(f"{error}; distortion is the L2 norm, no other is supported") from None
+_NORM_NAMES = {"2": "l2", "inf": "linf", "1": "l1"}
+
+
+def _norm(value: Any, name: str) -> str:
+    """Return the name of a norm that is given by its name or its order."""
+    order = f"{value:g}" if isinstance(value, (int, float, np.number)) else value
+    if isinstance(value, bool) or not isinstance(order, str) or order not in _NORM_NAMES:
+        return validate.choice(value, name, NORMS)
+    return _NORM_NAMES[order]
 
 
 def _first_c(value: Any, name: str) -> str | float:
@@ -186,9 +191,21 @@ class Options:
         default="l2",
         metadata=_metadata(
             "form of the distortion term",
-            Check(_penalty, _one_of(*PENALTIES).accepts, PENALTIES),
+            _one_of(*PENALTIES),
             meaning='`c*‖r‖²`; `"l2_unsquared"`: `c*‖r‖`, as in the paper. The former name of the '
-            "option, `norm`, still works with a warning",
+            "option, `norm`, still works for the second with a warning",
+            command_type=str,
+        ),
+    )
+    norm: str | float = field(
+        default="l2",
+        metadata=_metadata(
+            "norm of r that is smallest in the result: l2, linf or l1",
+            Check(_norm, _one_of(*NORMS).accepts + ", or `2`, `inf`, `1`", (*NORMS, *_NORM_NAMES)),
+            meaning="norm of `r` that is smallest in the result, and in which all distances of it "
+            "are given. The options of the paper's penalty problem (`penalty`, `c_init`, "
+            '`c_search`, `loss="cross_entropy"`) and of its search (`history`, `tolerance`) belong '
+            "to `l2`: with another norm there is [no c](optimality.md#other-norms)",
             command_type=str,
         ),
     )
@@ -252,6 +269,17 @@ class Options:
             "image at least 30. Not with `levels`",
             without="none but that of the effort",
             command_type=int,
+        ),
+    )
+    smoothing: bool = field(
+        default=True,
+        metadata=_metadata(
+            "search smoothed forms of the network too, not the model alone",
+            Check(_flag, "`True`, `False`"),
+            meaning="whether the search may evaluate the network with smoothed kinks. `False`: "
+            "every evaluation is one of the model as it is, for harnesses that watch its forwards "
+            "([what it costs](optimality.md#without-smoothing))",
+            command_type=bool,
         ),
     )
     tolerance: float = field(
@@ -397,8 +425,18 @@ class Options:
                     "max_queries must be None where levels is given, whose repair has no such "
                     f"limit, got {self.max_queries}"
                 )
+        if self.norm != "l2":
+            for name in _OF_L2:
+                value, default = getattr(self, name), _FIELDS[name].default
+                if value != default:
+                    raise ValueError(
+                        f"{name} must be {default!r} with norm={self.norm!r}, got {value!r}: it "
+                        "belongs to the penalty problem of norm='l2'"
+                    )
 
 
+_OF_L2 = ("loss", "penalty", "c_init", "c_search")
+"""Options that have a meaning for the norm l2 alone."""
 _FIELDS = {entry.name: entry for entry in fields(Options)}
 
 
@@ -420,11 +458,11 @@ def check_grid_bounds(bounds: Any) -> None:
         raise ValueError(f"bounds must have lower < upper where levels is given, got {bounds!r}")
 
 
-def penalty_from_norm(penalty: str, norm: str | None, *, dashes: str = "") -> str:
-    """Return the penalty, which may be given as ``norm``, the former name of the option.
+def split_former_norm(norm: Any, penalty: str, *, dashes: str = "") -> tuple[Any, str]:
+    """Return the norm and the penalty, which may be given as ``norm``, its former name.
 
-    ``norm`` warns with a FutureWarning, which scripts, modules and notebooks alike show by default.
-    A penalty that has the default value counts as not given.
+    That warns with a FutureWarning, which scripts, modules and notebooks alike show by default. The
+    penalty "l2", the default, is the norm of that name too, and does not warn.
 
     Parameters
     ----------
@@ -434,16 +472,13 @@ def penalty_from_norm(penalty: str, norm: str | None, *, dashes: str = "") -> st
     Raises
     ------
     TypeError
-        Both are given.
-    ValueError
-        ``norm`` is no form of the penalty.
+        A penalty is given as ``norm`` and another one as ``penalty``.
     """
-    if norm is None:
-        return penalty
-    if not isinstance(penalty, str) or penalty != _FIELDS["penalty"].default:
+    if not isinstance(norm, str) or norm not in PENALTIES or norm in NORMS:
+        return norm, penalty
+    if not isinstance(penalty, str) or penalty not in (norm, _FIELDS["penalty"].default):
         raise TypeError(
-            f"{dashes}norm is the former name of {dashes}penalty: give one of them, not both"
+            f"{dashes}norm {norm} is the former name of {dashes}penalty: give one of them, not both"
         )
-    _penalty(norm, f"{dashes}norm")
-    warn_caller(f"{dashes}norm is called {dashes}penalty now", FutureWarning)
-    return norm
+    warn_caller(f"{dashes}norm {norm} is {dashes}penalty {norm} now", FutureWarning)
+    return _FIELDS["norm"].default, norm

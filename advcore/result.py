@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, overload
@@ -18,11 +17,11 @@ from ._arrays import read_archive
 from ._files import replacing
 from .validate import to_numpy
 
-_TEXTS = ("engine", "penalty", "loss")
+_TEXTS = ("engine", "penalty", "loss", "norm")
 """Fields that are stored as JSON texts."""
 _COUNTS = ("rounds", "round_seconds", "fillings")
 """Entries of ``engine`` that add up over runs."""
-_OPTIONAL = ("penalty_distortion", "queries")
+_OPTIONAL = ("penalty_distortion", "norm", "queries")
 """Fields that a stored result may lack."""
 _KINDS = {
     "adversarial": "f",
@@ -60,7 +59,7 @@ class Result:
         was found, which is not verified.
     success : (N,) bool
         Whether ``adversarial`` was verified to have the required margin.
-    distortion : (N,) float32, ``||r||_2``; infinite without success
+    distortion : (N,) float32, ``||r||`` in the ``norm`` of the run; infinite without success
     rms_distortion : (N,) float32, ``||r||_2 / sqrt(n)``, the distortion of Szegedy et al.
     margin : (N,) float32
         Logit of the target minus the largest other one, at ``adversarial``. Untargeted: the largest
@@ -93,7 +92,7 @@ class Result:
         boundary.
     seconds : float, wall time of the run, or the sum of those of `concatenate`
     penalty, loss : str, the options of the run
-    norm : str, former name of ``penalty``
+    norm : "l2", "linf" or "l1", that of ``distortion``
     penalty_distortion : (N,) float32 or None
         ``||r||_2`` of the minimiser at the final ``c``, the paper's own quantity, where the run
         found one. NaN without success. ``adversarial`` may be a smaller point that the search
@@ -122,22 +121,15 @@ class Result:
     penalty: str
     loss: str
     penalty_distortion: NDArray[np.float32] | None = None
+    norm: str = "l2"
     queries: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
     def __post_init__(self) -> None:
         if len(self.queries) != len(self.success):
             self.queries = (2 * self.evaluations + self.forwards).astype(np.int32)
 
-    @property
-    def norm(self) -> str:
-        """Former name of ``penalty``, which warns with a FutureWarning."""
-        warnings.warn("Result.norm is called Result.penalty now", FutureWarning, stacklevel=2)
-        return self.penalty
-
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "norm" in state:  # Pickles of former versions have it in the place of the penalty.
-            state = {("penalty" if name == "norm" else name): state[name] for name in state}
-        self.__dict__.update({"queries": np.empty(0, np.int32), **state})
+        self.__dict__.update({"queries": np.empty(0, np.int32), **_of_now(state)})
         self.__post_init__()  # former versions lack the queries
 
     def __len__(self) -> int:
@@ -176,7 +168,8 @@ class Result:
         TypeError
             Something else than results came.
         ValueError
-            There are none, or they differ in the shape of their images, ``penalty`` or ``loss``.
+            There are none, or they differ in the shape of their images, ``penalty``, ``loss`` or
+            ``norm``.
         """
         parts = list(results)
         for part in parts:
@@ -189,6 +182,7 @@ class Result:
             ("shape of their images", shapes),
             ("penalty", [part.penalty for part in parts]),
             ("loss", [part.loss for part in parts]),
+            ("norm", [part.norm for part in parts]),
         ):
             if len(set(values)) > 1:
                 found = ", ".join(str(value) for value in dict.fromkeys(values))
@@ -203,6 +197,7 @@ class Result:
             seconds=sum(part.seconds for part in parts),
             penalty=parts[0].penalty,
             loss=parts[0].loss,
+            norm=parts[0].norm,
             **joined,
         )
 
@@ -223,7 +218,7 @@ class Result:
     @overload
     def curve(self, eps: ArrayLike) -> NDArray[np.float64]: ...
     def curve(self, eps: ArrayLike) -> float | NDArray[np.float64]:
-        """Return the share of all images with an adversarial example within ``||r||_2 <= eps``.
+        """Return the share of all images with an adversarial example within ``||r|| <= eps``.
 
         Images without success count as robust at any ``eps``. Clean images that are already
         adversarial count as distortion 0. The share has the shape of ``eps``, a number or an array.
@@ -361,15 +356,22 @@ class Result:
         """
         try:
             values: dict[str, Any] = dict(read_archive(path, _check_names))
-            if "norm" in values:  # Former versions wrote it so.
-                values["penalty"] = values.pop("norm")
+            values = _of_now(values)
             for name in _TEXTS:
-                values[name] = _json(values[name], name)
+                if name in values:
+                    values[name] = _json(values[name], name)
             values["seconds"] = _number(values["seconds"], "seconds")
             _check_fields(values)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: not a stored result: {error}") from error
         return Result(**values)
+
+
+def _of_now(values: dict[str, Any]) -> dict[str, Any]:
+    """Rename the fields of former versions: their ``norm`` was the penalty, and all were in l2."""
+    if "norm" not in values or "penalty" in values:
+        return values
+    return {("penalty" if name == "norm" else name): values[name] for name in values}
 
 
 def _row_numbers(rows: Any, count: int) -> NDArray[np.intp]:
@@ -417,7 +419,7 @@ def _joined_engines(engines: list[dict[str, str | int | float]]) -> dict[str, st
 def _check_names(names: Collection[str]) -> None:
     """Raise ValueError unless a stored result has these members."""
     expected = {field.name for field in fields(Result)}
-    present = {"penalty" if n == "norm" and "penalty" not in names else n for n in names}
+    present = set(_of_now(dict.fromkeys(names)))
     missing, unknown = sorted(expected - present - set(_OPTIONAL)), sorted(present - expected)
     if missing or unknown:
         raise ValueError(f"missing {missing}, unknown {unknown}")

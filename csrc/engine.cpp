@@ -162,10 +162,11 @@ void SlotPool::interrupt() {
     if (p.index < 0) continue;
     State& s = p.state;
     const bool searching = s.phase == Phase::stage || s.phase == Phase::descent ||
-                           s.phase == Phase::push || s.phase == Phase::polish_start;
-    const float* const point = s.search.stage_best < kNone ? p.stage_point
-                               : s.phase == Phase::descent ? p.trial
-                                                           : p.x;
+                           s.phase == Phase::walk || s.phase == Phase::push ||
+                           s.phase == Phase::polish_start;
+    const float* const point = s.search.stage_best < kNone                           ? p.stage_point
+                               : s.phase == Phase::descent || s.phase == Phase::walk ? p.trial
+                                                                                     : p.x;
     const size_t n = static_cast<size_t>(params_.n);
     float* const target = job_.adversarial + static_cast<size_t>(p.index) * n;
     s.status = Status::interrupted;

@@ -32,7 +32,7 @@ struct Job {
   // infinity.
   float* adversarial = nullptr;  // (count, n)
   uint8_t* success = nullptr;
-  float* distortion = nullptr;  // ||r||_2
+  float* distortion = nullptr;  // r in the norm of the run.
   float* margin = nullptr;      // The result's; without success the largest evaluated.
   float* c = nullptr;           // The weight of ||r||^2 where the search ended.
   float* penalty = nullptr;     // Distortion of the penalty minimiser; NaN: there is none.

@@ -12,6 +12,8 @@ constexpr int kMaxSchedules = 12;
 
 enum class Loss : int8_t { margin, cross_entropy };
 enum class CSearch : int8_t { fused, bisection };
+// The norm of r that is smallest in the result.
+enum class Norm : int8_t { l2, linf, l1 };
 
 // One pass through the stages.
 struct Schedule {
@@ -20,6 +22,8 @@ struct Schedule {
   int budget[kMaxStages] = {50};            // Evaluations of each stage.
   float temperature[kMaxStages] = {0.02f};  // T of each stage as a fraction of the margin at x0.
   float origin = -1;  // The search begins at lo + origin (hi - lo); < 0: at x0.
+  // A walk (solver/walk.h) anneals k from that of the first stage to 0 in the budget of that stage,
+  // and T from that of the first stage to that of the last in the budget of all.
   // At the end of this stage a second search, from x0 straight to its network, competes with the
   // first; < 0: at none.
   int contest = -1;
@@ -32,6 +36,7 @@ struct Params {
   bool targeted = true;
   Loss loss = Loss::margin;
   CSearch c_search = CSearch::fused;
+  Norm norm = Norm::l2;      // Of another one the search is a walk (solver/walk.h).
   float confidence = 1e-4f;  // The margin required, in logits.
   // Where the model squashes its logits: how fast its outputs near their limits, and the logits
   // whose outputs are the confidence away from them. 0: it does not.
@@ -77,6 +82,7 @@ void for_each_param(F f) {
   f("targeted", &Params::targeted);
   f("loss", &Params::loss);
   f("c_search", &Params::c_search);
+  f("norm", &Params::norm);
   f("confidence", &Params::confidence);
   f("squash_rate", &Params::squash_rate);
   f("logit_cap", &Params::logit_cap);

@@ -63,6 +63,7 @@ enum class Phase : int8_t {
   stage_origin,  // The network of this stage at x0.
   stage,         // A step of the c-search.
   descent,       // A gradient step on the exact network.
+  walk,          // A gradient step on a network that is smoothed less and less.
   push,          // Forward only: away from x0 until the exact network calls it adversarial.
   bisect,        // Forward only: between x0 and a given start.
   polish_start,  // The exact margin and its gradient at the serious centre.
@@ -202,6 +203,15 @@ struct State {
     int rounds = 0;
   } descent;
 
+  // The search in another norm than l2. Owner: solver/walk.h.
+  struct Walk {
+    float radius = kNone;  // Radius of the ball around x0 that the steps return to.
+    bool reached = false;  // A network has called a point adversarial.
+    bool sloped = false;   // A gradient was not zero.
+    bool moving = false;   // Problem::gradient holds the mean of the last directions.
+    int rounds = 0;
+  } walk;
+
   // Cutting planes a'(x - x0) + h >= 0 of the exact margin, ||a|| = 1, the a in Problem::ring.
   // Owner: solver/bundle.h.
   struct Bundle {
@@ -262,12 +272,14 @@ struct alignas(16) Problem {
   const float* lo = nullptr;
   const float* hi = nullptr;
   float* x0 = nullptr;
-  float* x = nullptr;               // The accepted point; in the polish the serious centre.
-  float* trial = nullptr;           // The point that the network is asked to evaluate.
-  float* gradient = nullptr;        // Gradient of m_T at x; in the polish the trial that failed.
+  float* x = nullptr;      // The accepted point; in the polish the serious centre.
+  float* trial = nullptr;  // The point that the network is asked to evaluate.
+  // Gradient of m_T at x; in a walk the mean of the last directions, in the polish the trial that
+  // failed.
+  float* gradient = nullptr;
   float* trial_gradient = nullptr;  // Gradient of m_T at trial, written from outside.
   float* best = nullptr;            // The smallest adversarial point of the exact network.
-  float* stage_point = nullptr;     // The same of this stage's network, or of the descent.
+  float* stage_point = nullptr;     // The same of this stage's network, the descent or the walk.
   float* incumbent = nullptr;       // The accepted point of the first search of a contest.
   float* ring = nullptr;            // max(2 history, kMaxCuts) vectors: y_0.., s_0..; or the cuts.
   const float* starts = nullptr;    // (starts, n) of this image, in the caller's memory.

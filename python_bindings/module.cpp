@@ -260,6 +260,11 @@ PYBIND11_MODULE(_core, m) {
       .value("fused", CSearch::fused)
       .value("bisection", CSearch::bisection)
       .finalize();
+  py::native_enum<Norm>(m, "Norm", "enum.IntEnum")
+      .value("l2", Norm::l2)
+      .value("linf", Norm::linf)
+      .value("l1", Norm::l1)
+      .finalize();
 
   py::class_<Params> params(m, "Params", "Options of a run; csrc/params.h describes each.");
   for_each_param(

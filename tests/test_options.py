@@ -15,16 +15,15 @@ import pytest
 
 import advcore
 from advcore import api
-from advcore.options import Options, option_info
+from advcore.options import Options, option_info, split_former_norm
 
 DATA = ("model", "images", "targets", "labels", "starts")
-FORMER = ("norm",)
 FIELDS = {entry.name: entry for entry in dataclasses.fields(Options)}
 
 
 def test_the_call_has_the_options_with_their_defaults_and_types() -> None:
     parameters = inspect.signature(advcore.minimize_distortion).parameters
-    of_the_call = [name for name in parameters if name not in DATA + FORMER]
+    of_the_call = [name for name in parameters if name not in DATA]
     assert of_the_call == list(FIELDS)
     for name, entry in FIELDS.items():
         assert parameters[name].default == entry.default
@@ -72,28 +71,34 @@ def test_numbers_of_numpy_become_those_of_python() -> None:
     assert [(type(value), value) for value in kept] == [(int, 4), (float, 0.5), (float, 2.0)]
 
 
-@pytest.mark.parametrize("penalty", ["l2", "l2_unsquared"])
-def test_norm_is_the_former_name_of_penalty(
-    random_network: Any, random_images: Any, penalty: str
-) -> None:
+def test_a_penalty_may_be_given_as_norm(random_network: Any, random_images: Any) -> None:
     network, x = random_network(), random_images(4)
-    expected = advcore.minimize_distortion(network, x, penalty=penalty)
-    with pytest.warns(FutureWarning, match="norm is called penalty now") as caught:
-        result = advcore.minimize_distortion(network, x, norm=penalty)
+    expected = advcore.minimize_distortion(network, x, penalty="l2_unsquared")
+    with pytest.warns(FutureWarning, match="norm l2_unsquared is penalty l2_uns") as caught:
+        result = advcore.minimize_distortion(network, x, norm="l2_unsquared")
     assert [warning.filename for warning in caught] == [__file__]
-    assert result.penalty == penalty
+    assert (result.penalty, result.norm) == ("l2_unsquared", "l2")
     np.testing.assert_array_equal(result.c, expected.c)
 
 
-def test_norm_is_checked(random_network: Any, random_images: Any) -> None:
-    network, x = random_network(), random_images(4)
-    text = "must be one of l2, l2_unsquared, got 'linf'; distortion is the L2 norm"
-    with pytest.raises(ValueError, match=f"^norm {text}"):
-        advcore.minimize_distortion(network, x, norm="linf")
-    with pytest.raises(ValueError, match=f"^penalty {text}"):
-        advcore.minimize_distortion(network, x, penalty="linf")
-    with pytest.raises(TypeError, match="norm is the former name of penalty: give one of them"):
-        advcore.minimize_distortion(network, x, norm="l2", penalty="l2_unsquared")
+def test_norms_have_names_and_orders() -> None:
+    for name, values in {"l2": (2, "2", 2.0), "linf": (np.inf, "inf"), "l1": (1, "1")}.items():
+        assert {Options(norm=value).norm for value in (name, *values)} == {name}
+    for wrong in (3, 0, True, -np.inf, np.nan, "L2", None, [2]):
+        with pytest.raises((TypeError, ValueError), match=r"^norm must be one of l2, linf, l1"):
+            Options(norm=wrong)  # type: ignore[arg-type]
+    for option in ({"loss": "cross_entropy"}, {"c_search": "bisection"}, {"c_init": 1.0}):
+        with pytest.raises(ValueError, match=r"with norm='linf', got .* norm='l2'"):
+            Options(norm="linf", **option)
+
+
+def test_norm_and_penalty_exclude_each_other(random_network: Any, random_images: Any) -> None:
+    with pytest.raises(TypeError, match="is the former name of penalty: give one of them"):
+        split_former_norm("l2_unsquared", "other")
+    for name in ("norm", "penalty"):
+        options: dict[str, Any] = {name: "l7"}
+        with pytest.raises(ValueError, match=f"^{name} must be one of l2, .*, got 'l7'"):
+            advcore.minimize_distortion(random_network(), random_images(4), **options)
 
 
 def test_the_page_of_options_is_up_to_date() -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 import advcore
 
 from ..jobs.plan import check_shard
-from ..options import Options, option_info, penalty_from_norm
+from ..options import Options, option_info, split_former_norm
 from ..result import already_note, images_per_second
 from .app import (
     INTERRUPTED,
@@ -162,7 +162,6 @@ def attack(
         ),
     ] = None,
     no_picture: Annotated[bool, typer.Option("--no-picture", help="write no picture")] = False,
-    norm: Annotated[str | None, typer.Option(hidden=True)] = None,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
     **options: Any,
 ) -> None:
@@ -171,7 +170,9 @@ def attack(
     Without options: the package's network and its 1,000 MNIST digits, random targets.
     """
     with one_line_errors(debug) as stage:
-        options["penalty"] = penalty_from_norm(options["penalty"], norm, dashes="--")
+        options["norm"], options["penalty"] = split_former_norm(
+            options["norm"], options["penalty"], dashes="--"
+        )
         checked = Options(**options)  # raises for wrong values before any file is read
         if targets is not None and untargeted:
             raise ValueError("--targets and --untargeted exclude each other")

@@ -301,6 +301,31 @@ class Recomputation(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-
         return func(*args, **(kwargs or {}))
 
 
+def surveyed_calls(
+    forward: Callable[[int, TorchFunctionMode], tuple[Tensor, Tensor]],
+    counts: tuple[int, int],
+    always: bool,
+) -> tuple[list[ActivationCall], list[ActivationCall]] | None:
+    """Activation calls of forwards with ``counts`` rows; None where a backward runs them again.
+
+    ``forward`` gives a leaf and the logits. ``always``: models without such calls are run backward
+    too.
+    """
+    calls = []
+    for count in counts:
+        mode = Survey()
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf, output = forward(count, mode)
+            if (mode.calls or always) and output.requires_grad:
+                total = output.sum()
+                with Recomputation() as recomputation:
+                    torch.autograd.grad(total, leaf, allow_unused=True)
+                if recomputation.detected:
+                    return None
+        calls.append(mode.calls)
+    return calls[0], calls[1]
+
+
 class Activation(NamedTuple):
     """An intercepted call, with its smoothed form.
 

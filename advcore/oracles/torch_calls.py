@@ -44,6 +44,24 @@ def padded(x: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([x, copies])  # also where none is missing: fresh memory is aligned
 
 
+def wrapped(x: Floats) -> torch.Tensor:
+    """``x`` as a tensor over the same memory, or a copy where DLPack would refuse it."""
+    # DLPack takes writable memory only.
+    if not x.flags.writeable or not x.flags.c_contiguous:
+        x = np.array(x, order="C")
+    from torch.utils.dlpack import from_dlpack
+
+    tensor: torch.Tensor = from_dlpack(x)
+    return tensor
+
+
+def on_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """A tensor on ``device`` with the values of an array."""
+    import torch
+
+    return torch.from_numpy(array).to(device)
+
+
 def is_compiled(model: Any) -> bool:
     """Whether ``torch.compile`` has made the model or a module in it."""
     import torch

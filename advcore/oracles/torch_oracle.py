@@ -16,7 +16,16 @@ from .hints import error_hint
 from .logits import Logits, SquashFunction
 from .protocol import model_errors, takes_one_image
 from .steps import check_reaches
-from .torch_calls import dense_logits, is_compiled, padded, torch_threads, with_graph_bytes
+from .survey import Surveyed
+from .torch_calls import (
+    dense_logits,
+    is_compiled,
+    on_device,
+    padded,
+    torch_threads,
+    with_graph_bytes,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 
-class TorchOracle:
+class TorchOracle(Surveyed):
     """Oracle of a torch module or differentiable callable, images (B, ...) to logits (B, K).
 
     Parameters
@@ -58,8 +67,9 @@ class TorchOracle:
 
     The trial forwards of the constructor give the number of classes and the activations that
     `advcore.oracles.smoothing` can smooth. The kind is "smooth" for a module that has none of them,
-    that runs them again in its backward (checkpointing) or that hides them (TorchScript,
-    ``torch.compile``).
+    or that hides them and cannot be read as a graph of its operations (`unread` says why). Where it
+    can, a search evaluates that graph in place of a module that runs its activations again in its
+    backward (checkpointing) or hides them (exported programs, TorchScript, ``torch.compile``).
 
     ``saved_bytes`` is what an exact forward keeps of an image for its backward, ``smoothed_bytes``
     what a smoothed one keeps, 0 where none is smoothed.
@@ -116,6 +126,9 @@ class TorchOracle:
         self._output: torch.Tensor | None = None
         self._scales: SmoothingScales | None = None
         self._squash_call: int | None = None
+        self._searched: Any = None  # what a search evaluates; None: the model
+        self._found = 0  # calls that a search changes
+        self.unread: str | None = None  # why the operations could not be read
         self.squash: SquashFunction | None = None
         self.saved_bytes = self.smoothed_bytes = 0
         self.kind = "smooth"
@@ -126,28 +139,6 @@ class TorchOracle:
         self.classes = self._logits.classes
         if survey:
             self.survey()
-
-    def survey(self, unsquash: bool = False) -> None:
-        """Look for activations to smooth, and set ``kind``. A small network takes 4 ms.
-
-        With ``unsquash`` forwards with ``slots``, those of the search, return the logits before a
-        squashing function at the model's end, see `advcore.oracles.squashing`. ``squash`` is that
-        function then.
-        """
-        if self._is_compiled:  # torch would compile the function modes into it
-            return
-        counts = self._survey_counts
-        batches, self.batches = self.batches, None  # the numbers of rows are those of the survey
-        try:
-            if unsquash:
-                self._find_squash(self._survey_image, counts)
-            self._survey(self._survey_image, counts)
-        except Exception:  # a model that fails under a function mode still runs without one
-            self._leaf = self._output = self._scales = self._squash_call = None
-            self.kind = "smooth"
-        self.batches = batches
-        if self._squash_call is None:
-            self.squash = None
 
     def forward(
         self,
@@ -160,7 +151,7 @@ class TorchOracle:
         """See `Oracle`."""
         mode = self._mode(smoothing, slots, record_scales)
         with self._torch.inference_mode(False):
-            output = self._evaluate(self._wrap(x), mode, grad, slots is not None)
+            output = self._evaluate(wrapped(x), mode, grad, slots is not None)
             return self._logits.convert(self._to_numpy(output), len(x))
 
     def forward_along(self, clean: Floats, end: Floats, t: Floats) -> Floats:
@@ -170,8 +161,8 @@ class TorchOracle:
         """
         torch = self._torch
         with torch.inference_mode(False), torch.no_grad():
-            start = self._wrap(clean).to(self._device)
-            r = self._wrap(end).to(self._device) - start
+            start = wrapped(clean).to(self._device)
+            r = wrapped(end).to(self._device) - start
             logits = [
                 self._logits.convert(
                     self._to_numpy(self._evaluate(start + float(step) * r, None, False)), len(clean)
@@ -218,7 +209,7 @@ class TorchOracle:
             return logits
 
     def _evaluate(
-        self, x: torch.Tensor, mode: Any, grad: bool, unsquash: bool = False
+        self, x: torch.Tensor, mode: Any, grad: bool, searched: bool = False
     ) -> torch.Tensor:
         self._leaf = self._output = None
         tracked = grad or self._tracks
@@ -226,7 +217,7 @@ class TorchOracle:
             if tracked:
                 x.requires_grad_(True)
             rows = x.clone() if self._copies and self.batches is None else x
-            output = self._call(rows.to(self._device, self._dtype), mode, unsquash)
+            output = self._call(rows.to(self._device, self._dtype), mode, searched)
             if grad:
                 self._leaf, self._output = x, output
             return output
@@ -269,10 +260,10 @@ class TorchOracle:
             zeros = dlogits.new_zeros(len(output) - len(dlogits), dlogits.shape[1])
             dlogits = self._torch.cat([dlogits, zeros])
         with self._torch.autocast(self._device.type, enabled=False):  # it reaches the backward too
-            (gradient,) = self._torch.autograd.grad(
+            gradients: tuple[torch.Tensor | None] = self._torch.autograd.grad(
                 output, leaf, dlogits.to(output), allow_unused=True
             )
-        return gradient
+        return gradients[0]
 
     @property
     def outputs(self) -> int:
@@ -289,26 +280,19 @@ class TorchOracle:
         """Device on which the model is evaluated."""
         return self._device
 
-    def _wrap(self, x: Floats) -> torch.Tensor:
-        """``x`` as a tensor over the same memory, or a copy where DLPack would refuse it."""
-        # DLPack takes writable memory only.
-        if not x.flags.writeable or not x.flags.c_contiguous:
-            x = np.array(x, order="C")
-        from torch.utils.dlpack import from_dlpack
-
-        tensor: torch.Tensor = from_dlpack(x)
-        return tensor
-
     def _to_numpy(self, tensor: torch.Tensor) -> Floats:
         array: Floats = tensor.detach().to("cpu", self._torch.float32).contiguous().numpy()
         return array
 
-    def _call(self, x: torch.Tensor, mode: Any = None, unsquash: bool = False) -> torch.Tensor:
-        """The model's output for flat rows ``x``, under the function mode if there is one."""
+    def _call(self, x: torch.Tensor, mode: Any = None, searched: bool = False) -> torch.Tensor:
+        """The model's output for flat rows ``x``, under the function mode if there is one.
+
+        With ``searched`` it is that of what a search evaluates.
+        """
         if self.check_time is not None and self._logits.outputs:
             self.check_time()
         modes = [] if mode is None else [mode]
-        if unsquash and self._squash_call is not None:
+        if searched and self._squash_call is not None:
             from .squashing import Unsquash
 
             modes.append(Unsquash(self._squash_call))
@@ -319,6 +303,7 @@ class TorchOracle:
             if mode is not None:
                 mode.pad(count)
         images = x.reshape(count, *self._shape)
+        model = self._model if self._searched is None or not searched else self._searched
         with (
             self._torch.autocast(self._device.type, enabled=False),
             model_errors(tuple(images.shape), lambda error: self._hint(error, images)),
@@ -326,7 +311,7 @@ class TorchOracle:
         ):
             for each in modes:  # the first is the outermost
                 stack.enter_context(each)
-            output = self._model(images)
+            output = model(images)
         logits = dense_logits(output)
         return logits[:rows] if rows < count == len(logits) else logits
 
@@ -351,20 +336,16 @@ class TorchOracle:
             return None
         from .smoothing import Smoothing
 
-        torch = self._torch
         if slots is None:
             raise ValueError(
                 "slots must be given where rows are smoothed or record scales, got None"
             )
 
-        def on_device(array: NDArray[Any]) -> Any:
-            return torch.from_numpy(array).to(self._device)
-
         return Smoothing(
             self._scales,
-            on_device(np.array(smoothing, np.float32)) if any_smoothed else None,
-            on_device(slots.astype(np.int64)),
-            on_device(recorded_rows) if recorded_rows.size else None,
+            on_device(np.array(smoothing, np.float32), self._device) if any_smoothed else None,
+            on_device(slots.astype(np.int64), self._device),
+            on_device(recorded_rows, self._device) if recorded_rows.size else None,
             int(slots.max()) + 1,
         )
 
@@ -404,7 +385,7 @@ class TorchOracle:
         """Evaluate ``x``, and check its logits; whether the model has changed its input."""
         torch = self._torch
         with torch.inference_mode(False), torch.set_grad_enabled(self._tracks):
-            rows = self._wrap(x).clone().to(self._device, self._dtype).requires_grad_(self._tracks)
+            rows = wrapped(x).clone().to(self._device, self._dtype).requires_grad_(self._tracks)
             original, version = rows.detach().clone(), rows._version
             output = self._call(rows)
             self._logits.convert(self._to_numpy(output), len(x))
@@ -425,61 +406,3 @@ class TorchOracle:
         may_step = self._dtype not in (self._torch.float32, self._torch.float64)
         dx = None if gradient is None else self._to_numpy(gradient)
         check_reaches(self.forward, x, logits, dlogits, dx, may_step)
-
-    def _find_squash(self, x: Floats, counts: tuple[int, int]) -> None:
-        """Set the number and function of the squashing call at the model's end, if there is one."""
-        from .squashing import find_squash
-
-        def call(count: int, mode: Any) -> torch.Tensor:
-            with self._torch.inference_mode(False), self._torch.no_grad():
-                rows = self._wrap(np.repeat(x, count, axis=0)).clone()
-                return self._call(rows.to(self._device, self._dtype), mode)
-
-        squash = find_squash(call, counts)
-        if squash is not None:
-            self._squash_call, self.squash = squash.call, squash.output
-
-    @property
-    def _survey_counts(self) -> tuple[int, int]:
-        """Rows of the two forwards of a survey: 2 and 3, or fewer, or the smallest batches."""
-        if self.batches is not None and not self.batches.is_fixed:
-            return self.batches.sizes[0], self.batches.sizes[:2][-1]
-        most = self._batch_size or 3
-        return min(2, most - 1) or 1, min(3, most)
-
-    def _survey(self, x: Floats, counts: tuple[int, int]) -> None:
-        """Number the activations in forwards of image ``x`` (1, n) with ``counts`` rows.
-
-        Those that follow the rows are kept in ``_scales``, and set the ``kind``.
-        """
-        from .smoothing import Recomputation, SmoothingScales, Survey
-
-        torch = self._torch
-        calls: list[list[Any]] = []
-        for count in counts:
-            mode = Survey()
-            with torch.inference_mode(False), torch.enable_grad():
-                leaf = self._wrap(np.repeat(x, count, axis=0)).clone().requires_grad_(True)
-                output = self._call(leaf.clone().to(self._device, self._dtype), mode, True)
-                if (mode.calls or self._squash_call is not None) and output.requires_grad:
-                    total = output.sum()
-                    with Recomputation() as recomputation:
-                        torch.autograd.grad(total, leaf, allow_unused=True)
-                    if recomputation.detected:
-                        self._squash_call = None
-                        return
-            calls.append(mode.calls)
-        scales = SmoothingScales()
-        scales.update(calls[0], calls[1], counts)
-        if not scales.row_shapes:
-            return
-        self._scales = scales
-        # The model must also run under the mode: one pass records scales, and one smooths.
-        slots, smoothing = np.zeros(1, np.int32), np.ones(1, np.float32)
-        logits = self.forward(x, slots=slots, record_scales=np.ones(1, np.bool_), grad=False)
-        _, self.smoothed_bytes = with_graph_bytes(
-            self._model, lambda: self.forward(x, smoothing, slots)
-        )
-        self.backward(np.zeros_like(logits))
-        scales.table = None
-        self.kind = scales.kind

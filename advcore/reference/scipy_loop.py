@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._extras import require
-from ..options import PENALTIES, penalty_from_norm
+from ..options import PENALTIES, split_former_norm
 from ..result import Result, status_code
-from ..validate import to_numpy
+from ..validate import choice, to_numpy
 from .oracles import (
     NumpyNetwork,
     NumpyObject,
@@ -311,7 +311,7 @@ def minimize_distortion(
     ftol: float = 2.220446049250313e-09,
     gtol: float = 1e-05,
     seed: int = 0,
-    norm: str | None = None,
+    norm: str = "l2",
 ) -> Result:
     """Find minimum-distortion adversarial examples one image after the other, through SciPy.
 
@@ -341,8 +341,8 @@ def minimize_distortion(
         Required margin, in logits.
     seed : int
         Seed of the start beside the clean image that the unsquared penalty needs.
-    norm : str, optional
-        Former name of ``penalty``; a FutureWarning says so.
+    norm : "l2"
+        As in the paper. "l2_unsquared", a former way to give the penalty, warns.
 
     Returns
     -------
@@ -355,7 +355,8 @@ def minimize_distortion(
     TypeError, ValueError
         The message names the argument, the expected value and the actual one.
     """
-    penalty = penalty_from_norm(penalty, norm)
+    norm, penalty = split_former_norm(norm, penalty)
+    choice(norm, "norm", ("l2",))
     options = Options(
         penalty, loss, c_low, c_high, steps, warm_start, history, confidence,
         max_iterations, max_line_search, ftol, gtol, seed,

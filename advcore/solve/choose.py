@@ -194,12 +194,22 @@ def _kernels_missing(network: Network, oracle: TorchOracle, options: Options) ->
     return unavailable(network, oracle.device)
 
 
+def _survey(oracle: TorchOracle, options: Options) -> None:
+    """Look for what the search may change in the model, unless it is to see the model alone."""
+    if options.smoothing:
+        oracle.survey(_unsquashes(options))
+
+
 def _unsquashes(options: Options) -> bool:
     """Whether the search may see the logits before a squashing function at the model's end.
 
     The paper's loss is a function of the outputs themselves, and so is a confidence.
     """
-    return options.loss == "margin" and options.confidence <= UNSQUASHED_CONFIDENCE
+    return (
+        options.smoothing
+        and options.loss == "margin"
+        and options.confidence <= UNSQUASHED_CONFIDENCE
+    )
 
 
 def check_backward(
@@ -255,7 +265,7 @@ def _torch_backend(
             return _native_backend(network, OracleVerifier(oracle), info, options)
     if place == "cuda":
         return _gpu_backend(network, oracle, reason, options)
-    oracle.survey(_unsquashes(options))
+    _survey(oracle, options)
     info = EngineInfo("torch", str(options.device or oracle.device), _core.isa(), reason)
     return OracleBackend(oracle, info, options.batch_size)
 
@@ -286,7 +296,7 @@ def _gpu_backend(
     def torch_gpu() -> Backend:
         from .cuda_rounds import OracleCudaBackend
 
-        oracle.survey(_unsquashes(options))
+        _survey(oracle, options)
         info = EngineInfo("torch", str(device), _core.isa(), missing or reason)
         info.solver = str(device)
         return OracleCudaBackend(oracle, info, size)
@@ -296,7 +306,7 @@ def _gpu_backend(
         if network is not None and gpu.setting() != "torch":
             info = EngineInfo("native", "cpu", _core.isa(), reason, where)
             return _native_backend(network, OracleVerifier(oracle), info, options)
-        oracle.survey(_unsquashes(options))
+        _survey(oracle, options)
         info = EngineInfo("torch", str(device), _core.isa(), reason, where)
         return OracleBackend(oracle, info, size)
 

@@ -233,8 +233,13 @@ def make_result(
 ) -> Result:
     """The engine's arrays in the kind of ``images`` and their shape (N, ...); seconds are 0."""
     adversarial, success = results["adversarial"], results["success"]
-    r = distances(adversarial, job.images, options.threads or default_threads())
-    distortion = np.where(success, r, np.inf).astype(np.float32)
+    threads = options.threads or default_threads()
+    r = distances(adversarial, job.images, threads)
+    euclidean = np.where(success, r, np.inf).astype(np.float32)
+    distortion = euclidean
+    if options.norm != "l2":
+        size = distances(adversarial, job.images, norm=job.params.norm)
+        distortion = np.where(success, size, np.inf).astype(np.float32)
     c = results["c"]
     if options.penalty == "l2_unsquared":
         c = np.where(success, 2 * c * r, np.nan).astype(np.float32)
@@ -251,7 +256,7 @@ def make_result(
         adversarial=shaped,
         success=success,
         distortion=distortion,
-        rms_distortion=(distortion / math.sqrt(n)).astype(np.float32),
+        rms_distortion=(euclidean / math.sqrt(n)).astype(np.float32),
         margin=results["margin"],
         prediction=results["prediction"].astype(np.int64),
         target=job.labels.astype(np.int64) if job.params.targeted else untargeted,
@@ -265,5 +270,6 @@ def make_result(
         penalty=options.penalty,
         loss=options.loss,
         penalty_distortion=penalty_distortion,
+        norm=str(options.norm),
         queries=queries.total(results),
     )

@@ -8,7 +8,15 @@ from .. import _core
 from ..effort import Effort, Schedule
 from ..options import Options
 from ..oracles.logits import NO_SQUASHING, Squashing
-from .schedules import CONTINUATION_TOLERANCE, NEEDED, PENALTY, RESCUE, find_effort, is_large
+from .schedules import (
+    CONTINUATION_TOLERANCE,
+    NEEDED,
+    PENALTY,
+    RESCUE,
+    find_effort,
+    find_walk,
+    is_large,
+)
 
 
 @dataclass(frozen=True)
@@ -43,18 +51,26 @@ class Facts:
     kept_queries: int = 0
 
 
+def pairs_within_budget(options: Options, facts: Facts) -> int | None:
+    """Evaluations that ``max_evaluations`` and ``max_queries`` allow the search; None: no limit."""
+    budgets = [] if options.max_evaluations is None else [options.max_evaluations]
+    if options.max_queries is not None:
+        budgets.append((options.max_queries - facts.kept_queries) // 2)
+    return min(budgets, default=None)
+
+
 def effort_within_budget(options: Options, facts: Facts) -> str | Effort:
     """The effort of the options, or the highest one below it for which the budget is enough.
 
     The budget is ``max_evaluations``, or half of the queries that ``max_queries`` leaves for the
     search. An `Effort` object is taken as it is. So are the names where the run solves the paper's
-    penalty problem, which every effort solves in the same way.
+    penalty problem, which every effort solves in the same way, and in another norm than l2, where
+    the walk is as long as the budget allows.
     """
-    budget, name = options.max_evaluations, options.effort
-    if options.max_queries is not None:
-        pairs = (options.max_queries - facts.kept_queries) // 2
-        budget = pairs if budget is None else min(budget, pairs)
-    if isinstance(name, Effort) or budget is None or _solves_penalty_problem(options):
+    name, budget = options.effort, pairs_within_budget(options, facts)
+    if isinstance(name, Effort) or budget is None or options.norm != "l2":
+        return name
+    if _solves_penalty_problem(options):
         return name
     needed = NEEDED["large" if is_large(facts.kind, facts.n) else facts.kind]
     next_lower = {"thorough": "default", "default": "fast"}
@@ -66,17 +82,16 @@ def effort_within_budget(options: Options, facts: Facts) -> str | Effort:
 def engine_params(options: Options, facts: Facts) -> _core.Params:
     """Parameters of the engine for these options and this problem."""
     penalty_problem = _solves_penalty_problem(options)
-    effort = effort_within_budget(options, facts)
-    if not isinstance(effort, Effort):
-        effort = find_effort(effort, facts.kind, facts.n)
+    effort, rescues = _effort_and_rescues(options, facts)
     bisection = options.c_search == "bisection"
     params = _core.Params()
     params.n = facts.n
     params.classes = facts.classes
     params.targeted = facts.targeted
-    params.smoothable = facts.kind != "smooth" and not penalty_problem
+    params.smoothable = facts.kind not in ("smooth", "exact") and not penalty_problem
     params.loss = _core.Loss[options.loss]
     params.c_search = _core.CSearch[options.c_search]
+    params.norm = _core.Norm[str(options.norm)]
     params.unsquared = options.penalty == "l2_unsquared"
     params.c_init = 0.0 if isinstance(options.c_init, str) else options.c_init
     params.confidence = facts.required_margin
@@ -111,12 +126,12 @@ def engine_params(options: Options, facts: Facts) -> _core.Params:
         params.attempts = 1
     else:
         regular = _regular_schedules(effort, facts.targeted)
-        large = is_large(facts.kind, facts.n)
-        schedules = (*regular, *RESCUE["large" if large else facts.kind])
+        schedules = (*regular, *rescues)
         params.attempts = len(regular)
     for schedule in schedules:
+        exact = (0.0,) * len(schedule.smoothing)
         params.add_schedule(
-            schedule.smoothing,
+            schedule.smoothing if options.smoothing else exact,
             schedule.budget,
             schedule.temperature,
             schedule.origin,
@@ -125,6 +140,20 @@ def engine_params(options: Options, facts: Facts) -> _core.Params:
     params.starts = facts.starts
     params.seed = options.seed
     return params
+
+
+def _effort_and_rescues(options: Options, facts: Facts) -> tuple[Effort, tuple[Schedule, ...]]:
+    """The effort of a run, and its fallback schedules."""
+    effort = effort_within_budget(options, facts)
+    if options.norm != "l2":
+        name = "default" if isinstance(effort, Effort) else effort
+        found, rescues = find_walk(
+            name, facts.kind, str(options.norm), facts.targeted, pairs_within_budget(options, facts)
+        )
+        return (effort if isinstance(effort, Effort) else found), rescues
+    if not isinstance(effort, Effort):
+        effort = find_effort(effort, facts.kind, facts.n)
+    return effort, RESCUE["large" if is_large(facts.kind, facts.n) else facts.kind]
 
 
 def _solves_penalty_problem(options: Options) -> bool:

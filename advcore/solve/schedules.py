@@ -109,6 +109,8 @@ SMOOTH = {
         60,
     ),
 }
+# Without smoothing (``smoothing=False``) a kink is a kink.
+EXACT = SMOOTH
 # Fallback schedules, for images that the regular ones do not reach: one after the other until one
 # does. They go through smoother networks first, then start at images of one value. On a network
 # with squared-error outputs one schedule from the clean image reaches 66% of random targets at
@@ -138,9 +140,16 @@ RESCUE = {
     ),
 }
 RESCUE["convolutional"] = RESCUE["kinked"]
+RESCUE["exact"] = RESCUE["smooth"]
 # The first one is also for a large image that was found far away (csrc/solver/restarts.h).
 RESCUE["large"] = (Schedule((0.0,), (1,), (0.1,)), *RESCUE["kinked"][:-1])
-CONTINUATION_TOLERANCE = {"kinked": 0.1, "convolutional": 0.1, "saturating": 0.2, "smooth": 0.0}
+CONTINUATION_TOLERANCE = {
+    "kinked": 0.1,
+    "convolutional": 0.1,
+    "saturating": 0.2,
+    "smooth": 0.0,
+    "exact": 0.1,
+}
 """Part of ||r|| below which a step ends a stage that is not the last one. Networks with kinks lose
 images where it is 0.4: the mean of a convolutional network rose by 2%."""
 EFFORT = {
@@ -148,12 +157,14 @@ EFFORT = {
     "convolutional": CONVOLUTIONAL,
     "saturating": SATURATING,
     "smooth": SMOOTH,
+    "exact": EXACT,
 }
 NEEDED = {
     "kinked": {"default": 50, "thorough": 50},
     "convolutional": {"default": 120, "thorough": 160},
     "saturating": {"default": 40, "thorough": 40},
     "smooth": {"default": 20, "thorough": 20},
+    "exact": {"default": 50, "thorough": 50},
     "large": {"default": 100, "thorough": 415},
 }
 """Evaluations that ``max_evaluations`` must allow for an effort. With fewer the next lower effort
@@ -164,16 +175,67 @@ PENALTY = Schedule((0.0,), (500,), (0.02,))
 """Schedule of the paper's loss, which has one temperature and stops at the penalty's minimiser."""
 
 
+WALK_STEPS = {"fast": 30, "default": 60, "thorough": 120}
+"""Evaluations of a walk, the search in another norm than l2 (csrc/solver/walk.h)."""
+_EXACT_PART = 0.4
+_WALK_SMOOTHING = {"kinked": 0.5, "convolutional": 0.5, "saturating": 0.3}  # of others 0
+_WALK_POLISH = {"fast": (1e-3, 10), "default": (1e-4, 40), "thorough": (1e-5, 60)}
+_FIRST_STEP = {"linf": 1.5, "l1": 1.0}
+# Where a walk finds nothing: more smoothing, a higher temperature, other beginnings.
+_WALK_RESCUES = (
+    (2.0, 0.3, -1.0),
+    (0.5, 0.05, 0.0),
+    (0.5, 0.3, 0.5),
+    (2.0, 1.0, 0.25),
+)
+
+
+def _walk(smoothing: float, steps: int, heat: float, origin: float = -1.0) -> Schedule:
+    """A walk whose T falls from ``heat`` to 1 times 0.02."""
+    exact = round(_EXACT_PART * steps)
+    budget = (max(steps - exact, 1), max(exact, 1))
+    return Schedule((smoothing, 0.0), budget, (0.02 * heat, 0.02), origin)
+
+
+def find_walk(
+    name: str, kind: str, norm: str, targeted: bool, budget: int | None
+) -> tuple[Effort, tuple[Schedule, ...]]:
+    """The effort of that name in another norm than l2, and its fallbacks.
+
+    Where the ``budget`` of evaluations is small, three quarters of it are the walk's. An untargeted
+    run begins warmer, where many classes count, and so does the second walk of "thorough".
+    """
+    steps = WALK_STEPS[name]
+    if budget is not None:
+        steps = max(min(steps, 3 * budget // 4), 1)
+    smoothing = _WALK_SMOOTHING.get(kind, 0.0)
+    heats = (1.0, 10.0) if name == "thorough" else (1.0,)
+    if not targeted:
+        heats = (10.0,)
+    effort = Effort(
+        tuple(_walk(smoothing, steps, heat) for heat in heats),
+        0,
+        *_WALK_POLISH[name],
+        Descent(0, _FIRST_STEP[norm], 0.01, 0.1),
+        searches=3 if name == "thorough" else 1,
+    )
+    rescues = tuple(
+        _walk(k if smoothing else 0.0, 2 * steps, T / 0.02, origin)
+        for k, T, origin in _WALK_RESCUES
+    )
+    return effort, rescues
+
+
 def is_large(kind: str, n: int) -> bool:
     """Whether images of ``n`` values are large to a network of that kind."""
-    return kind == "convolutional" and n >= LARGE
+    return kind in ("convolutional", "exact") and n >= LARGE
 
 
 def find_effort(name: str, kind: str, n: int) -> Effort:
     """The effort of that name for images of ``n`` values and a network of that kind.
 
     ``kind`` is "kinked" (piecewise linear), "convolutional" (kinked, or max-pooling),
-    "saturating" (sigmoid, tanh) or "smooth".
+    "saturating" (sigmoid, tanh), "smooth", or "exact" where nothing may be smoothed.
     """
     efforts = ON_LARGE if is_large(kind, n) else EFFORT[kind]
     return replace(efforts[name], searches=SEARCHES[name])

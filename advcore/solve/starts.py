@@ -13,7 +13,7 @@ from ..validate import array
 from .backends import Results
 from .job import Job
 from .levels import Grid
-from .verify import Judge
+from .verify import Judge, sizes
 
 Floats = NDArray[np.float32]
 REPLACED_STATUSES = (
@@ -90,8 +90,8 @@ def prefer_starts(
     nearer = np.empty(job.starts.shape[:2], bool)
     for part in np.array_split(np.arange(len(job.images)), -(-len(job.images) // 256) or 1):
         clean = job.images[part].astype(np.float64)
-        distortion = np.linalg.norm(adversarial[part] - clean, axis=1)
-        distance[part] = np.linalg.norm(job.starts[part] - clean[:, None], axis=2)
+        distortion = sizes(adversarial[part] - clean, job.params.norm)
+        distance[part] = sizes(job.starts[part] - clean[:, None], job.params.norm)
         limit = np.where(success[part], distortion, np.inf)
         nearer[part] = distance[part] < limit[:, None]
     nearer &= distance > 0  # the clean image stands in for no start

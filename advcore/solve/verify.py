@@ -169,10 +169,30 @@ def _noise_along(search: Backend, clean: Floats, x: Floats) -> NDArray[np.float6
     return noise
 
 
-def distances(x: Floats, clean: Floats, threads: int = 1) -> NDArray[np.float64]:
-    """L2 distance of each row of x and clean (N, n), (N,), float64."""
-    distance: NDArray[np.float64] = _core.distances(x, clean, threads)
-    return distance
+def distances(
+    x: Floats, clean: Floats, threads: int = 1, norm: _core.Norm = _core.Norm.l2
+) -> NDArray[np.float64]:
+    """Distance of each row of x and clean (N, n) in a norm, (N,), float64."""
+    if norm != _core.Norm.l2:
+        distance = np.empty(len(x))
+        for begin in range(0, len(x), 256):
+            part = slice(begin, begin + 256)
+            distance[part] = sizes(x[part].astype(np.float64) - clean[part], norm)
+        return distance
+    euclidean: NDArray[np.float64] = _core.distances(x, clean, threads)
+    return euclidean
+
+
+def sizes(r: NDArray[np.float64], norm: _core.Norm) -> NDArray[np.float64]:
+    """The norm of r (..., n) along the last axis, (...)."""
+    size: NDArray[np.float64]
+    if norm == _core.Norm.linf:
+        size = np.abs(r).max(axis=-1, initial=0)
+    elif norm == _core.Norm.l1:
+        size = np.abs(r).sum(axis=-1)
+    else:
+        size = np.linalg.norm(r, axis=-1)
+    return size
 
 
 def taken(values: Floats, rows: Rows) -> Floats:

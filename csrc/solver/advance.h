@@ -5,12 +5,14 @@
 //   start -> stage_origin -> stage ... [-> descent ...] -> polish_start [-> push -> polish_start]
 //         -> polish <-> polish_probe -> done        and before it, for each given start,
 //            given_start -> bisect -> polish_start ...
+//   In another norm than l2 a walk takes the place of stage_origin, stage and descent.
 //
 //   phase         network, asked for      p.x             p.gradient      file
 //   start         exact, margin (*)       -               -               stages.h
 //   stage_origin  k of stage, gradient    -               -               stages.h
 //   stage         k of stage, gradient    accepted point  of m_T there    search.h
 //   descent       exact, gradient         where it began  -               descent.h
+//   walk          annealed k, gradient    -               mean direction  walk.h
 //   push          exact, margin           the last point  -               polish.h
 //   polish_start  exact, gradient         end of search   -               polish.h
 //   polish        exact, gradient         serious centre  -               polish.h
@@ -33,6 +35,7 @@
 #include "solver/restarts.h"
 #include "solver/search.h"
 #include "solver/stages.h"
+#include "solver/walk.h"
 
 namespace ADVCORE_NS {
 namespace {
@@ -67,6 +70,8 @@ ADVCORE_FN void Machine<Team>::run_phase() {
       return stage();
     case Phase::descent:
       return descend();
+    case Phase::walk:
+      return walk();
     case Phase::push:
       return push();
     case Phase::bisect:

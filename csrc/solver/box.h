@@ -26,10 +26,10 @@ ADVCORE_FN void between(const Team& team, const Params& params, const Problem& p
   });
 }
 
-// The distortion of x: ||x - x0||.
+// ||x - x0||_2
 template <class Team>
-ADVCORE_FN float distortion(const Team& team, const Params& params, const Problem& p,
-                            const float* x) {
+ADVCORE_FN float euclidean(const Team& team, const Params& params, const Problem& p,
+                           const float* x) {
   const float* const x0 = p.x0;
   float r2[1];
   team.template sums<1>(params.stride, r2, [=](int i, Lane* acc) {
@@ -37,6 +37,20 @@ ADVCORE_FN float distortion(const Team& team, const Params& params, const Proble
     acc[0] += r * r;
   });
   return __builtin_sqrtf(r2[0]);
+}
+
+// The distortion of x: x - x0 in the norm of the run.
+template <class Team>
+ADVCORE_FN float distortion(const Team& team, const Params& params, const Problem& p,
+                            const float* x) {
+  if (params.norm == Norm::l2) return euclidean(team, params, p, x);
+  const float* const x0 = p.x0;
+  if (params.norm == Norm::linf)
+    return team.maximum(params.stride, [=](int i) { return abs(load(x, i) - load(x0, i)); });
+  float sum[1];
+  team.template sums<1>(params.stride, sum,
+                        [=](int i, Lane* acc) { acc[0] += abs(load(x, i) - load(x0, i)); });
+  return sum[0];
 }
 
 template <class Team>

@@ -151,6 +151,14 @@ struct ActiveCuts {
   int count;
 };
 
+ADVCORE_FN inline ActiveCuts active_cuts(int cuts, const DualPoint& point, const float* dual) {
+  ActiveCuts active;
+  active.count = 0;
+  for (int j = 0; j < cuts; ++j)
+    if (dual[j] > 0 || point.residual[j] < 0) active.cut[active.count++] = j;
+  return active;
+}
+
 // Moves `dual` along the Newton step as far as that gains, else along the gradient. Returns false
 // where neither gains anything.
 template <class Team>
@@ -195,10 +203,7 @@ ADVCORE_FN bool improve_dual(const Team& team, const Params& params, const Probl
   // Residuals are distances; 1e-6 of the distortion is what float32 sums can resolve.
   const float tolerance = 4e-6f * (__builtin_sqrtf(point.distance2) + 1e-6f);
   if (!(largest_violation(bundle.count, point, dual) > tolerance)) return false;
-  ActiveCuts active;
-  active.count = 0;
-  for (int j = 0; j < bundle.count; ++j)
-    if (dual[j] > 0 || point.residual[j] < 0) active.cut[active.count++] = j;
+  const ActiveCuts active = active_cuts(bundle.count, point, dual);
   const float* rows[kMaxCuts] = {};
   for (int i = 0; i < active.count; ++i) rows[i] = cut_row(params, p, active.cut[i]);
   float (*const hessian)[kMaxBasis] = work.model.gram;

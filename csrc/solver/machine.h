@@ -17,6 +17,14 @@ struct Step {
   float norm2;   // ||trial - x0||^2
 };
 
+// The point of a round of a walk. The gradient is that by the variables that can follow it.
+struct WalkPoint {
+  float norm;       // Its distortion.
+  float gradient2;  // g'g
+  float dual;       // The dual norm of g.
+  float free;       // The number of these variables.
+};
+
 // The result of a round of a stage, for the rules by which the stage may end.
 struct Round {
   float length;    // ||s||
@@ -119,7 +127,9 @@ struct Machine {
   ADVCORE_FN float sigma_of(float log_odds) const;
   ADVCORE_FN float loss_of(float log_odds) const;
   ADVCORE_FN void start_search();
+  ADVCORE_FN void random_point();
   ADVCORE_FN void random_start();
+  ADVCORE_FN void far_point();
   ADVCORE_FN void far_start();
   ADVCORE_FN void start_arrived();
   ADVCORE_FN Step step_products() const;
@@ -140,6 +150,18 @@ struct Machine {
   ADVCORE_FN void descend();
   ADVCORE_FN void end_descent();
 
+  // walk.h: the search in another norm than l2
+  ADVCORE_FN void begin_walk();
+  ADVCORE_FN void ask_walk();
+  ADVCORE_FN int walk_budget() const;
+  ADVCORE_FN WalkPoint walk_products() const;
+  ADVCORE_FN void walk();
+  ADVCORE_FN void no_slope(float norm);
+  ADVCORE_FN float next_radius(const WalkPoint& point, float annealing);
+  ADVCORE_FN void step_walk(const WalkPoint& point, float step);
+  ADVCORE_FN void shrink_to_radius();
+  ADVCORE_FN void end_walk();
+
   // polish.h: to the boundary of the exact network, and along it
   ADVCORE_FN void ask_centre();
   ADVCORE_FN void polish_start();
@@ -147,6 +169,8 @@ struct Machine {
   ADVCORE_FN void push();
   ADVCORE_FN bool add_cut(const float* gradient, const float* point);
   ADVCORE_FN void note_curvature();
+  ADVCORE_FN float prox_unit() const;
+  ADVCORE_FN void propose_trial();
   ADVCORE_FN void propose_iteration();
   ADVCORE_FN void polish();
   ADVCORE_FN void probe(float least);

@@ -6,6 +6,7 @@
 #include "solver/box.h"
 #include "solver/bundle.h"
 #include "solver/machine.h"
+#include "solver/prox.h"
 
 namespace ADVCORE_NS {
 namespace {
@@ -17,6 +18,12 @@ constexpr int kMaxPushes = 14;
 constexpr float kPushFactor = 1.08f;
 // The polish stops after so many iterations without progress.
 constexpr int kMaxRoundsWithoutProgress = 3;
+// In another norm than l2: the part of the margin at x0 that the sums of a trial do not resolve.
+// What a trial misses by less is no curvature.
+constexpr float kUnresolved = 4e-6f;
+// In another norm than l2: the least weight of the proximal term, in units of ||r|| / ||r||_2^2.
+// With less the multipliers would have to be known better than float32 tells.
+constexpr float kLeastProx = 0.003f;
 // Line probes of an iteration, at most.
 constexpr int kMaxProbes = 2;
 
@@ -29,12 +36,13 @@ ADVCORE_FN void Machine<Team>::ask_centre() {
   const int pushes = s.polish.pushes;
   s.polish = {};
   s.polish.pushes = pushes;
+  if (params.norm != Norm::l2) s.polish.prox = 1;
   copy(team, params, p.x, p.trial);
   ask_exact(Phase::polish_start, true);
 }
 
 // From outside x0 is projected onto all cuts so far, until the margin is reached: Kelley's method
-// (1960).
+// (1960). In another norm the proximal term holds each point near the last one.
 template <class Team>
 ADVCORE_FN void Machine<Team>::polish_start() {
   if (!s.eval.finite) {
@@ -42,10 +50,16 @@ ADVCORE_FN void Machine<Team>::polish_start() {
     return s.polish.approaches > 0 ? far_side() : end_restart(Status::stalled);
   }
   hold_class(s.eval.runner_up);
+  const bool proximal = params.norm != Norm::l2;
+  if (proximal && s.polish.approaches > 0) {
+    note_curvature();
+    s.polish.prox = max(0.5f * s.polish.prox, s.polish.curvature);
+  }
   const bool written = add_cut(p.trial_gradient, p.trial);
   if (s.eval.margin < 0) {
+    if (proximal) swap(p.x, p.trial);
     if (!written || ++s.polish.approaches > kMaxApproaches) return far_side();
-    project(team, params, p, s.bundle, work, 0, p.trial);
+    proximal ? propose_trial() : project(team, params, p, s.bundle, work, 0, p.trial);
     return ask_exact(Phase::polish_start, true);
   }
   if (!written) return end_restart(Status::stalled);
@@ -78,7 +92,11 @@ template <class Team>
 ADVCORE_FN bool Machine<Team>::add_cut(const float* gradient, const float* point) {
   State::Bundle& bundle = s.bundle;
   const int slot = cut_slot(bundle);
-  const float margin = s.eval.margin - min(0.25f * s.eval.required_margin, 0.5f * s.eval.rounding);
+  // A trial in another norm lies on a corner of its cuts: there it takes more.
+  const float reserve = params.norm == Norm::l2
+                            ? min(0.25f * s.eval.required_margin, 0.5f * s.eval.rounding)
+                            : max(0.25f * s.eval.required_margin, kUnresolved * s.clean_margin);
+  const float margin = s.eval.margin - reserve;
   if (!(write_cut(team, params, p, bundle, slot, gradient, point, margin) > 0)) return false;
   bundle.order[slot] = bundle.writes++;
   bundle.runner_up[slot] = s.eval.runner_up;
@@ -111,10 +129,28 @@ ADVCORE_FN void Machine<Team>::note_curvature() {
   });
   float multiplier = 0;
   for (int j = 0; j < bundle.count; ++j) multiplier += bundle.dual[j];
-  const float margin = s.eval.margin / __builtin_sqrtf(max(dots[1], 1e-37f));
+  const float unresolved = params.norm == Norm::l2 ? 0 : kUnresolved * s.clean_margin;
+  const float margin = (s.eval.margin + unresolved) / __builtin_sqrtf(max(dots[1], 1e-37f));
   const float miss = max(dots[2] + bundle.offset[newest] - margin, 0.0f);
-  const float curvature = 2 * multiplier * miss / max(dots[0], 1e-37f);
+  const float curvature = 2 * multiplier * miss / (prox_unit() * max(dots[0], 1e-37f));
   s.polish.curvature = max(0.5f * s.polish.curvature, min(curvature, 1e4f));
+}
+
+// The unit of the weight of the proximal term: 1 in l2, where the objective is 1/2 ||r||^2; else
+// ||r|| / ||r||_2^2 at the serious centre.
+template <class Team>
+ADVCORE_FN float Machine<Team>::prox_unit() const {
+  if (params.norm == Norm::l2) return 1;
+  const float length = euclidean(team, params, p, p.x);
+  return distortion(team, params, p, p.x) / max(length * length, 1e-37f);
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::propose_trial() {
+  const float prox = s.polish.prox;
+  if (params.norm == Norm::l2)
+    return project(team, params, p, s.bundle, work, prox / (1 + prox), p.trial);
+  minimise_norm(team, params, p, s.bundle, work, prox * prox_unit(), p.trial);
 }
 
 // The next trial: the projection of x0 onto the bundle, held near the centre by the proximal term.
@@ -126,13 +162,15 @@ ADVCORE_FN void Machine<Team>::propose_iteration() {
   if (polish.rounds_without_progress >= kMaxRoundsWithoutProgress)
     return end_restart(Status::stalled);
   keep_centre(team, params, p, s.bundle);
+  const float least = params.norm == Norm::l2 ? 0 : kLeastProx;
   for (;;) {
-    project(team, params, p, s.bundle, work, polish.prox / (1 + polish.prox), p.trial);
+    propose_trial();
     polish.trial_norm = distortion(team, params, p, p.trial);
     if (polish.centre_norm - polish.trial_norm >= params.polish_tolerance * polish.centre_norm)
       break;
-    if (polish.prox <= max(1e-3f, 2 * polish.curvature)) return end_restart(Status::converged);
-    polish.prox = max(0.1f * polish.prox, polish.curvature);
+    if (polish.prox <= max(max(1e-3f, least), 2 * polish.curvature))
+      return end_restart(Status::converged);
+    polish.prox = max(max(0.1f * polish.prox, polish.curvature), least);
   }
   ++polish.iterations;
   ++s.counts.iterations;

@@ -97,7 +97,7 @@ ADVCORE_FN bool Machine<Team>::next_search() {
   if (exclusions + 1 >= params.classes || restarts.searches >= searches) return false;
   s.search.schedule = restarts.searches++;
   s.search.c = 0;
-  begin_stage(0);
+  params.norm == Norm::l2 ? begin_stage(0) : begin_walk();
   return true;
 }
 

@@ -110,6 +110,12 @@ ADVCORE_FN void Machine<Team>::start_search() {
 template <class Team>
 ADVCORE_FN void Machine<Team>::random_start() {
   s.search.started_away_from_x0 = s.search.start_pending = true;
+  random_point();
+  ask_stage();
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::random_point() {
   uint64_t key = params.seed * 0x9e3779b97f4a7c15ull + (uint64_t)s.request.class_index;
   for (int i = 0; i < params.n; ++i) {
     uint32_t bits;
@@ -124,7 +130,6 @@ ADVCORE_FN void Machine<Team>::random_start() {
     const float range = p.hi[i] - p.lo[i] < 1e30f ? p.hi[i] - p.lo[i] : 1.0f;
     p.trial[i] = min(max(p.x0[i] + 0.1f * range * u, p.lo[i]), p.hi[i]);
   }
-  ask_stage();
 }
 
 // The search begins at an image of one value. Where the way from x0 ends in a region without a
@@ -134,6 +139,12 @@ ADVCORE_FN void Machine<Team>::far_start() {
   if (write_cut(team, params, p, s.bundle, 0, p.gradient, p.x, s.point.margin) > 0)
     s.restarts.sloped_at_x0 = true;
   s.search.started_away_from_x0 = s.search.start_pending = true;
+  far_point();
+  ask_stage();
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::far_point() {
   const float part = schedule().origin;
   const float *const lower = p.lo, *const upper = p.hi, *const clean = p.x0;
   float* const trial = p.trial;
@@ -141,7 +152,6 @@ ADVCORE_FN void Machine<Team>::far_start() {
     const Lane lo = load(lower, i), hi = load(upper, i), range = hi - lo;
     store(trial, i, select(range < 1e30f, lo + part * range, load(clean, i)));
   });
-  ask_stage();
 }
 
 // The evaluation is that of a beginning away from x0.

@@ -42,7 +42,8 @@ ADVCORE_FN void Machine<Team>::start() {
   s.clean_margin = abs(s.eval.margin);
   if (!s.request.want_gradient) return next_restart(Status::not_found);
   s.restarts.searches = 1;
-  stage_origin();  // The first network is the exact one: this was its evaluation.
+  // The first network is the exact one: this was its evaluation.
+  params.norm == Norm::l2 ? stage_origin() : walk();
 }
 
 template <class Team>

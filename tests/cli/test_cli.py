@@ -195,11 +195,8 @@ def test_stored_network() -> None:
         (["--effort", "heroic"], "effort"),
         (["--loss", "hinge"], "loss"),
         (["--penalty", "l7"], "penalty must be one of l2, l2_unsquared, got 'l7'"),
-        (["--norm", "l7"], "--norm must be one of l2, l2_unsquared, got 'l7'"),
-        (
-            ["--norm", "l2", "--penalty", "l2_unsquared"],
-            "--norm is the former name of --penalty: give one of them, not both",
-        ),
+        (["--norm", "l7"], "norm must be one of l2, linf, l1, got 'l7'"),
+        (["--norm", "inf", "--loss", "cross_entropy"], "loss must be 'margin' with norm='linf'"),
         (["--levels", "1"], "levels must be in [2, 65536], got 1"),
         (["--history", "9"], "history must be in [3, 8], got 9"),
         (["--tolerance", "0"], "tolerance must be a finite number > 0 and <= 0.5, got 0.0"),
@@ -344,7 +341,6 @@ def test_options_are_those_of_the_call() -> None:
     for entry in dataclasses.fields(Options):
         shown = f"--{entry.name.replace('_', '-')} " in help_text
         assert shown == (option_info(entry.name).command_type is not None), entry.name
-    assert "--norm" not in help_text
 
 
 @pytest.mark.filterwarnings("default::FutureWarning")
@@ -356,7 +352,7 @@ def test_norm_is_the_former_name_of_penalty(
         arguments = ("attack", "--count", 3, "--no-picture", option, "l2_unsquared")
         done = run(*arguments, "--out", f"{option}.npz")
         assert done.exit_code == 0, done.output
-        warned = "warning: --norm is called --penalty now" in done.stderr
+        warned = "warning: --norm l2_unsquared is --penalty l2_unsquared now" in done.stderr
         assert warned == (option == "--norm")
     norm, penalty = (advcore.Result.load(f"{option}.npz") for option in ("--norm", "--penalty"))
     assert norm.penalty == penalty.penalty == "l2_unsquared"

@@ -223,7 +223,6 @@ def test_every_spelling_is_smoothed_with_the_scales_of_its_channels(spelling: st
 @pytest.mark.parametrize(
     "call",
     [
-        lambda h: functional.max_pool2d(h, 2, return_indices=True)[0],
         lambda h: functional.max_pool2d(h, 2, dilation=2),
         lambda h: functional.max_pool2d(h[:, 0], 2),  # (B, H, W): read as channels of one image
         lambda h: functional.adaptive_max_pool2d(h, 2),
@@ -236,6 +235,13 @@ def test_other_pooling_is_left_alone(call: Callable[[Any], Any]) -> None:
         return call(x * 1).flatten(1)[:, :3]
 
     assert TorchOracle(model, (4, 6, 6)).kind == "smooth"
+
+
+def test_pooling_of_which_the_indices_are_left_is_read() -> None:
+    def model(x: Any) -> Any:
+        return functional.max_pool2d(x * 1, 2, return_indices=True)[0].flatten(1)[:, :3]
+
+    assert TorchOracle(model, (4, 6, 6)).kind == "convolutional"
 
 
 def test_kind_of_networks_with_pooling() -> None:
@@ -253,14 +259,14 @@ def test_kind_of_networks_with_pooling() -> None:
     ("dims", "call"),
     [(1, functional.max_pool1d), (2, functional.max_pool2d), (3, functional.max_pool3d)],
 )
-def test_recomputed_pooling_is_noticed(dims: int, call: Callable[..., Any]) -> None:
+def test_recomputed_pooling_is_smoothed(dims: int, call: Callable[..., Any]) -> None:
     checkpoint = pytest.importorskip("torch.utils.checkpoint").checkpoint
     shape = (2, *(4,) * dims)
 
     def checkpointed(x: Any) -> Any:
         return checkpoint(lambda h: call(h * 2, 2), x, use_reentrant=False).flatten(1)
 
-    assert TorchOracle(checkpointed, shape).kind == "smooth"
+    assert TorchOracle(checkpointed, shape).kind == "convolutional"
     h = torch.zeros(1, *shape, requires_grad=True)
     out = call(h * 1, 2)
     with Recomputation() as recomputation:

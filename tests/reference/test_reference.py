@@ -331,7 +331,7 @@ def test_misuse_is_named(changes: dict[str, Any], error: Any, text: str) -> None
 def test_norm_is_the_former_name_of_penalty() -> None:
     layer = Layer(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
     x = np.array([[0.75, 0.25]], np.float32)
-    with pytest.warns(FutureWarning, match="norm is called penalty now") as caught:
+    with pytest.warns(FutureWarning, match="norm l2_unsquared is penalty") as caught:
         result = minimize_distortion(Network([layer]), x, norm="l2_unsquared")
     assert result.penalty == "l2_unsquared"
     assert [warning.filename for warning in caught] == [__file__]

@@ -10,7 +10,9 @@ affine function of the number of rows. `docs/decisions.md` compares this with ``
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +34,17 @@ _REFUSED_TAGS = {
 }
 """Tags of operations that have no place in a graph, and what the operation does."""
 _VALUE_READS = (_aten._local_scalar_dense.default, _aten.equal.default, _aten.is_nonzero.default)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Context in which compiled modules run as they were before ``torch.compile``.
+
+    Under a dispatch mode torch would not compile them, then or later.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
+        return nullcontext()
+    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
 
 
 class Operation(NamedTuple):
@@ -170,7 +183,7 @@ def trace(call: Call, image: Tensor, counts: tuple[int, int] = (2, 3)) -> fx.Gra
     records = []
     for count in counts:
         # With gradients, as without them torch runs some layers by operations that have none.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), _eager():
             leaf = image.detach().expand(count, *image.shape[1:]).clone().requires_grad_(True)
             recorder = _Recorder(leaf.clone())
             # TorchScript runs other operations in its first calls than later.
@@ -298,7 +311,7 @@ def differs(graph: Call, call: Call, x: Tensor, tolerance: float = 1e-5) -> str 
     """
     results = []
     for function in (call, graph):
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), _eager():
             leaf = x.detach().clone().requires_grad_(True)
             logits = function(leaf.clone())
             seed = torch.Generator().manual_seed(0)

@@ -69,7 +69,11 @@ void write_logits(const dense::Vector& z, float* row, size_t padded) {
 }
 
 double distance(const Slot& slot, const float* x) {
-  return dense::norm(dense::minus(slot.vector(x), slot.vector(slot.p.x0)));
+  const dense::Vector r = dense::minus(slot.vector(x), slot.vector(slot.p.x0));
+  if (slot.params.norm == advcore::Norm::l2) return dense::norm(r);
+  double largest = 0, sum = 0;
+  for (const double v : r) largest = std::max(largest, std::fabs(v)), sum += std::fabs(v);
+  return slot.params.norm == advcore::Norm::linf ? largest : sum;
 }
 
 void expect_in_box(const Slot& slot, const float* x, const char* what) {

@@ -55,6 +55,9 @@ Params random_params(Random& rng, bool kinked, int classes) {
       params.descent_reach = 1;
     }
     if (kinked && coin(0.5)) params.schedule[0].contest = 1;
+    Random own(rng);  // Which norm it is changes no other run.
+    const double part = uniform(own);
+    if (part < 0.5) params.norm = part < 0.25 ? advcore::Norm::linf : advcore::Norm::l1;
   }
   return params;
 }
