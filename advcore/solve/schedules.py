@@ -109,8 +109,24 @@ SMOOTH = {
         60,
     ),
 }
-# Without smoothing (``smoothing=False``) a kink is a kink.
-EXACT = SMOOTH
+# Without smoothing (``smoothing=False``) a falling T takes its place (docs/decisions.md).
+_ANNEALED = Schedule((0.0,) * 3, (15, 15, 20), (0.3, 0.1, 0.02))
+EXACT = {
+    "fast": Effort((Schedule((0.0,) * 2, (10, 8), (0.3, 0.1)),), 2, 2e-3, 3, Descent(10)),
+    "default": Effort((_ANNEALED,), 8, 5e-5, 10, Descent(25)),
+    "thorough": Effort(
+        (
+            _ANNEALED,
+            Schedule((0.0,) * 2, (20, 30), (0.1, 0.02)),
+            Schedule((0.0,), (12,), (0.1,)),
+            Schedule((0.0,) * 3, (30, 30, 40), (1.0, 0.2, 0.02)),
+        ),
+        10,
+        1e-5,
+        20,
+        Descent(40),
+    ),
+}
 # Fallback schedules, for images that the regular ones do not reach: one after the other until one
 # does. They go through smoother networks first, then start at images of one value. On a network
 # with squared-error outputs one schedule from the clean image reaches 66% of random targets at
