@@ -26,10 +26,11 @@ class Watched(torch.nn.Module):
     def forward(self, x: Any) -> Any:
         self.rows += len(x)
         h = self.first(x)
-        hidden = torch.relu(h)
+        hidden = torch.relu(h + torch.sin(h))  # the engine has no sine: it runs through torch
         out = torch.tanh(self.last(hidden))
         a, b = self.first.weight.detach(), self.first.bias.detach()
-        own = np.maximum(x.detach().numpy() @ a.numpy().T + b.numpy(), 0)
+        own = x.detach().numpy() @ a.numpy().T + b.numpy()
+        own = np.maximum(own + np.sin(own), 0)
         last = own @ self.last.weight.detach().numpy().T + self.last.bias.detach().numpy()
         self.changed += int(np.abs(out.detach().numpy() - np.tanh(last)).max(initial=0) > 1e-4)
         return out
@@ -47,6 +48,7 @@ def test_no_pass_is_through_a_changed_network() -> None:
         assert model.changed == 0
         assert model.rows >= (result.evaluations + result.forwards).sum()  # it sees every one
         assert result.success.all()
+        assert result.engine["path"] == "torch"
 
 
 @pytest.mark.parametrize("effort", ["fast", "default", "thorough"])
