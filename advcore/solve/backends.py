@@ -47,6 +47,7 @@ class EngineInfo:
     rounds: int | None = None
     round_seconds: float | None = None
     fillings: int | None = None  # times that a GPU was filled with images
+    smoothed: str | None = None  # what the search smooths in a model through torch
     batches: str | None = None  # numbers of rows that the model gets, where not every one
 
     def as_dict(self) -> dict[str, str | int | float]:
