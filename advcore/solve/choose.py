@@ -231,11 +231,8 @@ def _unsquashes(options: Options) -> bool:
 
     The paper's loss is a function of the outputs themselves, and so is a confidence.
     """
-    return (
-        options.smoothing
-        and options.loss == "margin"
-        and options.confidence <= UNSQUASHED_CONFIDENCE
-    )
+    by_margin = options.smoothing and options.loss == "margin"
+    return by_margin and options.confidence <= UNSQUASHED_CONFIDENCE
 
 
 def check_backward(
