@@ -77,6 +77,7 @@ class Rival:
     targeted: bool = True  # False: untargeted only
     searching: tuple[str, int] | None = None  # setting to be smaller in a sweep, and its value
     compared: bool = True  # False: takes part in bench_speed only
+    norm: str = "l2"
 
 
 def _ddn(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:

@@ -136,3 +136,26 @@ def test_bounds_in_other_units(random_images: Any) -> None:
         Network([Layer(weight / 255, bias)]), x * 255, target, norm="linf", bounds=(0, 255)
     )
     np.testing.assert_allclose(wide.distortion / 255, unit.distortion, rtol=2e-3)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("levels", [256, 16, 4])
+def test_grids_keep_the_norm(random_network: Any, norm: str, levels: int) -> None:
+    """On a grid the distortion is at most a level (linf) or a few (l1) above the free one."""
+    rng = np.random.default_rng(8)
+    network = random_network(activation="relu")
+    x = (rng.integers(0, levels, (16, 20)) / (levels - 1)).astype(np.float32)
+    target = (network.forward(x).argmax(axis=1) + 1) % network.classes
+    free = advcore.minimize_distortion(network, x, target, norm=norm)
+    grid = advcore.minimize_distortion(network, x, target, norm=norm, levels=levels)
+    step = 1 / (levels - 1)
+    assert grid.success.all()
+    np.testing.assert_allclose(grid.adversarial / step, np.rint(grid.adversarial / step), atol=1e-3)
+    np.testing.assert_allclose(size(grid.adversarial - x, norm), grid.distortion, rtol=1e-5)
+    steps = grid.distortion / step
+    if norm == "linf":
+        np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
+        whole = np.ceil(free.distortion / step - 1e-3)
+        assert (steps <= whole + 1e-3).mean() > 0.9
+    else:
+        assert ((grid.distortion - free.distortion) / step).mean() < 2.5
