@@ -1,7 +1,8 @@
 """How near the smallest distortion: advcore and rival attacks, network by network.
 
     ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/bench_optimality.py
-        [--networks embedded,relu,...] [--untargeted] [--norm linf] [--images N] [--refresh | --ours] [--plot]
+        [--networks embedded,relu,...] [--untargeted] [--norm linf] [--images N]
+        [--refresh | --ours] [--plot]
 
 For each network (`harness/networks.py`) and attack it measures success, mean and median ||r||_2,
 the gap to the *envelope*, and evaluations (pairs of a forward and a backward) and further forwards

@@ -40,7 +40,7 @@ class Run:
 
 
 def distances(case: networks.Case, adversarial: torch.Tensor | NDArray[np.float32]) -> Floats:
-    """||r|| of each image in the norm of the case, infinite where the network's own forward does not confirm it."""
+    """||r|| of each image in the norm of the case, infinite where it is not confirmed."""
     adversarial = torch.as_tensor(adversarial).detach().float().clamp(0, 1)
     with torch.inference_mode():
         predictions = torch.cat([case.model(part) for part in adversarial.split(500)]).argmax(dim=1)

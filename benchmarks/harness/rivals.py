@@ -2,7 +2,7 @@
 
 adv-lib 0.2.8 (``pip install --no-deps adv-lib==0.2.8 tqdm``). Two packages that it imports, visdom
 for its logs and torchvision for a perceptual distance, take no part in these attacks; where they
-are missing, empty modules stand in for them.
+are missing or fail, empty modules stand in for them.
 
 Each rival has its default settings (the package's but for the number of steps) and a grid of
 others, which `sweep_rivals.py` tries on held-out images; what it chose for a network is in
@@ -37,7 +37,9 @@ def is_installed() -> bool:
 @functools.cache
 def _import() -> types.ModuleType:
     for name, parts in (("torchvision", ("models", "transforms")), ("visdom", ("Visdom",))):
-        if importlib.util.find_spec(name) is None:
+        try:
+            importlib.import_module(name)
+        except (ImportError, RuntimeError):  # not there, or made for another torch
             module = types.ModuleType(name)
             for part in parts:
                 setattr(module, part, types.ModuleType(part))
