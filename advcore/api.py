@@ -17,18 +17,12 @@ from .options import Options, Progress, split_former_norm
 from .oracles.logits import batched, squashing
 from .result import Result
 from .solve.backends import Backend, Results
-from .solve.choose import (
-    PROBE_IMAGES,
-    are_probed,
-    check_backward,
-    choose_backend,
-    probe_images,
-    trial_images,
-)
+from .solve.choose import check_backward, choose_backend
 from .solve.finish import Stop, finish, make_result
 from .solve.interrupts import Interrupts
 from .solve.job import Job, RunMonitor, TrialClock
 from .solve.params import Facts, effort_within_budget, engine_params
+from .solve.probes import PROBE_IMAGES, are_probed, probed_noise, trial_images
 from .solve.starts import nearest_starts
 from .solve.verify import NOISE_FACTOR, Judge
 
@@ -73,10 +67,12 @@ def minimize_distortion(
         Maps images to logits (B, K). On the CPU, chains of fully connected and convolutional layers
         (`Network.from_torch` lists them; up to two million weights of convolutions) are lowered to
         the native engine. Other modules and differentiable callables run through torch, in eval
-        mode. A NumPy model has ``forward(x) -> logits`` and ``backward(dlogits) -> dx``. A model
-        with a single logit z counts as one with the two logits (0, z). The result's ``engine``
-        says what ran. Where the output is a tuple, list or dictionary with one tensor, or has
-        ``logits``, that is taken. It is one class for an image, that of the largest logit.
+        mode. A callable that only runs a module counts as that module, a Foolbox
+        ``PyTorchModel`` and an ART ``PyTorchClassifier`` too. A NumPy model has
+        ``forward(x) -> logits`` and ``backward(dlogits) -> dx``. A model with a single logit z
+        counts as one with the two logits (0, z). The result's ``engine`` says what ran. Where the
+        output is a tuple, list or dictionary with one tensor, or has ``logits``, that is taken. It
+        is one class for an image, that of the largest logit.
         The model is tried on a few of the images, and on random ones inside the bounds.
     images : array or tensor (N, ...), inside ``bounds``
         Contiguous float32 arrays are used as they are, others are copied once.
@@ -263,7 +259,7 @@ def _make_judge(
     count, required = len(flat), options.confidence
     if count:
         with contextlib.suppress(OutOfTime):
-            required += NOISE_FACTOR * backend.noise(probe_images(*bounds))
+            required += NOISE_FACTOR * probed_noise(backend, *bounds)
     classes = None
     if labels is not None:
         classes = validate.classes(labels, "labels", count, backend.classes)

@@ -12,6 +12,9 @@ gpu            the section on GPUs in docs/benchmarks.md, from bench_gpu.py
 convolutions   tables in docs/models.md, from bench_convolutions.py
 jobs           tables in docs/jobs.md, from bench_jobs.py and job_kills.py
 ablation       the table in docs/decisions.md, from ablate.py
+forms          the table in docs/models.md, from bench_forms.py
+architectures  tables in docs/architectures.md, from survey_architectures.py
+single         a table in docs/decisions.md, from bench_single.py
 launches       the table in docs/performance.md, from count_launches.py
 """
 
@@ -20,7 +23,18 @@ from __future__ import annotations
 import argparse
 
 from harness import machine
-from pages import ablation, convolutions, gpu, jobs, launches, optimality, speed
+from pages import (
+    ablation,
+    architectures,
+    convolutions,
+    forms,
+    gpu,
+    jobs,
+    launches,
+    optimality,
+    single,
+    speed,
+)
 
 PAGES = {
     "speed": speed,
@@ -30,6 +44,9 @@ PAGES = {
     "ablation": ablation,
     "launches": launches,
     "jobs": jobs,
+    "forms": forms,
+    "architectures": architectures,
+    "single": single,
 }
 
 

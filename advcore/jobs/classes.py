@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from .. import validate
 from ..options import Options
 from ..oracles.logits import batched
-from ..solve.choose import PROBE_IMAGES, choose_backend
+from ..solve.choose import choose_backend
+from ..solve.probes import PROBE_IMAGES
 
 Floats = NDArray[np.float32]
 Classes = NDArray[np.int64]

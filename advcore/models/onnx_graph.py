@@ -1,8 +1,7 @@
 """ONNX files as torch modules (``pip install "advcore[onnx]"``).
 
-A chain of convolutions and fully connected layers becomes a `torch.nn.Sequential` that
-`Network.from_torch` recognises, so that it runs in the engine. Every other graph becomes an
-`OnnxGraph`, which evaluates the operators of `advcore.models.onnx_operators` one after the other.
+A graph becomes an `OnnxGraph`, which evaluates the operators of `advcore.models.onnx_operators` one
+after the other. `Network.from_torch` reads it by these operations, as it reads any module.
 A graph with other operators is converted by the package onnx2pytorch, where that is installed.
 Importing this file imports torch.
 """
@@ -10,7 +9,6 @@ Importing this file imports torch.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from .._extras import require
-from ..network import Normalize
+from ..network import Network, Unsupported
 from ..network.input_shape import FlattenImages, in_shape
+from ..network.reading.lower import lower
 from .onnx_batch import TRIAL, FixedBatch, agree, for_any_batch
 from .onnx_operators import OPERATORS, Node, UnsupportedNode
 
@@ -164,7 +163,7 @@ def _module(onnx: Any, proto: Any) -> nn.Module:
     stored_graph = OnnxGraph(fixed_nodes, constants, entry, exit_, shape).eval()
     any_graph = OnnxGraph(nodes, constants, entry, exit_, shape).eval()
     network = for_any_batch(any_graph, stored_graph, batch, shape)
-    return sequential(network) or network
+    return _in_layers(network) if isinstance(network, FixedBatch) else network
 
 
 def _kind(node: Any) -> str:
@@ -269,165 +268,21 @@ def _converted(
     return for_any_batch(network, network, batch, shape)
 
 
-def sequential(network: nn.Module) -> nn.Sequential | None:
-    """Convert a graph to layers if it is a chain of convolutions and fully connected ones.
+def _in_layers(groups: FixedBatch) -> nn.Module:
+    """Return the layers of a graph for a fixed number of images that is a chain of them.
 
-    Between the layers values are flat. The result is None for other graphs.
-
-    network : an `OnnxGraph`, or a `FixedBatch` of one.
+    They take any number of images, all at once. The result is ``groups`` for other graphs.
     """
-    graph: Any = network.network if isinstance(network, FixedBatch) else network
-    rows = network.batch if isinstance(network, FixedBatch) else TRIAL
-    shapes: dict[str, tuple[int, ...]] = {}
+    shape = groups.input_shape
+    try:
+        layers = Network(lower(groups.network, shape, (groups.batch, groups.batch))).to_torch()
+    except (Unsupported, ValueError):
+        return groups
+    chain = nn.Sequential(FlattenImages(shape), *layers).eval().requires_grad_(False)
+    x = torch.rand(TRIAL, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        graph(torch.zeros(rows, *graph.input_shape), shapes)
-    constants = graph.constants()
-    layers: list[nn.Module] = [FlattenImages(graph.input_shape)]
-    value = graph.entry
-    for node in graph.nodes:
-        places = [i for i, name in enumerate(node.inputs) if name and name not in constants]
-        batched = shapes[node.outputs[0]][:1] == (rows,)
-        if len(places) != 1 or node.inputs[places[0]] != value or not batched:
-            return None
-        operands = [constants.get(name) for name in node.inputs]
-        layer = _spatial(node, places[0], operands, shapes[value])
-        if layer is None:
-            layer = _layer(node, places[0], operands, shapes[value], layers)
-        if layer is None:
-            return None
-        layers += layer
-        value = node.outputs[0]
-    if value != graph.exit or not any(isinstance(one, (nn.Linear, nn.Conv2d)) for one in layers):
-        return None
-    chain = nn.Sequential(*layers).eval().requires_grad_(False)
-    x = torch.rand(TRIAL, *graph.input_shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits, chain_logits = network(x), chain(x)
+        logits, chain_logits = groups(x), chain(x)
     if not agree(chain_logits, logits, logits):
-        return None
-    vars(chain)["input_shape"] = graph.input_shape
+        return groups
+    vars(chain)["input_shape"] = shape
     return chain
-
-
-def _spatial(
-    node: Node, place: int, operands: list[Tensor | None], shape: tuple[int, ...]
-) -> list[nn.Module] | None:
-    """Return a convolution, pooling or batch norm from flat values to flat ones, or None."""
-    kinds = ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
-    if node.kind not in kinds or place != 0 or len(shape) != 4 or len(node.outputs) > 1:
-        return None
-    if node.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return None
-    pads, strides = node.get("pads", [0] * 4), tuple(node.get("strides", [1, 1]))
-    dilations = tuple(node.get("dilations", [1, 1]))
-    if pads[:2] != pads[2:] or len(strides) != 2 or dilations != (1, 1) or node.get("ceil_mode", 0):
-        return None
-    layer: nn.Module
-    if node.kind == "Conv":
-        weight, bias = operands[1], operands[2] if len(operands) > 2 else None
-        if weight is None or weight.dim() != 4 or node.get("group", 1) != 1:
-            return None
-        size = (weight.shape[2], weight.shape[3])
-        padding = (pads[0], pads[1])
-        layer = nn.Conv2d(shape[1], len(weight), size, strides, padding, bias=bias is not None)
-        layer.weight = _fixed(weight)
-        if bias is not None:
-            layer.bias = _fixed(bias)
-    elif node.kind == "GlobalAveragePool":
-        layer = nn.AdaptiveAvgPool2d(1)
-    elif node.kind == "BatchNormalization":
-        scale, shift, mean, variance = operands[1:5]
-        if scale is None or shift is None or mean is None or variance is None:
-            return None
-        layer = nn.BatchNorm2d(shape[1], eps=node.get("epsilon", 1e-5))
-        layer.weight, layer.bias = _fixed(scale), _fixed(shift)
-        layer.running_mean, layer.running_var = mean.clone(), variance.clone()
-    else:
-        window = tuple(node.get("kernel_shape"))
-        if window != strides or any(pads):
-            return None
-        layer = (nn.MaxPool2d if node.kind == "MaxPool" else nn.AvgPool2d)(window)
-    return [nn.Unflatten(1, shape[1:]), layer, nn.Flatten()]
-
-
-_SAME = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
-_ACTIVATIONS = {"Relu": nn.ReLU, "Sigmoid": nn.Sigmoid, "Tanh": nn.Tanh, "Softplus": nn.Softplus}
-
-
-def _layer(
-    node: Node,
-    place: int,
-    operands: list[Tensor | None],
-    shape: tuple[int, ...],
-    layers: list[nn.Module],
-) -> list[nn.Module] | None:
-    """Return layers for a node whose input ``place`` has ``shape`` and whose others are constant.
-
-    The bias of a product is put into its Linear, the last of ``layers``. The result is None where
-    there are no such layers.
-    """
-    kind, last_layer = node.kind, layers[-1]
-    if kind in _SAME:
-        return []
-    if kind in _ACTIVATIONS:
-        return [_ACTIVATIONS[kind]()]
-    if kind == "LeakyRelu":
-        return [nn.LeakyReLU(node.get("alpha", 0.01))]
-    if kind == "Gelu":
-        return [nn.GELU(approximate=node.get("approximate", "none"))]
-    if kind == "Transpose":
-        order = [i for i in node.get("perm", range(len(shape))[::-1]) if shape[i] > 1]
-        return [] if order == sorted(order) else None
-    operand = operands[1 - place] if len(operands) > 1 else None
-    if kind in ("MatMul", "Gemm") and operand is not None:
-        return _product(node, place, operand, operands[2] if len(operands) > 2 else None, shape)
-    if (
-        kind not in ("Add", "Sub", "Mul", "Div")
-        or operand is None
-        or not operand.is_floating_point()
-    ):
-        return None
-    operand = operand[0] if operand.dim() == len(shape) and len(operand) == 1 else operand
-    if operand.dim() >= len(shape):
-        return None
-    c = operand.broadcast_to(shape[1:]).flatten()
-    if (
-        kind == "Add"
-        and isinstance(last_layer, nn.Linear)
-        and last_layer._parameters["bias"] is None
-    ):
-        last_layer.bias = _fixed(c)
-        return []
-    if place == 1 and kind in ("Sub", "Div"):
-        return None
-    if kind in ("Mul", "Div") and not bool((c > 0).all()):
-        return None
-    if kind in ("Add", "Sub"):
-        return [Normalize((c if kind == "Sub" else -c).tolist(), 1.0)]
-    return [Normalize(0.0, (c if kind == "Div" else 1 / c).tolist())]
-
-
-def _product(
-    node: Node, place: int, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...]
-) -> list[nn.Module] | None:
-    """Return a Linear for ``x @ weight``, or for ``weight @ x`` with columns x, or None."""
-    if weight.dim() != 2 or (node.kind == "Gemm" and (place != 0 or node.get("transA", 0))):
-        return None
-    if node.kind == "Gemm":
-        weight = node.get("alpha", 1.0) * (weight if node.get("transB", 0) else weight.t())
-    elif place == 0:
-        weight = weight.t()
-    elif len(shape) != 3 or shape[2] != 1:
-        return None
-    outputs, inputs = weight.shape
-    if math.prod(shape[1:]) != inputs:
-        return None
-    layer = nn.Linear(inputs, outputs, bias=bias is not None)
-    layer.weight = _fixed(weight)
-    if bias is not None:
-        layer.bias = _fixed((node.get("beta", 1.0) * bias).broadcast_to(1, outputs)[0])
-    return [layer]
-
-
-def _fixed(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.clone(memory_format=torch.contiguous_format), requires_grad=False)

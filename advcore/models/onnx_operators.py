@@ -184,10 +184,13 @@ def _gemm(node: Node, values: Values) -> Tensor:
     a = a.t() if node.get("transA", 0) else a
     b = b.t() if node.get("transB", 0) else b
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
+    term = values[2] if len(values) > 2 else None
+    if alpha == beta == 1 and term is not None:
+        return torch.addmm(term, a, b)  # as a Linear computes it
     out: Tensor = a @ b
     out = out if alpha == 1 else alpha * out
-    if len(values) > 2 and values[2] is not None:
-        out = out + (values[2] if beta == 1 else beta * values[2])
+    if term is not None:
+        out = out + (term if beta == 1 else beta * term)
     return out
 
 
@@ -367,6 +370,9 @@ def _reshape(node: Node, values: Values) -> Any:
         shape = [values[0].shape[i] if n == 0 else n for i, n in enumerate(shape)]
     if node.any_batch and shape and shape[0] == node.batch:
         shape[0] = values[0].shape[0]
+        if not shape[0] and -1 in shape[1:]:  # of no images, whose shape torch cannot complete
+            known = math.prod(size for size in shape[1:] if size != -1)
+            shape[shape.index(-1)] = math.prod(values[0].shape[1:]) // max(known, 1)
     return values[0].reshape(tuple(shape))
 
 

@@ -46,10 +46,7 @@ def _remedy(given: tuple[int, ...], shape: tuple[int, ...]) -> str:
 
 
 class FlattenImages(nn.Flatten):
-    """The first module of a chain of layers on flat values: `in_shape`, then flat.
-
-    `Network.from_torch` takes it for a ``Flatten``.
-    """
+    """The first module of a chain of layers on flat values: `in_shape`, then flat."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()

@@ -16,6 +16,8 @@ from .layers import Convolution, Layer, Unsupported
 
 Float64 = NDArray[np.float64]
 Integers = NDArray[np.int64]
+RISING = ("relu", "leaky_relu", "sigmoid", "tanh", "softplus")
+"""Activations that never fall, a leaky ReLU where its slope is not negative."""
 
 
 @dataclass
@@ -281,10 +283,12 @@ class Builder:
     def activation(self, value: Value, name: str, slope: float = 0.01) -> Value:
         """The activation ``name`` of each value."""
         layer = self.open_layer(value)
-        is_pooled = isinstance(layer, ConvolutionDraft) and layer.pooling != "none"
-        if layer.activation == name == "relu" and not is_pooled:
+        pooling = layer.pooling if isinstance(layer, ConvolutionDraft) else "none"
+        if layer.activation == name == "relu":
             return value  # that of what is not negative
-        if layer.activation != "identity" or is_pooled:
+        # The largest value stays the largest under a function that rises.
+        is_ordered = pooling == "none" or (pooling == "max" and name in RISING and slope >= 0)
+        if layer.activation != "identity" or not is_ordered:
             self.fail("it has no Linear or convolution directly before it")
         layer.activation = name
         if name == "leaky_relu":

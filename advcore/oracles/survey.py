@@ -34,6 +34,8 @@ class Surveyed:
         See `survey`.
     unread : str or None
         Why the operations of the model could not be read, where they were needed.
+    surveyed : bool
+        Whether `survey` has been called.
     smoothed_bytes : int
         See `TorchOracle`.
     """
@@ -41,6 +43,7 @@ class Surveyed:
     kind: str
     squash: SquashFunction | None
     unread: str | None
+    surveyed: bool
     smoothed_bytes: int
     batches: BatchSizes | None
     forward: Callable[..., Floats]
@@ -68,6 +71,7 @@ class Surveyed:
         squashing function at the model's end, see `advcore.oracles.squashing`. ``squash`` is that
         function then.
         """
+        self.surveyed = True
         counts = self._survey_counts
         batches, self.batches = self.batches, None  # the numbers of rows are those of the survey
         if not self._is_compiled:  # torch would compile the function modes into it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -14,6 +15,7 @@ from ..errors import OutOfTime
 from .batches import BatchRule, BatchSizes
 from .hints import error_hint
 from .logits import Logits, SquashFunction
+from .module_of import module_of
 from .protocol import model_errors, takes_one_image
 from .steps import check_reaches
 from .survey import Surveyed
@@ -104,8 +106,9 @@ class TorchOracle(Surveyed):
         self._n = math.prod(self._shape)
         self._device = torch.device("cpu")
         self._dtype = torch.float32
-        if isinstance(model, torch.nn.Module):
-            tensors = [*model.parameters(), *model.buffers()]
+        module = module_of(model).inner
+        if module is not None:
+            tensors = [*module.parameters(), *module.buffers()]
             self._device = tensors[0].device if tensors else self._device
             floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
             self._dtype = next(floating, self._dtype)
@@ -130,8 +133,9 @@ class TorchOracle(Surveyed):
         self._found = 0  # calls that a search changes
         self.unread: str | None = None  # why the operations could not be read
         self.squash: SquashFunction | None = None
+        self.noises: dict[Any, float] | None = None
         self.saved_bytes = self.smoothed_bytes = 0
-        self.kind = "smooth"
+        self.kind, self.surveyed = "smooth", False
         x = np.full((1, self._n), 0.5, np.float32) if sample is None else sample
         self._survey_image = np.ascontiguousarray(x[:1], dtype=np.float32)
         with suppress(OutOfTime):
@@ -139,6 +143,21 @@ class TorchOracle(Surveyed):
         self.classes = self._logits.classes
         if survey:
             self.survey()
+
+    def with_model(self, model: Any, check_time: Callable[[], None] | None = None) -> TorchOracle:
+        """A copy for a model like this oracle's, or None, that knows what was found out."""
+        oracle = copy.copy(self)
+        oracle._model, oracle.check_time = model, check_time
+        oracle._leaf = oracle._output = oracle.noises = None
+        oracle._logits, oracle._scales = copy.copy(self._logits), copy.copy(self._scales)
+        if oracle._scales is not None:
+            oracle._scales.table = None
+        return oracle
+
+    @property
+    def graph(self) -> Any:
+        """The graph that a search evaluates in place of the model, or None."""
+        return self._searched
 
     def forward(
         self,
@@ -259,9 +278,18 @@ class TorchOracle(Surveyed):
         if self.batches is not None:  # the other rows need none
             zeros = dlogits.new_zeros(len(output) - len(dlogits), dlogits.shape[1])
             dlogits = self._torch.cat([dlogits, zeros])
-        with self._torch.autocast(self._device.type, enabled=False):  # it reaches the backward too
+        with (
+            self._torch.inference_mode(False),
+            self._torch.enable_grad(),
+            self._torch.autocast(self._device.type, enabled=False),  # it reaches the backward too
+        ):
+            seed: Any = dlogits.to(output)
+            if leaf.device.type == "cpu":
+                # The same gradient. Given a seed, torch imports sympy at first, which takes 0.8 s.
+                seed = seed.clone() if seed.is_inference() else seed
+                output, seed = (output * seed).sum(), None
             gradients: tuple[torch.Tensor | None] = self._torch.autograd.grad(
-                output, leaf, dlogits.to(output), allow_unused=True
+                output, leaf, seed, allow_unused=True
             )
         return gradients[0]
 

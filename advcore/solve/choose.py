@@ -26,6 +26,7 @@ from ..oracles.logits import (
     sigmoid_output,
     softmax_output,
 )
+from ..oracles.module_of import ModuleOf, module_of
 from ..oracles.torch_calls import torch_threads
 from . import gpu
 from .backends import (
@@ -39,18 +40,17 @@ from .backends import (
 from .batching import batch_rule, find_rows
 from .job import TrialClock
 from .native import NativeBackend
+from .readings import READINGS, Reading, lower
 from .rounds import OracleBackend
 
 Floats = NDArray[np.float32]
-PROBE_IMAGES = 64
-"""Images on which a model is tried, and the noise of its logits is measured."""
 SQUASHED = {"tanh": math.tanh, "sigmoid": lambda z: 0.5 + 0.5 * math.tanh(0.5 * z)}
 """Functions behind the logits of a native network."""
 UNSQUASHED_CONFIDENCE = 1e-4
 """Confidence, the default, up to which a margin of the logits before a squashing function at the
 model's end stands for one of the outputs."""
-UNBOUNDED_WIDTH = 256.0
-"""Distance of bounds above which they say nothing about the images."""
+SAME_LOGITS = 1e-3
+"""Difference of logits, relative to the largest, up to which two forms are one model."""
 CONVOLUTION_WEIGHTS = 2_000_000
 """Weights of convolutions up to which a module is lowered. The engine reads them once an image,
 torch once a batch: evaluations of small networks take 1/1.4 to 1/2.8 of torch's time, with 1.1
@@ -111,14 +111,38 @@ def _tried_backend(
     is_module = torch is not None and isinstance(model, torch.nn.Module)
     if not is_module and hasattr(model, "forward") and hasattr(model, "backward"):
         return _numpy_backend(model, sample, shape, options, clock, count)
-    if not callable(model):
-        raise TypeError(
-            "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy forward "
-            f"and backward, got {type(model).__name__}"
-        )
+    found = module_of(model)
+    if not callable(model):  # a wrapper of another library stands for the module in it
+        if found.module is None:
+            raise TypeError(
+                "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy "
+                f"forward and backward, got {type(model).__name__} ({found.note})"
+            )
+        _check_eval_mode(found.inner)
+        backend = _torch_backend(found.module, found, sample, shape, options, clock, count)
+        _check_predictions(model, backend.verifier, sample, shape)
+        return backend
     if is_module:
         _check_eval_mode(model)
-    return _torch_backend(model, sample, shape, options, clock, count)
+    return _torch_backend(model, found, sample, shape, options, clock, count)
+
+
+def _check_predictions(
+    wrapper: Any, verifier: Verifier, sample: Floats, shape: tuple[int, ...]
+) -> None:
+    """Raises where the module found in a wrapper that is no callable has other logits than it."""
+    few = sample[:SINGLE_EVALUATIONS]
+    if not len(few):
+        return
+    logits = verifier.forward(few)
+    outputs = np.asarray(wrapper.predict(few.reshape(len(few), *shape)), np.float32)
+    tolerance = SAME_LOGITS * (1 + largest_logit(logits))
+    logits = logits[:, -outputs.shape[1] :]  # of a single logit the second
+    if outputs.shape != logits.shape or difference(outputs, logits) > tolerance:
+        raise ValueError(
+            f"model must give the logits of the module in it, predict of the "
+            f"{type(wrapper).__name__} gives others; pass the module"
+        )
 
 
 def _on_cpu(options: Options) -> bool:
@@ -223,41 +247,86 @@ def _trial_rows(sample: Floats, batch_size: int | None) -> Floats:
 
 def _torch_backend(
     model: Any,
+    found: ModuleOf,
     sample: Floats,
     shape: tuple[int, ...],
     options: Options,
     clock: TrialClock,
     count: int | None,
 ) -> Backend:
-    """A module in the engine where it can be lowered, else through torch, as other callables."""
+    """A model in the engine where its module can be lowered, else through torch."""
     _check_device(options.device)
     batch_size = options.batch_size
-    if batch_size is not None and _is_lowerable(model, shape):
+    if batch_size is not None and found.module is model and _is_lowerable(model, shape):
         batch_size = None  # it takes any batch, and its margin does not depend on the option
     sample = _trial_rows(sample, batch_size)
-    trial = sample if len(sample) else None
-    rule = batch_rule(options, batch_size, count)
-    with buffers_kept(model):
-        oracle = TorchOracle(
-            model, shape, options.device, trial, False, batch_size, clock.check, rule
-        )
-    logits = _check_logits(oracle, sample, batch_size)
-    reason = "a callable that is not a module"
+    oracle, logits, reading = _tried_oracle(
+        model, found, sample, shape, options, clock, batch_size, count
+    )
+    reason = found.note
     place = oracle.device.type
     lowerable = place == "cuda" or (_on_cpu(options) and place == "cpu")
     network: Network | None = None
     if len(logits) != len(sample):
         reason, lowerable = "time_limit passed while the model was tried", False
-    if lowerable and isinstance(model, sys.modules["torch"].nn.Module):
-        network, reason = _lowered(model, sample, shape, logits)
+    if lowerable and found.module is not None:
+        known = None if reading is None else reading.lowered
+        if known is None or not _agrees(known[0], sample, logits):
+            known = _lowered(found.module, sample, shape, logits, reading)
+        network, reason = known
+        if reading is not None and (network is None or reading.graph is not None):
+            reading.lowered = known
+        reason = f"{found.note}: {reason}" if found.note else reason
         if network is not None and place == "cpu":
             info = EngineInfo("native", "cpu", _core.isa(), reason)
             return _native_backend(network, OracleVerifier(oracle), info, options)
     if place == "cuda":
         return _gpu_backend(network, oracle, reason, options)
-    oracle.survey(_unsquashes(options))
+    if not oracle.surveyed:
+        oracle.survey(_unsquashes(options))
+        with suppress(OutOfTime):
+            clock.check()  # a survey that was cut short has found nothing
+            if reading is not None and reading.holds(oracle.graph):
+                reading.oracle = oracle.with_model(None)
     info = EngineInfo("torch", str(options.device or oracle.device), _core.isa(), reason)
     return OracleBackend(oracle, info, options.batch_size)
+
+
+def _tried_oracle(
+    model: Any,
+    found: ModuleOf,
+    sample: Floats,
+    shape: tuple[int, ...],
+    options: Options,
+    clock: TrialClock,
+    batch_size: int | None,
+    count: int | None,
+) -> tuple[TorchOracle, Floats, Reading | None]:
+    """The oracle of a model, its logits of the sample, and what is kept with its module.
+
+    There is no reading of a model whose module cannot be told, that is on a GPU or compiled, or
+    that was not tried to the end.
+    """
+    key = (shape, batch_size, _unsquashes(options), options.threads, options.deterministic)
+    reading = READINGS.find(found, key) if _on_cpu(options) else None
+    rule = batch_rule(options, batch_size, count)
+    if reading is not None and reading.oracle is not None:
+        oracle = reading.oracle.with_model(model, clock.check)
+    else:
+        trial = sample if len(sample) else None
+        with buffers_kept(model):
+            oracle = TorchOracle(
+                model, shape, options.device, trial, False, batch_size, clock.check, rule
+            )
+    logits = _check_logits(oracle, sample, batch_size)
+    if not len(sample) or len(logits) != len(sample) or oracle.batches is not None:
+        reading = None
+    if reading is not None:
+        oracle.noises = reading.noises
+        if reading.oracle is None:
+            reading.oracle = oracle.with_model(None)
+            READINGS.keep(found, reading)
+    return oracle, logits, reading
 
 
 def _gpu_backend(
@@ -321,20 +390,29 @@ def _is_lowerable(model: Any, shape: tuple[int, ...]) -> bool:
 
 
 def _lowered(
-    module: Any, sample: Floats, shape: tuple[int, ...], logits: Floats
+    module: Any,
+    sample: Floats,
+    shape: tuple[int, ...],
+    logits: Floats,
+    reading: Reading | None,
 ) -> tuple[Network | None, str]:
     """The native network of a torch module, or None, and the reason for either."""
     try:
-        network = Network.from_torch(module, shape)
+        network = lower(module, shape, reading)
     except Unsupported as unsupported:
         return None, unsupported.reason
     weights = sum(layer.weight.size for layer in network.layers if layer.geometry)
     if weights > CONVOLUTION_WEIGHTS:
         return None, f"convolutions with {weights:,} weights are as fast through torch"
-    tolerance = 1e-3 * (1 + largest_logit(logits))
-    if difference(network.forward(sample), logits) > tolerance:
+    if not _agrees(network, sample, logits):
         return None, "the lowered network gives other logits"
     return network, "the module was lowered to a native network"
+
+
+def _agrees(network: Network | None, sample: Floats, logits: Floats) -> bool:
+    """Whether a native network, if there is one, has the model's logits of the sample."""
+    tolerance = SAME_LOGITS * (1 + largest_logit(logits))
+    return network is None or difference(network.forward(sample), logits) <= tolerance
 
 
 def _check_eval_mode(module: Any) -> None:
@@ -396,49 +474,3 @@ def _check_logits(oracle: Oracle, sample: Floats, batch_size: int | None) -> Flo
             "model without it; class 0 is predicted where the logit is below 0"
         )
     return logits
-
-
-def probe_images(lo: Floats, hi: Floats) -> Floats:
-    """Random images inside the bounds, (PROBE_IMAGES, n).
-
-    They are not the caller's, and they are in [0, 1] where values or images have bounds of their
-    own: what is measured on them must not depend on which images are in the run. Bounds that are
-    wider than 8-bit values count as none: logits at +-1e6 differ by more than those of any image.
-    In both cases the verification measures at each result, see `are_probed`.
-    """
-    u = np.random.default_rng(0).random((PROBE_IMAGES, lo.shape[-1]), dtype=np.float32)
-    if not _bounds_are_shared(lo, hi):
-        return u
-    low, high = float(lo.min()), float(hi.min())
-    if high - low > UNBOUNDED_WIDTH:
-        low = min(max(0.0, low), high - 1)
-        high = low + 1
-    return (low + (high - low) * u).astype(np.float32)
-
-
-def trial_images(lo: Floats, hi: Floats) -> tuple[Floats, tuple[Floats, Floats]]:
-    """Random images (PROBE_IMAGES, n) and bounds (n,) around them, for `choose_backend`.
-
-    They take the place of the caller's images where nothing may depend on which of them are in the
-    run. They are inside bounds that all images share, else in [0, 1].
-    """
-    if lo.ndim == 2:
-        lo, hi = np.zeros_like(lo[0]), np.ones_like(hi[0])
-    with np.errstate(over="ignore"):
-        is_wide = hi - lo > UNBOUNDED_WIDTH
-    low = np.where(is_wide, np.minimum(np.maximum(lo, 0), hi - 1), lo)
-    high = np.where(is_wide, low + 1, hi)
-    u = np.random.default_rng(1).random((PROBE_IMAGES, len(lo)), dtype=np.float32)
-    return np.clip(low + (high - low) * u, lo, hi), (lo, hi)
-
-
-def are_probed(lo: Floats, hi: Floats) -> bool:
-    """Whether `probe_images` are like any image inside the bounds."""
-    return not lo.size or (
-        _bounds_are_shared(lo, hi) and float(hi.min()) - float(lo.min()) <= UNBOUNDED_WIDTH
-    )
-
-
-def _bounds_are_shared(lo: Floats, hi: Floats) -> bool:
-    """Whether all values of all images have the same bounds."""
-    return lo.ndim == 1 and bool(lo.min() == lo.max() and hi.min() == hi.max())

@@ -38,7 +38,8 @@ from advcore.effort import Effort
 from advcore.models import training
 from advcore.network import Normalize
 from advcore.options import Options
-from advcore.solve.choose import PROBE_IMAGES, choose_backend
+from advcore.solve.choose import choose_backend
+from advcore.solve.probes import PROBE_IMAGES
 from advcore.solve.schedules import find_effort
 
 CACHE = Path(tempfile.gettempdir()) / "advcore_benchmarks"
@@ -271,7 +272,8 @@ class Block(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) in, (B, C', H', W') out."""
         inner = self.inner(self.first(x))
-        return torch.as_tensor(self.outer(self.second(inner) + self.shortcut(x)))
+        out: torch.Tensor = self.outer(self.second(inner) + self.shortcut(x))
+        return out
 
 
 def _models_folder() -> Path:

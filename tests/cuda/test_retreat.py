@@ -49,7 +49,7 @@ def digits() -> tuple[Any, Any]:
 def as_callable(network: Network) -> Any:
     """The network as a function of torch, which is not lowered."""
     module = network.to_torch()
-    return lambda x: module(x)
+    return lambda x: 1 * module(x)
 
 
 def attack(model: Any, digits: Any, **options: Any) -> tuple[Any, list[str]]:

@@ -42,7 +42,7 @@ def random_network(n: int, activation: Any, classes: int = 7) -> Any:
 def on_gpu(model: Any, images: Any, **options: Any) -> Any:
     """The model as a callable, which is not lowered: its rounds are the host's."""
     model = model.to("cuda")
-    return advcore.minimize_distortion(lambda x: model(x), images, device="cuda", **options)
+    return advcore.minimize_distortion(lambda x: 1 * model(x), images, device="cuda", **options)
 
 
 def assert_agree(result: Any, expected: Any, share: float) -> None:

@@ -219,7 +219,7 @@ def test_fully_connected_networks_run_in_the_engine(name: str, gemm: bool, tmp_p
     module = stored(name).eval()
     path = from_torch(module, (1, 28, 28), gemm=gemm).save(tmp_path / "net.onnx")
     network = advcore.load_model(path)
-    assert type(network) is nn.Sequential
+    assert isinstance(network, OnnxGraph)
     images, labels = data.embedded_digits()
     pixels = torch.from_numpy(images)
     torch.testing.assert_close(network(pixels), module(pixels), rtol=1e-5, atol=1e-5)
@@ -227,7 +227,8 @@ def test_fully_connected_networks_run_in_the_engine(name: str, gemm: bool, tmp_p
     theirs = advcore.minimize_distortion(module, images[:50], labels=labels[:50])
     assert ours.engine["path"] == theirs.engine["path"] == "native"
     assert ours.success.all()
-    np.testing.assert_allclose(ours.distortion, theirs.distortion, rtol=1e-5)
+    # Without Gemm the logits that verify a result are rounded in another way.
+    np.testing.assert_allclose(ours.distortion, theirs.distortion, rtol=1e-5 if gemm else 2e-3)
 
 
 @needs_data
@@ -288,7 +289,7 @@ def test_images_in_another_order_are_refused(chain: bool, tmp_path: Path) -> Non
     if not chain:
         out.add("Transpose", perm=[0, 3, 1, 2]).add("Relu")
     network = load(out.add("Flatten").add("Gemm", floats(60, 4)).save(tmp_path / "net.onnx"))
-    assert isinstance(network, nn.Sequential) is chain
+    assert isinstance(network, OnnxGraph)
     images = torch.rand(6, height, width, channels)
     logits = network(images)
     torch.testing.assert_close(network(images.flatten(1)), logits)

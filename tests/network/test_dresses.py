@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advcore.network import Network
+from advcore.network import Network, Unsupported
 
 torch = pytest.importorskip("torch")
 
@@ -67,6 +67,14 @@ class Functional:
         return Reordered()
 
     @staticmethod
+    def pooled_first() -> Any:
+        nn = torch.nn
+        convolution = nn.Conv2d(3, 5, 1)
+        return nn.Sequential(
+            convolution, nn.MaxPool2d(2), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(5, 3)
+        )
+
+    @staticmethod
     def hooked() -> Any:
         nn = torch.nn
         model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3))
@@ -87,7 +95,7 @@ class Functional:
 @pytest.mark.parametrize(
     ("name", "activation"),
     [("own_normalize", "relu"), ("code", "relu"), ("reordered", "tanh"), ("hooked", "relu"),
-     ("parametrized", "relu"), ("traced", "relu")],
+     ("pooled_first", "leaky_relu"), ("parametrized", "relu"), ("traced", "relu")],
 )  # fmt: skip
 def test_a_chain_in_any_dress_is_lowered(name: str, activation: str) -> None:
     torch.manual_seed(2)
@@ -100,3 +108,43 @@ def test_a_chain_in_any_dress_is_lowered(name: str, activation: str) -> None:
     np.testing.assert_allclose(network.forward(x.numpy()), z, atol=2e-6)
     rows = seed.expand_as(z).numpy()
     np.testing.assert_allclose(network.backward(rows), gradient.flatten(1), atol=2e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "falls"])
+def test_an_activation_that_pooling_does_not_pass_is_refused(pooling: str) -> None:
+    nn = torch.nn
+    pool = nn.AvgPool2d(2) if pooling == "mean" else nn.MaxPool2d(2)
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 1), pool, nn.LeakyReLU(-0.2), nn.Flatten(), nn.Linear(5, 3)
+    )
+    with pytest.raises(Unsupported, match="leaky_relu"):
+        Network.from_torch(model.eval(), (3, 2, 2))
+
+
+def test_a_model_is_as_before_after_it_is_read() -> None:
+    class Counting(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(12, 3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Any) -> Any:
+            self.calls += 1
+            return self.linear(x.flatten(1)) + self.calls
+
+    model = Counting().eval()
+    with pytest.raises(Unsupported, match="changes a tensor of the model"):
+        Network.from_torch(model, (3, 2, 2))
+    assert float(model.calls) == 0
+
+
+def test_a_compiled_model_is_read_without_its_compiler() -> None:
+    def refused(graph: Any, inputs: Any) -> Any:
+        raise AssertionError("the compiler ran")
+
+    model = Functional.own_normalize().eval()
+    network = Network.from_torch(torch.compile(model, backend=refused), (3, 2, 2))
+    for layer, expected in zip(
+        network.layers, Network.from_torch(model, (3, 2, 2)).layers, strict=True
+    ):
+        np.testing.assert_array_equal(layer.weight, expected.weight)

@@ -302,7 +302,7 @@ def test_a_finished_image_costs_nothing_more(monkeypatch: pytest.MonkeyPatch) ->
         return out
 
     monkeypatch.setattr(run, "_run_slots", noted)
-    found = advcore.minimize_distortion(model, images, batch_size=16)
+    found = advcore.minimize_distortion(lambda x: 1 * model(x), images, batch_size=16)
     rows = {kind: sum(n for name, n in passes if name == kind) for kind, _ in passes}
     assert rows["pair"] == rows["backward"] == found.evaluations.sum()
     assert rows["alone"] == found.forwards.sum()

@@ -230,6 +230,29 @@ def test_callers_grad_modes_and_autocast_do_not_matter(model: Any) -> None:
             TorchOracle(model, (2, 3))
 
 
+def test_a_first_gradient_does_not_import_sympy() -> None:
+    pytest.importorskip("torch")
+    code = """
+import sys, torch
+from torch import nn
+from advcore.network import Network
+from advcore.oracles.torch_oracle import TorchOracle
+import numpy
+
+before = "sympy" in sys.modules
+model = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).eval()
+Network.from_torch(model, (2, 3))
+oracle = TorchOracle(model, (2, 3))
+oracle.forward(numpy.ones((2, 6), "f4"))
+gradient = oracle.backward(numpy.eye(3, dtype="f4")[:2])
+assert (gradient == model[1].weight[:2].detach().numpy()).all()
+print(before, "sympy" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    before, after = done.stdout.split()
+    assert before == after
+
+
 def test_torch_single_logit_is_the_binary_form() -> None:
     torch = pytest.importorskip("torch")
     weight = torch.arange(6.0)[:, None]
@@ -349,7 +372,7 @@ def test_torch_path_ends_where_the_native_one_does(targeted: bool, share: float)
     aim = (labels + 1 + np.arange(20) % 9) % 10 if targeted else labels
     kind: dict[str, Any] = {"targets" if targeted else "labels": aim}
     native = advcore.minimize_distortion(network, x, **kind)
-    result = advcore.minimize_distortion(module, x, **kind)
+    result = advcore.minimize_distortion(lambda rows: 1 * module(rows), x, **kind)
     assert (native.engine["path"], result.engine["path"]) == ("native", "torch")
     np.testing.assert_array_equal(result.success, native.success)
     close = np.isclose(result.distortion, native.distortion, rtol=1e-3, atol=0)
@@ -366,7 +389,7 @@ layers = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), nn.Tanh()
 model = nn.Sequential(*layers).eval()
 before = "torch._dynamo" in sys.modules
 images = numpy.random.rand(3, 1, 4, 4).astype("f4")
-result = advcore.minimize_distortion(lambda x: model(x), images)
+result = advcore.minimize_distortion(lambda x: 1 * model(x), images)
 print(result.engine["path"], before, "torch._dynamo" in sys.modules)
 """
     done = subprocess.run(

@@ -226,7 +226,7 @@ def test_masked_classes_ask_for_no_margin(torch: Any, mask: float, native: bool)
         three.weight[:], three.bias[:] = layers[2].weight[:3], layers[2].bias[:3]
     plain = torch.nn.Sequential(layers[0], layers[1], three).eval()
     wanted = advcore.minimize_distortion(plain, images(), effort="thorough")
-    model = layers.eval() if native else lambda x: layers(x)
+    model = layers.eval() if native else lambda x: 1 * layers(x)
     found = advcore.minimize_distortion(model, images(), effort="thorough")
     assert found.success.all()
     np.testing.assert_allclose(found.distortion, wanted.distortion, rtol=1e-4)
@@ -339,7 +339,7 @@ def test_exported_program_of_a_fixed_batch(torch: Any) -> None:
 @pytest.mark.parametrize("lowered", [True, False])
 def test_tensors_come_back_as_tensors(torch: Any, lowered: bool) -> None:
     net, x = module(torch), images(8)
-    model = net if lowered else lambda v: net(v)
+    model = net if lowered else lambda v: 1 * net(v)
     expected = advcore.minimize_distortion(model, x)
     assert isinstance(expected.adversarial, np.ndarray)
     for tensor in (
@@ -365,7 +365,7 @@ def test_tensors_come_back_as_tensors(torch: Any, lowered: bool) -> None:
 @pytest.mark.parametrize("lowered", [True, False])
 def test_single_logit_in_torch_is_the_binary_form(torch: Any, lowered: bool) -> None:
     net, x = module(torch, classes=1), images(12)
-    model = net if lowered else lambda v: net(v)
+    model = net if lowered else lambda v: 1 * net(v)
     result = advcore.minimize_distortion(model, x, bounds=(-20, 20))
     assert result.engine["path"] == ("native" if lowered else "torch")
     with torch.no_grad():

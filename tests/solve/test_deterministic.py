@@ -11,7 +11,7 @@ from support.same_results import same
 from support.small_models import refuse
 
 import advcore
-from advcore.solve.choose import probe_images, trial_images
+from advcore.solve.probes import probe_images, trial_images
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -123,7 +123,7 @@ def model(name: str) -> Any:
     spread = logits.std(0)
     last.weight.div_(spread[:, None])  # each class is predicted for some images
     last.bias.sub_(logits.mean(0)).div_(spread)
-    return made if name == "dense" else lambda x: made(x)  # "dense" is lowered to the engine
+    return made if name == "dense" else lambda x: 1 * made(x)  # "dense" is lowered to the engine
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_rows_are_as_many_as_stay_independent(most: int, rows: str, images: Any)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = advcore.minimize_distortion(
-            lambda x: attacked(x), images[:3], deterministic=True, effort="fast"
+            lambda x: 1 * attacked(x), images[:3], deterministic=True, effort="fast"
         )
     assert found.engine["batches"] == rows
     told = [str(warning.message) for warning in caught]

@@ -169,7 +169,7 @@ import advcore
 
 images = np.random.default_rng(0).random((64, 784), dtype=np.float32)
 model = nn.Sequential(nn.Linear(784, 2000), nn.ReLU(), nn.Linear(2000, 10)).eval()
-forms = [model, lambda x: model(x)]
+forms = [model, lambda x: 1 * model(x)]
 
 def attack(form):
     x = torch.from_numpy(images[:4]).bfloat16()

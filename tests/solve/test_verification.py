@@ -65,7 +65,7 @@ def test_no_order_of_the_sums_refutes_a_success(form: str, kind: str, classes: i
     if form in ("module", "torch"):
         pytest.importorskip("torch")
         module = network.to_torch()
-        model = module if form == "module" else lambda images: module(images)
+        model = module if form == "module" else lambda images: 1 * module(images)
     elif form == "NumPy":
         model = AsNumpy(network)
     result = advcore.minimize_distortion(
@@ -182,7 +182,7 @@ def test_subnormal_bounds_are_kept(form: str, random_network: Any, random_images
     if form == "torch":
         pytest.importorskip("torch")
         module = network.to_torch()
-        model = lambda images: module(images)  # noqa: E731
+        model = lambda images: 1 * module(images)  # noqa: E731
     result = advcore.minimize_distortion(model, x, bounds=(low, high))
     assert result.success.mean() > 0.9
     assert (result.adversarial >= low).all()

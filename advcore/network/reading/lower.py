@@ -14,8 +14,19 @@ from .rules import RULES
 from .trace import differs, trace
 
 
-def lower(model: Callable[..., Any], shape: tuple[int, ...]) -> list[Layer | Convolution]:
-    """Native layers of ``model`` for images of ``shape``; see `Network.from_torch`.
+def lower(
+    model: Callable[..., Any], shape: tuple[int, ...], counts: tuple[int, int] = (2, 3)
+) -> list[Layer | Convolution]:
+    """Native layers of ``model`` for images of ``shape``; see `Network.from_torch` and `read`."""
+    return read(model, shape, counts)[1]
+
+
+def read(
+    model: Callable[..., Any], shape: tuple[int, ...], counts: tuple[int, int] = (2, 3)
+) -> tuple[fx.GraphModule, list[Layer | Convolution]]:
+    """Graph and native layers of ``model`` for images of ``shape``.
+
+    ``counts`` are the numbers of rows in which the model is recorded, as in `trace`.
 
     Raises
     ------
@@ -29,9 +40,9 @@ def lower(model: Callable[..., Any], shape: tuple[int, ...]) -> list[Layer | Con
                 raise Unsupported(f"{where} ({type(part).__name__}): it is in training mode")
     image = _gray_image(model, shape)
     try:
-        graph = trace(model, image)
+        graph = trace(model, image, counts)
         rows = torch.Generator().manual_seed(0)
-        x = torch.rand((2, *shape), generator=rows).to(image)
+        x = torch.rand((counts[0], *shape), generator=rows).to(image)
         layers = lower_graph(graph)
         reason = differs(graph, model, x)
     except Unsupported:
@@ -41,7 +52,7 @@ def lower(model: Callable[..., Any], shape: tuple[int, ...]) -> list[Layer | Con
         raise Unsupported(f"the model raised {type(error).__name__} ({text})") from error
     if reason:
         raise Unsupported(reason)
-    return layers
+    return graph, layers
 
 
 def _gray_image(model: Any, shape: tuple[int, ...]) -> Tensor:

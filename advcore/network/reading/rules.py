@@ -177,6 +177,26 @@ def _mm(reader: Reader, node: fx.Node, x: Any, weight: Any) -> Value:
     return _product(reader, x, weight, np.zeros(()))
 
 
+@_rule(_aten.bmm.default)
+def _columns(reader: Reader, node: fx.Node, matrices: Any, x: Any) -> Value:
+    """The product of one matrix, repeated for each image, and a column of values."""
+    value = reader.value(x)
+    if value.shape[1:] != (1,):
+        reader.fail(f"only a product with a column of values, got {value.shape}")
+    while matrices.target in (_aten.expand.default, _aten.view.default, _aten._unsafe_view.default):
+        source = matrices.args[0]
+        if source.meta["shape"][-2:] != matrices.meta["shape"][-2:]:
+            reader.fail("its matrices are no repeated one")
+        matrices = source
+    weight = reader.array(matrices, "weight")
+    weight = weight[0] if weight.ndim == 3 and len(weight) == 1 else weight
+    if weight.ndim != 2:
+        reader.fail("its matrices differ from image to image")
+    column = reader.builder.reshape(value, (value.shape[0],))
+    product = reader.builder.linear(column, weight, np.zeros(len(weight)))
+    return reader.builder.reshape(product, (len(weight), 1))
+
+
 @_rule(_aten.linear.default)
 def _linear(reader: Reader, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Value:
     shift = np.zeros(()) if bias is None else reader.array(bias, "bias")

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -36,15 +37,22 @@ _REFUSED_TAGS = {
 _VALUE_READS = (_aten._local_scalar_dense.default, _aten.equal.default, _aten.is_nonzero.default)
 
 
-def _eager() -> AbstractContextManager[Any]:
-    """Context in which compiled modules run as they were before ``torch.compile``.
+_STANCE = threading.RLock()
+"""Held while compiled modules run eagerly. Two threads that set and restore at the same time would
+leave them so."""
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Compiled modules run as they were before ``torch.compile`` inside the block.
 
     Under a dispatch mode torch would not compile them, then or later.
     """
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes seconds
-        return nullcontext()
-    eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return eager
+        yield
+        return
+    with _STANCE, torch.compiler.set_stance("force_eager"):
+        yield
 
 
 class Operation(NamedTuple):
@@ -318,7 +326,8 @@ def differs(graph: Call, call: Call, x: Tensor, tolerance: float = 1e-5) -> str 
             weights = torch.randn(logits.shape, generator=seed).to(logits)
             gradient = None
             if logits.requires_grad:
-                (gradient,) = torch.autograd.grad(logits, leaf, weights, allow_unused=True)
+                # Of a single number, as with others torch imports its symbolic shapes, for 0.8 s.
+                (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
             gradient = torch.zeros_like(leaf) if gradient is None else gradient
             results.append((logits.detach(), gradient))
     (logits, gradient), (traced_logits, traced_gradient) = results
