@@ -21,16 +21,19 @@ HALVINGS = 13
 
 def _fmn(norm: str, m: Any, x: Any, y: Any, targeted: bool, s: Settings) -> torch.Tensor:
     settings = {"steps": s["steps"], "α_init": s["alpha_init"]}
-    return _import().fmn(m, x, y, norm=ORDER[norm], targeted=targeted, **settings)
+    found: torch.Tensor = _import().fmn(m, x, y, norm=ORDER[norm], targeted=targeted, **settings)
+    return found
 
 
 def _pdpgd(norm: str, m: Any, x: Any, y: Any, targeted: bool, s: Settings) -> torch.Tensor:
-    return _import().pdpgd(m, x, y, norm=ORDER[norm], targeted=targeted, num_steps=s["steps"])
+    order, steps = ORDER[norm], s["steps"]
+    found: torch.Tensor = _import().pdpgd(m, x, y, norm=order, targeted=targeted, num_steps=steps)
+    return found
 
 
 def _apgd(norm: str, m: Any, x: Any, y: Any, targeted: bool, s: Settings) -> torch.Tensor:
     low, high = torch.zeros(len(x)), torch.full((len(x),), FIRST_RADIUS[norm])
-    best = x.clone()
+    best: torch.Tensor = x.clone()
     for _ in range(HALVINGS):
         radius = (low + high) / 2
         found = _import().apgd(
