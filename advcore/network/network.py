@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .kinds import find_kind
 from .layers import KINKED, SATURATING, Convolution, Layer, Unsupported
 from .safetensors import read_tensors, write_tensors
 
@@ -106,22 +107,15 @@ class Network:
 
     @property
     def kind(self) -> str:
-        """Activations that the engine smooths at first.
-
-        It is "convolutional" where a convolution has a piecewise linear activation, else "kinked"
-        where any layer has one, else "saturating" where any has a sigmoid or tanh, else
-        "convolutional" where there is max-pooling, else "smooth".
-        """
+        """Kind of the activations, see `advcore.network.kinds`."""
         activations = {layer.activation for layer in self._layers}
         convolutions = [layer for layer in self._layers if isinstance(layer, Convolution)]
-        if any(layer.activation in KINKED for layer in convolutions):
-            return "convolutional"
-        if activations & set(KINKED):
-            return "kinked"
-        if activations & set(SATURATING):
-            return "saturating"
-        has_max_pooling = any(layer.pooling == "max" for layer in convolutions)
-        return "convolutional" if has_max_pooling else "smooth"
+        return find_kind(
+            on_maps=any(layer.activation in KINKED for layer in convolutions),
+            kinked=bool(activations & set(KINKED)),
+            saturating=bool(activations & set(SATURATING)),
+            pooled=any(layer.pooling == "max" for layer in convolutions),
+        )
 
     def unsquashed(self) -> Network:
         """The network without a sigmoid or tanh behind its logits; itself where there is none.

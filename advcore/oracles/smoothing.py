@@ -25,6 +25,7 @@ Importing this file imports torch.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..network.kinds import find_kind
 from .pooling import find_windows, smoothed_max
 from .smoothed_relu import smoothed_relu
 from .torch_calls import padded
@@ -100,9 +102,9 @@ class SmoothingScales:
     Attributes
     ----------
     kind : str
-        Where any call is a ReLU or leaky ReLU: "convolutional" if one of these has more than two
-        dimensions, else "kinked". Without one: "saturating" where any is a sigmoid or tanh, else
-        "convolutional" where any is a max-pooling, else "smooth".
+        See `advcore.network.kinds`. A call is on maps if it has more than two dimensions.
+    counts : Counter
+        Number of calls of each kind of `Activation`.
     row_shapes : dict of call index to shape
         Shape without the batch of each call whose first dimension is the batch. Calls are
         numbered in the order of the forward. A call that is not here, or that has another shape,
@@ -116,6 +118,7 @@ class SmoothingScales:
 
     def __init__(self) -> None:
         self.kind = "smooth"
+        self.counts: Counter[str] = Counter()
         self.row_shapes: dict[int, tuple[int, ...]] = {}
         self.columns: dict[int, slice] = {}
         self.table: Tensor | None = None
@@ -145,12 +148,13 @@ class SmoothingScales:
             channels = shape[0] if math.prod(shape[1:]) > 1 else 1
             self.columns[index] = slice(first, first + channels)
             first += channels
-        kinds = {call.kind for call in calls.values()}
-        precedence = ("kinked", "saturating", "pooled")
-        self.kind = next((kind for kind in precedence if kind in kinds), "smooth")
-        spatial = any(call.kind == "kinked" and len(call.shape) > 2 for call in calls.values())
-        if spatial or self.kind == "pooled":
-            self.kind = "convolutional"
+        self.counts = Counter(call.kind for call in calls.values())
+        self.kind = find_kind(
+            on_maps=any(call.kind == "kinked" and len(call.shape) > 2 for call in calls.values()),
+            kinked="kinked" in self.counts,
+            saturating="saturating" in self.counts,
+            pooled="pooled" in self.counts,
+        )
 
     def grow(self, capacity: int, device: torch.device) -> Tensor:
         """The table, with rows for all slots below ``capacity``."""

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from .smoothing import SmoothingScales
 
 Floats = NDArray[np.float32]
+NAMES = {"kinked": "piecewise linear", "saturating": "saturating", "pooled": "max-pooling"}
+"""The kinds of calls that a search smooths, in words."""
+
+
+def survey_counts(batch_size: int | None) -> tuple[int, int]:
+    """Rows of two forwards that show what depends on them: 2 and 3, or fewer."""
+    most = batch_size or 3
+    return min(2, most - 1) or 1, min(3, most)
 
 
 class Surveyed:
@@ -48,6 +56,7 @@ class Surveyed:
     batches: BatchSizes | None
     forward: Callable[..., Floats]
     backward: Callable[..., Floats]
+    check_time: Callable[[], None] | None
     _torch: Any
     _model: Any
     _shape: tuple[int, ...]
@@ -85,6 +94,18 @@ class Surveyed:
                 vars(self).update(by_calls)
         self.batches = batches
 
+    @property
+    def smoothed(self) -> str:
+        """What a search smooths in the model, in words."""
+        counts = {} if self._scales is None else self._scales.counts
+        parts = [f"{count} {NAMES[kind]}" for kind, count in counts.items()]
+        text = ", ".join(parts) or "nothing"
+        if self._searched is not None:
+            text += "; searched is the graph of the operations"
+        if self.unread is not None:
+            text += f"; the operations could not be read: {self.unread}"
+        return text
+
     def _survey_calls(self, unsquash: bool, counts: tuple[int, int]) -> None:
         """Look for activations and a squashing function in the calls of the searched model."""
         self._scales, self._squash_call, self.squash, self.kind = None, None, None, "smooth"
@@ -106,6 +127,8 @@ class Surveyed:
         from .graph_model import searched_graph
 
         def call(images: torch.Tensor) -> torch.Tensor:
+            if self.check_time is not None:
+                self.check_time()
             with self._torch.autocast(self._device.type, enabled=False):
                 return dense_logits(self._model(images))
 
@@ -132,8 +155,7 @@ class Surveyed:
         """Rows of the two forwards of a survey: 2 and 3, or fewer, or the smallest batches."""
         if self.batches is not None and not self.batches.is_fixed:
             return self.batches.sizes[0], self.batches.sizes[:2][-1]
-        most = self._batch_size or 3
-        return min(2, most - 1) or 1, min(3, most)
+        return survey_counts(self._batch_size)
 
     def _survey(self, x: Floats, counts: tuple[int, int]) -> None:
         """Number the activations in forwards of image ``x`` (1, n) with ``counts`` rows.

@@ -27,9 +27,11 @@ from ..oracles.logits import (
     softmax_output,
 )
 from ..oracles.module_of import ModuleOf, module_of
+from ..oracles.survey import survey_counts
 from ..oracles.torch_calls import torch_threads
 from . import gpu
 from .backends import (
+    FORWARD_ROWS,
     SINGLE_EVALUATIONS,
     Backend,
     EngineInfo,
@@ -49,6 +51,7 @@ SQUASHED = {"tanh": math.tanh, "sigmoid": lambda z: 0.5 + 0.5 * math.tanh(0.5 * 
 UNSQUASHED_CONFIDENCE = 1e-4
 """Confidence, the default, up to which a margin of the logits before a squashing function at the
 model's end stands for one of the outputs."""
+OUT_OF_TIME = "time_limit passed while the model was tried"
 SAME_LOGITS = 1e-3
 """Difference of logits, relative to the largest, up to which two forms are one model."""
 CONVOLUTION_WEIGHTS = 2_000_000
@@ -257,8 +260,9 @@ def _torch_backend(
     """A model in the engine where its module can be lowered, else through torch."""
     _check_device(options.device)
     batch_size = options.batch_size
-    if batch_size is not None and found.module is model and _is_lowerable(model, shape):
-        batch_size = None  # it takes any batch, and its margin does not depend on the option
+    counts = survey_counts(batch_size)
+    if batch_size is not None and _is_lowerable(model, shape, counts, clock):
+        batch_size = None  # its margin does not depend on the option
     sample = _trial_rows(sample, batch_size)
     oracle, logits, reading = _tried_oracle(
         model, found, sample, shape, options, clock, batch_size, count
@@ -268,20 +272,24 @@ def _torch_backend(
     lowerable = place == "cuda" or (_on_cpu(options) and place == "cpu")
     network: Network | None = None
     if len(logits) != len(sample):
-        reason, lowerable = "time_limit passed while the model was tried", False
+        reason, lowerable = OUT_OF_TIME, False
     if lowerable and found.module is not None:
         known = None if reading is None else reading.lowered
         if known is None or not _agrees(known[0], sample, logits):
-            known = _lowered(found.module, sample, shape, logits, reading)
+
+            def lowered() -> Network:
+                return lower(found.module, shape, reading, counts, clock.check)
+
+            known = _lowered(lowered, sample, logits)
         network, reason = known
         if reading is not None and (network is None or reading.graph is not None):
             reading.lowered = known
         reason = f"{found.note}: {reason}" if found.note else reason
         if network is not None and place == "cpu":
             info = EngineInfo("native", "cpu", _core.isa(), reason)
-            return _native_backend(network, OracleVerifier(oracle), info, options)
+            return _native_backend(network, _verifier(oracle, batch_size), info, options)
     if place == "cuda":
-        return _gpu_backend(network, oracle, reason, options)
+        return _gpu_backend(network, oracle, reason, options, batch_size)
     if not oracle.surveyed:
         oracle.survey(_unsquashes(options))
         with suppress(OutOfTime):
@@ -289,6 +297,7 @@ def _torch_backend(
             if reading is not None and reading.holds(oracle.graph):
                 reading.oracle = oracle.with_model(None)
     info = EngineInfo("torch", str(options.device or oracle.device), _core.isa(), reason)
+    info.smoothed = oracle.smoothed
     return OracleBackend(oracle, info, options.batch_size)
 
 
@@ -330,11 +339,16 @@ def _tried_oracle(
 
 
 def _gpu_backend(
-    network: Network | None, oracle: TorchOracle, reason: str, options: Options
+    network: Network | None,
+    oracle: TorchOracle,
+    reason: str,
+    options: Options,
+    batch_size: int | None = None,
 ) -> Backend:
     """Back ends of a model on a GPU, of which the first that does not fail runs.
 
     ``network`` is its native form, where it has one. ``reason`` says why it has, or has none.
+    ``batch_size`` is the most that a model whose network runs on the CPU gets.
     """
     device, asked = oracle.device, options.device is not None
     unusable = gpu.unusable(device, asked)
@@ -357,16 +371,17 @@ def _gpu_backend(
 
         oracle.survey(_unsquashes(options))
         info = EngineInfo("torch", str(device), _core.isa(), missing or reason)
-        info.solver = str(device)
+        info.solver, info.smoothed = str(device), oracle.smoothed
         return OracleCudaBackend(oracle, info, size)
 
     def on_cpu() -> Backend:
         where = f"cpu ({unusable or 'it failed on the GPU'})"
         if network is not None and gpu.setting() != "torch":
             info = EngineInfo("native", "cpu", _core.isa(), reason, where)
-            return _native_backend(network, OracleVerifier(oracle), info, options)
+            return _native_backend(network, _verifier(oracle, batch_size), info, options)
         oracle.survey(_unsquashes(options))
         info = EngineInfo("torch", str(device), _core.isa(), reason, where)
+        info.smoothed = oracle.smoothed
         return OracleBackend(oracle, info, size)
 
     levels: list[tuple[str, Callable[[], Backend]]] = []
@@ -380,25 +395,36 @@ def _gpu_backend(
     return gpu.Retreating(levels, device)
 
 
-def _is_lowerable(model: Any, shape: tuple[int, ...]) -> bool:
-    """Whether the model has a native network."""
+def _verifier(oracle: TorchOracle, batch_size: int | None) -> OracleVerifier:
+    """The verifier of a model that takes at most ``batch_size`` images."""
+    return OracleVerifier(oracle, min(batch_size or FORWARD_ROWS, FORWARD_ROWS))
+
+
+def _is_lowerable(
+    model: Any, shape: tuple[int, ...], counts: tuple[int, int], clock: TrialClock
+) -> bool:
+    """Whether the model consists of torch's own modules, which take any batch, and is lowered."""
+    torch = sys.modules["torch"]
+    if not isinstance(model, torch.nn.Module):
+        return False
+    kinds = {type(part).__module__.partition(".")[0] for part in model.modules()}
+    if not kinds <= {"torch", "advcore"}:
+        return False
     try:
-        Network.from_torch(model, shape)
-    except Unsupported:
+        lower(model, shape, None, counts, clock.check)
+    except (Unsupported, OutOfTime):
         return False
     return True
 
 
 def _lowered(
-    module: Any,
-    sample: Floats,
-    shape: tuple[int, ...],
-    logits: Floats,
-    reading: Reading | None,
+    lowered: Callable[[], Network], sample: Floats, logits: Floats
 ) -> tuple[Network | None, str]:
     """The native network of a torch module, or None, and the reason for either."""
     try:
-        network = lower(module, shape, reading)
+        network = lowered()
+    except OutOfTime:
+        return None, OUT_OF_TIME
     except Unsupported as unsupported:
         return None, unsupported.reason
     weights = sum(layer.weight.size for layer in network.layers if layer.geometry)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,20 +113,25 @@ class Readings:
             entry[1][:] = [reading, *others][:MOST_READINGS]
 
 
-def lower(module: Any, shape: tuple[int, ...], reading: Reading | None) -> Network:
+def lower(
+    module: Any,
+    shape: tuple[int, ...],
+    reading: Reading | None,
+    counts: tuple[int, int],
+    check_time: Callable[[], None],
+) -> Network:
     """`Network.from_torch`, by the operations that are kept in ``reading`` where there are some.
 
     They are kept there where all their tensors belong to the module, whose state is compared.
+    ``counts`` and ``check_time`` are those of `read`.
     """
     from ..network.reading.lower import lower_graph, read
 
-    if reading is None:
-        return Network.from_torch(module, shape)
-    if reading.graph is not None:
+    if reading is not None and reading.graph is not None:
         layers = lower_graph(reading.graph)
     else:
-        graph, layers = read(module, shape)
-        if reading.holds(graph):
+        graph, layers = read(module, shape, counts, check_time)
+        if reading is not None and reading.holds(graph):
             reading.graph = graph
     try:
         return Network(layers)

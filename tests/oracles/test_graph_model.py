@@ -96,6 +96,9 @@ def test_the_results_are_those_of_the_module(name: str) -> None:
     targets = (module(torch.tensor(x)).argmax(1).numpy() + 1) % 5
     expected = advcore.minimize_distortion(lambda rows: module(rows), x, targets)
     found = advcore.minimize_distortion(DRESSES[name](module), x, targets)
+    assert found.engine["smoothed"] == (
+        "2 piecewise linear, 1 max-pooling; searched is the graph of the operations"
+    )
     np.testing.assert_array_equal(found.evaluations, expected.evaluations)
     np.testing.assert_allclose(found.distortion, expected.distortion, rtol=1e-4)
 
@@ -115,3 +118,4 @@ def test_a_model_that_cannot_be_read_says_why() -> None:
     oracle = TorchOracle(branching, SHAPE)
     assert oracle.kind == "convolutional"
     assert "reads a value of a tensor" in str(oracle.unread)
+    assert "the operations could not be read: the operation aten._local_" in oracle.smoothed

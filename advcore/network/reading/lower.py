@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...errors import OutOfTime
 from ..layers import Convolution, Layer, Unsupported
 from .reader import Reader
 from .rules import RULES
@@ -22,16 +23,22 @@ def lower(
 
 
 def read(
-    model: Callable[..., Any], shape: tuple[int, ...], counts: tuple[int, int] = (2, 3)
+    model: Callable[..., Any],
+    shape: tuple[int, ...],
+    counts: tuple[int, int] = (2, 3),
+    check_time: Callable[[], None] = lambda: None,
 ) -> tuple[fx.GraphModule, list[Layer | Convolution]]:
     """Graph and native layers of ``model`` for images of ``shape``.
 
-    ``counts`` are the numbers of rows in which the model is recorded, as in `trace`.
+    ``counts`` are the numbers of rows in which the model is recorded, as in `trace`. ``check_time``
+    is called before each forward of the model, and may raise `OutOfTime`.
 
     Raises
     ------
     Unsupported
         The model has no native form, or cannot be read; the error says why.
+    OutOfTime
+        From ``check_time``.
     """
     if isinstance(model, torch.nn.Module) and not isinstance(model, fx.GraphModule):
         for name, part in model.named_modules():
@@ -39,13 +46,18 @@ def read(
                 where = f"layer {name}" if name else "model"
                 raise Unsupported(f"{where} ({type(part).__name__}): it is in training mode")
     image = _gray_image(model, shape)
+
+    def call(x: Tensor) -> Any:
+        check_time()
+        return model(x)
+
     try:
-        graph = trace(model, image, counts)
+        graph = trace(call, image, counts)
         rows = torch.Generator().manual_seed(0)
         x = torch.rand((counts[0], *shape), generator=rows).to(image)
         layers = lower_graph(graph)
-        reason = differs(graph, model, x)
-    except Unsupported:
+        reason = differs(graph, call, x)
+    except (Unsupported, OutOfTime):
         raise
     except Exception as error:
         text = (str(error).splitlines() or [""])[0]
