@@ -203,8 +203,13 @@ class Result:
 
     def __repr__(self) -> str:
         successes = int(self.success.sum())
-        mean = f"mean ||r|| {self._mean():.3f}{already_note(self)}, " if successes else ""
+        mean = f"mean {self.measure} {self._mean():.3f}{already_note(self)}, " if successes else ""
         return f"Result({len(self)} images, {successes} adversarial, {mean}{self._path()})"
+
+    @property
+    def measure(self) -> str:
+        """The distortion as a formula, ``||r||``, with the norm where that is not l2."""
+        return "||r||" if self.norm == "l2" else f"||r||_{self.norm[1:]}"
 
     def minimum_distortion(self) -> NDArray[np.float64]:
         """Return the distortions (N,) in float64, infinite without success.
@@ -287,7 +292,7 @@ class Result:
             median = np.median(self.distortion[self.success].astype(np.float64))
             rms = self.rms_distortion[self.success].astype(np.float64)
             lines.append(
-                f"distortion ||r||: mean {self._mean():.4f}, median {median:.4f}"
+                f"distortion {self.measure}: mean {self._mean():.4f}, median {median:.4f}"
                 f"{already_note(self)}; rms: mean {rms.mean():.4f}"
             )
         if self.penalty_distortion is not None and successes:

@@ -215,6 +215,7 @@ def _move_to_grid(
             success,
             stop_early=lambda: stopped or monitor.timed_out(),
             needed=needed,
+            norm=str(options.norm),
         )
         results["evaluations"] += evaluations
         results["forwards"] += forwards

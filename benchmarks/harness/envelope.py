@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from advcore._files import replacing
 
 from . import networks, rivals
+from .norm_rivals import NORM_RIVALS
 
+MOST_PDPGD = 50
+"""Images up to which PDPGD runs in linf and l1, where it sorts in every step."""
 Floats = NDArray[np.float64]
 
 
@@ -29,7 +32,7 @@ Floats = NDArray[np.float64]
 class Run:
     """Distances that an attack reached on a case; one float32 forward confirms every success."""
 
-    distances: Floats  # (N,) ||r||_2, infinite where the forward did not confirm it
+    distances: Floats  # (N,) in the norm of the case, infinite where the forward did not confirm it
     evaluations: float  # forward+backward pairs an image
     forwards: float  # further forwards an image
     seconds: float
@@ -39,13 +42,14 @@ class Run:
 
 
 def distances(case: networks.Case, adversarial: torch.Tensor | NDArray[np.float32]) -> Floats:
-    """||r||_2 of each image, infinite where the network's own forward does not confirm it."""
+    """||r|| of each image in the norm of the case, infinite where it is not confirmed."""
     adversarial = torch.as_tensor(adversarial).detach().float().clamp(0, 1)
     with torch.inference_mode():
         predictions = torch.cat([case.model(part) for part in adversarial.split(500)]).argmax(dim=1)
     classes = torch.from_numpy(case.classes)
     ok = (predictions == classes) if case.targeted else (predictions != classes)
-    r = (adversarial.double() - torch.from_numpy(case.images).double()).flatten(1).norm(dim=1)
+    change = (adversarial.double() - torch.from_numpy(case.images).double()).flatten(1)
+    r = change.norm(p={"l2": 2, "linf": torch.inf, "l1": 1}[case.norm], dim=1)
     return torch.where(ok, r, torch.inf).numpy()
 
 
@@ -79,7 +83,7 @@ def rival_run(
     parts = [torch.from_numpy(all_).split(size) for all_ in (case.images, case.classes)]
     adversarial = torch.cat(
         [
-            rivals.RIVALS[name].call(counter, x, y, case.targeted, settings)
+            (rivals.RIVALS | NORM_RIVALS)[name].call(counter, x, y, case.targeted, settings)
             for x, y in zip(*parts, strict=True)
         ]
     )
@@ -108,6 +112,12 @@ def rival_runs(
     its 1,800 to 9,000 evaluations an image are run once, nor at all on ImageNet's (45 minutes).
     Without a sweep of this network the defaults are "NAME". ``cached``: only those in the cache.
     """
+    if case.norm != "l2":
+        for name, rival in NORM_RIVALS.items():
+            slow = name.startswith("PDPGD") and len(case.images) > MOST_PDPGD
+            if rival.norm == case.norm and not slow:
+                yield name, rival_run(case, name, rival.default, refresh=refresh)
+        return
     tuned = rivals.chosen_settings(case.name, targeted=case.targeted)
     convolutional = case.images.ndim == 4
     plan: list[tuple[str, str, dict[str, Any]]] = []

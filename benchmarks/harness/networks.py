@@ -115,6 +115,7 @@ class Case:
     images: NDArray[np.float32]  # (N, 784) or (N, channels, height, width), in [0, 1]
     classes: NDArray[np.int64]  # (N,) targets, or labels of an untargeted run
     targeted: bool
+    norm: str = "l2"
 
 
 def case(name: str, *, targeted: bool, images: int, held_out: bool = False) -> Case:

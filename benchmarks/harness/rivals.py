@@ -87,6 +87,7 @@ class Rival:
     searching: tuple[str, int] | None = None  # setting to be smaller in a sweep, and its value
     compared: bool = True  # False: takes part in bench_speed or bench_anytime only
     one_backward: bool = True  # False: a backward for each class
+    norm: str = "l2"
 
 
 def _ddn(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
