@@ -17,12 +17,12 @@ from .options import Options, Progress, split_former_norm
 from .oracles.logits import batched, squashing
 from .result import Result
 from .solve.backends import Backend, Results
-from .solve.choose import check_backward, choose_backend
+from .solve.choose import choose_backend
 from .solve.finish import Stop, finish, make_result
 from .solve.interrupts import Interrupts
 from .solve.job import Job, RunMonitor, TrialClock
 from .solve.params import Facts, effort_within_budget, engine_params
-from .solve.probes import PROBE_IMAGES, are_probed, probed_noise, trial_images
+from .solve.probes import PROBE_IMAGES, are_probed, check_backward, probed_noise, trial_images
 from .solve.queries import LEAST_SEARCH, Queries
 from .solve.starts import nearest_starts
 from .solve.verify import NOISE_FACTOR, Judge

@@ -17,7 +17,6 @@ from ..errors import OutOfTime, warn_caller
 from ..network import Network, Unsupported
 from ..options import Options
 from ..oracles import NumpyOracle, Oracle, TorchOracle
-from ..oracles.gradient_check import check_gradient
 from ..oracles.inner_modules import buffers_kept
 from ..oracles.logits import (
     batched,
@@ -234,20 +233,6 @@ def _unsquashes(options: Options) -> bool:
     """
     by_margin = options.smoothing and options.loss == "margin"
     return by_margin and options.confidence <= UNSQUASHED_CONFIDENCE
-
-
-def check_backward(
-    backend: Backend, sample: Floats, box: tuple[Floats, Floats], options: Options
-) -> None:
-    """Compare the backward of a NumPy model with differences of its forward; see `check_gradient`.
-
-    Torch derives its gradients itself, and a straight-through gradient, which a module may have on
-    purpose, is of another size than the differences.
-    """
-    if isinstance(backend, OracleBackend) and isinstance(backend.oracle, NumpyOracle):
-        batches = backend.oracle.batches
-        rows = options.batch_size or len(sample)
-        check_gradient(backend.oracle, sample, box, batches.most if batches else rows)
 
 
 def _trial_rows(sample: Floats, batch_size: int | None) -> Floats:
