@@ -120,6 +120,24 @@ SMOOTH = {
         60,
     ),
 }
+# Without smoothing (``smoothing=False``) a falling T takes its place (docs/decisions.md).
+_ANNEALED = Schedule((0.0,) * 3, (15, 15, 20), (0.3, 0.1, 0.02))
+EXACT = {
+    "fast": Effort((Schedule((0.0,) * 2, (10, 8), (0.3, 0.1)),), 2, 2e-3, 3, Descent(10)),
+    "default": Effort((_ANNEALED,), 8, 5e-5, 10, Descent(25)),
+    "thorough": Effort(
+        (
+            _ANNEALED,
+            Schedule((0.0,) * 2, (20, 30), (0.1, 0.02)),
+            Schedule((0.0,), (12,), (0.1,)),
+            Schedule((0.0,) * 3, (30, 30, 40), (1.0, 0.2, 0.02)),
+        ),
+        10,
+        1e-5,
+        20,
+        Descent(40),
+    ),
+}
 # Fallback schedules, for images that the regular ones do not reach: one after the other until one
 # does. They go through smoother networks first, then start at images of one value. On a network
 # with squared-error outputs one schedule from the clean image reaches 66% of random targets at
@@ -150,6 +168,7 @@ RESCUE = {
 }
 RESCUE["convolutional"] = RESCUE["kinked"]
 RESCUE["compared"] = RESCUE["saturating"]
+RESCUE["exact"] = RESCUE["smooth"]
 # The first one is also for a large image that was found far away (csrc/solver/restarts.h).
 RESCUE["large"] = (Schedule((0.0,), (1,), (0.1,)), *RESCUE["kinked"][:-1])
 CONTINUATION_TOLERANCE = {
@@ -158,6 +177,7 @@ CONTINUATION_TOLERANCE = {
     "saturating": 0.2,
     "compared": 0.2,
     "smooth": 0.0,
+    "exact": 0.1,
 }
 """Part of ||r|| below which a step ends a stage that is not the last one. Networks with kinks lose
 images where it is 0.4: the mean of a convolutional network rose by 2%."""
@@ -167,6 +187,7 @@ EFFORT = {
     "saturating": SATURATING,
     "compared": COMPARED,
     "smooth": SMOOTH,
+    "exact": EXACT,
 }
 NEEDED = {
     "kinked": {"default": 50, "thorough": 50},
@@ -174,6 +195,7 @@ NEEDED = {
     "saturating": {"default": 40, "thorough": 40},
     "compared": {"default": 40, "thorough": 40},
     "smooth": {"default": 20, "thorough": 20},
+    "exact": {"default": 50, "thorough": 50},
     "large": {"default": 100, "thorough": 415},
 }
 """Evaluations that ``max_evaluations`` must allow for an effort. With fewer the next lower effort
@@ -187,13 +209,8 @@ PENALTY = Schedule((0.0,), (500,), (0.02,))
 WALK_STEPS = {"fast": 30, "default": 60, "thorough": 120}
 """Evaluations of a walk, the search in another norm than l2 (csrc/solver/walk.h)."""
 _EXACT_PART = 0.4
-_WALK_SMOOTHING = {
-    "kinked": 0.5,
-    "convolutional": 0.5,
-    "saturating": 0.3,
-    "compared": 0.3,
-    "smooth": 0.0,
-}
+_WALK_SMOOTHING = {"kinked": 0.5, "convolutional": 0.5, "saturating": 0.3, "compared": 0.3}
+"""k of a walk by kind; 0 for others."""
 _WALK_POLISH = {"fast": (1e-3, 10), "default": (1e-4, 40), "thorough": (1e-5, 60)}
 _FIRST_STEP = {"linf": 1.5, "l1": 1.0}
 # Where a walk finds nothing: more smoothing, a higher temperature, other beginnings.
@@ -223,7 +240,7 @@ def find_walk(
     steps = WALK_STEPS[name]
     if budget is not None:
         steps = max(min(steps, 3 * budget // 4), 1)
-    smoothing = _WALK_SMOOTHING[kind]
+    smoothing = _WALK_SMOOTHING.get(kind, 0.0)
     heats = (1.0, 10.0) if name == "thorough" else (1.0,)
     if not targeted:
         heats = (10.0,)
@@ -243,15 +260,15 @@ def find_walk(
 
 def is_large(kind: str, n: int) -> bool:
     """Whether images of ``n`` values are large to a network of that kind."""
-    return kind == "convolutional" and n >= LARGE
+    return kind in ("convolutional", "exact") and n >= LARGE
 
 
 def find_effort(name: str, kind: str, n: int) -> Effort:
     """The effort of that name for images of ``n`` values and a network of that kind.
 
     ``kind`` is "kinked" (piecewise linear), "convolutional" (kinked, or max-pooling),
-    "saturating" (sigmoid, tanh), "compared" (with a maximum over values, no kinks else) or
-    "smooth".
+    "saturating" (sigmoid, tanh), "compared" (with a maximum over values, no kinks else), "smooth",
+    or "exact" where nothing may be smoothed.
     """
     efforts = ON_LARGE if is_large(kind, n) else EFFORT[kind]
     return replace(efforts[name], searches=SEARCHES[name])

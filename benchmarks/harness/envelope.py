@@ -37,6 +37,8 @@ class Run:
     forwards: float  # further forwards an image
     seconds: float
     settings: dict[str, Any]
+    cpu_seconds: float  # NaN in files of former versions
+    queries: float  # forwards and backwards an image
 
 
 def distances(case: networks.Case, adversarial: torch.Tensor | NDArray[np.float32]) -> Floats:
@@ -68,10 +70,14 @@ def rival_run(
     if path.exists() and not refresh:
         with np.load(path) as archive:
             cost = archive["cost"]
-            return Run(archive["distances"], cost[0], cost[1], cost[2], settings)
+            if len(cost) == 5:
+                return _run_of(archive["distances"], cost, settings)
+            if rivals.RIVALS[name].one_backward:  # a file of a former version
+                queries = 2 * cost[0] + cost[1]
+                return _run_of(archive["distances"], [*cost, np.nan, queries], settings)
     counter = rivals.Counted(case.model)
     torch.manual_seed(0)
-    begin = time.perf_counter()
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     # Pictures of ImageNet in pairs: 68 ms an evaluation of one, all at once 155.
     size = 2 if case.name in networks.IMAGENET else len(case.images)
     parts = [torch.from_numpy(all_).split(size) for all_ in (case.images, case.classes)]
@@ -81,15 +87,20 @@ def rival_run(
             for x, y in zip(*parts, strict=True)
         ]
     )
-    seconds = time.perf_counter() - begin
-    count = len(case.images)
-    cost = np.array([counter.evaluations / count, counter.forwards / count, seconds])
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+    passes = np.array([counter.evaluations, counter.forwards, counter.queries]) / len(case.images)
+    cost = np.array([*passes[:2], seconds, cpu_seconds, passes[2]])
     d = distances(case, adversarial)
     networks.CACHE.mkdir(parents=True, exist_ok=True)
     stored = adversarial.detach().numpy().astype(np.float32)
     with replacing(path) as file:
         np.savez_compressed(file, distances=d, cost=cost, adversarial=stored)
-    return Run(d, cost[0], cost[1], cost[2], settings)
+    return _run_of(d, cost, settings)
+
+
+def _run_of(distances: Floats, cost: Any, settings: dict[str, Any]) -> Run:
+    evaluations, forwards, seconds, cpu_seconds, queries = (float(value) for value in cost)
+    return Run(distances, evaluations, forwards, seconds, settings, cpu_seconds, queries)
 
 
 def rival_runs(
