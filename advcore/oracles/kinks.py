@@ -51,8 +51,8 @@ class Kinks(NamedTuple):
 
 def clipped(low: float | None, high: float | None) -> Kinks:
     """The function that clips at ``low`` and ``high``; None: it does not on that side."""
-    jumps = () if low is None else ((float(low), 1.0),)
-    jumps += () if high is None else ((float(high), -1.0),)
+    bounds = ((low, 1.0), (high, -1.0))
+    jumps = tuple((float(bound), jump) for bound, jump in bounds if bound is not None)
     return Kinks(1.0 if low is None else 0.0, 0.0 if low is None else float(low), jumps)
 
 
@@ -135,7 +135,7 @@ def _find_form(
         numbers = [bound for bound in (low, high) if bound is not None]
         if not numbers or not all(type(bound) in (int, float) for bound in numbers):
             return None
-        if len(numbers) == 2 and low > high:
+        if numbers[0] > numbers[-1]:
             return None
         return clipped(low, high), lambda h: torch.clamp(h, low, high)
     if name == "abs":
