@@ -17,12 +17,13 @@ from .options import Options, Progress, split_former_norm
 from .oracles.logits import batched, squashing
 from .result import Result
 from .solve.backends import Backend, Results
-from .solve.choose import check_backward, choose_backend
+from .solve.choose import choose_backend
 from .solve.finish import Stop, finish, make_result
 from .solve.interrupts import Interrupts
 from .solve.job import Job, RunMonitor, TrialClock
 from .solve.params import Facts, effort_within_budget, engine_params
-from .solve.probes import PROBE_IMAGES, are_probed, probed_noise, trial_images
+from .solve.probes import PROBE_IMAGES, are_probed, check_backward, probed_noise, trial_images
+from .solve.queries import LEAST_SEARCH, Queries
 from .solve.starts import nearest_starts
 from .solve.verify import NOISE_FACTOR, Judge
 
@@ -44,6 +45,8 @@ def minimize_distortion(
     effort: str | Effort = "default",
     history: int = 5,
     max_evaluations: int | None = None,
+    max_queries: int | None = None,
+    smoothing: bool = True,
     tolerance: float = 1e-3,
     c_init: float | str = "auto",
     c_search: str = "fused",
@@ -115,6 +118,17 @@ def minimize_distortion(
         to 27 more; with 8 levels or fewer up to 90 more, and 700 further forwards. Where the
         budget is too small for an effort (`schedules.NEEDED`), the next lower effort runs, and the
         result's ``engine`` says so.
+    max_queries : int >= 10, optional
+        Budget of an image in queries: each of its forwards and each of its backwards counts one.
+        The search, the label of an untargeted run without ``labels``, and the verification are in
+        it, so that no image ever takes more; two queries are kept for the verification. Not in it
+        are the trials of the model, which are on random images then, some hundred queries a call.
+        With bounds of each value or image, or wider than 256, it must be 30 or more, as 20 go to
+        the rounding at the result. Not with ``levels``.
+    smoothing : bool
+        Whether the search may evaluate the network with smoothed kinks. False: every evaluation is
+        one of the model as it is, for harnesses that watch its forwards and take the smallest
+        adversarial image that they see. Distortions are a little larger then.
     tolerance : float > 0
         Relative change of c and of x at which a search stops.
     c_init : "auto" or float > 0
@@ -174,7 +188,8 @@ def minimize_distortion(
         Ctrl-C was pressed after the search began. It is a KeyboardInterrupt whose ``result`` holds
         what was computed. After the search the verification still ends; a second Ctrl-C ends it.
     ModelError
-        The model raised in the middle of the run. It has a ``result`` too.
+        The model raised in the middle of the run, as where a harness ends its budget. It has a
+        ``result`` too, with the best image so far of each (`ModelError` says which are successes).
     DeviceError
         The GPU or its memory failed in the solver after images were delivered, or it hangs. It has
         a ``result`` too. Before that the solver goes on without the part that failed.
@@ -206,6 +221,8 @@ def minimize_distortion(
         effort=effort,
         history=history,
         max_evaluations=max_evaluations,
+        max_queries=max_queries,
+        smoothing=smoothing,
         tolerance=tolerance,
         c_init=c_init,
         c_search=c_search,
@@ -223,7 +240,7 @@ def minimize_distortion(
     validate.warn_if_normalised(arrays)
     clock = TrialClock(options.time_limit, begin)
     sample, tried, box = flat[:PROBE_IMAGES].copy(), flat, (lo, hi)
-    if options.deterministic and len(flat):
+    if (options.deterministic or options.max_queries is not None) and len(flat):
         tried, box = trial_images(lo, hi)
         sample = tried
     backend = choose_backend(model, sample, arrays.shape[1:], options, clock, len(flat))
@@ -238,7 +255,9 @@ def minimize_distortion(
         with Interrupts() as interrupts:
             results, error, monitor = _run(backend, job, options, begin, interrupts)
             stop = finish(job, results, error, judge, options, monitor)
-            result = make_result(images, arrays.shape, job, results, backend.info, options)
+            result = make_result(
+                images, arrays.shape, job, results, backend.info, options, judge.queries
+            )
     result.seconds = time.perf_counter() - begin
     if interrupts.pending and stop.error is None:
         stop = Stop(KeyboardInterrupt())
@@ -265,14 +284,16 @@ def _make_judge(
         classes = validate.classes(labels, "labels", count, backend.classes)
     if targets is not None:
         classes = validate.classes(targets, "targets", count, backend.classes)
+    queries = Queries(np.zeros(count, np.int32), options.max_queries)
     if classes is None:
+        queries.count(np.arange(count))
         verifier = backend.verifier
         classes = np.zeros(count, np.int32)
         if count:
             with contextlib.suppress(OutOfTime):
                 logits = batched(verifier.forward, flat, verifier.rows)
                 classes = logits.argmax(axis=1).astype(np.int32)
-    return Judge(
+    judge = Judge(
         verifier=backend.verifier,
         labels=classes,
         targeted=targets is not None,
@@ -280,7 +301,15 @@ def _make_judge(
         required_margin=required,
         search=backend,
         images_are_probed=are_probed(*bounds),
+        queries=queries,
     )
+    least = LEAST_SEARCH + judge.kept_back
+    if options.max_queries is not None and options.max_queries < least:
+        raise ValueError(
+            f"max_queries must be at least {least} with bounds of each value or image, or wide "
+            f"ones, got {options.max_queries}"
+        )
+    return judge
 
 
 def _make_job(
@@ -295,15 +324,17 @@ def _make_job(
     facts = Facts(
         n=flat.shape[1],
         classes=backend.classes,
-        kind=backend.kind,
+        kind=backend.kind if options.smoothing else "exact",
         targeted=judge.targeted,
         required_margin=judge.required_margin,
         starts=0 if starts is None else starts.shape[1],
         squashing=squashing(backend.squash, judge.least_margin),
+        kept_queries=judge.kept_back,
     )
     effort = effort_within_budget(options, facts)
     if effort != options.effort:
-        backend.info.effort = f"{effort} (max_evaluations is too small for {options.effort})"
+        budget = "max_evaluations" if options.max_queries is None else "max_queries"
+        backend.info.effort = f"{effort} ({budget} is too small for {options.effort})"
     return Job(engine_params(options, facts), flat, judge.labels, *bounds, starts)
 
 

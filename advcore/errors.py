@@ -48,10 +48,12 @@ class OutOfTime(Exception):
 class ModelError(RuntimeError):
     """The model raised during a run.
 
-    Its exception is the cause. ``result`` is as in `Interrupted`. Images for which the model raised
-    again when they were verified are no successes, but ``adversarial`` has them. Images that a
-    search on the model itself had finished keep what its forwards there have shown. With ``levels``
-    no image is moved to the grid, and none is a success.
+    Its exception is the cause. ``result`` is as in `Interrupted`. Where the search ran on the model
+    itself, the best image so far of each is a success, as the logits that the model gave for it
+    have the required margin; the model is not asked again. Where it ran on another network, such as
+    the native form of a module, or before a squashing function, or bounds are own or wide, images
+    that were not verified are no successes, but ``adversarial`` has them. With ``levels`` no image
+    is moved to the grid, and none is a success.
     """
 
     def __init__(self, message: str, result: Result) -> None:

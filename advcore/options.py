@@ -258,6 +258,30 @@ class Options:
             command_type=int,
         ),
     )
+    max_queries: int | None = field(
+        default=None,
+        metadata=_metadata(
+            "budget of each image, in forwards and backwards, each counted",
+            _integer(10, 2**30),
+            meaning="budget of each image in queries: each forward and each backward of the model "
+            "for it counts one, those of its label and of its verification too. The trials of the "
+            "model are on random images then, and are not in it. With bounds of each value or "
+            "image at least 30. Not with `levels`",
+            without="none but that of the effort",
+            command_type=int,
+        ),
+    )
+    smoothing: bool = field(
+        default=True,
+        metadata=_metadata(
+            "search smoothed forms of the network too, not the model alone",
+            Check(_flag, "`True`, `False`"),
+            meaning="whether the search may evaluate the network with smoothed kinks. `False`: "
+            "every evaluation is one of the model as it is, for harnesses that watch its forwards "
+            "([what it costs](optimality.md#without-smoothing))",
+            command_type=bool,
+        ),
+    )
     tolerance: float = field(
         default=1e-3,
         metadata=_metadata(
@@ -396,6 +420,11 @@ class Options:
                 object.__setattr__(self, entry.name, checked)
         if self.levels is not None:
             check_grid_bounds(self.bounds)
+            if self.max_queries is not None:
+                raise ValueError(
+                    "max_queries must be None where levels is given, whose repair has no such "
+                    f"limit, got {self.max_queries}"
+                )
         if self.norm != "l2":
             for name in _OF_L2:
                 value, default = getattr(self, name), _FIELDS[name].default

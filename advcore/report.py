@@ -59,6 +59,7 @@ def picture_grid(
         result.prediction[columns],
         result.distortion[columns],
         labels=None if labels is None else np.asarray(labels)[columns],
+        measure=f"distortion {result.measure}",
         magnify=magnify,
     )
     write_figure(figure, path)

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, overload
 
 import numpy as np
@@ -21,7 +21,7 @@ _TEXTS = ("engine", "penalty", "loss", "norm")
 """Fields that are stored as JSON texts."""
 _COUNTS = ("rounds", "round_seconds", "fillings")
 """Entries of ``engine`` that add up over runs."""
-_OPTIONAL = ("penalty_distortion", "norm")
+_OPTIONAL = ("penalty_distortion", "norm", "queries")
 """Fields that a stored result may lack."""
 _KINDS = {
     "adversarial": "f",
@@ -38,6 +38,7 @@ _KINDS = {
     "iterations": "iu",
     "rescues": "iu",
     "penalty_distortion": "f",
+    "queries": "iu",
 }
 """Kind of the values of each field that has a row for each image, as letters of ``dtype.kind``."""
 
@@ -71,14 +72,15 @@ class Result:
 
         - converged: The stopping rule of the last phase was met.
         - already_adversarial: The clean image has the required margin. The distortion is 0.
-        - budget: ``max_evaluations`` was reached. The result is the best image so far, if any.
+        - budget: ``max_evaluations`` or ``max_queries`` was reached. The result is the best image
+          so far, if any.
         - stalled: No step gains any more. It is as good a result as a converged one, and
           the usual end on networks with kinks, such as ResNets.
         - not_found: No adversarial image was found.
         - non_finite: The model returned NaN or infinity where the search could not avoid it. A
           logit of -infinity masks a class and does not count.
-        - interrupted: Ctrl-C, the time limit or the callback ended the run. The result is the best
-          image so far, if any.
+        - interrupted: Ctrl-C, the time limit, the callback or an error of the model ended the run.
+          The result is the best image so far, if any.
         - no_gradient: An adversarial image was found, but the gradient at the clean image was zero
           on every network that was tried. The way began in a random direction, and the distortion
           may be far above the smallest.
@@ -95,6 +97,10 @@ class Result:
         ``||r||_2`` of the minimiser at the final ``c``, the paper's own quantity, where the run
         found one. NaN without success. ``adversarial`` may be a smaller point that the search
         passed.
+    queries : (N,) int32
+        All forwards and all backwards for the image: twice ``evaluations``, ``forwards``, and the
+        forwards of its label and its verification. Of results of former versions, and those made by
+        hand, without the last.
     """
 
     engine: dict[str, str | int | float]
@@ -116,9 +122,15 @@ class Result:
     loss: str
     penalty_distortion: NDArray[np.float32] | None = None
     norm: str = "l2"
+    queries: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+
+    def __post_init__(self) -> None:
+        if len(self.queries) != len(self.success):
+            self.queries = (2 * self.evaluations + self.forwards).astype(np.int32)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(_of_now(state))
+        self.__dict__.update({"queries": np.empty(0, np.int32), **_of_now(state)})
+        self.__post_init__()  # former versions lack the queries
 
     def __len__(self) -> int:
         return len(self.success)
@@ -191,8 +203,13 @@ class Result:
 
     def __repr__(self) -> str:
         successes = int(self.success.sum())
-        mean = f"mean ||r|| {self._mean():.3f}{already_note(self)}, " if successes else ""
+        mean = f"mean {self.measure} {self._mean():.3f}{already_note(self)}, " if successes else ""
         return f"Result({len(self)} images, {successes} adversarial, {mean}{self._path()})"
+
+    @property
+    def measure(self) -> str:
+        """The distortion as a formula, ``||r||``, with the norm where that is not l2."""
+        return "||r||" if self.norm == "l2" else f"||r||_{self.norm[1:]}"
 
     def minimum_distortion(self) -> NDArray[np.float64]:
         """Return the distortions (N,) in float64, infinite without success.
@@ -275,7 +292,7 @@ class Result:
             median = np.median(self.distortion[self.success].astype(np.float64))
             rms = self.rms_distortion[self.success].astype(np.float64)
             lines.append(
-                f"distortion ||r||: mean {self._mean():.4f}, median {median:.4f}"
+                f"distortion {self.measure}: mean {self._mean():.4f}, median {median:.4f}"
                 f"{already_note(self)}; rms: mean {rms.mean():.4f}"
             )
         if self.penalty_distortion is not None and successes:
@@ -319,12 +336,12 @@ class Result:
         if not name.endswith(".npz"):
             raise ValueError(f"path must end in .npz, got {name!r}")
         arrays: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in _TEXTS:
-                arrays[field.name] = np.array(json.dumps(value))
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name in _TEXTS:
+                arrays[entry.name] = np.array(json.dumps(value))
             elif value is not None:
-                arrays[field.name] = to_numpy(value)
+                arrays[entry.name] = to_numpy(value)
         with replacing(name) as file:
             np.savez_compressed(file, **arrays)
 

@@ -1,7 +1,8 @@
 """How near the smallest distortion: advcore and rival attacks, network by network.
 
     ADVCORE_DATA=... OMP_WAIT_POLICY=passive python benchmarks/bench_optimality.py
-        [--networks embedded,relu,...] [--untargeted] [--images N] [--refresh | --ours] [--plot]
+        [--networks embedded,relu,...] [--untargeted] [--norm linf] [--images N]
+        [--refresh | --ours] [--plot]
 
 For each network (`harness/networks.py`) and attack it measures success, mean and median ||r||_2,
 the gap to the *envelope*, and evaluations (pairs of a forward and a backward) and further forwards
@@ -17,6 +18,9 @@ The images are the first correctly classified test images, 200 on dense networks
 convolutional ones, and those of 20 ImageNet pictures that SqueezeNet classifies correctly. Targets
 are random (seed 0) where the run is not untargeted. C&W runs 9 searches of 1,000 steps; on
 convolutional networks 200, where 1,000 would take an hour for each.
+
+``--norm linf`` and ``l1`` compare with the rivals of `harness/norm_rivals.py` at fixed settings, by
+default on 40 images; their figures have the norm in the name of their file.
 
 Figures go to ``benchmarks/results/bench_optimality_targeted.json`` or ``..._untargeted.json``;
 networks not named keep what is there. ``--plot`` draws the stored figures into ``docs/images``:
@@ -62,7 +66,9 @@ def our_rows(case: networks.Case) -> dict[str, Row]:
     rows = {}
     for name, options in runs.items():
         classes: dict[str, Any] = {"targets" if case.targeted else "labels": case.classes}
-        result = advcore.minimize_distortion(case.model, case.images, **classes, **options)
+        result = advcore.minimize_distortion(
+            case.model, case.images, norm=case.norm, **classes, **options
+        )
         extra = {
             "p99_evaluations": float(np.percentile(result.evaluations, 99)),
             "claimed": float(result.success.mean()),
@@ -127,9 +133,13 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def measure(name: str, targeted: bool, images: int | None, refresh: bool = False) -> dict[str, Any]:
+def measure(
+    name: str, targeted: bool, images: int | None, refresh: bool = False, norm: str = "l2"
+) -> dict[str, Any]:
     """Figures of all attacks on a network, and their performance profiles."""
-    case = networks.case(name, targeted=targeted, images=images or envelope.default_images(name))
+    count = images or (envelope.default_images(name) if norm == "l2" else 40)
+    case = networks.case(name, targeted=targeted, images=count)
+    case = dataclasses.replace(case, norm=norm)
     rows = rivals_rows(case, refresh=refresh)
     envelope_distances = np.min([row.distances for row in rows.values()], axis=0)
     envelope_row = Row(envelope_distances, *_total_cost(rows), {})
@@ -147,9 +157,12 @@ def measure(name: str, targeted: bool, images: int | None, refresh: bool = False
     return out
 
 
-def measure_ours(name: str, targeted: bool, previous: dict[str, Any]) -> dict[str, Any]:
+def measure_ours(
+    name: str, targeted: bool, previous: dict[str, Any], norm: str = "l2"
+) -> dict[str, Any]:
     """The stored figures of a network with advcore's measured anew, against the envelope's mean."""
     case = networks.case(name, targeted=targeted, images=previous["images"])
+    case = dataclasses.replace(case, norm=norm)
     envelope_mean = previous["attacks"]["envelope"]["mean"]
     attacks = dict(previous["attacks"])
     for attack, row in our_rows(case).items():
@@ -185,6 +198,7 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(networks.ALL), help="may be empty")
     parser.add_argument("--images", type=int)
     parser.add_argument("--untargeted", action="store_true")
+    parser.add_argument("--norm", choices=["l2", "linf", "l1"], default="l2")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--refresh", action="store_true", help="run the rivals again")
     which.add_argument("--ours", action="store_true", help="run advcore alone")
@@ -192,15 +206,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     kind = "untargeted" if options.untargeted else "targeted"
+    if options.norm != "l2":
+        kind = f"{options.norm}_{kind}"
     names = [name for name in options.networks.split(",") if name]
     if options.ours and (unknown_networks := set(names) - set(_load_networks(kind))):
         parser.error(f"--ours: no figures of {', '.join(sorted(unknown_networks))} are stored")
     commit = machine.describe()["commit"]  # before the figures written below make it dirty
     for name in names:
         if options.ours:
-            values = measure_ours(name, not options.untargeted, _load_networks(kind)[name])
+            stored = _load_networks(kind)[name]
+            values = measure_ours(name, not options.untargeted, stored, options.norm)
         else:
-            values = measure(name, not options.untargeted, options.images, options.refresh)
+            values = measure(
+                name, not options.untargeted, options.images, options.refresh, options.norm
+            )
         print(_save(kind, name, {"commit": commit, **values}))
     if options.plot:
         previous = _load_networks(kind)

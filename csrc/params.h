@@ -64,6 +64,7 @@ struct Params {
   float polish_tolerance = 1e-4f;    // The polish stops at this relative gain.
   int polish_budget = 30;            // Iterations of one polish.
   int max_evaluations = 0x7fffffff;  // Forward and backward passes of one image, as pairs.
+  int max_queries = 0x7fffffff;      // Forward and backward passes of one image, each counted.
   int schedules = 1;  // The first `attempts` are always run, the others until one succeeds.
   int attempts = 1;
   Schedule schedule[kMaxSchedules];
@@ -103,6 +104,7 @@ void for_each_param(F f) {
   f("polish_tolerance", &Params::polish_tolerance);
   f("polish_budget", &Params::polish_budget);
   f("max_evaluations", &Params::max_evaluations);
+  f("max_queries", &Params::max_queries);
   f("attempts", &Params::attempts);
   f("smoothable", &Params::smoothable);
   f("starts", &Params::starts);

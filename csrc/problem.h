@@ -46,7 +46,7 @@ static constexpr int row_stride(int n) { return ((n + kPad - 1) / kPad | 1) * kP
 enum class Status : int8_t {
   converged,            // The stopping rule of the last phase was met.
   already_adversarial,  // The clean image has the required margin: distortion 0.
-  budget,               // max_evaluations was reached.
+  budget,               // max_evaluations or max_queries was reached.
   stalled,              // No more progress, but the stopping rule was not met.
   not_found,            // No adversarial image was found.
   non_finite,           // The model returned NaN or infinity where the search could not avoid it.

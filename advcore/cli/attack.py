@@ -308,7 +308,7 @@ def summary_rows(result: Result) -> list[tuple[str, str]]:
         rms = result.rms_distortion[result.success]
         rows += [
             (
-                "distortion ||r||",
+                f"distortion {result.measure}",
                 f"mean {distortion.mean():.4f}, median {np.median(distortion):.4f}"
                 f"{already_note(result)}",
             ),

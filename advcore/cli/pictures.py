@@ -253,6 +253,7 @@ def grid(
         result.prediction[rows],
         result.distortion[rows],
         labels=labels[rows],
+        measure=f"distortion {result.measure}",
         magnify=10 if np.abs(adversarial - clean[rows]).max() > 0.02 else 100,
     )
     if names is not None:

@@ -384,16 +384,15 @@ def minimize_distortion(
         result.evaluations[i] = problem.evaluations
         result.forwards[i] = problem.forwards + 1
         result.iterations[i] = problem.iterations
+    result.queries[:] = 2 * result.evaluations + result.forwards
     r = adversarial - x0
     result.distortion[:] = np.where(result.success, np.sqrt((r * r).sum(axis=1)), np.inf)
     result.rms_distortion[:] = result.distortion / math.sqrt(x0.shape[1])
-    float_images = adversarial.astype(np.float32).reshape(clean.shape)
+    result.adversarial = adversarial.astype(np.float32).reshape(clean.shape)
     if hasattr(images, "detach"):
         import torch
 
-        result.adversarial = torch.from_numpy(float_images)
-    else:
-        result.adversarial = float_images
+        result.adversarial = torch.from_numpy(result.adversarial)
     result.seconds = time.perf_counter() - begin
     return result
 

@@ -215,6 +215,11 @@ class OracleVerifier:
     network: None = None
 
     @property
+    def _most(self) -> int:
+        """The largest number of images of a forward."""
+        return self.limit if self.oracle.batches is None else self.oracle.batches.most
+
+    @property
     def rows(self) -> int:
         """Images of one forward."""
         if self.oracle.batches is not None:
@@ -227,8 +232,8 @@ class OracleVerifier:
         The model gets a copy: what it was verified on is what comes back, whatever it writes. A GPU
         has a copy by itself.
         """
-        if self.oracle.batches is not None and len(x) > self.oracle.batches.most:
-            return batched(self.forward, x, self.oracle.batches.most)
+        if len(x) > self._most:
+            return batched(self.forward, x, self._most)
         try:
             rows = x if memory.on_gpu(self.oracle) else np.array(x, order="C")
             return self.oracle.forward(rows, grad=False)
@@ -256,8 +261,7 @@ class OracleVerifier:
             return self._noise(x[:SINGLE_EVALUATIONS])
 
     def _noise(self, batch: Floats) -> float:
-        most = self.limit if self.oracle.batches is None else self.oracle.batches.most
-        size = min(most, SINGLE_EVALUATIONS)
+        size = min(self._most, SINGLE_EVALUATIONS)
         logits = batched(self.forward, batch, size)
         noise = difference(logits, batched(self.forward, batch, 1))
         limit = NONDETERMINISM_LIMIT * largest_logit(logits) + 1e-6

@@ -17,7 +17,6 @@ from ..errors import OutOfTime, warn_caller
 from ..network import Network, Unsupported
 from ..options import Options
 from ..oracles import NumpyOracle, Oracle, TorchOracle
-from ..oracles.gradient_check import check_gradient
 from ..oracles.inner_modules import buffers_kept
 from ..oracles.logits import (
     batched,
@@ -31,6 +30,7 @@ from ..oracles.survey import survey_counts
 from ..oracles.torch_calls import torch_threads
 from . import gpu
 from .backends import (
+    FORWARD_ROWS,
     SINGLE_EVALUATIONS,
     Backend,
     EngineInfo,
@@ -220,26 +220,19 @@ def _kernels_missing(network: Network, oracle: TorchOracle, options: Options) ->
     return unavailable(network, oracle.device)
 
 
+def _survey(oracle: TorchOracle, options: Options) -> None:
+    """Look for what the search may change in the model, unless it is to see the model alone."""
+    if options.smoothing:
+        oracle.survey(_unsquashes(options))
+
+
 def _unsquashes(options: Options) -> bool:
     """Whether the search may see the logits before a squashing function at the model's end.
 
     The paper's loss is a function of the outputs themselves, and so is a confidence.
     """
-    return options.loss == "margin" and options.confidence <= UNSQUASHED_CONFIDENCE
-
-
-def check_backward(
-    backend: Backend, sample: Floats, box: tuple[Floats, Floats], options: Options
-) -> None:
-    """Compare the backward of a NumPy model with differences of its forward; see `check_gradient`.
-
-    Torch derives its gradients itself, and a straight-through gradient, which a module may have on
-    purpose, is of another size than the differences.
-    """
-    if isinstance(backend, OracleBackend) and isinstance(backend.oracle, NumpyOracle):
-        batches = backend.oracle.batches
-        rows = options.batch_size or len(sample)
-        check_gradient(backend.oracle, sample, box, batches.most if batches else rows)
+    by_margin = options.smoothing and options.loss == "margin"
+    return by_margin and options.confidence <= UNSQUASHED_CONFIDENCE
 
 
 def _trial_rows(sample: Floats, batch_size: int | None) -> Floats:
@@ -286,10 +279,10 @@ def _torch_backend(
         reason = f"{found.note}: {reason}" if found.note else reason
         if network is not None and place == "cpu":
             info = EngineInfo("native", "cpu", _core.isa(), reason)
-            return _native_backend(network, OracleVerifier(oracle), info, options)
+            return _native_backend(network, _verifier(oracle, batch_size), info, options)
     if place == "cuda":
-        return _gpu_backend(network, oracle, reason, options)
-    if not oracle.surveyed:
+        return _gpu_backend(network, oracle, reason, options, batch_size)
+    if options.smoothing and not oracle.surveyed:
         oracle.survey(_unsquashes(options))
         with suppress(OutOfTime):
             clock.check()  # a survey that was cut short has found nothing
@@ -315,7 +308,8 @@ def _tried_oracle(
     There is no reading of a model whose module cannot be told, that is on a GPU or compiled, or
     that was not tried to the end.
     """
-    key = (shape, batch_size, _unsquashes(options), options.threads, options.deterministic)
+    unsquashes = _unsquashes(options)
+    key = (shape, batch_size, unsquashes, options.smoothing, options.threads, options.deterministic)
     reading = READINGS.find(found, key) if _on_cpu(options) else None
     rule = batch_rule(options, batch_size, count)
     if reading is not None and reading.oracle is not None:
@@ -338,11 +332,16 @@ def _tried_oracle(
 
 
 def _gpu_backend(
-    network: Network | None, oracle: TorchOracle, reason: str, options: Options
+    network: Network | None,
+    oracle: TorchOracle,
+    reason: str,
+    options: Options,
+    batch_size: int | None = None,
 ) -> Backend:
     """Back ends of a model on a GPU, of which the first that does not fail runs.
 
     ``network`` is its native form, where it has one. ``reason`` says why it has, or has none.
+    ``batch_size`` is the most that a model whose network runs on the CPU gets.
     """
     device, asked = oracle.device, options.device is not None
     unusable = gpu.unusable(device, asked)
@@ -363,7 +362,7 @@ def _gpu_backend(
     def torch_gpu() -> Backend:
         from .cuda_rounds import OracleCudaBackend
 
-        oracle.survey(_unsquashes(options))
+        _survey(oracle, options)
         info = EngineInfo("torch", str(device), _core.isa(), missing or reason)
         info.solver, info.smoothed = str(device), oracle.smoothed
         return OracleCudaBackend(oracle, info, size)
@@ -372,8 +371,8 @@ def _gpu_backend(
         where = f"cpu ({unusable or 'it failed on the GPU'})"
         if network is not None and gpu.setting() != "torch":
             info = EngineInfo("native", "cpu", _core.isa(), reason, where)
-            return _native_backend(network, OracleVerifier(oracle), info, options)
-        oracle.survey(_unsquashes(options))
+            return _native_backend(network, _verifier(oracle, batch_size), info, options)
+        _survey(oracle, options)
         info = EngineInfo("torch", str(device), _core.isa(), reason, where)
         info.smoothed = oracle.smoothed
         return OracleBackend(oracle, info, size)
@@ -387,6 +386,11 @@ def _gpu_backend(
     if len(levels) == 1 or gpu.setting() == "force":
         return levels[0][1]()
     return gpu.Retreating(levels, device)
+
+
+def _verifier(oracle: TorchOracle, batch_size: int | None) -> OracleVerifier:
+    """The verifier of a model that takes at most ``batch_size`` images."""
+    return OracleVerifier(oracle, min(batch_size or FORWARD_ROWS, FORWARD_ROWS))
 
 
 def _is_lowerable(

@@ -69,6 +69,8 @@ class GridSearch:
         Levels to start from.
     best : (n,) float64, or None
         Levels of an adversarial grid point, which the search improves.
+    power : int
+        Of the differences in the distortion: 2, or 1 for l1, where no distance is squared.
 
     Attributes
     ----------
@@ -89,10 +91,12 @@ class GridSearch:
         limit: np.float32,
         level: Doubles,
         best: Doubles | None,
+        power: int = 2,
     ) -> None:
         self.clean, self.limit, self.first, self.best = clean, limit, level, best
         self.low, self.step, self.top = grid
-        self.slack = 1e-9 * self.step**2  # more than the rounding of a squared distance
+        self.power = power
+        self.slack = 1e-9 * self.step**power  # more than the rounding of a squared distance
         self.distance2 = np.inf if best is None else float(self.distances(best))
         self.margin = -np.inf
         self.improved = False
@@ -101,8 +105,11 @@ class GridSearch:
 
     def distances(self, level: Doubles) -> Doubles:
         """Squared distances (...,) of levels (..., n)."""
-        total: Doubles = ((self.low + level * self.step - self.clean) ** 2).sum(axis=-1)
+        total: Doubles = self._sizes(self.low + level * self.step - self.clean).sum(axis=-1)
         return total
+
+    def _sizes(self, r: Doubles) -> Doubles:
+        return r**2 if self.power == 2 else np.abs(r)
 
     def run(self) -> Steps:
         """Search around the best grid point, from the clean image, and around what that found."""
@@ -145,11 +152,11 @@ class GridSearch:
             move = np.sign(gradient).astype(np.float64)
             after = level + move
             r = self.low + level * self.step - self.clean
-            cost = (r + move * self.step) ** 2 - r**2
+            cost = self._sizes(r + move * self.step) - self._sizes(r)
             room = reach - float(self.distances(level))
             allowed = (move != 0) & (after >= 0) & (after <= self.top) & (cost < room)
             places = np.flatnonzero(allowed)
-            gain = np.abs(gradient[places]) / np.maximum(cost[places], 1e-3 * self.step**2)
+            gain = np.abs(gradient[places]) / np.maximum(cost[places], 1e-3 * self.step**self.power)
             for place in places[np.argsort(-gain, kind="stable")[:TRIED]]:
                 point = level.copy()
                 point[place] += move[place]
@@ -167,7 +174,7 @@ class GridSearch:
                 return
             margin = yield from self._margins(points)
             # The squared distance where a straight way to the best point would have this margin.
-            whole = self.distance2 if np.isfinite(self.distance2) else self.step**2
+            whole = self.distance2 if np.isfinite(self.distance2) else self.step**self.power
             key = self.distances(points) + whole / missing * (
                 self.limit - margin.astype(np.float64)
             )
@@ -181,7 +188,7 @@ class GridSearch:
             best, distance2, margin = self.best, self.distance2, self.margin
             r = self.low + best * self.step - self.clean
             back = -np.sign(r)
-            saved = r**2 - (r + back * self.step) ** 2
+            saved = self._sizes(r) - self._sizes(r + back * self.step)
             places = np.flatnonzero(saved > self.slack)
             if len(places) > REMOVED:
                 gradient = (yield from self._gradients(best[None]))[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from .backends import EngineInfo, Results
 from .job import Job, RunMonitor
 from .levels import Grid, move_to_grid
 from .native import default_threads
+from .queries import Queries
 from .segment import shorten
 from .starts import prefer_starts
 from .verify import (
@@ -71,9 +72,10 @@ def finish(
     """Verify what a run left, which ``error`` may have ended; changes ``results``.
 
     Successes are verified batch by batch. Where that ends early, those that were not are no
-    successes, but the images stay as they are. Where the model raised in a search that ran on the
-    model itself, its forwards there count for the images that were finished.
+    successes, but the images stay as they are. Where the search ran on the model itself, its
+    forwards there have shown all successes already, and a model that raises is not asked again.
     """
+    judge.queries.end_search(results)
     unfinished = interrupted_rows(results)
     if error is not None:
         results["adversarial"][unfinished] = job.images[unfinished]
@@ -87,8 +89,12 @@ def finish(
     if ending.by_model and options.levels is not None:  # what is not on the grid is no result
         ending.withdraw(results)
         return Stop(_cause(error), by_model=True)
-    if ending.by_model and judge.search_is_verification:
-        ending.verified[:] = results["success"] & (results["status"] != _core.Status.interrupted)
+    if options.levels is None and judge.search_is_verification:
+        ending.verified[:] = results["success"]
+        if ending.by_model and not isinstance(error, DeviceError):
+            return Stop(_cause(error), by_model=True)
+        if ending.by_model:  # what is read from a GPU that failed is looked at again
+            ending.verified &= results["status"] != _core.Status.interrupted
     try:
         with monitor.interrupts.insistent():
             if error is None and unfinished.any():  # by the time limit or the callback
@@ -203,12 +209,13 @@ def _move_to_grid(
     try:
         evaluations, forwards = move_to_grid(
             grid,
-            judge,
+            replace(judge, queries=Queries.unlimited(len(job.images))),  # it returns what it took
             job.images,
             results["adversarial"],
             success,
             stop_early=lambda: stopped or monitor.timed_out(),
             needed=needed,
+            norm=str(options.norm),
         )
         results["evaluations"] += evaluations
         results["forwards"] += forwards
@@ -223,6 +230,7 @@ def make_result(
     results: Results,
     info: EngineInfo,
     options: Options,
+    queries: Queries,
 ) -> Result:
     """The engine's arrays in the kind of ``images`` and their shape (N, ...); seconds are 0."""
     adversarial, success = results["adversarial"], results["success"]
@@ -264,4 +272,5 @@ def make_result(
         loss=options.loss,
         penalty_distortion=penalty_distortion,
         norm=str(options.norm),
+        queries=queries.total(results),
     )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .. import validate
 from .few_levels import MOST_LEVELS, Answer, GridSearch, run_searches
+from .levels_ball import Ball
 from .verify import Judge
 
 Floats = NDArray[np.float32]
@@ -94,6 +95,7 @@ def move_to_grid(
     success: NDArray[np.bool_],
     stop_early: Callable[[], bool] = lambda: False,
     needed: NDArray[np.float64] | None = None,
+    norm: str = "l2",
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Move the successes among ``adversarial`` (N, n) to the grid, in place.
 
@@ -118,13 +120,15 @@ def move_to_grid(
                 success,
                 stop_early,
                 needed[rows],
+                norm,
             )
             lost = rows[~success[rows]]
             adversarial[lost] = images[lost]
-            if grid.levels <= MOST_LEVELS and not stop_early():
+            if grid.levels <= MOST_LEVELS and norm != "linf" and not stop_early():
                 searches = _search_few_levels(
-                    grid, judge, model, images, adversarial, rows, success, stop_early, needed
-                )
+                    grid, judge, model, images, adversarial, rows, success, stop_early, needed,
+                    1 if norm == "l1" else 2,
+                )  # fmt: skip
                 evaluations[rows] += [search.gradients for search in searches]
                 forwards[rows] += [search.forwards for search in searches]
     return evaluations, forwards
@@ -140,6 +144,7 @@ def _repair(
     success: NDArray[np.bool_],
     stop_early: Callable[[], bool],
     needed: NDArray[np.float64],
+    norm: str,
 ) -> NDArray[np.int32]:
     """Move the images of ``rows`` (B,) to the grid; returns their evaluations.
 
@@ -149,7 +154,9 @@ def _repair(
     clean = images.astype(np.float64)
     free = adversarial[rows].astype(np.float64)  # the results before the grid
     level = grid.nearest(free)
-    best = np.full(len(rows), np.inf)  # squared distortions
+    best = np.full(len(rows), np.inf)  # sizes of r, in l2 their squares
+    ball = Ball(grid, clean, free) if norm == "linf" else None
+    power = 1 if norm == "l1" else 2
     T = np.full(len(rows), 1e-3)
     shortfalls = np.zeros(len(rows), int)  # rounds below the margin, one after the other
     active = np.arange(len(rows))
@@ -162,23 +169,32 @@ def _repair(
         labels = judge.labels[rows[active]]
         margin, smooth, gradient = _margin(model, x, labels, judge.targeted, T[active])
         evaluations[active] += 1
-        distance2 = ((x - clean[active]) ** 2).sum(axis=1)
+        r = np.abs(x - clean[active])
+        size = r.max(axis=1) if ball else (r**power).sum(axis=1)
         limit = needed[active].astype(np.float32)
         below = margin < limit
-        better = (margin >= limit) & (distance2 < best[active])
-        best[active[better]] = distance2[better]
+        better = (margin >= limit) & (size < best[active])
+        best[active[better]] = size[better]
         adversarial[rows[active[better]]] = x[better]
         spare = np.where(below, np.minimum(smooth, margin), smooth) - needed[active]
         T[active] = np.clip(TEMPERATURE * np.abs(margin), 1e-3, None)
         shortfalls[active] = np.where(below, shortfalls[active] + 1, 0)
-        spare *= OVERSHOOT ** np.maximum(shortfalls[active] - 1, 0)
+        if not ball:
+            spare *= OVERSHOOT ** np.maximum(shortfalls[active] - 1, 0)
         pushes, between = divmod(repair_round - REPAIRS, ROUNDS_PER_PUSH)
+        if ball:
+            going_on = [
+                ball.move(level, int(i), gradient[j], spare[j], best[i])
+                for j, i in enumerate(active)
+            ]
+            active = active[going_on]
+            continue
         for j, i in enumerate(active):
             if pushes >= 0 and between == 0 and not np.isfinite(best[i]):
                 outward = clean[i] + (1 + 2e-3 * 4.0**pushes) * (free[i] - clean[i])
                 level[i] = grid.nearest(outward)
             else:
-                level[i] += _moves(grid, level[i], clean[i], gradient[j], spare[j])
+                level[i] += _moves(grid, level[i], clean[i], gradient[j], spare[j], power)
     success[rows] = np.isfinite(best)
     return evaluations
 
@@ -193,6 +209,7 @@ def _search_few_levels(
     success: NDArray[np.bool_],
     stop_early: Callable[[], bool],
     needed: NDArray[np.float64],
+    power: int,
 ) -> list[GridSearch]:
     """Put nearer grid points in the place of the images of ``rows``, where a search finds them.
 
@@ -207,6 +224,7 @@ def _search_few_levels(
             np.float32(needed[row]),
             first[i],
             level[i] if success[row] else None,
+            power,
         )
         for i, row in enumerate(rows)
     ]
@@ -265,10 +283,12 @@ def _moves(
     clean: NDArray[np.float64],
     gradient: Floats,
     spare: float,
+    power: int,
 ) -> NDArray[np.float64]:
     """Changes of the levels (n,) of one image: -1, 0 or 1 each.
 
     ``spare`` is the margin above the confidence, by the smoothed margin; below 0 it is missing.
+    ``power`` is that of r in the distortion.
     """
     step = grid.step
     r = grid.low + level * step - clean
@@ -280,7 +300,7 @@ def _moves(
         need = 0.9 * spare
     allowed = (level + move >= 0) & (level + move <= grid.levels - 1) & (move != 0)
     gain = gradient * move * step
-    cost = (r + move * step) ** 2 - r**2
+    cost = np.abs(r + move * step) ** power - np.abs(r) ** power
     if spare < 0:
         order = np.flatnonzero(allowed & (gain > 0))
         order = order[np.argsort(cost[order] / gain[order], kind="stable")]

@@ -37,6 +37,8 @@ class Facts:
         Starting images of each image.
     squashing : Squashing
         How the function behind the logits that the search sees nears its limits.
+    kept_queries : int
+        Queries of each image that ``max_queries`` must keep for what is outside the search.
     """
 
     n: int
@@ -46,16 +48,26 @@ class Facts:
     required_margin: float
     starts: int = 0
     squashing: Squashing = NO_SQUASHING
+    kept_queries: int = 0
+
+
+def pairs_within_budget(options: Options, facts: Facts) -> int | None:
+    """Evaluations that ``max_evaluations`` and ``max_queries`` allow the search; None: no limit."""
+    budgets = [] if options.max_evaluations is None else [options.max_evaluations]
+    if options.max_queries is not None:
+        budgets.append((options.max_queries - facts.kept_queries) // 2)
+    return min(budgets, default=None)
 
 
 def effort_within_budget(options: Options, facts: Facts) -> str | Effort:
     """The effort of the options, or the highest one below it for which the budget is enough.
 
-    The budget is ``max_evaluations``. An `Effort` object is taken as it is. So are the names where
-    the run solves the paper's penalty problem, which every effort solves in the same way, and in
-    another norm than l2, where the walk is as long as the budget allows.
+    The budget is ``max_evaluations``, or half of the queries that ``max_queries`` leaves for the
+    search. An `Effort` object is taken as it is. So are the names where the run solves the paper's
+    penalty problem, which every effort solves in the same way, and in another norm than l2, where
+    the walk is as long as the budget allows.
     """
-    budget, name = options.max_evaluations, options.effort
+    name, budget = options.effort, pairs_within_budget(options, facts)
     if isinstance(name, Effort) or budget is None or options.norm != "l2":
         return name
     if _solves_penalty_problem(options):
@@ -76,7 +88,7 @@ def engine_params(options: Options, facts: Facts) -> _core.Params:
     params.n = facts.n
     params.classes = facts.classes
     params.targeted = facts.targeted
-    params.smoothable = facts.kind != "smooth" and not penalty_problem
+    params.smoothable = facts.kind not in ("smooth", "exact") and not penalty_problem
     params.loss = _core.Loss[options.loss]
     params.c_search = _core.CSearch[options.c_search]
     params.norm = _core.Norm[str(options.norm)]
@@ -106,6 +118,8 @@ def engine_params(options: Options, facts: Facts) -> _core.Params:
     params.descent_temperature = effort.descent.temperature
     if options.max_evaluations is not None:
         params.max_evaluations = options.max_evaluations
+    if options.max_queries is not None:
+        params.max_queries = options.max_queries - facts.kept_queries
     if penalty_problem:
         short = () if bisection else (replace(PENALTY, budget=(60,)),)
         schedules: tuple[Schedule, ...] = (*short, PENALTY)
@@ -115,8 +129,9 @@ def engine_params(options: Options, facts: Facts) -> _core.Params:
         schedules = (*regular, *rescues)
         params.attempts = len(regular)
     for schedule in schedules:
+        exact = (0.0,) * len(schedule.smoothing)
         params.add_schedule(
-            schedule.smoothing,
+            schedule.smoothing if options.smoothing else exact,
             schedule.budget,
             schedule.temperature,
             schedule.origin,
@@ -133,7 +148,7 @@ def _effort_and_rescues(options: Options, facts: Facts) -> tuple[Effort, tuple[S
     if options.norm != "l2":
         name = "default" if isinstance(effort, Effort) else effort
         found, rescues = find_walk(
-            name, facts.kind, str(options.norm), facts.targeted, options.max_evaluations
+            name, facts.kind, str(options.norm), facts.targeted, pairs_within_budget(options, facts)
         )
         return (effort if isinstance(effort, Effort) else found), rescues
     if not isinstance(effort, Effort):

@@ -1,11 +1,15 @@
-"""Random images on which a model is tried and its rounding is measured."""
+"""Random images on which a model is tried and its rounding is measured; the trial of a backward."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..options import Options
+from ..oracles import NumpyOracle
+from ..oracles.gradient_check import check_gradient
 from .backends import Backend
+from .rounds import OracleBackend
 
 Floats = NDArray[np.float32]
 PROBE_IMAGES = 64
@@ -71,3 +75,17 @@ def are_probed(lo: Floats, hi: Floats) -> bool:
 def _bounds_are_shared(lo: Floats, hi: Floats) -> bool:
     """Whether all values of all images have the same bounds."""
     return lo.ndim == 1 and bool(lo.min() == lo.max() and hi.min() == hi.max())
+
+
+def check_backward(
+    backend: Backend, sample: Floats, box: tuple[Floats, Floats], options: Options
+) -> None:
+    """Compare the backward of a NumPy model with differences of its forward; see `check_gradient`.
+
+    Torch derives its gradients itself, and a straight-through gradient, which a module may have on
+    purpose, is of another size than the differences.
+    """
+    if isinstance(backend, OracleBackend) and isinstance(backend.oracle, NumpyOracle):
+        batches = backend.oracle.batches
+        rows = options.batch_size or len(sample)
+        check_gradient(backend.oracle, sample, box, batches.most if batches else rows)

@@ -109,6 +109,24 @@ SMOOTH = {
         60,
     ),
 }
+# Without smoothing (``smoothing=False``) a falling T takes its place (docs/decisions.md).
+_ANNEALED = Schedule((0.0,) * 3, (15, 15, 20), (0.3, 0.1, 0.02))
+EXACT = {
+    "fast": Effort((Schedule((0.0,) * 2, (10, 8), (0.3, 0.1)),), 2, 2e-3, 3, Descent(10)),
+    "default": Effort((_ANNEALED,), 8, 5e-5, 10, Descent(25)),
+    "thorough": Effort(
+        (
+            _ANNEALED,
+            Schedule((0.0,) * 2, (20, 30), (0.1, 0.02)),
+            Schedule((0.0,), (12,), (0.1,)),
+            Schedule((0.0,) * 3, (30, 30, 40), (1.0, 0.2, 0.02)),
+        ),
+        10,
+        1e-5,
+        20,
+        Descent(40),
+    ),
+}
 # Fallback schedules, for images that the regular ones do not reach: one after the other until one
 # does. They go through smoother networks first, then start at images of one value. On a network
 # with squared-error outputs one schedule from the clean image reaches 66% of random targets at
@@ -138,9 +156,16 @@ RESCUE = {
     ),
 }
 RESCUE["convolutional"] = RESCUE["kinked"]
+RESCUE["exact"] = RESCUE["smooth"]
 # The first one is also for a large image that was found far away (csrc/solver/restarts.h).
 RESCUE["large"] = (Schedule((0.0,), (1,), (0.1,)), *RESCUE["kinked"][:-1])
-CONTINUATION_TOLERANCE = {"kinked": 0.1, "convolutional": 0.1, "saturating": 0.2, "smooth": 0.0}
+CONTINUATION_TOLERANCE = {
+    "kinked": 0.1,
+    "convolutional": 0.1,
+    "saturating": 0.2,
+    "smooth": 0.0,
+    "exact": 0.1,
+}
 """Part of ||r|| below which a step ends a stage that is not the last one. Networks with kinks lose
 images where it is 0.4: the mean of a convolutional network rose by 2%."""
 EFFORT = {
@@ -148,12 +173,14 @@ EFFORT = {
     "convolutional": CONVOLUTIONAL,
     "saturating": SATURATING,
     "smooth": SMOOTH,
+    "exact": EXACT,
 }
 NEEDED = {
     "kinked": {"default": 50, "thorough": 50},
     "convolutional": {"default": 120, "thorough": 160},
     "saturating": {"default": 40, "thorough": 40},
     "smooth": {"default": 20, "thorough": 20},
+    "exact": {"default": 50, "thorough": 50},
     "large": {"default": 100, "thorough": 415},
 }
 """Evaluations that ``max_evaluations`` must allow for an effort. With fewer the next lower effort
@@ -167,7 +194,7 @@ PENALTY = Schedule((0.0,), (500,), (0.02,))
 WALK_STEPS = {"fast": 30, "default": 60, "thorough": 120}
 """Evaluations of a walk, the search in another norm than l2 (csrc/solver/walk.h)."""
 _EXACT_PART = 0.4
-_WALK_SMOOTHING = {"kinked": 0.5, "convolutional": 0.5, "saturating": 0.3, "smooth": 0.0}
+_WALK_SMOOTHING = {"kinked": 0.5, "convolutional": 0.5, "saturating": 0.3}  # of others 0
 _WALK_POLISH = {"fast": (1e-3, 10), "default": (1e-4, 40), "thorough": (1e-5, 60)}
 _FIRST_STEP = {"linf": 1.5, "l1": 1.0}
 # Where a walk finds nothing: more smoothing, a higher temperature, other beginnings.
@@ -197,7 +224,7 @@ def find_walk(
     steps = WALK_STEPS[name]
     if budget is not None:
         steps = max(min(steps, 3 * budget // 4), 1)
-    smoothing = _WALK_SMOOTHING[kind]
+    smoothing = _WALK_SMOOTHING.get(kind, 0.0)
     heats = (1.0, 10.0) if name == "thorough" else (1.0,)
     if not targeted:
         heats = (10.0,)
@@ -217,14 +244,14 @@ def find_walk(
 
 def is_large(kind: str, n: int) -> bool:
     """Whether images of ``n`` values are large to a network of that kind."""
-    return kind == "convolutional" and n >= LARGE
+    return kind in ("convolutional", "exact") and n >= LARGE
 
 
 def find_effort(name: str, kind: str, n: int) -> Effort:
     """The effort of that name for images of ``n`` values and a network of that kind.
 
     ``kind`` is "kinked" (piecewise linear), "convolutional" (kinked, or max-pooling),
-    "saturating" (sigmoid, tanh) or "smooth".
+    "saturating" (sigmoid, tanh), "smooth", or "exact" where nothing may be smoothed.
     """
     efforts = ON_LARGE if is_large(kind, n) else EFFORT[kind]
     return replace(efforts[name], searches=SEARCHES[name])

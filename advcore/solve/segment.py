@@ -51,6 +51,7 @@ class Line:
         """Margins (B, P) at the shares ``t`` (P,) by the network that was searched."""
         search = self.judge.search
         assert search is not None
+        self.judge.queries.count(rows, len(t))
         size = max(1, min(self.judge.verifier.rows, LOGITS // (len(t) * search.classes)))
         parts = [np.empty((0, len(t)), np.float32)]
         for part in np.split(rows, range(size, len(rows), size)):
@@ -84,9 +85,10 @@ def shorten(
     if judge.search is None:
         return
     line = Line(judge, job, needed)
-    adversarial = results["adversarial"]
+    adversarial, queries = results["adversarial"], judge.queries
     rows = rows[distances(taken(adversarial, rows), taken(job.images, rows)) > 0]
     for t, limit in ((COARSE, UNEVEN), (MEDIUM, JUMPY)):
+        rows = rows[queries.affordable(rows, len(t))]
         if not len(rows):
             return
         margin = line.margins(adversarial, rows, t)
@@ -118,6 +120,7 @@ def unevenness(margin: Floats, last: Floats, t: Floats) -> NDArray[np.float64]:
 def _shorten_once(line: Line, results: Results, rows: Rows) -> Rows:
     """The rows (of ``rows``) for which a nearer point was found and taken."""
     judge, adversarial, images = line.judge, results["adversarial"], line.job.images
+    rows = rows[judge.queries.affordable(rows, len(FINE) + BISECTIONS + 1)]
     if not len(rows):
         return rows
     hits = line.hits(line.margins(adversarial, rows, FINE), rows)

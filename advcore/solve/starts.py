@@ -94,7 +94,11 @@ def prefer_starts(
         distance[part] = sizes(job.starts[part] - clean[:, None], job.params.norm)
         limit = np.where(success[part], distortion, np.inf)
         nearer[part] = distance[part] < limit[:, None]
-    rows, which = np.nonzero(nearer & (distance > 0))  # the clean image stands in for no start
+    nearer &= distance > 0  # the clean image stands in for no start
+    every_row = np.arange(len(nearer))
+    most = nearer.sum(axis=1) + judge.kept_for_verification
+    nearer &= judge.queries.affordable(every_row, most)[:, None]
+    rows, which = np.nonzero(nearer)
     if grid is not None:
         on_grid = grid.contains(job.starts[rows, which])
         rows, which = rows[on_grid], which[on_grid]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from .. import _core
 from ..oracles.logits import batched, margins
 from .backends import Backend, Results, Verifier
 from .job import Job
+from .queries import LAST_QUERIES, NOISE_QUERIES, Queries
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]
@@ -54,6 +55,8 @@ class Judge:
     images_are_probed : bool
         Whether the noise was measured on images like those of the run. If not, it is measured at
         each result too.
+    queries : Queries
+        Counts the forwards of each image. By default without a budget.
     """
 
     verifier: Verifier
@@ -63,6 +66,21 @@ class Judge:
     required_margin: float
     search: Backend | None = None
     images_are_probed: bool = True
+    queries: Queries = field(default_factory=lambda: Queries.unlimited(0))
+
+    def __post_init__(self) -> None:
+        if len(self.queries.forwards) != len(self.labels):
+            object.__setattr__(self, "queries", Queries.unlimited(len(self.labels)))
+
+    @property
+    def kept_for_verification(self) -> int:
+        """Queries of an image that the verification may take."""
+        return LAST_QUERIES + (0 if self.images_are_probed else NOISE_QUERIES)
+
+    @property
+    def kept_back(self) -> int:
+        """Queries of an image that are not for the search: those so far and the verification."""
+        return self.kept_for_verification + int(self.queries.forwards.max(initial=0))
 
     @property
     def probed_noise(self) -> float:
@@ -83,6 +101,7 @@ class Judge:
 
     def margins(self, x: Floats, rows: Rows) -> tuple[Floats, NDArray[np.int64]]:
         """Margins and predicted classes of ``x`` (B, n), the images of the rows (B,)."""
+        self.queries.count(rows)
         logits = batched(self.verifier.forward, x, self.verifier.rows)
         return margins(logits, self.labels[rows], self.targeted)
 
@@ -120,6 +139,7 @@ class Judge:
         for part in np.split(rows, range(size, len(rows), size)):
             if not len(part):
                 continue
+            self.queries.count(part, NOISE_QUERIES)
             noise = _noise_along(self.search, job.images[part], results["adversarial"][part])
             larger = noise > PROBED * self.probed_noise
             needed[part[larger]] = self.confidence + NOISE_FACTOR * noise[larger]
@@ -198,6 +218,8 @@ def recover_interrupted(judge: Judge, job: Job, results: Results) -> None:
     moved = (points != job.images[rows]).any(axis=1)
     rows, points = rows[moved], points[moved]
     for scale in RECOVERY_SCALES:
+        left = judge.queries.affordable(rows, 1 + judge.kept_for_verification)
+        rows, points = rows[left], points[left]
         if not len(rows):
             break
         low, high = job.bounds_of(rows)
@@ -262,6 +284,12 @@ def confirm(
         failed = ~verified[rows]
         rows = rows[failed]
         points = adversarial[rows] if points is None else points[failed]
+        if push < max_pushes and judge.queries.budget is not None:
+            # One query is left for the clean image.
+            pushed_rows = judge.queries.affordable(rows, 2)
+            given_up, rows, points = rows[~pushed_rows], rows[pushed_rows], points[pushed_rows]
+            success[given_up] = False
+            adversarial[given_up] = job.images[given_up]
         if push < max_pushes:
             clean = job.images[rows]
             low, high = job.bounds_of(rows)

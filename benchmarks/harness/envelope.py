@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from advcore._files import replacing
 
 from . import networks, rivals
+from .norm_rivals import NORM_RIVALS
 
+MOST_PDPGD = 50
+"""Images up to which PDPGD runs in linf and l1, where it sorts in every step."""
 Floats = NDArray[np.float64]
 
 
@@ -29,21 +32,24 @@ Floats = NDArray[np.float64]
 class Run:
     """Distances that an attack reached on a case; one float32 forward confirms every success."""
 
-    distances: Floats  # (N,) ||r||_2, infinite where the forward did not confirm it
+    distances: Floats  # (N,) in the norm of the case, infinite where the forward did not confirm it
     evaluations: float  # forward+backward pairs an image
     forwards: float  # further forwards an image
     seconds: float
     settings: dict[str, Any]
+    cpu_seconds: float  # NaN in files of former versions
+    queries: float  # forwards and backwards an image
 
 
 def distances(case: networks.Case, adversarial: torch.Tensor | NDArray[np.float32]) -> Floats:
-    """||r||_2 of each image, infinite where the network's own forward does not confirm it."""
+    """||r|| of each image in the norm of the case, infinite where it is not confirmed."""
     adversarial = torch.as_tensor(adversarial).detach().float().clamp(0, 1)
     with torch.inference_mode():
         predictions = torch.cat([case.model(part) for part in adversarial.split(500)]).argmax(dim=1)
     classes = torch.from_numpy(case.classes)
     ok = (predictions == classes) if case.targeted else (predictions != classes)
-    r = (adversarial.double() - torch.from_numpy(case.images).double()).flatten(1).norm(dim=1)
+    change = (adversarial.double() - torch.from_numpy(case.images).double()).flatten(1)
+    r = change.norm(p={"l2": 2, "linf": torch.inf, "l1": 1}[case.norm], dim=1)
     return torch.where(ok, r, torch.inf).numpy()
 
 
@@ -64,28 +70,37 @@ def rival_run(
     if path.exists() and not refresh:
         with np.load(path) as archive:
             cost = archive["cost"]
-            return Run(archive["distances"], cost[0], cost[1], cost[2], settings)
+            if len(cost) == 5:
+                return _run_of(archive["distances"], cost, settings)
+            if rivals.RIVALS[name].one_backward:  # a file of a former version
+                queries = 2 * cost[0] + cost[1]
+                return _run_of(archive["distances"], [*cost, np.nan, queries], settings)
     counter = rivals.Counted(case.model)
     torch.manual_seed(0)
-    begin = time.perf_counter()
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     # Pictures of ImageNet in pairs: 68 ms an evaluation of one, all at once 155.
     size = 2 if case.name in networks.IMAGENET else len(case.images)
     parts = [torch.from_numpy(all_).split(size) for all_ in (case.images, case.classes)]
     adversarial = torch.cat(
         [
-            rivals.RIVALS[name].call(counter, x, y, case.targeted, settings)
+            (rivals.RIVALS | NORM_RIVALS)[name].call(counter, x, y, case.targeted, settings)
             for x, y in zip(*parts, strict=True)
         ]
     )
-    seconds = time.perf_counter() - begin
-    count = len(case.images)
-    cost = np.array([counter.evaluations / count, counter.forwards / count, seconds])
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
+    passes = np.array([counter.evaluations, counter.forwards, counter.queries]) / len(case.images)
+    cost = np.array([*passes[:2], seconds, cpu_seconds, passes[2]])
     d = distances(case, adversarial)
     networks.CACHE.mkdir(parents=True, exist_ok=True)
     stored = adversarial.detach().numpy().astype(np.float32)
     with replacing(path) as file:
         np.savez_compressed(file, distances=d, cost=cost, adversarial=stored)
-    return Run(d, cost[0], cost[1], cost[2], settings)
+    return _run_of(d, cost, settings)
+
+
+def _run_of(distances: Floats, cost: Any, settings: dict[str, Any]) -> Run:
+    evaluations, forwards, seconds, cpu_seconds, queries = (float(value) for value in cost)
+    return Run(distances, evaluations, forwards, seconds, settings, cpu_seconds, queries)
 
 
 def rival_runs(
@@ -97,6 +112,12 @@ def rival_runs(
     its 1,800 to 9,000 evaluations an image are run once, nor at all on ImageNet's (45 minutes).
     Without a sweep of this network the defaults are "NAME". ``cached``: only those in the cache.
     """
+    if case.norm != "l2":
+        for name, rival in NORM_RIVALS.items():
+            slow = name.startswith("PDPGD") and len(case.images) > MOST_PDPGD
+            if rival.norm == case.norm and not slow:
+                yield name, rival_run(case, name, rival.default, refresh=refresh)
+        return
     tuned = rivals.chosen_settings(case.name, targeted=case.targeted)
     convolutional = case.images.ndim == 4
     plan: list[tuple[str, str, dict[str, Any]]] = []

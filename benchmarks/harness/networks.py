@@ -42,6 +42,8 @@ from advcore.solve.choose import choose_backend
 from advcore.solve.probes import PROBE_IMAGES
 from advcore.solve.schedules import find_effort
 
+from . import vit
+
 CACHE = Path(tempfile.gettempdir()) / "advcore_benchmarks"
 CLASSES = 10
 
@@ -100,6 +102,7 @@ CONVOLUTIONAL = (
 CIFAR = ("abc_cifar_cnn_a_mix", "vnncomp_resnet2b")
 NEXT = "squeezenet1_0_next"  # its targets are the next-likeliest classes, not random ones
 IMAGENET = ("squeezenet1_0", NEXT)
+VIT = "vit_mnist"
 ALL = (*DENSE, *HARD, *CONVOLUTIONAL, *CIFAR, *IMAGENET)
 
 
@@ -112,6 +115,7 @@ class Case:
     images: NDArray[np.float32]  # (N, 784) or (N, channels, height, width), in [0, 1]
     classes: NDArray[np.int64]  # (N,) targets, or labels of an untargeted run
     targeted: bool
+    norm: str = "l2"
 
 
 def case(name: str, *, targeted: bool, images: int, held_out: bool = False) -> Case:
@@ -129,7 +133,7 @@ def case(name: str, *, targeted: bool, images: int, held_out: bool = False) -> C
     else:
         x, y = data.mnist("test")
         x, y = (x[5000:], y[5000:]) if held_out else (x[:5000], y[:5000])
-        if name in CONVOLUTIONAL:
+        if name in CONVOLUTIONAL or name == VIT:
             x = x.reshape(-1, 1, 28, 28)
     with torch.inference_mode():
         logits = torch.cat([model(part) for part in torch.from_numpy(x).split(500)])
@@ -163,6 +167,8 @@ def network(name: str) -> torch.nn.Module:
         model = _trained_network(name, RECIPES[name])
     elif name in IMAGENET:
         model = models.squeezenet1_0()
+    elif name == VIT:
+        model = _trained_vit()
     else:
         model = stored_network(name)
     return model.eval().requires_grad_(False)
@@ -198,6 +204,23 @@ def saturation(name: str, images: int = 1000) -> float:
     with torch.inference_mode():
         p = model(torch.from_numpy(x[:images])).softmax(dim=1)
     return float((p.max(dim=1).values == 1).float().mean())
+
+
+def _trained_vit() -> torch.nn.Module:
+    model, path = vit.untrained(), CACHE / f"network-{vit.RECIPE}.pt"
+    if path.exists():
+        model.load_state_dict(torch.load(path))
+        return model
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same weights whatever the caller set
+    try:
+        vit.train(model, *data.mnist("train"))
+    finally:
+        torch.set_num_threads(threads)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        torch.save(model.state_dict(), file)
+    return model
 
 
 def _trained_network(name: str, recipe: Recipe) -> torch.nn.Sequential:

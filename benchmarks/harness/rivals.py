@@ -2,7 +2,7 @@
 
 adv-lib 0.2.8 (``pip install --no-deps adv-lib==0.2.8 tqdm``). Two packages that it imports, visdom
 for its logs and torchvision for a perceptual distance, take no part in these attacks; where they
-are missing, empty modules stand in for them.
+are missing, or do not fit torch, empty modules stand in for them.
 
 Each rival has its default settings (the package's but for the number of steps) and a grid of
 others, which `sweep_rivals.py` tries on held-out images; what it chose for a network is in
@@ -37,7 +37,9 @@ def is_installed() -> bool:
 @functools.cache
 def _import() -> types.ModuleType:
     for name, parts in (("torchvision", ("models", "transforms")), ("visdom", ("Visdom",))):
-        if importlib.util.find_spec(name) is None:
+        try:
+            importlib.import_module(name)
+        except (ImportError, RuntimeError):  # absent, or built for another torch
             module = types.ModuleType(name)
             for part in parts:
                 setattr(module, part, types.ModuleType(part))
@@ -56,14 +58,21 @@ class Counted(torch.nn.Module):
         self.model = model
         self.evaluations = 0  # rows propagated forward with a graph, for a backward
         self.forwards = 0  # rows propagated forward only
+        self.queries = 0  # rows propagated forward, and rows propagated backward
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The model's logits."""
+        logits: torch.Tensor = self.model(x)
+        self.queries += len(x)
         if x.requires_grad and torch.is_grad_enabled():
             self.evaluations += len(x)
+            logits.register_hook(self._count_backward)
         else:
             self.forwards += len(x)
-        return self.model(x)
+        return logits
+
+    def _count_backward(self, gradient: torch.Tensor) -> None:
+        self.queries += len(gradient)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +85,9 @@ class Rival:
     brief: Settings  # changes for a run of few steps that cost what they do in a long one
     targeted: bool = True  # False: untargeted only
     searching: tuple[str, int] | None = None  # setting to be smaller in a sweep, and its value
-    compared: bool = True  # False: takes part in bench_speed only
+    compared: bool = True  # False: takes part in bench_speed or bench_anytime only
+    one_backward: bool = True  # False: a backward for each class
+    norm: str = "l2"
 
 
 def _ddn(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
@@ -135,6 +146,13 @@ def _superdeepfool(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Setting
     return _import().sdf(m, x, y, t, **s)
 
 
+def _fab(m: Any, x: torch.Tensor, y: torch.Tensor, t: bool, s: Settings) -> torch.Tensor:
+    found = _import().fab(
+        m, x, y, norm=2, n_iter=s["steps"], α_max=s["alpha_max"], η=s["eta"], targeted=t
+    )
+    return torch.as_tensor(found)
+
+
 def _grid(default: Settings, *changes: Settings) -> tuple[Settings, ...]:
     return (default, *({**default, **change} for change in changes))
 
@@ -152,6 +170,7 @@ _PDGD = {"primal_lr": 0.1, "dual_ratio_init": 0.01, "dual_lr": 0.1}
 _FMN = {"alpha_init": 1.0, "gamma_init": 0.05}
 _CW = {"learning_rate": 0.01, "initial_const": 1e-3, "max_iterations": 1000}
 _CW_SHORT = {**_CW, "max_iterations": 200}
+_FAB = {"steps": 100, "alpha_max": 0.1, "eta": 1.05}
 _SDF = {"steps": 100, "overshoot": 0.02}
 
 _CW_CHANGES: tuple[Settings, ...] = (
@@ -258,6 +277,16 @@ RIVALS: dict[str, Rival] = {
         _grid(_SDF, {"overshoot": 0.1}),
         brief={"steps": 10},
         targeted=False,
+        one_backward=False,
+    ),
+    "FAB": Rival(
+        _fab,
+        _FAB,
+        _grid(_FAB, {"alpha_max": 0.3}, {"eta": 1.01}),
+        brief={"steps": 10},
+        targeted=False,
+        compared=False,
+        one_backward=False,
     ),
 }
 

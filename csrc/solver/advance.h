@@ -47,8 +47,16 @@ ADVCORE_FN void Machine<Team>::run() {
   s.request.record_scales = false;
   if (s.request.k == 0 && s.eval.finite) record_best();
   run_phase();
-  if (s.phase != Phase::done && s.counts.evaluations >= params.max_evaluations)
-    finish(Status::budget);
+  if (s.phase != Phase::done && !next_is_affordable()) finish(Status::budget);
+}
+
+// Whether the budgets allow the evaluation that is asked for. A forward alone is one query, a pair
+// two.
+template <class Team>
+ADVCORE_FN bool Machine<Team>::next_is_affordable() const {
+  const int queries = 2 * s.counts.evaluations + s.counts.forwards;
+  return s.counts.evaluations < params.max_evaluations &&
+         queries + (s.request.want_gradient ? 2 : 1) <= params.max_queries;
 }
 
 template <class Team>

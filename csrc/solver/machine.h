@@ -95,6 +95,7 @@ struct Machine {
   // advance.h: one evaluation
   ADVCORE_FN void run();
   ADVCORE_FN void run_phase();
+  ADVCORE_FN bool next_is_affordable() const;
 
   // restarts.h: searches and given starts one after the other
   ADVCORE_FN void record_best();

@@ -248,7 +248,9 @@ gradient = oracle.backward(numpy.eye(3, dtype="f4")[:2])
 assert (gradient == model[1].weight[:2].detach().numpy()).all()
 print(before, "sympy" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True
+    )
     before, after = done.stdout.split()
     assert before == after
 
@@ -393,7 +395,7 @@ result = advcore.minimize_distortion(lambda x: 1 * model(x), images)
 print(result.engine["path"], before, "torch._dynamo" in sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     path, before, after = done.stdout.split()
     assert (path, after) == ("torch", before)

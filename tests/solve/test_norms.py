@@ -98,6 +98,7 @@ def test_each_norm_is_smallest_in_its_own_result(random_network: Any, random_ima
         np.testing.assert_allclose(result.rms_distortion, rms, rtol=1e-5)
         assert np.isnan(result.c).all() or (result.c == 0).all()
         assert result.curve(float(result.distortion.max())) == 1
+        assert f"||r||_{norm[1:]}" in result.summary()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -136,3 +137,39 @@ def test_bounds_in_other_units(random_images: Any) -> None:
         Network([Layer(weight / 255, bias)]), x * 255, target, norm="linf", bounds=(0, 255)
     )
     np.testing.assert_allclose(wide.distortion / 255, unit.distortion, rtol=2e-3)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("levels", [256, 16])
+def test_grids_keep_the_norm(random_network: Any, norm: str, levels: int) -> None:
+    """On a grid the distortion is at most a level (linf) or a few (l1) above the free one."""
+    rng = np.random.default_rng(8)
+    network = random_network(activation="relu")
+    x = (rng.integers(0, levels, (16, 20)) / (levels - 1)).astype(np.float32)
+    target = (network.forward(x).argmax(axis=1) + 1) % network.classes
+    free = advcore.minimize_distortion(network, x, target, norm=norm)
+    grid = advcore.minimize_distortion(network, x, target, norm=norm, levels=levels)
+    step = 1 / (levels - 1)
+    assert grid.success.all()
+    np.testing.assert_allclose(grid.adversarial / step, np.rint(grid.adversarial / step), atol=1e-3)
+    np.testing.assert_allclose(size(grid.adversarial - x, norm), grid.distortion, rtol=1e-5)
+    steps = grid.distortion / step
+    if norm == "linf":
+        np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
+        whole = np.ceil(free.distortion / step - 1e-3)
+        assert (steps <= whole + 1e-3).mean() > 0.9
+    else:
+        assert ((grid.distortion - free.distortion) / step).mean() < 2.5
+
+
+def test_results_of_two_norms_are_not_joined(random_network: Any, random_images: Any) -> None:
+    network, x = random_network(), random_images(3)
+    results = [advcore.minimize_distortion(network, x, norm=norm) for norm in NORMS]
+    with pytest.raises(ValueError, match="results must have one norm, got linf, l1"):
+        advcore.Result.concatenate(results)
+
+
+def test_the_norm_is_stored(random_network: Any, random_images: Any, tmp_path: Any) -> None:
+    result = advcore.minimize_distortion(random_network(), random_images(3), norm=1)
+    result.save(tmp_path / "r.npz")
+    assert advcore.Result.load(tmp_path / "r.npz").norm == result[:2].norm == "l1"

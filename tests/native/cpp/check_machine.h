@@ -197,6 +197,23 @@ void check_failures_and_budgets(const advcore::IsaTable& isa) {
           expect(trace.state.status == Status::non_finite, "NaN at the clean image: status %d",
                  static_cast<int>(trace.state.status));
       }
+    const int whole_queries = 2 * whole.state.counts.evaluations + whole.state.counts.forwards;
+    for (int queries = 2; queries <= whole_queries + 1; ++queries) {
+      params.max_queries = queries;
+      Slot slot(20, params);
+      slot.bound(0, 1);
+      slot.set(slot.p.x0, at.slot.vector(at.slot.p.x0));
+      slot.p.starts = starts.data();
+      const Trace trace = run(isa, slot, at.model, at.label);
+      const int spent = 2 * trace.state.counts.evaluations + trace.state.counts.forwards;
+      expect(spent <= queries && (queries >= whole_queries || spent + 2 > queries),
+             "%d queries of %d", spent, queries);
+      expect(trace.rounds.size() <= whole.rounds.size(), "%zu rounds", trace.rounds.size());
+      for (size_t k = 0; k < trace.rounds.size(); ++k)
+        expect(same_bits(trace.rounds[k].trial, whole.rounds[k].trial),
+               "%d queries: trial %zu differs from that of the whole run", queries, k);
+    }
+    params.max_queries = 0x7fffffff;
     for (int budget = 1; budget <= whole.state.counts.evaluations + 1; ++budget) {
       params.max_evaluations = budget;
       Slot slot(20, params);
