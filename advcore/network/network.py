@@ -159,6 +159,11 @@ class Network:
         )
 
     @property
+    def convolution_weights(self) -> int:
+        """Number of weights of the convolutions."""
+        return sum(each.weight.size for each in self._layers if isinstance(each, Convolution))
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """(channels, height, width) of the image, or (n,)."""
         first = self._layers[0]

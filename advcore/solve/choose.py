@@ -420,7 +420,7 @@ def _lowered(
         return None, OUT_OF_TIME
     except Unsupported as unsupported:
         return None, unsupported.reason
-    weights = sum(layer.weight.size for layer in network.layers if layer.geometry)
+    weights = network.convolution_weights
     if weights > CONVOLUTION_WEIGHTS:
         return None, f"convolutions with {weights:,} weights are as fast through torch"
     if not _agrees(network, sample, logits):
