@@ -36,7 +36,7 @@ import advcore
 from advcore.network import Network
 from advcore.oracles import TorchOracle
 
-NATIVE = (*networks.CONVOLUTIONAL, "abc_cifar_cnn_a_mix")
+NATIVE = (*networks.CONVOLUTIONAL, *networks.CIFAR)
 BESIDE_RIVALS = (*networks.CIFAR, "smallcnn_fmn_regular")
 ROUNDS = 9
 Floats = NDArray[np.float32]

@@ -241,10 +241,10 @@ class Network:
         Parameters
         ----------
         module : torch.nn.Module in eval mode
-            Whatever its classes are, its forward runs fully connected layers and convolutions (one
-            group, no dilation) one after the other, with activations of `ACTIVATIONS`, pooling by
-            windows side by side, batch norm and other maps of each value by itself, and changes of
-            the shape or the order of values. It is called on a gray image, and on noise, to see
+            Whatever its classes are, its forward runs convolutions (one group, no dilation), sums
+            of images and concatenations of their channels, and then fully connected layers one
+            after the other, with activations of `ACTIVATIONS`, max- and mean pooling, batch norm
+            and other maps of each value by itself, and changes of the shape or the order of values. It is called on a gray image, and on noise, to see
             which operations it runs; nothing of it is changed.
         input_shape : sequence of int
             Shape of one image, without the batch.
