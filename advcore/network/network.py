@@ -244,8 +244,9 @@ class Network:
             Whatever its classes are, its forward runs convolutions (one group, no dilation), sums
             of images and concatenations of their channels, and then fully connected layers one
             after the other, with activations of `ACTIVATIONS`, max- and mean pooling, batch norm
-            and other maps of each value by itself, and changes of the shape or the order of values. It is called on a gray image, and on noise, to see
-            which operations it runs; nothing of it is changed.
+            and other maps of each value by itself, and changes of the shape or the order of values.
+            It is called on a gray image, and on noise, to see which operations it runs; nothing of
+            it is changed.
         input_shape : sequence of int
             Shape of one image, without the batch.
 

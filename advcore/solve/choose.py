@@ -58,8 +58,8 @@ CONVOLUTION_WEIGHTS = 2_000_000
 torch once a batch: evaluations of small networks take 1/1.4 to 1/2.8 of torch's time, with 1.1
 million weights 1/1.2, with 15 million as long (benchmarks/bench_convolutions.py)."""
 GRAPH_WEIGHTS = 20_000
-"""The same of networks with branches or pooling by windows that overlap. Evaluations with 8,000 weights
-take 1/1.6 to 1/2.3 of torch's time, with 19,000 to 130,000 1/1.1 to 1/1.9, with more as long."""
+"""The same of networks with branches or pooling by windows that overlap. Evaluations with 8,000
+weights take 1/1.6 to 1/2.3 of torch's time, with 19,000 to 130,000 1 to 1/2, with more as long."""
 
 
 def choose_backend(
