@@ -68,14 +68,14 @@ def minimize_distortion(
     ----------
     model : torch.nn.Module, advcore.Network, or object with NumPy forward and backward
         Maps images to logits (B, K). On the CPU, chains of fully connected and convolutional layers
-        (`Network.from_torch` lists them; up to two million weights of convolutions) are lowered to
-        the native engine. Other modules and differentiable callables run through torch, in eval
-        mode. A callable that only runs a module counts as that module, a Foolbox
-        ``PyTorchModel`` and an ART ``PyTorchClassifier`` too. A NumPy model has
-        ``forward(x) -> logits`` and ``backward(dlogits) -> dx``. A model with a single logit z
-        counts as one with the two logits (0, z). The result's ``engine`` says what ran. Where the
-        output is a tuple, list or dictionary with one tensor, or has ``logits``, that is taken. It
-        is one class for an image, that of the largest logit.
+        (`Network.from_torch` lists them; up to two million weights of convolutions), and such
+        networks with branches (up to 20,000), are lowered to the native engine. Other modules and
+        differentiable callables run through torch, in eval mode. A callable that only runs a module
+        counts as that module, a Foolbox ``PyTorchModel`` and an ART ``PyTorchClassifier`` too. A
+        NumPy model has ``forward(x) -> logits`` and ``backward(dlogits) -> dx``. A model with a
+        single logit z counts as one with the two logits (0, z). The result's ``engine`` says what
+        ran. Where the output is a tuple, list or dictionary with one tensor, or has ``logits``,
+        that is taken. It is one class for an image, that of the largest logit.
         The model is tried on a few of the images, and on random ones inside the bounds.
     images : array or tensor (N, ...), inside ``bounds``
         Contiguous float32 arrays are used as they are, others are copied once.

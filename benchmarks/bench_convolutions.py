@@ -36,7 +36,7 @@ import advcore
 from advcore.network import Network
 from advcore.oracles import TorchOracle
 
-NATIVE = (*networks.CONVOLUTIONAL, "abc_cifar_cnn_a_mix")
+NATIVE = (*networks.CONVOLUTIONAL, *networks.CIFAR)
 BESIDE_RIVALS = (*networks.CIFAR, "smallcnn_fmn_regular")
 ROUNDS = 9
 Floats = NDArray[np.float32]
@@ -80,7 +80,7 @@ def evaluations(module: nn.Module, x: Floats, shape: tuple[int, ...]) -> dict[st
     scales = np.zeros((rows, core.scales), np.float32)
     core.forward(x, None, scales, True)
     seed = np.random.default_rng(0).standard_normal((rows, network.classes)).astype(np.float32)
-    weights = sum(layer.weight.size for layer in network.layers if layer.geometry)
+    weights = network.convolution_weights
     out: dict[str, Any] = {"convolution_weights": weights}
     for name, k in (("exact", 0.0), ("smoothed", 0.3)):
         ks = np.full(rows, k, np.float32)

@@ -25,31 +25,99 @@ void check_values(const std::string& where, const char* what, const std::vector<
              std::to_string(values[i]));
 }
 
-void check_convolution(const std::string& where, const LayerSpec& layer, const LayerSpec* before,
-                       bool last) {
+// The layers that layer l takes.
+std::vector<int> sources_of(const std::vector<LayerSpec>& layers, size_t l) {
+  if (layers[l].sources.empty()) return {static_cast<int>(l) - 1};
+  return layers[l].sources;
+}
+
+// The network's own image, as the first layer takes it.
+Convolution own_image(const std::vector<LayerSpec>& layers) {
+  Convolution image = *layers[0].convolution;
+  if (layers[0].merge == Merge::concatenate)
+    image.channels /= static_cast<int>(sources_of(layers, 0).size());
+  return image;
+}
+
+int inputs_of(const std::vector<LayerSpec>& layers) {
+  if (!layers[0].convolution) return layers[0].inputs;
+  return own_image(layers).channels * layers[0].convolution->size.area();
+}
+
+// Checks that the images that a layer takes have its shape; `image` is the network's own.
+void check_sources(const std::string& where, const std::vector<LayerSpec>& layers, size_t l,
+                   const Convolution& image) {
+  const LayerSpec& layer = layers[l];
+  const Convolution& c = *layer.convolution;
+  const std::vector<int> sources = sources_of(layers, l);
+  int channels = 0;
+  for (const int source : sources) {
+    if (source < -1 || source >= static_cast<int>(l))
+      refuse(where + "sources must be layers before it, not " + std::to_string(source));
+    const LayerSpec* const before = source < 0 ? nullptr : &layers[static_cast<size_t>(source)];
+    if (before && !before->convolution)
+      refuse(where + "a convolution must not follow a fully connected layer");
+    const Size size = before ? before->convolution->pooled() : image.size;
+    const int given = before ? before->features() : image.channels;
+    if (c.size.y != size.y || c.size.x != size.x ||
+        (layer.merge != Merge::concatenate && c.channels != given))
+      refuse(where + "the image must be what the layers that it takes give");
+    channels += given;
+  }
+  if (layer.merge == Merge::none && sources.size() != 1)
+    refuse(where + "a convolution must take one layer");
+  if (layer.merge == Merge::concatenate && channels != c.channels)
+    refuse(where + "the image must be what the layers that it takes give");
+}
+
+void check_convolution(const std::string& where, const LayerSpec& layer, bool last) {
   const Convolution& c = *layer.convolution;
   const auto positive = [](Size size) { return size.y >= 1 && size.x >= 1; };
-  if (before && !before->convolution)
-    refuse(where + "a convolution must not follow a fully connected layer");
+  const auto not_negative = [](Size size) { return size.y >= 0 && size.x >= 0; };
   if (c.channels < 1 || !positive(c.size) || !positive(c.kernel) || !positive(c.stride) ||
-      !positive(c.window) || c.padding.y < 0 || c.padding.x < 0)
+      !positive(c.window) || !not_negative(c.padding) || !not_negative(c.pooling_stride))
     refuse(where + "sizes of a convolution must be >= 1, its padding >= 0");
+  if (!not_negative(c.pooling_padding) || 2 * c.pooling_padding.y > c.window.y ||
+      2 * c.pooling_padding.x > c.window.x)
+    refuse(where + "the padding of a pooling must be >= 0 and at most half of its window");
   if (c.padded().y < c.kernel.y || c.padded().x < c.kernel.x || !positive(c.pooled()))
     refuse(where + "the kernel and the window must fit the image");
   if (static_cast<int>(c.pooling) < 0 || static_cast<int>(c.pooling) >= kPoolings ||
-      (c.pooling == Pooling::none && c.window.area() != 1))
+      (c.pooling == Pooling::none && (c.window.area() != 1 || !c.side_by_side())) ||
+      (c.ceil_mode && c.pooling != Pooling::max))
     refuse(where + "pooling must be none, with a window of 1, max or mean");
+  if (layer.merge != Merge::none &&
+      (c.kernel.area() != 1 || c.stride.area() != 1 || c.padding.y != 0 || c.padding.x != 0 ||
+       c.channels != layer.features() || last))
+    refuse(where + "a merge must have a kernel of 1, no padding, and a layer after it");
   if (layer.inputs != c.channels * c.size.area() ||
       layer.outputs != layer.features() * c.pooled().area())
     refuse(where + "inputs and outputs must be those of the convolution");
-  if (before) {
-    const Size size = before->convolution->pooled();
-    if (c.channels != before->features() || c.size.y != size.y || c.size.x != size.x)
-      refuse(where + "the image must be what the convolution before gives");
-  }
   if (last && c.pooled().area() != 1)
     refuse(where + "a convolution that gives the logits must end at one position");
-  check_values(where, "padding_value", layer.padding_value, static_cast<size_t>(c.channels));
+  check_values(where, "padding_value", layer.padding_value,
+               layer.merge == Merge::none ? static_cast<size_t>(c.channels) : 0);
+}
+
+// Checks that every layer is taken, and that what is taken has one value around it.
+void check_readers(const std::vector<LayerSpec>& layers) {
+  std::vector<const std::vector<float>*> borders(layers.size() + 1);
+  std::vector<bool> taken(layers.size() + 1);
+  for (size_t l = 0; l < layers.size(); ++l)
+    for (const int source : sources_of(layers, l)) {
+      const std::string where = "layers[" + std::to_string(l) + "]: ";
+      const LayerSpec& layer = layers[l];
+      const size_t image = static_cast<size_t>(source + 1);
+      taken[image] = true;
+      if (!layer.convolution || (!layer.convolution->padding.y && !layer.convolution->padding.x))
+        continue;
+      if (borders[image] && *borders[image] != layer.padding_value)
+        refuse(where + "padding_value must be that of the other layers that take the same");
+      borders[image] = &layer.padding_value;
+    }
+  for (size_t l = 0; l < layers.size(); ++l)
+    if (!taken[l] && l > 0)
+      refuse("layers[" + std::to_string(l - 1) + "] must be taken by another");
 }
 
 void check(const std::vector<LayerSpec>& layers) {
@@ -62,7 +130,7 @@ void check(const std::vector<LayerSpec>& layers) {
       refuse(where + "inputs must be >= 1, not " + std::to_string(layer.inputs));
     if (layer.outputs < 1)
       refuse(where + "outputs must be >= 1, not " + std::to_string(layer.outputs));
-    if (l > 0 && layer.inputs != layers[l - 1].outputs)
+    if (l > 0 && !layer.convolution && layer.inputs != layers[l - 1].outputs)
       refuse(where + "inputs must be the " + std::to_string(layers[l - 1].outputs) +
              " outputs of the layer before, not " + std::to_string(layer.inputs));
     if (kind < 0 || kind >= kActivations)
@@ -70,14 +138,22 @@ void check(const std::vector<LayerSpec>& layers) {
              std::to_string(kind));
     if (!std::isfinite(layer.slope))
       refuse(where + "slope must be finite, not " + std::to_string(layer.slope));
-    if (layer.convolution)
-      check_convolution(where, layer, l == 0 ? nullptr : &layers[l - 1], l + 1 == layers.size());
-    const int depth = layer.convolution ? layer.convolution->depth() : layer.inputs;
+    if (!layer.convolution && (layer.merge != Merge::none || !layer.sources.empty()))
+      refuse(where + "a fully connected layer must take the layer before it");
+    int depth = layer.inputs;
+    if (layer.convolution) {
+      check_convolution(where, layer, l + 1 == layers.size());
+      if (!layers[0].convolution)
+        refuse(where + "a convolution must not follow a fully connected layer");
+      check_sources(where, layers, l, own_image(layers));
+      depth = layer.merge == Merge::none ? layer.convolution->depth() : 1;
+    }
     const int features = layer.convolution ? layer.features() : layer.outputs;
     check_values(where, "weight", layer.weight,
                  static_cast<size_t>(depth) * static_cast<size_t>(features));
     check_values(where, "bias", layer.bias, static_cast<size_t>(features));
   }
+  check_readers(layers);
 }
 
 // Rows of (channels, positions) as rows of (positions, channels).
@@ -93,6 +169,40 @@ std::vector<float> channels_last(const std::vector<float>& weight, int channels,
 }
 
 size_t whole_lines(size_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+int depth_of(const LayerSpec& layer) {
+  return layer.convolution ? layer.convolution->depth() : layer.inputs;
+}
+
+// The weights with the channels last; `channels` are those of an image before a fully connected
+// layer, 0 where there is none.
+std::vector<float> inner_weight(const LayerSpec& layer, int channels) {
+  if (layer.convolution)
+    return channels_last(layer.weight, layer.convolution->channels,
+                         layer.convolution->kernel.area());
+  if (channels > 0) return channels_last(layer.weight, channels, layer.inputs / channels);
+  return layer.weight;
+}
+
+// The floats of all packed layers.
+size_t packed_size(const std::vector<LayerSpec>& layers, const IsaTable& table) {
+  size_t total = 0;
+  for (const LayerSpec& layer : layers) {
+    const int depth = depth_of(layer);
+    total += whole_lines(layer.bias.size()) + whole_lines(layer.padding_value.size());
+    total += layer.merge != Merge::none
+                 ? whole_lines(layer.weight.size())
+                 : whole_lines(table.packed_floats(depth, layer.features())) +
+                       whole_lines(table.packed_floats(layer.features(), depth));
+  }
+  return total;
+}
+
+// Whether a merge maps its channels.
+bool has_map(const LayerSpec& layer) {
+  return std::any_of(layer.weight.begin(), layer.weight.end(), [](float s) { return s != 1.0f; }) ||
+         std::any_of(layer.bias.begin(), layer.bias.end(), [](float s) { return s != 0.0f; });
+}
 
 }  // namespace
 
@@ -115,17 +225,41 @@ Pooling pooling_from_name(const char* name) {
   refuse(std::string("pooling must be one of none, max, mean, not ") + name);
 }
 
+Merge merge_from_name(const char* name) {
+  for (int i = 0; i < kMerges; ++i)
+    if (std::strcmp(name, kMergeNames[i]) == 0) return static_cast<Merge>(i);
+  refuse(std::string("a merge must be sum or concatenate, not ") + name);
+}
+
+void Network::place_images(const std::vector<LayerSpec>& layers,
+                           const std::vector<const float*>& padding_values) {
+  for (size_t l = 0; l < convolutions_.size(); ++l) {
+    const Convolution& c = convolutions_[l];
+    sources_.push_back(sources_of(layers, l));
+    if (l == 0)
+      images_.push_back({own_image(layers).channels, c.size, {0, 0}, nullptr, 0});
+    else
+      images_.push_back(
+          {layers_[l - 1].features, convolutions_[l - 1].pooled(), {0, 0}, nullptr, 0});
+  }
+  for (size_t l = 0; l < sources_.size(); ++l) {
+    const Size padding = convolutions_[l].padding;
+    for (int& source : sources_[l]) {
+      Image& image = images_[static_cast<size_t>(++source)];
+      image.last_reader = static_cast<int>(l);
+      if (padding.y || padding.x) image.padding_value = padding_values[l];
+      image.padding = {std::max(image.padding.y, padding.y), std::max(image.padding.x, padding.x)};
+    }
+    layers_[l].sources = sources_[l].data();
+    layers_[l].source_count = static_cast<int>(sources_[l].size());
+  }
+}
+
 Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : isa_(table) {
   check(layers);
-  size_t total = 0;
-  for (const LayerSpec& layer : layers) {
-    const int depth = layer.convolution ? layer.convolution->depth() : layer.inputs;
-    total += whole_lines(table.packed_floats(depth, layer.features())) +
-             whole_lines(table.packed_floats(layer.features(), depth)) +
-             whole_lines(layer.bias.size()) + whole_lines(layer.padding_value.size());
-  }
-  storage_ = allocate(total);
+  storage_ = allocate(packed_size(layers, table));
   convolutions_.reserve(layers.size());  // The layers point at them.
+  sources_.reserve(layers.size());
 
   float* next = storage_.get();
   const auto take = [&next](size_t floats) {
@@ -139,40 +273,43 @@ Network::Network(const std::vector<LayerSpec>& layers, const IsaTable& table) : 
     return start;
   };
   int scales = 0;
+  std::vector<const float*> padding_values;
   for (const LayerSpec& layer : layers) {
     const int features = layer.features();
-    const bool follows_convolution = !convolutions_.empty();
-    const Convolution* convolution = nullptr;
-    std::vector<float> reordered;  // The weights with the channels last.
-    int depth = layer.inputs;
-    if (layer.convolution) {
-      convolution = &convolutions_.emplace_back(*layer.convolution);
-      depth = convolution->depth();
-      reordered = channels_last(layer.weight, convolution->channels, convolution->kernel.area());
-    } else if (follows_convolution && layers_.back().convolution) {
-      const int channels = layers_.back().features;
-      reordered = channels_last(layer.weight, channels, layer.inputs / channels);
+    PackedLayer packed{};
+    packed.inputs = layer.inputs, packed.outputs = layer.outputs;
+    packed.activation = layer.activation, packed.slope = layer.slope;
+    packed.scale_offset = scales, packed.features = features, packed.merge = layer.merge;
+    if (layer.convolution) packed.convolution = &convolutions_.emplace_back(*layer.convolution);
+    if (layer.merge == Merge::none) {
+      const bool follows_image = !layers_.empty() && layers_.back().convolution;
+      const std::vector<float> weight =
+          inner_weight(layer, follows_image ? layers_.back().features : 0);
+      const int depth = depth_of(layer);
+      float* const forward = take(table.packed_floats(depth, features));
+      float* const backward = take(table.packed_floats(features, depth));
+      const size_t row = static_cast<size_t>(depth);
+      table.pack(weight.data(), depth, features, 1, row, forward);
+      table.pack(weight.data(), features, depth, row, 1, backward);
+      packed.forward = forward, packed.backward = backward;
+    } else if (has_map(layer)) {
+      packed.scale = keep(layer.weight);
     }
-    const float* const weight = reordered.empty() ? layer.weight.data() : reordered.data();
-    float* const forward = take(table.packed_floats(depth, features));
-    float* const backward = take(table.packed_floats(features, depth));
-    const size_t row = static_cast<size_t>(depth);
-    table.pack(weight, depth, features, 1, row, forward);
-    table.pack(weight, features, depth, row, 1, backward);
-    const float* const bias = keep(layer.bias);
-    const float* const padding_value = keep(layer.padding_value);
-    layers_.push_back({layer.inputs, layer.outputs, layer.activation, layer.slope, forward,
-                       backward, bias, scales, features, convolution, padding_value});
-    const bool pooled = convolution && convolution->pooling == Pooling::max;
-    scales += convolution ? (pooled ? 2 : 1) * features : 1;
+    packed.bias = keep(layer.bias);
+    padding_values.push_back(keep(layer.padding_value));
+    layers_.push_back(packed);
+    const bool pooled = packed.convolution && packed.convolution->pooling == Pooling::max;
+    scales += packed.convolution ? (pooled ? 2 : 1) * features : 1;
     smoothable_ = smoothable_ || has_smoothed_form(layer.activation) || pooled;
   }
-  packed_ = {layers.front().inputs,
+  place_images(layers, padding_values);
+  packed_ = {inputs_of(layers),
              layers.back().outputs,
              static_cast<int>(layers_.size()),
              static_cast<int>(convolutions_.size()),
              scales,
-             layers_.data()};
+             layers_.data(),
+             images_.data()};
 }
 
 size_t Network::row_bytes() const {

@@ -1,4 +1,4 @@
-// A network: convolutions, then fully connected layers; checked, packed for one instruction set,
+// A network: layers of images, then fully connected ones; checked, packed for one instruction set,
 // then immutable, so that threads share it.
 #pragma once
 
@@ -20,6 +20,11 @@ struct LayerSpec {
   std::vector<float> bias;    // (outputs); (features)
   std::optional<Convolution> convolution{};
   std::vector<float> padding_value{};  // (channels) of a convolution.
+  // The layers whose outputs it takes, -1 for the image; empty: the layer before it.
+  std::vector<int> sources{};
+  // A merge takes several, which have the shape of `convolution` together; `weight` is its scale
+  // and `bias` its shift.
+  Merge merge = Merge::none;
 
   int features() const { return static_cast<int>(bias.size()); }
 };
@@ -27,6 +32,7 @@ struct LayerSpec {
 const char* activation_name(Activation activation);
 Activation activation_from_name(const char* name);  // Throws std::invalid_argument.
 Pooling pooling_from_name(const char* name);
+Merge merge_from_name(const char* name);
 
 class Network {
  public:
@@ -46,10 +52,16 @@ class Network {
   const IsaTable& isa() const { return isa_; }  // The one that it is packed for.
 
  private:
+  // Fills images_ and sources_, once the layers are packed.
+  void place_images(const std::vector<LayerSpec>& layers,
+                    const std::vector<const float*>& padding_values);
+
   const IsaTable& isa_;
   AlignedFloats storage_;  // Packed weights and biases.
   std::vector<PackedLayer> layers_;
   std::vector<Convolution> convolutions_;
+  std::vector<std::vector<int>> sources_;  // The images that each layer of images takes.
+  std::vector<Image> images_;
   PackedNetwork packed_{};
   bool smoothable_ = false;
 };

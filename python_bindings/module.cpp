@@ -15,10 +15,11 @@ using namespace advcore;
 
 namespace {
 
-// (channels, height, width) of the input, stride, padding, value of the padding by channel, pooling
-// and its window
-using Geometry = std::tuple<std::array<int, 3>, std::array<int, 2>, std::array<int, 2>, Floats,
-                            std::string, std::array<int, 2>>;
+// The layers that it takes, and how a merge does; (channels, height, width) of the input, stride,
+// padding, value of the padding by channel; pooling, its window, stride and padding, and ceil_mode
+using Geometry = std::tuple<std::vector<int>, std::string, std::array<int, 3>, std::array<int, 2>,
+                            std::array<int, 2>, Floats, std::string, std::array<int, 2>,
+                            std::array<int, 2>, std::array<int, 2>, bool>;
 using Layers = std::vector<std::tuple<Floats, Floats, std::string, float, std::optional<Geometry>>>;
 
 Size size_of(const std::array<int, 2>& pair) { return {pair[0], pair[1]}; }
@@ -26,27 +27,36 @@ Size size_of(const std::array<int, 2>& pair) { return {pair[0], pair[1]}; }
 std::vector<LayerSpec> layer_specs(const Layers& layers) {
   std::vector<LayerSpec> specs;
   for (const auto& [weight, bias, activation, slope, geometry] : layers) {
-    if (weight.ndim() != (geometry ? 4 : 2) || bias.ndim() != 1)
+    const bool merges = geometry && !std::get<1>(*geometry).empty();
+    if (weight.ndim() != (merges ? 1 : geometry ? 4 : 2) || bias.ndim() != 1)
       throw std::invalid_argument(
           "a layer is (weight (outputs, inputs), bias (outputs), ...), a convolution's weight is "
-          "(features, channels, y, x)");
+          "(features, channels, y, x), that of a merge (channels)");
     LayerSpec& spec = specs.emplace_back();
-    spec.inputs = static_cast<int>(weight.shape(1));
+    spec.inputs = merges ? 0 : static_cast<int>(weight.shape(1));
     spec.outputs = static_cast<int>(weight.shape(0));
     spec.activation = activation_from_name(activation.c_str());
     spec.slope = slope;
     spec.weight.assign(weight.data(), weight.data() + weight.size());
     spec.bias.assign(bias.data(), bias.data() + bias.size());
     if (!geometry) continue;
-    const auto& [shape, stride, padding, value, pooling, window] = *geometry;
-    const Size kernel{static_cast<int>(weight.shape(2)), static_cast<int>(weight.shape(3))};
+    const auto& [sources, how, shape, stride, padding, value, pooling, window, step, margin, ceil] =
+        *geometry;
+    const Size kernel =
+        merges ? Size{1, 1}
+               : Size{static_cast<int>(weight.shape(2)), static_cast<int>(weight.shape(3))};
     const Convolution& c = spec.convolution.emplace(Convolution{shape[0],
                                                                 {shape[1], shape[2]},
                                                                 kernel,
                                                                 size_of(stride),
                                                                 size_of(padding),
                                                                 pooling_from_name(pooling.c_str()),
-                                                                size_of(window)});
+                                                                size_of(window),
+                                                                size_of(step),
+                                                                size_of(margin),
+                                                                ceil});
+    spec.sources = sources;
+    spec.merge = merge_from_name(how.c_str());
     if (c.stride.y < 1 || c.stride.x < 1 || c.window.y < 1 || c.window.x < 1)
       throw std::invalid_argument("stride and window must be >= 1");
     const double padded = (shape[1] + 2.0 * padding[0]) * (shape[2] + 2.0 * padding[1]);

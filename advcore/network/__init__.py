@@ -16,6 +16,7 @@ from .layers import (
     Layer,
     Unsupported,
 )
+from .merge import MERGES, AnyLayer, Merge
 from .network import Network
 
 if TYPE_CHECKING:
@@ -33,10 +34,13 @@ else:
 __all__ = [
     "ACTIVATIONS",
     "KINKED",
+    "MERGES",
     "POOLINGS",
     "SATURATING",
+    "AnyLayer",
     "Convolution",
     "Layer",
+    "Merge",
     "Network",
     "Normalize",
     "Unsupported",

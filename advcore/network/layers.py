@@ -62,8 +62,8 @@ class Layer:
     slope: float = 0.01
 
     def __post_init__(self) -> None:
-        _freeze(self, "weight", 2)
-        _freeze(self, "bias", 1)
+        freeze(self, "weight", 2)
+        freeze(self, "bias", 1)
         _check_activation(self)
 
     @property
@@ -77,8 +77,18 @@ class Layer:
         return int(self.weight.shape[0])
 
     @property
+    def arrays(self) -> dict[str, Floats]:
+        """The arrays by name: weight and bias."""
+        return {"weight": self.weight, "bias": self.bias}
+
+    @property
+    def factors(self) -> tuple[Floats, Floats]:
+        """The arrays of the compiled layer: weight and bias."""
+        return self.weight, self.bias
+
+    @property
     def geometry(self) -> None:
-        """Always None; a `Convolution` has a tuple here."""
+        """Always None; a `Convolution` and a `Merge` have a tuple here."""
         return
 
     def reversed(self, channels: int, outputs: bool) -> Layer:
@@ -92,12 +102,94 @@ class Layer:
         return Layer(weight, self.bias[rows], self.activation, self.slope)
 
 
-def _no_padding_value() -> Floats:
+def empty() -> Floats:
+    """An array without values, which stands for a default."""
     return np.zeros(0, np.float32)
 
 
+class Pooled:
+    """What layers that give images share: pooling behind an activation."""
+
+    activation: str
+    slope: float
+    pooling: str
+    window: tuple[int, int]
+    pooling_stride: tuple[int, int] | None
+    pooling_padding: tuple[int, int]
+    ceil_mode: bool
+
+    @property
+    def features(self) -> int:
+        """Number of channels of the output."""
+        raise NotImplementedError
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """Rows and columns before the pooling."""
+        raise NotImplementedError
+
+    @property
+    def window_step(self) -> tuple[int, int]:
+        """Rows and columns between two windows."""
+        return self.window if self.pooling_stride is None else self.pooling_stride
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """(features, height, width) of the output."""
+        extents = zip(
+            self.positions, self.window, self.window_step, self.pooling_padding, strict=True
+        )
+        rows, columns = (count_windows(*extent, self.ceil_mode) for extent in extents)
+        return self.features, rows, columns
+
+    @property
+    def outputs(self) -> int:
+        """Number of values of the output."""
+        return math.prod(self.out_shape)
+
+    @property
+    def pooling_arguments(self) -> tuple[Any, ...]:
+        """The arguments of the compiled layer about its pooling."""
+        return self.pooling, self.window, self.window_step, self.pooling_padding, self.ceil_mode
+
+    def check_pooling(self) -> None:
+        """Raise ValueError where the pooling is none that there is."""
+        for name, minimum in (("window", 1), ("pooling_stride", 1), ("pooling_padding", 0)):
+            if getattr(self, name) is not None:
+                check_integers(self, name, 2, minimum)
+        object.__setattr__(self, "ceil_mode", bool(self.ceil_mode))
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {POOLINGS}, got {self.pooling!r}")
+        if self.pooling == "none" and self.window != (1, 1):
+            raise ValueError(f"window must be (1, 1) without pooling, got {self.window}")
+        if self.pooling == "none" and (self.window_step != (1, 1) or any(self.pooling_padding)):
+            raise ValueError(
+                "pooling_stride and pooling_padding must be (1, 1) and (0, 0) without pooling, got "
+                f"{self.pooling_stride} and {self.pooling_padding}"
+            )
+        if any(2 * pad > w for pad, w in zip(self.pooling_padding, self.window, strict=True)):
+            raise ValueError(
+                f"pooling_padding must be at most half of the window {self.window}, got "
+                f"{self.pooling_padding}"
+            )
+        if self.ceil_mode and self.pooling != "max":
+            raise ValueError(f"ceil_mode must be False without max-pooling, got {self.pooling!r}")
+
+
+def count_windows(size: int, window: int, step: int, padding: int, ceil_mode: bool) -> int:
+    """Number of windows along a dimension, as torch counts them; below 1 where none fits.
+
+    With ``ceil_mode`` a last window may be incomplete, but it begins before the padding at the end.
+    """
+    span = size + 2 * padding - window
+    if span < 0:
+        return 0
+    count = (span + step - 1 if ceil_mode else span) // step + 1
+    return count - 1 if ceil_mode and (count - 1) * step >= size + padding else count
+
+
 @dataclass(frozen=True, eq=False)
-class Convolution:
+class Convolution(Pooled):
     """A 2-D convolution (cross-correlation, as torch's), an activation, and then a pooling.
 
     Attributes
@@ -117,10 +209,18 @@ class Convolution:
         Value of the padding, zeros by default. It differs from zero where a normalisation of the
         image is folded into the weight.
     pooling : str
-        "none", or "max" or "mean" over windows side by side. Rows and columns that fill no window
-        are dropped.
+        "none", or "max" or "mean" over windows. Rows and columns that fill no window are dropped.
     window : tuple of int
         Rows and columns of a window.
+    pooling_stride : tuple of int or None
+        Rows and columns from one window to the next; None: windows side by side.
+    pooling_padding : tuple of int
+        Rows and columns on each side that windows may reach beyond the image, at most half a
+        window. They are left out of a maximum, and are zeros in a mean.
+    ceil_mode : bool
+        Whether a window of max-pooling may reach beyond the end, as torch's.
+    source : int or None
+        Number of the layer whose output it takes, -1 for the image; None: the layer before it.
 
     Notes
     -----
@@ -134,42 +234,32 @@ class Convolution:
     slope: float = 0.01
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
-    padding_value: Floats = field(default_factory=_no_padding_value)
+    padding_value: Floats = field(default_factory=empty)
     pooling: str = "none"
     window: tuple[int, int] = (1, 1)
+    pooling_stride: tuple[int, int] | None = None
+    pooling_padding: tuple[int, int] = (0, 0)
+    ceil_mode: bool = False
+    source: int | None = None
 
     def __post_init__(self) -> None:
-        _freeze(self, "weight", 4)
-        _freeze(self, "bias", 1)
+        freeze(self, "weight", 4)
+        freeze(self, "bias", 1)
         _check_activation(self)
-        for name, length, minimum in (
-            ("shape", 3, 1),
-            ("stride", 2, 1),
-            ("padding", 2, 0),
-            ("window", 2, 1),
-        ):
-            argument = getattr(self, name)
-            values = tuple(int(value) for value in argument)
-            fits = len(values) == length and values == tuple(argument)
-            if not fits or min(values) < minimum or max(values) > MAX_VALUES:
-                raise ValueError(
-                    f"{name} must be {length} integers >= {minimum} and <= {MAX_VALUES}, "
-                    f"got {argument!r}"
-                )
-            object.__setattr__(self, name, values)
+        for name, length, minimum in (("shape", 3, 1), ("stride", 2, 1), ("padding", 2, 0)):
+            check_integers(self, name, length, minimum)
+        if self.source is not None:
+            check_integers(self, "source", 0, -1)
+        self.check_pooling()
         if not np.asarray(self.padding_value).size:
             object.__setattr__(self, "padding_value", np.zeros(self.shape[0], np.float32))
-        _freeze(self, "padding_value", 1)
+        freeze(self, "padding_value", 1)
         channels = self.weight.shape[1]
         if self.shape[0] != channels or len(self.padding_value) != channels:
             raise ValueError(
                 f"shape and padding_value must have {channels} channels to fit the weight, got "
                 f"{self.shape} and {len(self.padding_value)}"
             )
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {POOLINGS}, got {self.pooling!r}")
-        if self.pooling == "none" and self.window != (1, 1):
-            raise ValueError(f"window must be (1, 1) without pooling, got {self.window}")
         if min(self.positions) < 1 or min(self.out_shape) < 1:
             raise ValueError(
                 f"shape must hold the kernel and the window, got {self.shape} for a weight "
@@ -190,10 +280,9 @@ class Convolution:
         return rows, columns
 
     @property
-    def out_shape(self) -> tuple[int, int, int]:
-        """(features, height, width) of the output."""
-        rows, columns = (n // w for n, w in zip(self.positions, self.window, strict=True))
-        return len(self.weight), rows, columns
+    def features(self) -> int:
+        """Number of channels of the output."""
+        return len(self.weight)
 
     @property
     def inputs(self) -> int:
@@ -201,20 +290,36 @@ class Convolution:
         return math.prod(self.shape)
 
     @property
-    def outputs(self) -> int:
-        """Number of values of the output."""
-        return math.prod(self.out_shape)
+    def sources(self) -> tuple[int, ...]:
+        """Numbers of the layers that it takes; empty: the layer before it."""
+        return () if self.source is None else (self.source,)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Shapes of what it takes."""
+        return (self.shape,)
+
+    @property
+    def arrays(self) -> dict[str, Floats]:
+        """The arrays by name: weight, bias and padding_value."""
+        return {"weight": self.weight, "bias": self.bias, "padding_value": self.padding_value}
+
+    @property
+    def factors(self) -> tuple[Floats, Floats]:
+        """The arrays of the compiled layer: weight and bias."""
+        return self.weight, self.bias
 
     @property
     def geometry(self) -> tuple[Any, ...]:
         """The arguments of the compiled layer beyond weight, bias and activation."""
         return (
+            self.sources,
+            "",
             self.shape,
             self.stride,
             self.padding,
             self.padding_value,
-            self.pooling,
-            self.window,
+            *self.pooling_arguments,
         )
 
     def reversed(self, channels: int, outputs: bool) -> Convolution:
@@ -228,7 +333,21 @@ class Convolution:
         )
 
 
-def _freeze(layer: Layer | Convolution, name: str, dims: int) -> None:
+def check_integers(layer: Any, name: str, length: int, minimum: int) -> None:
+    """Replace a tuple of integers, or one where ``length`` is 0, by a checked one."""
+    argument = getattr(layer, name)
+    arguments = tuple(argument) if length else (argument,)
+    values = tuple(int(value) for value in arguments)
+    count = length or 1
+    fits = len(values) == count and values == arguments
+    if not fits or min(values) < minimum or max(values) > MAX_VALUES:
+        raise ValueError(
+            f"{name} must be {count} integers >= {minimum} and <= {MAX_VALUES}, got {argument!r}"
+        )
+    object.__setattr__(layer, name, values if length else values[0])
+
+
+def freeze(layer: Any, name: str, dims: int) -> None:
     """Replace an array of the layer by a checked copy in float32 that cannot be written to."""
     argument = np.asarray(getattr(layer, name))
     if argument.dtype not in (np.float32, np.float64):
@@ -249,6 +368,11 @@ def _check_activation(layer: Layer | Convolution) -> None:
             f"bias must have shape ({layer.weight.shape[0]},) to fit the weight, "
             f"got {layer.bias.shape}"
         )
+    check_function(layer)
+
+
+def check_function(layer: Any) -> None:
+    """Raise ValueError unless the activation and the slope of a layer are valid."""
     if layer.activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {ACTIVATIONS}, got {layer.activation!r}")
     if not math.isfinite(layer.slope):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._extras import require
-from ..network import Convolution, Layer, Network
+from ..network import Convolution, Layer, Merge, Network
 from ..oracles import NumpyModel, NumpyOracle, TorchOracle
 
 Vector = NDArray[np.float64]
@@ -63,59 +63,51 @@ class NumpyNetwork:
         self.inputs = network.inputs
         self.classes = network.classes
         self._dtype = np.dtype(dtype)
-        self._layers = [
-            _NumpyConvolution(layer, self._dtype)
-            if isinstance(layer, Convolution)
-            else _NumpyLayer(layer, self._dtype)
-            for layer in network.layers
-        ]
+        self._layers: list[_NumpyLayer | _NumpyMerge] = []
+        for layer in network.layers:
+            if isinstance(layer, Layer):
+                self._layers.append(_NumpyLayer(layer, self._dtype))
+            elif isinstance(layer, Convolution):
+                self._layers.append(_NumpyConvolution(layer, self._dtype))
+            else:
+                self._layers.append(_NumpyMerge(layer, self._dtype))
+        self._sources = [network.sources(index) for index in range(len(self._layers))]
 
     def forward(self, x: Vector) -> NDArray[Any]:
         """See `ReferenceOracle`."""
-        h: NDArray[Any] = x if x.dtype == self._dtype else x.astype(self._dtype)
-        for layer in self._layers:
-            h = layer.forward(h)
-        return h
+        values: list[NDArray[Any]] = [x if x.dtype == self._dtype else x.astype(self._dtype)]
+        for layer, sources in zip(self._layers, self._sources, strict=True):
+            values.append(layer.forward(*(values[source + 1] for source in sources)))
+        return values[-1]
 
     def backward(self, dlogits: NDArray[Any]) -> NDArray[Any]:
         """See `ReferenceOracle`."""
         d = dlogits if dlogits.dtype == self._dtype else dlogits.astype(self._dtype)
-        for layer in reversed(self._layers):
-            d = layer.backward(d)
-        return d
+        gradients: dict[int, NDArray[Any]] = {len(self._layers) - 1: d}
+        for index in reversed(range(len(self._layers))):
+            parts = self._layers[index].backward(gradients.pop(index))
+            for source, part in zip(self._sources[index], parts, strict=True):
+                gradients[source] = gradients[source] + part if source in gradients else part
+        return gradients[-1]
 
 
-class _NumpyLayer:
-    """The weights and buffers of a layer.
+class _Activation:
+    """An activation and its buffers.
 
-    h, a, d, dx : pre-activation, activation, gradient at h, gradient at the layer's input.
+    h, a, d : pre-activation, activation, gradient at h.
     """
 
-    def __init__(self, layer: Layer | Convolution, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, layer: Layer | Convolution | Merge, outputs: int, dtype: np.dtype[Any]
+    ) -> None:
         self.name = layer.activation
         self.slope = layer.slope
-        self.weight = np.ascontiguousarray(layer.weight, dtype)
-        self.bias = layer.bias.astype(dtype)
-        outputs = layer.outputs
-        if isinstance(layer, Convolution):  # the outputs of all positions, one after the other
-            self.weight = np.ascontiguousarray(self.weight.reshape(len(self.bias), -1))
-            outputs = math.prod(layer.positions) * len(self.bias)
         self.h = np.empty(outputs, dtype)
         self.a = self.h if layer.activation == "identity" else np.empty(outputs, dtype)
         self.d = np.empty(outputs, dtype)
-        self.dx = np.empty(layer.inputs, dtype)
         special = require("scipy.special", "reference", "advcore.reference")
         self.expit: Callable[..., NDArray[Any]] = special.expit
         self.ndtr: Callable[..., NDArray[Any]] = special.ndtr
-
-    def forward(self, x: NDArray[Any]) -> NDArray[Any]:
-        np.dot(self.weight, x, out=self.h)
-        self.h += self.bias
-        return self.activate()
-
-    def backward(self, d: NDArray[Any]) -> NDArray[Any]:
-        np.dot(self.through_activation(d), self.weight, out=self.dx)
-        return self.dx
 
     def through_activation(self, d: NDArray[Any]) -> NDArray[Any]:
         if self.name == "identity":
@@ -163,6 +155,30 @@ class _NumpyLayer:
         return result
 
 
+class _NumpyLayer(_Activation):
+    """The weights and buffers of a layer; dx is the gradient at its input."""
+
+    def __init__(self, layer: Layer | Convolution, dtype: np.dtype[Any]) -> None:
+        weight = np.ascontiguousarray(layer.weight, dtype)
+        outputs = layer.outputs
+        if isinstance(layer, Convolution):  # the outputs of all positions, one after the other
+            weight = np.ascontiguousarray(weight.reshape(len(layer.bias), -1))
+            outputs = math.prod(layer.positions) * len(layer.bias)
+        super().__init__(layer, outputs, dtype)
+        self.weight = weight
+        self.bias = layer.bias.astype(dtype)
+        self.dx = np.empty(layer.inputs, dtype)
+
+    def forward(self, x: NDArray[Any]) -> NDArray[Any]:
+        np.dot(self.weight, x, out=self.h)
+        self.h += self.bias
+        return self.activate()
+
+    def backward(self, d: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        np.dot(self.through_activation(d), self.weight, out=self.dx)
+        return (self.dx,)
+
+
 class _NumpyConvolution(_NumpyLayer):
     """A convolution as one matrix product with the patches of all positions."""
 
@@ -176,10 +192,7 @@ class _NumpyConvolution(_NumpyLayer):
             slice(pad, pad + n) for pad, n in zip(layer.padding, layer.shape[1:], strict=True)
         ]
         self.inside = (slice(None), *inside)
-        features, rows, columns = layer.out_shape
-        self.windows = (features, rows, layer.window[0], columns, layer.window[1])
-        # the share of each value in the gradient of its window
-        self.window_shares: NDArray[Any] = np.empty(0, dtype)
+        self.pooling = _NumpyPooling(layer)
 
     def forward(self, x: NDArray[Any]) -> NDArray[Any]:
         layer = self.layer
@@ -190,23 +203,11 @@ class _NumpyConvolution(_NumpyLayer):
         patches = positions[:, :: layer.stride[0], :: layer.stride[1]].transpose(0, 3, 4, 1, 2)
         np.dot(self.weight, patches.reshape(self.weight.shape[1], -1), out=self._maps(self.h))
         self._maps(self.h)[...] += self.bias[:, None]
-        a = self._windows(self.activate())
-        if layer.pooling == "max":
-            flat = a.transpose(0, 1, 3, 2, 4).reshape(*layer.out_shape, -1)
-            one_hot = np.eye(flat.shape[-1], dtype=a.dtype)[flat.argmax(axis=-1)]
-            parts = one_hot.reshape(*layer.out_shape, *layer.window)
-            self.window_shares = parts.transpose(0, 1, 3, 2, 4)
-        else:
-            self.window_shares = np.full(self.windows, 1 / math.prod(layer.window), a.dtype)
-        pooled: NDArray[Any] = a.max(axis=(2, 4)) if layer.pooling == "max" else a.mean(axis=(2, 4))
-        return pooled.ravel()
+        return self.pooling.forward(self.activate())
 
-    def backward(self, d: NDArray[Any]) -> NDArray[Any]:
+    def backward(self, d: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         layer = self.layer
-        spread = np.zeros_like(self.h)
-        self._windows(spread)[...] = (
-            d.reshape(layer.out_shape)[:, :, None, :, None] * self.window_shares
-        )
+        spread = self.pooling.backward(d)
         patches = self.weight.T @ self._maps(self.through_activation(spread))
         dx = np.zeros_like(self.padded)
         kernel = layer.weight.shape[2:]
@@ -218,21 +219,77 @@ class _NumpyConvolution(_NumpyLayer):
             place = (slice(y, ends[0], layer.stride[0]), slice(x, ends[1], layer.stride[1]))
             dx[(slice(None), *place)] += parts[:, y, x]
         self.dx[...] = dx[self.inside].ravel()
-        return self.dx
+        return (self.dx,)
 
     def _maps(self, flat: NDArray[Any]) -> NDArray[Any]:
         return flat.reshape(len(self.bias), -1)
 
-    def _windows(self, flat: NDArray[Any]) -> NDArray[Any]:
-        """Return a view (features, rows, window, columns, window) of the values that are pooled."""
-        features, rows, high, columns, wide = self.windows
-        maps = flat.reshape(features, *self.layer.positions)[:, : rows * high, : columns * wide]
-        strides = maps.strides
-        return np.lib.stride_tricks.as_strided(
-            maps,
-            self.windows,
-            (strides[0], strides[1] * high, strides[1], strides[2] * wide, strides[2]),
+
+class _NumpyMerge(_Activation):
+    """A sum or a concatenation, the map of each channel, and what follows."""
+
+    def __init__(self, layer: Merge, dtype: np.dtype[Any]) -> None:
+        super().__init__(layer, layer.inputs, dtype)
+        self.layer = layer
+        self.scale, self.shift = (
+            np.repeat(array.astype(dtype), math.prod(layer.positions))
+            for array in (layer.scale, layer.shift)
         )
+        self.pooling = _NumpyPooling(layer)
+
+    def forward(self, *values: NDArray[Any]) -> NDArray[Any]:
+        whole = sum(values) if self.layer.how == "sum" else np.concatenate(values)
+        self.h[...] = self.scale * whole + self.shift
+        return self.pooling.forward(self.activate())
+
+    def backward(self, d: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        gradient = self.scale * self.through_activation(self.pooling.backward(d))
+        if self.layer.how == "sum":
+            return (gradient,) * len(self.layer.sources)
+        ends = np.cumsum([math.prod(shape) for shape in self.layer.shapes])
+        return tuple(np.split(gradient, ends[:-1]))
+
+
+class _NumpyPooling:
+    """The pooling of an image (features, rows, columns), flat, by an index of its windows."""
+
+    def __init__(self, layer: Convolution | Merge) -> None:
+        self.kind = layer.pooling
+        self.shape = (layer.features, math.prod(layer.positions))
+        # The places of each window, with the number of positions for those outside the image.
+        places = np.full((*layer.out_shape[1:], *layer.window), self.shape[1])
+        for y, x, i, j in np.ndindex(*places.shape):
+            row, column = (
+                n * step + offset - pad
+                for n, step, offset, pad in zip(
+                    (y, x), layer.window_step, (i, j), layer.pooling_padding, strict=True
+                )
+            )
+            if 0 <= row < layer.positions[0] and 0 <= column < layer.positions[1]:
+                places[y, x, i, j] = row * layer.positions[1] + column
+        self.places = places.reshape(math.prod(layer.out_shape[1:]), -1)
+        self.largest: NDArray[Any] = np.empty(0, np.int64)
+
+    def forward(self, a: NDArray[Any]) -> NDArray[Any]:
+        if self.kind == "none":
+            return a
+        outside = -np.inf if self.kind == "max" else 0.0
+        maps = np.pad(a.reshape(self.shape), ((0, 0), (0, 1)), constant_values=outside)
+        values = maps[:, self.places]
+        self.largest = values.argmax(axis=2)
+        pooled: NDArray[Any] = values.max(axis=2) if self.kind == "max" else values.mean(axis=2)
+        return pooled.ravel()
+
+    def backward(self, d: NDArray[Any]) -> NDArray[Any]:
+        if self.kind == "none":
+            return d
+        maps = np.zeros((self.shape[0], self.shape[1] + 1), d.dtype)
+        windows, size = self.places.shape
+        spread = d.reshape(self.shape[0], windows)
+        for j in range(size):
+            part = spread * (self.largest == j) if self.kind == "max" else spread / size
+            np.add.at(maps.T, self.places[:, j], part.T)
+        return maps[:, :-1].ravel()
 
 
 def _gelu_argument(h: NDArray[Any]) -> NDArray[Any]:

@@ -57,6 +57,9 @@ CONVOLUTION_WEIGHTS = 2_000_000
 """Weights of convolutions up to which a module is lowered. The engine reads them once an image,
 torch once a batch: evaluations of small networks take 1/1.4 to 1/2.8 of torch's time, with 1.1
 million weights 1/1.2, with 15 million as long (benchmarks/bench_convolutions.py)."""
+GRAPH_WEIGHTS = 20_000
+"""The same of networks with branches or pooling by windows that overlap. Evaluations with 8,000
+weights take 1/1.6 to 1/2.3 of torch's time, with 19,000 to 130,000 1 to 1/2, with more as long."""
 
 
 def choose_backend(
@@ -420,9 +423,10 @@ def _lowered(
         return None, OUT_OF_TIME
     except Unsupported as unsupported:
         return None, unsupported.reason
-    weights = sum(layer.weight.size for layer in network.layers if layer.geometry)
-    if weights > CONVOLUTION_WEIGHTS:
-        return None, f"convolutions with {weights:,} weights are as fast through torch"
+    weights = network.convolution_weights
+    if weights > (CONVOLUTION_WEIGHTS if network.is_chain else GRAPH_WEIGHTS):
+        what = "convolutions" if network.is_chain else "branches"
+        return None, f"{what} with {weights:,} weights are as fast through torch"
     if not _agrees(network, sample, logits):
         return None, "the lowered network gives other logits"
     return network, "the module was lowered to a native network"

@@ -34,7 +34,7 @@ size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
     return reinterpret_cast<float**>(take(n * sizeof(float*)));
   };
   size_t pointers_needed = rows, z = 0, patches = 0, features = 0;
-  for (int l = 0; l < net.convolutions; ++l) {
+  for (int l = 0; l < net.maps; ++l) {
     const PackedLayer& layer = net.layer[l];
     const size_t padded = static_cast<size_t>(whole_lanes(layer.features));
     const size_t positions = static_cast<size_t>(layer.convolution->positions().area());
@@ -50,23 +50,25 @@ size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
                       pointers(layers * rows),
                       const_cast<const float**>(pointers(pointers_needed)),
                       pointers(pointers_needed),
-                      pointers(static_cast<size_t>(net.convolutions)),
+                      pointers(static_cast<size_t>(net.maps)),
                       floats(z),
                       floats(patches),
                       floats(features)};
   if (s) *s = parts;
-  for (int l = 0; l < net.convolutions; ++l) {
-    float* const image = floats(image_floats(*net.layer[l].convolution));
+  for (int l = 0; l < net.maps; ++l) {
+    float* const image = floats(net.image[l].floats());
     if (s) parts.image[l] = image;
   }
   for (size_t l = 0; l < layers; ++l) {
     const PackedLayer& layer = net.layer[l];
     const size_t outputs = static_cast<size_t>(row_stride(layer.outputs));
     size_t derivatives = outputs;
-    if (layer.convolution)
-      derivatives = static_cast<size_t>(layer.convolution->positions().area()) *
-                    static_cast<size_t>(whole_lanes(layer.features));
-    const bool inside = static_cast<int>(l) + 1 < net.convolutions;  // The values are in an image.
+    if (const Convolution* const c = layer.convolution) {
+      int values = c->positions().area();
+      if (!c->side_by_side()) values += c->pooled().area() * c->window.area();
+      derivatives = static_cast<size_t>(values) * static_cast<size_t>(whole_lanes(layer.features));
+    }
+    const bool inside = static_cast<int>(l) + 1 < net.maps;  // The values are in an image.
     for (size_t i = l * rows; i < (l + 1) * rows; ++i) {
       float* const h = inside ? nullptr : floats(outputs);
       float* const dh = floats(derivatives);
@@ -101,14 +103,14 @@ void forward(const PackedNetwork& net, Scratch& scratch, const float* const* x, 
   const auto values = [&](int l) {  // The rows of layer l.
     return l + 1 == net.layers ? logits : scratch.value + static_cast<size_t>(l) * scratch.max_rows;
   };
-  if (net.convolutions > 0) {
-    float* const* const h = values(net.convolutions - 1);
+  if (net.maps > 0) {
+    float* const* const h = values(net.maps - 1);
     for (int r = 0; r < rows; ++r)
-      convolutions(net, scratch, r, x[r], k ? k[r] : 0.0f, scales ? scales[r] : nullptr,
-                   record_scales && record_scales[r], h[r]);
+      forward_images(net, scratch, r, x[r], k ? k[r] : 0.0f, scales ? scales[r] : nullptr,
+                     record_scales && record_scales[r], h[r]);
     x = h;
   }
-  for (int l = net.convolutions; l < net.layers; ++l) {
+  for (int l = net.maps; l < net.layers; ++l) {
     const PackedLayer& layer = net.layer[l];
     float* const* const dh = scratch.derivative + static_cast<size_t>(l) * scratch.max_rows;
     float* const* const h = values(l);
@@ -130,7 +132,7 @@ void backward(const PackedNetwork& net, Scratch& scratch, const int* rows, int c
               const float* const* dlogits, float* const* dx) {
   const FlushDenormals flush;
   for (int i = 0; i < count; ++i) scratch.read[i] = dlogits[rows[i]];
-  for (int l = net.layers - 1; l >= net.convolutions; --l) {
+  for (int l = net.layers - 1; l >= net.maps; --l) {
     const PackedLayer& layer = net.layer[l];
     const size_t first = static_cast<size_t>(l) * scratch.max_rows;
     if (layer.activation != Activation::identity)  // dh -> dz
@@ -145,11 +147,11 @@ void backward(const PackedNetwork& net, Scratch& scratch, const int* rows, int c
          scratch.written);
     for (int i = 0; i < count; ++i) scratch.read[i] = scratch.written[i];
   }
-  for (int i = 0; net.convolutions > 0 && i < count; ++i) {
+  for (int i = 0; net.maps > 0 && i < count; ++i) {
     const int r = rows[i];
-    const size_t last = static_cast<size_t>((net.convolutions - 1) * scratch.max_rows + r);
-    const bool logits = net.convolutions == net.layers;
-    convolutions_back(net, scratch, r, logits ? dlogits[r] : scratch.value[last], dx[r]);
+    const size_t last = static_cast<size_t>((net.maps - 1) * scratch.max_rows + r);
+    const bool logits = net.maps == net.layers;
+    backward_images(net, scratch, r, logits ? dlogits[r] : scratch.value[last], dx[r]);
   }
   for (int i = 0; i < count; ++i) fill_padding(dx[rows[i]], net.inputs, 0.0f);
 }

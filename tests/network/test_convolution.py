@@ -213,12 +213,12 @@ REFUSED: dict[str, tuple[Callable[[], list[Any]], str]] = {
     "even same": (lambda: [nn.Conv2d(2, 4, 2, padding="same")], "even kernel"),
     "too large": (lambda: [nn.Conv2d(2, 4, 9)], "the model raised RuntimeError"),
     "channels": (lambda: [nn.Conv2d(3, 4, 2)], "the model raised RuntimeError"),
-    "overlap": (lambda: [nn.Conv2d(2, 4, 2), nn.MaxPool2d(3, 2)], "side by side"),
-    "padded windows": (lambda: [nn.Conv2d(2, 4, 2), nn.MaxPool2d(3, padding=1)], "side by side"),
-    "ceil": (lambda: [nn.Conv2d(2, 4, 2), nn.MaxPool2d(3, ceil_mode=True)], "ceil_mode"),
+    "ceil": (lambda: [nn.Conv2d(2, 4, 2), nn.AvgPool2d(3, ceil_mode=True)], "ceil_mode"),
+    "uncounted": (
+        lambda: [nn.Conv2d(2, 4, 2), nn.AvgPool2d(3, padding=1, count_include_pad=False)],
+        "does not count",
+    ),
     "uneven": (lambda: [nn.Conv2d(2, 4, 2), nn.AdaptiveAvgPool2d(2)], "differ in size"),
-    "pool first": (lambda: [nn.MaxPool2d(2)], "directly before it"),
-    "after pooling": (lambda: [nn.Conv2d(2, 4, 2), nn.AvgPool2d(2), nn.ReLU()], "before it"),
     "after linear": (
         lambda: [nn.Flatten(), nn.Linear(72, 4), nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 4, 2)],
         "after a Linear",

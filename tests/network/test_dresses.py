@@ -110,17 +110,6 @@ def test_a_chain_in_any_dress_is_lowered(name: str, activation: str) -> None:
     np.testing.assert_allclose(network.backward(rows), gradient.flatten(1), atol=2e-6)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "falls"])
-def test_an_activation_that_pooling_does_not_pass_is_refused(pooling: str) -> None:
-    nn = torch.nn
-    pool = nn.AvgPool2d(2) if pooling == "mean" else nn.MaxPool2d(2)
-    model = nn.Sequential(
-        nn.Conv2d(3, 5, 1), pool, nn.LeakyReLU(-0.2), nn.Flatten(), nn.Linear(5, 3)
-    )
-    with pytest.raises(Unsupported, match="leaky_relu"):
-        Network.from_torch(model.eval(), (3, 2, 2))
-
-
 def test_a_model_is_as_before_after_it_is_read() -> None:
     class Counting(torch.nn.Module):
         def __init__(self) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import OutOfTime
-from ..layers import Convolution, Layer, Unsupported
+from ..layers import Unsupported
+from ..merge import AnyLayer
 from .reader import Reader
 from .rules import RULES
 from .trace import differs, trace
@@ -17,7 +18,7 @@ from .trace import differs, trace
 
 def lower(
     model: Callable[..., Any], shape: tuple[int, ...], counts: tuple[int, int] = (2, 3)
-) -> list[Layer | Convolution]:
+) -> list[AnyLayer]:
     """Native layers of ``model`` for images of ``shape``; see `Network.from_torch` and `read`."""
     return read(model, shape, counts)[1]
 
@@ -27,7 +28,7 @@ def read(
     shape: tuple[int, ...],
     counts: tuple[int, int] = (2, 3),
     check_time: Callable[[], None] = lambda: None,
-) -> tuple[fx.GraphModule, list[Layer | Convolution]]:
+) -> tuple[fx.GraphModule, list[AnyLayer]]:
     """Graph and native layers of ``model`` for images of ``shape``.
 
     ``counts`` are the numbers of rows in which the model is recorded, as in `trace`. ``check_time``
@@ -79,7 +80,7 @@ def _gray_image(model: Any, shape: tuple[int, ...]) -> Tensor:
     return torch.full((1, *shape), 0.5, dtype=next(floating, torch.float32), device=device)
 
 
-def lower_graph(graph: fx.GraphModule) -> list[Layer | Convolution]:
+def lower_graph(graph: fx.GraphModule) -> list[AnyLayer]:
     """Native layers of a graph that `trace` has made.
 
     Raises

@@ -105,11 +105,21 @@ def _alpha(node: fx.Node, alpha: float) -> float:
 def _sum(reader: Reader, node: fx.Node, a: Any, b: Any, alpha: float) -> Value:
     is_first = isinstance(reader.values.get(a), Value)
     if is_first and isinstance(b, fx.Node) and isinstance(reader.values.get(b), Value):
-        reader.fail("a sum of two values of the image has no native form")
+        value = reader.value(b)
+        if alpha != 1:
+            value = reader.builder.affine(value, np.array(alpha), np.zeros(()), np.ones(()))
+        return reader.builder.merge([reader.value(a), value], "sum")
     one = np.ones(())
     if is_first:
         return _affine(reader, node, a, one, alpha * reader.per_image(node, b, "term"), one)
     return _affine(reader, node, b, alpha * one, reader.per_image(node, a, "term"), one)
+
+
+@_rule(_aten.cat.default)
+def _concatenate(reader: Reader, node: fx.Node, parts: Any, dim: int = 0) -> Value:
+    if dim not in (1, 1 - len(node.meta["shape"])):
+        reader.fail(f"only concatenations of channels, not of dimension {dim}")
+    return reader.builder.merge([reader.value(part) for part in parts], "concatenate")
 
 
 def _affine(
@@ -270,7 +280,7 @@ def _max_pool(
     if any(user.target is operator.getitem and user.args[1] != 0 for user in node.users):
         reader.fail("it gives the indices too")
     if _pair(dilation) != (1, 1):
-        reader.fail("only windows side by side, without padding or dilation")
+        reader.fail("only windows without dilation")
     return _pool(reader, "max", x, window, stride, padding, ceil_mode)
 
 
@@ -289,18 +299,18 @@ def _mean_pool(
     rows, columns = _pair(window)
     if divisor not in (None, rows * columns):
         reader.fail("its divisor is not the size of its windows")
+    if not counts_padding and _pair(padding) != (0, 0):
+        reader.fail("its padding does not count")
     return _pool(reader, "mean", x, window, stride, padding, ceil_mode)
 
 
 def _pool(
     reader: Reader, kind: str, x: Any, window: Any, stride: Any, padding: Any, ceil_mode: bool
 ) -> Value:
-    value, sides = reader.value(x), _pair(window)
-    if (tuple(stride) and _pair(stride) != sides) or _pair(padding) != (0, 0):
-        reader.fail("only windows side by side, without padding or dilation")
-    if ceil_mode and any(size % side for size, side in zip(value.shape[1:], sides, strict=True)):
-        reader.fail("windows that reach beyond the end (ceil_mode)")
-    return reader.builder.pooling(value, kind, sides)
+    stride = _pair(stride) if isinstance(stride, int) or len(stride) else None
+    return reader.builder.pooling(
+        reader.value(x), kind, _pair(window), stride, _pair(padding), ceil_mode
+    )
 
 
 @_rule(_aten._adaptive_avg_pool2d.default)
