@@ -121,9 +121,9 @@ def propagate_reference(
     confidence : the margin required, in logits.
     """
     h = torch.from_numpy(np.ascontiguousarray(x)).to(dtype)
-    weights = [torch.tensor(layer.weight, dtype=dtype) for layer in network.layers]
+    weights = [torch.tensor(layer.weight, dtype=dtype) for layer in network.dense_layers]
     derivatives = []
-    for i, layer in enumerate(network.layers):
+    for i, layer in enumerate(network.dense_layers):
         k = problems["k"]
         d = np.where(k > 0, k * np.where(k > 0, scales[:, i], 0), 0)
         h, dh, scale = linear_forward_reference(

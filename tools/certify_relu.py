@@ -327,7 +327,7 @@ def main() -> None:
             )
         else:
             network = task.train()
-        for i, layer in enumerate(network.layers):
+        for i, layer in enumerate(network.dense_layers):
             tensors[f"{name}.weight{i}"], tensors[f"{name}.bias{i}"] = layer.weight, layer.bias
         rows = tensors.get(f"{name}.row", np.empty(0, np.float32)).astype(int)
         for row in range(task.problems):

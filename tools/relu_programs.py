@@ -49,8 +49,8 @@ class Problem:
     """The problem of one image and target, with bounds of the units, relaxations and margin."""
 
     def __init__(self, network: Network, x0: Array, target: int) -> None:
-        self.W = [layer.weight.astype(np.float64) for layer in network.layers]
-        self.b = [layer.bias.astype(np.float64) for layer in network.layers]
+        self.W = [layer.weight.astype(np.float64) for layer in network.dense_layers]
+        self.b = [layer.bias.astype(np.float64) for layer in network.dense_layers]
         others = np.delete(np.arange(len(self.b[2])), target)
         self.D = self.W[2][target] - self.W[2][others]
         self.d = self.b[2][target] - self.b[2][others] - CONFIDENCE

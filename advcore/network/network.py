@@ -144,6 +144,14 @@ class Network:
         return not isinstance(self._layers[0], Layer)
 
     @property
+    def dense_layers(self) -> tuple[Layer, ...]:
+        """The layers of a chain of fully connected ones; ValueError for another network."""
+        layers = tuple(layer for layer in self._layers if isinstance(layer, Layer))
+        if len(layers) < len(self._layers) or not self.is_chain:
+            raise ValueError(f"network must be a chain of fully connected layers, got {self!r}")
+        return layers
+
+    @property
     def is_chain(self) -> bool:
         """Whether each layer takes the one before it, and pooling is by windows side by side."""
         return all(

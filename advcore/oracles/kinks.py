@@ -43,7 +43,7 @@ class Kinks(NamedTuple):
 
     def smoothed(self, h: Tensor, d: Tensor) -> Tensor:
         """f_d of ``h`` for half-widths ``d >= 0`` that broadcast to it, of its dtype."""
-        out = self.slope * h + self.offset
+        out: Tensor = self.slope * h + self.offset
         for threshold, jump in self.jumps:
             out = out + jump * smoothed_relu(h - threshold, d)
         return out

@@ -51,8 +51,8 @@ core truncates. Emulated without truncation it is 7e-7; on hardware it is not me
 
 def unavailable(network: Network, device: torch.device) -> str | None:
     """Why the device cannot run the network natively; None: it can."""
-    if network.convolutional:
-        return "there are no kernels for convolutions"
+    if network.convolutional or not network.is_chain:
+        return "there are no kernels for convolutions and branches"
     _, devices, why = _core.cuda_status()
     if not devices:
         return f"no CUDA engine: {why}"
