@@ -53,7 +53,7 @@ class Plan:
         arch: int | str = 90,
         config: Config | None = None,
     ) -> None:
-        self._layers = network.dense_layers  # not the network, so that a cache by network can let it go
+        self._layers = network.dense_layers  # so that a cache by network can let the network go
         self.precision = precision
         self.arch = int(str(arch).removeprefix("cuda:"))
         self.geometry = Geometry.from_network(network, precision)
