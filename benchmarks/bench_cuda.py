@@ -123,7 +123,7 @@ def by_host(model: nn.Module) -> Callable[[torch.Tensor], Any]:
     """The module as a callable that is not lowered: its rounds are the host's."""
 
     def call(x: torch.Tensor) -> Any:
-        return model(x)
+        return 1 * model(x)  # a function that only calls a module stands for the module
 
     return call
 

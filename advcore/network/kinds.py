@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 
-def find_kind(on_maps: bool, kinked: bool, saturating: bool, pooled: bool) -> str:
-    """Return "convolutional", "kinked", "saturating" or "smooth".
+def find_kind(
+    on_maps: bool, kinked: bool, saturating: bool, pooled: bool, compared: bool = False
+) -> str:
+    """Return "convolutional", "kinked", "compared", "saturating" or "smooth".
 
     Parameters
     ----------
@@ -17,11 +19,15 @@ def find_kind(on_maps: bool, kinked: bool, saturating: bool, pooled: bool) -> st
         Whether any is a sigmoid or tanh.
     pooled : bool
         Whether there is max-pooling.
+    compared : bool
+        Whether a maximum or minimum of values is taken otherwise, as over logits.
     """
     if on_maps:
         return "convolutional"
     if kinked:
         return "kinked"
-    if saturating:
-        return "saturating"
-    return "convolutional" if pooled else "smooth"
+    if pooled and not saturating:
+        return "convolutional"
+    if compared:
+        return "compared"
+    return "saturating" if saturating else "smooth"

@@ -20,6 +20,13 @@ from ..network import Unsupported
 from ..network.reading.trace import differs, trace
 
 _aten = torch.ops.aten
+
+
+def _prelu(h: Tensor, weight: Tensor) -> Tensor:
+    """The operation of `torch.prelu`, whose ``weight`` has the dimensions of ``h``."""
+    return torch.prelu(h, weight.flatten())
+
+
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     _aten.relu.default: torch.relu,
     _aten.relu_.default: torch.relu_,
@@ -35,6 +42,16 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     _aten.sigmoid_.default: torch.sigmoid_,
     _aten.tanh.default: torch.tanh,
     _aten.tanh_.default: torch.tanh_,
+    _aten._prelu_kernel.default: _prelu,
+    _aten.amax.default: torch.amax,
+    _aten.amin.default: torch.amin,
+    _aten.max.dim: torch.max,
+    _aten.min.dim: torch.min,
+    _aten.maximum.default: torch.maximum,
+    _aten.minimum.default: torch.minimum,
+    _aten.topk.default: torch.topk,
+    _aten.sort.default: torch.sort,
+    _aten.sort.stable: torch.sort,
     _aten.add.Tensor: torch.add,
     _aten.sub.Tensor: torch.sub,
     _aten.mul.Tensor: torch.mul,
@@ -45,10 +62,14 @@ _CLAMPS = (torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_)
 _SMOOTHED = (
     torch.relu, torch.relu_, functional.leaky_relu, functional.leaky_relu_,
     torch.sigmoid, torch.sigmoid_, torch.tanh, torch.tanh_,
+    functional.hardtanh, functional.hardtanh_, _prelu, torch.amax, torch.amin, torch.max,
+    torch.min, torch.maximum, torch.minimum, torch.topk, torch.sort,
 )  # fmt: skip
 _POOLINGS: dict[Any, Callable[..., Any]] = {
     _aten.max_pool2d_with_indices.default: functional.max_pool2d,
     _aten.max_pool3d_with_indices.default: functional.max_pool3d,
+    _aten.adaptive_max_pool2d.default: functional.adaptive_max_pool2d,
+    _aten.adaptive_max_pool3d.default: functional.adaptive_max_pool3d,
 }
 
 
@@ -131,5 +152,5 @@ def smoothed_calls(graph: fx.GraphModule) -> int:
 def _is_smoothed(node: fx.Node) -> bool:
     if node.target in _CLAMPS:
         bounds = [*node.args[1:], node.kwargs.get("min"), node.kwargs.get("max")]
-        return [bound for bound in bounds if bound is not None] == [0]
+        return all(isinstance(bound, (int, float, type(None))) for bound in bounds)
     return node.target in _SMOOTHED or node.target in _POOLINGS.values()

@@ -32,6 +32,13 @@ _POOLED_DIMENSIONS: dict[Any, int] = {
 }
 """Number of pooled dimensions of each function that is intercepted."""
 
+_ADAPTIVE: dict[Any, int] = {
+    functional.adaptive_max_pool1d: 1,
+    functional.adaptive_max_pool2d: 2,
+    functional.adaptive_max_pool3d: 3,
+}
+"""The same of pooling to a number of windows; it is taken where they divide the values evenly."""
+
 _PARAMETERS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode",
                "return_indices")  # fmt: skip
 """Names of the parameters of these functions, in order."""
@@ -202,6 +209,8 @@ def find_windows(
     The result is None as well for dilated windows, for a pooling that returns its indices, and for
     input without a batch.
     """
+    if func in _ADAPTIVE:
+        return _find_adaptive(_ADAPTIVE[func], args, kwargs)
     dims = _POOLED_DIMENSIONS.get(func)
     if dims is None:
         return None
@@ -221,6 +230,23 @@ def find_windows(
     extents = zip(h.shape[2:], kernel, stride, padding, strict=True)
     counts = tuple(_window_count(*extent, ceil) for extent in extents)
     return h, Windows(kernel, stride, padding, counts)
+
+
+def _find_adaptive(
+    dims: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Windows] | None:
+    """`find_windows` of an adaptive pooling: windows of equal sizes, without gaps."""
+    arguments = dict(zip(("input", "output_size", "return_indices"), args, strict=False)) | kwargs
+    h, counts = arguments["input"], _values(arguments["output_size"], dims)
+    if not h.is_floating_point() or h.dim() != dims + 2 or arguments.get("return_indices"):
+        return None
+    counts = tuple(
+        size if count is None else count for size, count in zip(h.shape[2:], counts, strict=True)
+    )
+    if any(size % count for size, count in zip(h.shape[2:], counts, strict=True)):
+        return None
+    kernel = tuple(size // count for size, count in zip(h.shape[2:], counts, strict=True))
+    return h, Windows(kernel, kernel, (0,) * dims, counts)
 
 
 def _values(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

@@ -23,7 +23,8 @@ class Oracle(Protocol):
     ----------
     kind : str
         Activations that are smoothed: "convolutional" (a ReLU on feature maps, or max-pooling
-        alone), "kinked" (any other ReLU or leaky ReLU), "saturating" (else, any sigmoid or tanh) or
+        alone), "kinked" (any other ReLU or leaky ReLU), "compared" (else, a maximum over values),
+        "saturating" (else, any sigmoid or tanh) or
         "smooth" (none; the solver keeps the smoothing at 0).
     classes : int
         Number K >= 2 of logits that `forward` returns.

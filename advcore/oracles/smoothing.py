@@ -7,13 +7,15 @@ by a quadratic spline of half-width d, which differs from the ReLU for abs(h) < 
     relu_d(h) = 0 for h <= -d;  (h + d)^2 / (4 d) for |h| < d;  h for h >= d
     relu_d'(h) = clamp((h + d) / (2 d), 0, 1)
 
-and a leaky ReLU by ``slope * h + (1 - slope) * relu_d(h)``. Saturated sigmoidal units pass no
+and a leaky ReLU by ``slope * h + (1 - slope) * relu_d(h)``; `advcore.oracles.kinks` has others.
+Saturated sigmoidal units pass no
 gradient. Sigmoid and tanh are stretched as if h had noise of standard deviation d. This is their
 convolution with a normal density by the probit approximation (MacKay 1992), ::
 
     sigmoid_d(h) = sigmoid(h / sqrt(1 + pi d^2 / 8)),  tanh_d(h) = tanh(h / sqrt(1 + pi d^2 / 2))
 
-Max-pooling becomes a log-sum-exp (`advcore.oracles.pooling`).
+Max-pooling becomes a log-sum-exp (`advcore.oracles.pooling`), and so do maxima and minima of values
+(`advcore.oracles.largest`).
 
 The half-width d is the row's smoothing, which is 0 for the exact network, times the smoothing
 scale. The scale is the standard deviation of the pre-activation of that row's own clean image, so
@@ -37,6 +39,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..network.kinds import find_kind
+from .kinks import find_kinks
+from .largest import find_largest
 from .pooling import find_windows, smoothed_max
 from .smoothed_relu import smoothed_relu
 from .torch_calls import padded
@@ -154,6 +158,7 @@ class SmoothingScales:
             kinked="kinked" in self.counts,
             saturating="saturating" in self.counts,
             pooled="pooled" in self.counts,
+            compared="largest" in self.counts,
         )
 
     def grow(self, capacity: int, device: torch.device) -> Tensor:
@@ -267,9 +272,13 @@ class Survey(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         call = find_activation(func, args, kwargs)
-        if call is not None:
-            self.calls.append(ActivationCall(call.kind, tuple(call.h.shape)))
-        return func(*args, **kwargs)
+        if call is None:
+            return func(*args, **kwargs)
+        before = call.h.detach().clone() if call.may_be_idle else None
+        result = func(*args, **kwargs)
+        changes = before is None or not torch.equal(before, result)
+        self.calls.append(ActivationCall(call.kind, tuple(call.h.shape) if changes else ()))
+        return result
 
 
 class Recomputation(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
@@ -336,24 +345,29 @@ class Activation(NamedTuple):
     Attributes
     ----------
     kind : str
-        "kinked", "saturating" or "pooled".
+        "kinked", "saturating", "pooled" or "largest".
     h : Tensor
         The pre-activation, or the input of the pooling.
     smoothed : callable
         The smoothed form, a function of ``h`` and half-widths d.
     inplace : bool
         Whether the result goes to ``h``.
+    may_be_idle : bool
+        Whether the call stays exact if it changes nothing in the survey.
     """
 
     kind: str
     h: Tensor
-    smoothed: Callable[[Tensor, Tensor], Tensor]
+    smoothed: Callable[[Tensor, Tensor], Any]
     inplace: bool
+    may_be_idle: bool = False
 
 
 _ACTIVATION_OPERATORS = (
     "relu", "leaky_relu", "clamp", "clamp_min", "sigmoid", "tanh",
     "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "hardtanh", "prelu", "_prelu_kernel", "abs", "clamp_max", "adaptive_max_pool2d",
+    "adaptive_max_pool3d", "amax", "amin", "max", "min", "maximum", "minimum", "topk", "sort",
 )  # fmt: skip
 """Names of the operators that `_FUNCTIONS` and max-pooling run."""
 
@@ -418,6 +432,12 @@ def find_activation(
 
         smoothed_pooling = partial(smoothed_max, pool=pool, windows=windows)
         return Activation("pooled", pool_input, smoothed_pooling, False)
+    largest = find_largest(func, args, kwargs)
+    if largest is not None:
+        return Activation("largest", *largest, False)
+    if func not in _FUNCTIONS:
+        kinks = find_kinks(func, args, kwargs)
+        return None if kinks is None else Activation("kinked", *kinks)
     form, inplace = _FUNCTIONS.get(func, ("", False))
     if not form or "out" in kwargs:
         return None
@@ -430,7 +450,8 @@ def find_activation(
         minimum = arguments.get("min")
         is_number = isinstance(minimum, (int, float)) and not isinstance(minimum, bool)
         if not is_number or minimum != 0 or arguments.get("max") is not None:
-            return None
+            kinks = find_kinks(func, args, kwargs)
+            return None if kinks is None else Activation("kinked", *kinks)
     inplace = inplace or bool(arguments.get("inplace", False))
     if form == "leaky_relu":
         smoothed = partial(smoothed, slope=float(arguments.get("negative_slope", 0.01)))

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from .smoothing import SmoothingScales
 
 Floats = NDArray[np.float32]
-NAMES = {"kinked": "piecewise linear", "saturating": "saturating", "pooled": "max-pooling"}
+NAMES = {
+    "kinked": "piecewise linear",
+    "saturating": "saturating",
+    "pooled": "max-pooling",
+    "largest": "maximum",
+}
 """The kinds of calls that a search smooths, in words."""
 
 
@@ -180,9 +185,13 @@ class Surveyed:
         # The model must also run under the mode: one pass records scales, and one smooths.
         slots, smoothing = np.zeros(1, np.int32), np.ones(1, np.float32)
         logits = self.forward(x, slots=slots, record_scales=np.ones(1, np.bool_), grad=False)
-        _, self.smoothed_bytes = with_graph_bytes(
+        smoothed, self.smoothed_bytes = with_graph_bytes(
             self._model, lambda: self.forward(x, smoothing, slots)
         )
         self.backward(np.zeros_like(logits))
         scales.table = None
+        shift = np.ptp(smoothed - logits)
+        if set(scales.counts) == {"largest"} and shift <= 1e-4 * np.ptp(logits):
+            self._scales = None  # as in a softmax by hand, which subtracts the maximum
+            return
         self.kind = scales.kind

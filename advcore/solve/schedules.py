@@ -94,6 +94,17 @@ SATURATING = {
         60,
     ),
 }
+# A maximum over logits has a kink near the solution, where rivals tie: the last stage smooths it.
+COMPARED = {
+    name: replace(
+        effort,
+        schedules=tuple(
+            replace(each, smoothing=(*each.smoothing[:-1], 0.03)) for each in effort.schedules
+        ),
+        continuation_tolerance=None,
+    )
+    for name, effort in SATURATING.items()
+}
 # Other networks have nothing to smooth.
 SMOOTH = {
     "fast": Effort((Schedule((0.0,), (20,), (0.02,)),), 2, 2e-3, 6),
@@ -156,6 +167,7 @@ RESCUE = {
     ),
 }
 RESCUE["convolutional"] = RESCUE["kinked"]
+RESCUE["compared"] = RESCUE["saturating"]
 RESCUE["exact"] = RESCUE["smooth"]
 # The first one is also for a large image that was found far away (csrc/solver/restarts.h).
 RESCUE["large"] = (Schedule((0.0,), (1,), (0.1,)), *RESCUE["kinked"][:-1])
@@ -163,6 +175,7 @@ CONTINUATION_TOLERANCE = {
     "kinked": 0.1,
     "convolutional": 0.1,
     "saturating": 0.2,
+    "compared": 0.2,
     "smooth": 0.0,
     "exact": 0.1,
 }
@@ -172,6 +185,7 @@ EFFORT = {
     "kinked": KINKED,
     "convolutional": CONVOLUTIONAL,
     "saturating": SATURATING,
+    "compared": COMPARED,
     "smooth": SMOOTH,
     "exact": EXACT,
 }
@@ -179,6 +193,7 @@ NEEDED = {
     "kinked": {"default": 50, "thorough": 50},
     "convolutional": {"default": 120, "thorough": 160},
     "saturating": {"default": 40, "thorough": 40},
+    "compared": {"default": 40, "thorough": 40},
     "smooth": {"default": 20, "thorough": 20},
     "exact": {"default": 50, "thorough": 50},
     "large": {"default": 100, "thorough": 415},
@@ -194,7 +209,8 @@ PENALTY = Schedule((0.0,), (500,), (0.02,))
 WALK_STEPS = {"fast": 30, "default": 60, "thorough": 120}
 """Evaluations of a walk, the search in another norm than l2 (csrc/solver/walk.h)."""
 _EXACT_PART = 0.4
-_WALK_SMOOTHING = {"kinked": 0.5, "convolutional": 0.5, "saturating": 0.3}  # of others 0
+_WALK_SMOOTHING = {"kinked": 0.5, "convolutional": 0.5, "saturating": 0.3, "compared": 0.3}
+"""k of a walk by kind; 0 for others."""
 _WALK_POLISH = {"fast": (1e-3, 10), "default": (1e-4, 40), "thorough": (1e-5, 60)}
 _FIRST_STEP = {"linf": 1.5, "l1": 1.0}
 # Where a walk finds nothing: more smoothing, a higher temperature, other beginnings.
@@ -251,7 +267,8 @@ def find_effort(name: str, kind: str, n: int) -> Effort:
     """The effort of that name for images of ``n`` values and a network of that kind.
 
     ``kind`` is "kinked" (piecewise linear), "convolutional" (kinked, or max-pooling),
-    "saturating" (sigmoid, tanh), "smooth", or "exact" where nothing may be smoothed.
+    "saturating" (sigmoid, tanh), "compared" (with a maximum over values, no kinks else), "smooth",
+    or "exact" where nothing may be smoothed.
     """
     efforts = ON_LARGE if is_large(kind, n) else EFFORT[kind]
     return replace(efforts[name], searches=SEARCHES[name])

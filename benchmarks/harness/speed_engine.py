@@ -132,16 +132,9 @@ def _status(key: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
-class Unknown(torch.nn.Module):
-    """A module that the engine does not know, so that it runs through torch."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The model's logits."""
-        return torch.as_tensor(self.model(x))
+def through_torch(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The model as a function that does more than call it, so that it is not lowered."""
+    return lambda x: 1 * torch.as_tensor(model(x))
 
 
 def latency(
@@ -151,7 +144,7 @@ def latency(
     models = {
         "advcore.Network": advcore.Network.from_torch(case.model, case.images.shape[1:]),
         "torch module, lowered": case.model,
-        "torch module, through torch": Unknown(case.model).eval(),
+        "torch module, through torch": through_torch(case.model),
     }
     out = {}
     for name, model in models.items():

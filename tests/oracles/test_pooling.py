@@ -226,7 +226,7 @@ def test_every_spelling_is_smoothed_with_the_scales_of_its_channels(spelling: st
     [
         lambda h: functional.max_pool2d(h, 2, dilation=2),
         lambda h: functional.max_pool2d(h[:, 0], 2),  # (B, H, W): read as channels of one image
-        lambda h: functional.adaptive_max_pool2d(h, 2),
+        lambda h: functional.adaptive_max_pool2d(h, 4),  # windows that overlap
         lambda h: functional.avg_pool2d(h, 2),
         lambda h: functional.max_pool2d(h.transpose(0, 1), 2).transpose(0, 1),
     ],
@@ -319,3 +319,20 @@ def test_smoothed_pooling_lowers_distortions_and_evaluations(
     evaluations = {key: float(result.evaluations.mean()) for key, result in results.items()}
     assert mean[True] < 0.995 * mean[False]  # 0.985
     assert evaluations[True] < 0.6 * evaluations[False]  # 0.34
+
+
+@pytest.mark.parametrize("counts", [2, (4, 2), (None, 3)])
+def test_adaptive_pooling_is_that_of_its_windows(counts: Any) -> None:
+    """Windows of unequal sizes, and indices, are left alone."""
+    h = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    d = torch.rand(2, 3, 1, 1)
+    call = find_activation(functional.adaptive_max_pool2d, (h, counts), {})
+    assert call is not None
+    exact = functional.adaptive_max_pool2d(h, counts)
+    kernel = [size // count for size, count in zip(h.shape[2:], exact.shape[2:], strict=True)]
+    torch.testing.assert_close(call.smoothed(h, d), pooled(h, d, kernel))
+    assert torch.equal(call.smoothed(h, 0 * d), exact)
+    assert find_activation(functional.adaptive_max_pool2d, (h, 5), {}) is None
+    assert find_activation(functional.adaptive_max_pool2d, (h, 2, True), {}) is None
+    oracle = TorchOracle(lambda x: functional.adaptive_max_pool2d(x, (4, 1)).flatten(1), (1, 8, 6))
+    assert oracle.smoothed == "1 max-pooling"
