@@ -88,7 +88,12 @@ def searched_graph(
         graph = record(call, image, counts)
         if smoothed_calls(graph) <= found:
             return None, None
-        reason = differs(graph, call, image.expand(counts[0], *image.shape[1:]))
+        # Other images than the one that was recorded, so that a value read by the way is seen.
+        low, high = (float(end) for end in image.aminmax())
+        low, high = (low, high) if low < high else (min(low, 0.0), max(high, 1.0))
+        draws = torch.Generator().manual_seed(0)
+        other = torch.rand((counts[0], *image.shape[1:]), generator=draws).to(image)
+        reason = differs(graph, call, low + (high - low) * other)
     except Unsupported as unsupported:
         reason = unsupported.reason
     except Exception as error:  # of a model that does not run under a dispatch mode

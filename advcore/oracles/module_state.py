@@ -19,6 +19,8 @@ MOST_ENTRIES = 20_000
 MOST_COPIED_BYTES = 64 << 20
 """Bytes of weights of which copies are kept. They are compared at 10 GB/s, so that the largest take
 7 ms; a network of that size needs longer for an image."""
+LIBRARIES = frozenset(("builtins", "torch", "numpy", "typing", "abc", "functools", "collections"))
+"""Packages whose classes are taken to stay as they are."""
 BLOCK = 1 << 15
 """Values that are compared at once, so that the outcome stays in the cache."""
 SMALL_ARRAY = 1 << 16
@@ -96,6 +98,7 @@ class ModuleState:
         kind = type(part)
         add(kind)
         add(kind.forward)  # of a traced graph it changes with the graph
+        self._classes(kind)
         for name, value in values.items():
             if name not in self._own:
                 add(name)
@@ -108,6 +111,19 @@ class ModuleState:
             add(name)
             self._value(child)
         add(None)
+
+    def _classes(self, kind: type) -> None:
+        """Add the methods and attributes of a class of the user's, and of those it inherits."""
+        for each in kind.__mro__:
+            if each.__module__.partition(".")[0] in LIBRARIES:
+                continue
+            for name, value in vars(each).items():
+                if name == "__call__" or not name.startswith("__"):
+                    self.entries.append(name)
+                    if isinstance(value, (self._torch.Tensor, np.ndarray, list, dict, tuple)):
+                        self._value(value)
+                    else:
+                        self.entries.append(value)
 
     def _value(self, value: Any) -> None:
         kind, add = type(value), self.entries.append
@@ -145,6 +161,7 @@ class ModuleState:
             self.entries += (value.shape, value.dtype, value.tobytes())
         else:
             self.entries.append(None)
+            self._classes(kind)
             for part in _parts(value, kind):
                 self._value(part)
         self._active.discard(id(value))

@@ -154,6 +154,17 @@ class TorchOracle(Surveyed):
             oracle._scales.table = None
         return oracle
 
+    def graph_agrees(self, x: Floats, logits: Floats) -> bool:
+        """Whether the searched graph, if there is one, has the model's ``logits`` (1, K) of x."""
+        if self._searched is None:
+            return True
+        with self._torch.inference_mode(False), self._torch.no_grad():
+            images = wrapped(x.copy()).reshape(1, *self._shape).to(self._device, self._dtype)
+            found = self._to_numpy(dense_logits(self._searched(images)))
+        own = logits[:, -found.shape[1] :]  # of a single logit the second
+        tolerance = 1e-3 * (1 + float(np.abs(own).max()))
+        return np.allclose(found, own, rtol=0, atol=tolerance, equal_nan=True)
+
     @property
     def graph(self) -> Any:
         """The graph that a search evaluates in place of the model, or None."""

@@ -214,6 +214,11 @@ class OracleVerifier:
     available_bytes: int = FORWARD_BYTES
     network: None = None
 
+    @classmethod
+    def limited(cls, oracle: Oracle, batch_size: int | None) -> OracleVerifier:
+        """The verifier of a model that takes at most ``batch_size`` images."""
+        return cls(oracle, min(batch_size or FORWARD_ROWS, FORWARD_ROWS))
+
     @property
     def _most(self) -> int:
         """The largest number of images of a forward."""

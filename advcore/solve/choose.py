@@ -30,7 +30,6 @@ from ..oracles.survey import survey_counts
 from ..oracles.torch_calls import torch_threads
 from . import gpu
 from .backends import (
-    FORWARD_ROWS,
     SINGLE_EVALUATIONS,
     Backend,
     EngineInfo,
@@ -271,18 +270,20 @@ def _torch_backend(
     if lowerable and found.module is not None:
         known = None if reading is None else reading.lowered
         if known is None or not _agrees(known[0], sample, logits):
+            if known is not None and reading is not None:
+                reading.graph = None  # it is of another function
 
-            def lowered() -> Network:
-                return lower(found.module, shape, reading, counts, clock.check)
-
-            known = _lowered(lowered, sample, logits)
+            arguments = (found.module, shape, reading, counts, clock.check)
+            known = _lowered(lambda: lower(*arguments), sample, logits)
         network, reason = known
         if reading is not None and (network is None or reading.graph is not None):
             reading.lowered = known
         reason = f"{found.note}: {reason}" if found.note else reason
         if network is not None and place == "cpu":
             info = EngineInfo("native", "cpu", _core.isa(), reason)
-            return _native_backend(network, _verifier(oracle, batch_size), info, options)
+            return _native_backend(
+                network, OracleVerifier.limited(oracle, batch_size), info, options
+            )
     if place == "cuda":
         return _gpu_backend(network, oracle, reason, options, batch_size)
     if options.smoothing and not oracle.surveyed:
@@ -324,6 +325,9 @@ def _tried_oracle(
                 model, shape, options.device, trial, False, batch_size, clock.check, rule
             )
     logits = _check_logits(oracle, sample, batch_size)
+    if len(logits) and not oracle.graph_agrees(sample[:1], logits[:1]):  # a reading from before
+        READINGS.forget(found)
+        return _tried_oracle(model, found, sample, shape, options, clock, batch_size, count)
     if not len(sample) or len(logits) != len(sample) or oracle.batches is not None:
         reading = None
     if reading is not None:
@@ -374,7 +378,9 @@ def _gpu_backend(
         where = f"cpu ({unusable or 'it failed on the GPU'})"
         if network is not None and gpu.setting() != "torch":
             info = EngineInfo("native", "cpu", _core.isa(), reason, where)
-            return _native_backend(network, _verifier(oracle, batch_size), info, options)
+            return _native_backend(
+                network, OracleVerifier.limited(oracle, batch_size), info, options
+            )
         _survey(oracle, options)
         info = EngineInfo("torch", str(device), _core.isa(), reason, where)
         info.smoothed = oracle.smoothed
@@ -389,11 +395,6 @@ def _gpu_backend(
     if len(levels) == 1 or gpu.setting() == "force":
         return levels[0][1]()
     return gpu.Retreating(levels, device)
-
-
-def _verifier(oracle: TorchOracle, batch_size: int | None) -> OracleVerifier:
-    """The verifier of a model that takes at most ``batch_size`` images."""
-    return OracleVerifier(oracle, min(batch_size or FORWARD_ROWS, FORWARD_ROWS))
 
 
 def _is_lowerable(

@@ -94,6 +94,11 @@ class Readings:
             return copied
         return reading
 
+    def forget(self, found: ModuleOf) -> None:
+        """Drop the readings of a model."""
+        with self._lock:
+            self._kept.pop(id(found.inner), None)
+
     def keep(self, found: ModuleOf, reading: Reading) -> None:
         """Keep a reading, with copies of the weights, until the module is freed."""
         if reading.copies is None and Copies.fit(reading.state.tensors):

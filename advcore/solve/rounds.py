@@ -16,7 +16,7 @@ from .. import _core
 from ..errors import DeviceError, NoAnswer
 from ..oracles import Oracle, memory
 from ..oracles.logits import SquashFunction
-from .backends import FORWARD_ROWS, EngineInfo, OracleVerifier, Results
+from .backends import EngineInfo, OracleVerifier, Results
 from .job import Job, RunMonitor
 
 Floats = NDArray[np.float32]
@@ -56,7 +56,7 @@ class RoundBackend(ABC):
     @property
     def verifier(self) -> OracleVerifier:
         """The model itself, in batches no larger than those of the search."""
-        return OracleVerifier(self.oracle, min(self.batch_size or FORWARD_ROWS, FORWARD_ROWS))
+        return OracleVerifier.limited(self.oracle, self.batch_size)
 
     def noise(self, x: Floats) -> float:
         """See `Backend`."""

@@ -184,3 +184,20 @@ def test_other_logits_are_found() -> None:
     graph = trace(module, image())
     other = Residual().eval()
     assert "other logits" in str(differs(graph, other, torch.rand(4, *IMAGE)))
+
+
+def test_views_of_one_tensor_are_not_taken_for_each_other() -> None:
+    rows = list(torch.randn(5, 4).unbind(0))
+    with pytest.raises(Unsupported, match="depends on the number of rows"):
+        trace(lambda x: x.flatten(1)[:, :4] + rows[len(x)], image())
+
+
+def test_a_write_to_a_view_of_the_model_is_refused() -> None:
+    buffer = torch.ones(4)
+
+    def counting(x: Tensor) -> Tensor:
+        buffer.view(-1).add_(0.1)
+        return x.flatten(1)[:, :4] * buffer
+
+    with pytest.raises(Unsupported, match="changes a tensor of the model"):
+        trace(counting, image())

@@ -121,3 +121,17 @@ def test_a_model_that_cannot_be_read_says_why() -> None:
     assert oracle.kind == "convolutional"
     assert "reads a value of a tensor" in str(oracle.unread)
     assert "the operations could not be read: the operation aten._local_" in oracle.smoothed
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_values_read_outside_of_torch_are_found(batch_size: int | None) -> None:
+    """They are constants of the record, so that the graph is right for the recorded image alone."""
+    module = Checkpointed()
+
+    def scaled(x: Any) -> Any:
+        return module(x / float(np.abs(x.detach().numpy()).max()))
+
+    image = np.random.default_rng(0).random((1, 64), dtype=np.float32)
+    oracle = TorchOracle(scaled, SHAPE, sample=image, batch_size=batch_size)
+    assert oracle.graph is None
+    assert "other logits" in str(oracle.unread)

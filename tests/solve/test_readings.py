@@ -402,3 +402,47 @@ def test_copies_are_compared_bit_for_bit() -> None:
         assert not copies.equal(tensors)
         tensor.copy_(before)
         assert copies.equal(tensors)
+
+
+class ByItsClass(nn.Module):  # type: ignore[misc]
+    """A module that is searched as a graph, with parts of its function in its class."""
+
+    gain = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.last = nn.Linear(8, 32), nn.Linear(32, 3)
+        self.eval()
+
+    def before(self, x: Any) -> Any:
+        return x
+
+    def forward(self, x: Any) -> Any:
+        x = self.before(x) * self.gain * SIGNS["now"]
+        h = torch.utils.checkpoint.checkpoint(
+            lambda t: torch.relu(self.first(t)), x, use_reentrant=False
+        )
+        return self.last(h).exp().log1p()
+
+
+SIGNS = {"now": 1.0}
+
+
+@pytest.mark.parametrize("change", ["class attribute", "method", "global"])
+def test_a_change_outside_of_the_module_is_seen(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ByItsClass()
+    x = np.random.default_rng(1).random((6, 8), dtype=np.float32)
+    advcore.minimize_distortion(model, x)
+    if change == "class attribute":
+        monkeypatch.setattr(ByItsClass, "gain", -1.0)
+    elif change == "method":
+        monkeypatch.setattr(ByItsClass, "before", lambda self, x: 1 - x)
+    else:
+        monkeypatch.setitem(SIGNS, "now", -1.0)
+    again = advcore.minimize_distortion(model, x)
+    fresh = advcore.minimize_distortion(copy.deepcopy(model), x)
+    np.testing.assert_array_equal(again.status, fresh.status)
+    np.testing.assert_allclose(again.distortion, fresh.distortion, rtol=1e-4)

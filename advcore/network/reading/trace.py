@@ -105,6 +105,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.operations: list[Operation] = []
         self.input = x
+        self.constants: set[int] = set()  # addresses of the storages of the model's own tensors
         self.places = {id(x): Place(-1, 0)}
 
     @classmethod
@@ -134,6 +135,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
 
     def _check(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse an operation that a graph for all images cannot have."""
+        for tensor in pytree.tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor) and id(tensor) not in self.places:
+                self.constants |= _address(tensor)
         for tag in func.tags:
             if tag in _REFUSED_TAGS and not _is_harmless(func, args, kwargs):
                 raise Unsupported(f"the operation {func} {_REFUSED_TAGS[tag]}")
@@ -145,8 +149,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             written = args[index] if index < len(args) else kwargs.get(argument.name)
-            if isinstance(written, Tensor) and id(written) not in self.places:
+            if isinstance(written, Tensor) and self._is_constant(written):
                 raise Unsupported(f"the operation {func} changes a tensor of the model")
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor is the model's own, or a view of one."""
+        return id(tensor) not in self.places or bool(_address(tensor) & self.constants)
 
 
 def _is_harmless(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -158,6 +166,12 @@ def _is_harmless(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bo
     names = [argument.name for argument in func._schema.arguments]
     given = dict(zip(names, args, strict=False)) | kwargs
     return "dropout_p" in names and given.get("dropout_p", 0.0) == 0.0  # attention
+
+
+def _address(tensor: Tensor) -> set[int]:
+    """The address of a tensor's storage; empty for one without."""
+    has_storage = tensor.layout == torch.strided and tensor.device.type != "meta"
+    return {tensor.untyped_storage().data_ptr()} - {0} if has_storage else set()
 
 
 def trace(call: Call, image: Tensor, counts: tuple[int, int] = (2, 3)) -> fx.GraphModule:
@@ -186,7 +200,8 @@ def trace(call: Call, image: Tensor, counts: tuple[int, int] = (2, 3)) -> fx.Gra
     ------
     Unsupported
         The operations depend on values of the images, are random, change a tensor of the model or
-        depend on the number of rows in another way than by sizes.
+        depend on the number of rows in another way than by sizes, as far as the two forwards show
+        it. What is computed without torch, as in NumPy, is not seen: compare other images.
     """
     records = []
     for count in counts:
@@ -305,7 +320,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same in every bit that counts."""
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         return False
-    if a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr():
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
         return True
     return torch.equal(a, b)
 
