@@ -65,10 +65,7 @@ _PARAMETERS = {
     "abs": ("input",),
     "prelu": ("input", "weight"),
 }
-FORMS: dict[Any, tuple[str, bool]] = {
-    functional.relu6: ("relu6", False),
-    functional.hardtanh: ("hardtanh", False),
-    functional.hardtanh_: ("hardtanh", True),
+CLAMPS: dict[Any, tuple[str, bool]] = {
     torch.clamp: ("clamp", False),
     torch.clip: ("clamp", False),
     torch.clamp_min: ("clamp", False),
@@ -81,6 +78,13 @@ FORMS: dict[Any, tuple[str, bool]] = {
     Tensor.clamp_: ("clamp", True),
     Tensor.clip_: ("clamp", True),
     Tensor.clamp_min_: ("clamp", True),
+}
+"""The functions that clamp, as in `FORMS`."""
+FORMS: dict[Any, tuple[str, bool]] = {
+    **CLAMPS,
+    functional.relu6: ("relu6", False),
+    functional.hardtanh: ("hardtanh", False),
+    functional.hardtanh_: ("hardtanh", True),
     torch.abs: ("abs", False),
     torch.abs_: ("abs", True),
     torch.absolute: ("abs", False),

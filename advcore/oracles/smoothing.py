@@ -39,7 +39,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..network.kinds import find_kind
-from .kinks import find_kinks
+from .kinks import CLAMPS, find_kinks
 from .largest import find_largest
 from .pooling import find_windows, smoothed_max
 from .smoothed_relu import smoothed_relu
@@ -381,6 +381,7 @@ _FORMS: dict[str, tuple[tuple[str, ...], str, Callable[..., Tensor]]] = {
 """Parameters, kind and smoothed form of each activation; the slope of a leaky ReLU is added."""
 
 _FUNCTIONS: dict[Any, tuple[str, bool]] = {
+    **CLAMPS,
     functional.relu: ("relu", False),
     torch.relu: ("relu", False),
     torch.relu_: ("relu", True),
@@ -389,18 +390,6 @@ _FUNCTIONS: dict[Any, tuple[str, bool]] = {
     functional.leaky_relu: ("leaky_relu", False),
     functional.leaky_relu_: ("leaky_relu", True),
     torch._C._nn.leaky_relu: ("leaky_relu", False),
-    torch.clamp: ("clamp", False),
-    torch.clip: ("clamp", False),
-    torch.clamp_min: ("clamp", False),
-    torch.clamp_: ("clamp", True),
-    torch.clip_: ("clamp", True),
-    torch.clamp_min_: ("clamp", True),
-    Tensor.clamp: ("clamp", False),
-    Tensor.clip: ("clamp", False),
-    Tensor.clamp_min: ("clamp", False),
-    Tensor.clamp_: ("clamp", True),
-    Tensor.clip_: ("clamp", True),
-    Tensor.clamp_min_: ("clamp", True),
     torch.sigmoid: ("sigmoid", False),
     torch.sigmoid_: ("sigmoid", True),
     Tensor.sigmoid: ("sigmoid", False),
