@@ -326,7 +326,11 @@ void Propagation::forward(const float* x, int rows, const float* k, float* scale
   const size_t out = static_cast<size_t>(row_stride(network_.classes()));
   const int slots = std::max(rows, 1);
   const size_t scratch = network_.isa().scratch_bytes(network_.packed(), slots) / sizeof(float);
-  memory_ = allocate(scratch + count * (in + 2 * out));
+  if (rows != memory_rows_) {
+    memory_rows_ = -1;  // Until there is memory.
+    memory_ = allocate(scratch + count * (in + 2 * out));
+    memory_rows_ = rows;
+  }
   float* memory = memory_.get();
   scratch_ = network_.isa().carve_scratch(network_.packed(), slots, memory);
   memory += scratch;

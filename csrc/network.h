@@ -83,6 +83,7 @@ class Propagation {
  private:
   const Network& network_;
   int rows_ = 0;
+  int memory_rows_ = -1;  // The rows that the memory is laid out for.
   AlignedFloats memory_;
   Scratch* scratch_ = nullptr;
   std::vector<float*> x_, logits_, dlogits_;

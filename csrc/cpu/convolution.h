@@ -1,5 +1,6 @@
-// Forward and input gradient of the layers of images, one image at a time: one image has hundreds
-// of positions that share the weights, and what lies between its layers stays in L2.
+// Forward and input gradient of the layers of images, one image at a time while it has many
+// positions, which share the weights: what lies between its layers stays in L2. Layers of few
+// positions, where weights are read for few rows, take the positions of several images together.
 //
 // Inside, an image is (y, x, channel) with its padding around it. What a position of the kernel
 // sees is then, for each row of the kernel, one piece of memory, and the positions are the rows of
@@ -24,6 +25,30 @@ namespace {
 
 // Positions whose patches of the gradient are computed together, in L2, before they are added.
 constexpr int kPatchRows = 4 * kBlockRows;
+// Positions of several images in a product, and images that go through the layers together. With
+// weights from memory a product of depth 4,608 ran at 54 Gflop/s at 4 rows, 98 at 16, 108 at 64
+// and 110 at 128 (v4, one core of an AMD EPYC 9004).
+constexpr int kGroupPositions = 64;
+constexpr int kGroup = 16;
+
+// The first of the layers of images, up to the last, that all have few positions.
+inline int first_together(const PackedNetwork& net) {
+  int first = net.maps;
+  while (first > 0 && 2 * net.layer[first - 1].convolution->positions().area() <= kGroupPositions)
+    --first;
+  return first;
+}
+
+// Image l of the i-th image of a group.
+inline float* image_of(const Scratch& scratch, int l, int i) {
+  return scratch.image[l * scratch.group + i];
+}
+
+// The z of the i-th of several images in a product.
+inline float* z_of(const PackedLayer& layer, const Scratch& scratch, int i) {
+  return scratch.z + static_cast<size_t>(i * layer.convolution->positions().area() *
+                                         whole_lanes(layer.features));
+}
 
 // The values that the kernel sees at a position.
 inline float* position(const Convolution& c, const Image& image, float* values, int y, int x) {
@@ -74,34 +99,39 @@ inline void half_widths(float k, const float* scales, int features, float* d) {
   for (int j = 0; j < whole_lanes(features); ++j) d[j] = j < features ? k * scales[j] : 1.0f;
 }
 
-// The product of a convolution: z (positions, features).
-void multiply_positions(const PackedNetwork& net, const PackedLayer& layer,
-                        const Scratch& scratch) {
+// The product of a convolution for images first, ..., first + count - 1 of a group: z (count,
+// positions, features).
+void multiply_positions(const PackedNetwork& net, const PackedLayer& layer, const Scratch& scratch,
+                        int first, int count) {
   const Convolution& c = *layer.convolution;
   const Image& image = net.image[layer.sources[0]];
-  float* const values = scratch.image[layer.sources[0]];
   const int padded = whole_lanes(layer.features);
-  for (int i = 0, y = 0; y < c.positions().y; ++y)
-    for (int x = 0; x < c.positions().x; ++x, ++i) {
-      scratch.read[i] = position(c, image, values, y, x);
-      scratch.written[i] = scratch.z + static_cast<size_t>(i * padded);
-    }
-  gemm(scratch.read, c.positions().area(), {c.kernel.x * c.channels, c.kernel.y, image.row()},
-       layer.forward, layer.features, layer.bias, scratch.written);
+  int rows = 0;
+  for (int i = first; i < first + count; ++i) {
+    float* const values = image_of(scratch, layer.sources[0], i);
+    for (int y = 0; y < c.positions().y; ++y)
+      for (int x = 0; x < c.positions().x; ++x, ++rows) {
+        scratch.read[rows] = position(c, image, values, y, x);
+        scratch.written[rows] = scratch.z + static_cast<size_t>(rows * padded);
+      }
+  }
+  gemm(scratch.read, rows, {c.kernel.x * c.channels, c.kernel.y, image.row()}, layer.forward,
+       layer.features, layer.bias, scratch.written);
 }
 
-// The sum or the concatenation of a merge with the map of its channels: z (positions, features).
-void merge_images(const PackedNetwork& net, const PackedLayer& layer, const Scratch& scratch) {
+// The sum or the concatenation of a merge with the map of its channels, of image `index`
+// of a group: z (positions, features).
+void merge_images(const PackedNetwork& net, const PackedLayer& layer, const Scratch& scratch,
+                  int index, float* z) {
   const Size size = layer.convolution->size;
   const int padded = whole_lanes(layer.features);
-  float* z = scratch.z;
   for (int y = 0; y < size.y; ++y)
     for (int x = 0; x < size.x; ++x, z += padded) {
       store(z, padded - kLanes, Lane{});
       int first = 0;  // The channel of z that the source begins at.
       for (int s = 0; s < layer.source_count; ++s) {
         const Image& image = net.image[layer.sources[s]];
-        const float* const from = scratch.image[layer.sources[s]] + image.offset(y, x);
+        const float* const from = image_of(scratch, layer.sources[s], index) + image.offset(y, x);
         const bool adds = s > 0 && layer.merge == Merge::sum;
         for (int j = 0; j < image.channels; j += kLanes) {
           const Lane v = load_any(from + j);
@@ -114,48 +144,45 @@ void merge_images(const PackedNetwork& net, const PackedLayer& layer, const Scra
     }
 }
 
-// The forward pass of a layer of images, from those that it takes to `out`. `scales` are the row's,
-// from those of this layer on.
-void forward_image(const PackedNetwork& net, const PackedLayer& layer, const Scratch& scratch,
-                   float* dh, float k, float* scales, bool record_scales, const OutputView& out) {
+// What follows z (positions, features) in a layer of images: its activation and its pooling, to
+// `out`. `scales` are the row's, from those of this layer on.
+void finish_layer(const PackedLayer& layer, const Scratch& scratch, float* z, float* dh, float k,
+                  float* scales, bool record_scales, const OutputView& out) {
   const Convolution& c = *layer.convolution;
   const int positions = c.positions().area(), padded = whole_lanes(layer.features);
   const int n = positions * padded;
-  if (layer.merge == Merge::none)
-    multiply_positions(net, layer, scratch);
-  else
-    merge_images(net, layer, scratch);
-  if (record_scales) record_feature_scales(scratch.z, positions, layer.features, scales);
+  if (record_scales) record_feature_scales(z, positions, layer.features, scales);
   if (k > 0.0f && has_smoothed_form(layer.activation)) {
     half_widths(k, scales, layer.features, scratch.half_width);
-    activate_features(layer.activation, layer.slope, scratch.half_width, padded, scratch.z, dh, n);
+    activate_features(layer.activation, layer.slope, scratch.half_width, padded, z, dh, n);
   } else {
-    activate(layer.activation, layer.slope, 0.0f, scratch.z, scratch.z, dh, n);
+    activate(layer.activation, layer.slope, 0.0f, z, z, dh, n);
   }
   float* const pooled = scales ? scales + layer.features : nullptr;
   if (record_scales && c.pooling == Pooling::max)
-    record_feature_scales(scratch.z, positions, layer.features, pooled);
+    record_feature_scales(z, positions, layer.features, pooled);
   const bool smooth = k > 0.0f && c.pooling == Pooling::max;
   if (smooth) half_widths(k, pooled, layer.features, scratch.half_width);
   const float* const d = smooth ? scratch.half_width : nullptr;
   if (c.pooling == Pooling::none) {
-    const float* h = scratch.z;
+    const float* h = z;
     for (int y = 0; y < c.positions().y; ++y)
       for (int x = 0; x < c.positions().x; ++x, h += padded)
         for (int j = 0; j < layer.features; j += kLanes)
           store_any(out.at(y, x) + j, load(h, j), layer.features - j);
   } else if (c.side_by_side()) {
-    pool<true>(c, layer.features, d, scratch.z, dh, scratch.z, dh, out);
+    pool<true>(c, layer.features, d, z, dh, z, dh, out);
   } else {
-    pool<false>(c, layer.features, d, scratch.z, dh, dh + n, dh + n, out);
+    pool<false>(c, layer.features, d, z, dh, dh + n, dh + n, out);
   }
 }
 
 // Calls f(y, x, dz) with the gradient at each position before the activation, from that at `out`.
-// kPatchRows such rows stay. No gradient reaches what the pooling drops at the ends.
+// kPatchRows such rows stay, or all where windows are not side by side; `slot` is the place of the
+// next. No gradient reaches what the pooling drops at the ends.
 template <class F>
 void each_gradient(const PackedLayer& layer, const Scratch& scratch, const float* dh,
-                   const OutputView& out, F f) {
+                   const OutputView& out, int& slot, F f) {
   const Convolution& c = *layer.convolution;
   const Size positions = c.positions(), pooled = c.pooled();
   const int padded = whole_lanes(layer.features);
@@ -166,7 +193,6 @@ void each_gradient(const PackedLayer& layer, const Scratch& scratch, const float
       for (int x = 0; x < positions.x; ++x, dz += padded) f(y, x, dz);
     return;
   }
-  int slot = 0;
   for (int y = 0; y < pooled.y * c.window.y; ++y)
     for (int x = 0; x < pooled.x * c.window.x; ++x) {
       const size_t offset = static_cast<size_t>((y * positions.x + x) * padded);
@@ -179,47 +205,56 @@ void each_gradient(const PackedLayer& layer, const Scratch& scratch, const float
     }
 }
 
-// The backward pass of a convolution: the gradient at `out` to that at its image, padding included.
-void convolve_back(const PackedNetwork& net, const PackedLayer& layer, const Scratch& scratch,
-                   const float* dh, const OutputView& out) {
-  const Convolution& c = *layer.convolution;
-  const Image& image = net.image[layer.sources[0]];
-  float* const values = scratch.image[layer.sources[0]];
-  const int piece = c.kernel.x * c.channels;
-  const size_t patch = static_cast<size_t>(whole_lanes(c.depth()));
-  int patches = 0;
-  float* targets[kPatchRows];  // The places that the patches are added to.
-  const auto add = [&] {
-    gemm(scratch.read, patches, {layer.features}, layer.backward, c.depth(), nullptr,
-         scratch.written);
-    for (int i = 0; i < patches; ++i)
+// The product of a convolution's backward pass: the gradients at positions, of one image or
+// several, to patches that are added where the positions saw their image.
+class Patches {
+ public:
+  Patches(const PackedNetwork& net, const PackedLayer& layer, const Scratch& scratch)
+      : layer_(layer), scratch_(scratch), image_(net.image[layer.sources[0]]) {}
+
+  // dz (features) stays until the patches are added.
+  void push(const float* dz, float* values, int y, int x) {
+    const size_t patch = static_cast<size_t>(whole_lanes(layer_.convolution->depth()));
+    scratch_.read[count_] = dz;
+    scratch_.written[count_] = scratch_.patches + static_cast<size_t>(count_) * patch;
+    targets_[count_] = position(*layer_.convolution, image_, values, y, x);
+    if (++count_ == kPatchRows) add();
+  }
+
+  void add() {
+    const Convolution& c = *layer_.convolution;
+    const int piece = c.kernel.x * c.channels;
+    gemm(scratch_.read, count_, {layer_.features}, layer_.backward, c.depth(), nullptr,
+         scratch_.written);
+    for (int i = 0; i < count_; ++i)
       for (int y = 0; y < c.kernel.y; ++y) {
-        float* __restrict const target = targets[i] + static_cast<size_t>(y) * image.row();
-        const float* __restrict const patch_row = scratch.written[i] + y * piece;
+        float* __restrict const target = targets_[i] + static_cast<size_t>(y) * image_.row();
+        const float* __restrict const patch_row = scratch_.written[i] + y * piece;
         for (int j = 0; j < piece; ++j) target[j] += patch_row[j];
       }
-    patches = 0;
-  };
-  each_gradient(layer, scratch, dh, out, [&](int y, int x, const float* dz) {
-    scratch.read[patches] = dz;
-    scratch.written[patches] = scratch.patches + static_cast<size_t>(patches) * patch;
-    targets[patches] = position(c, image, values, y, x);
-    if (++patches == kPatchRows) add();
-  });
-  if (patches > 0) add();
-}
+    count_ = 0;
+  }
+
+ private:
+  const PackedLayer& layer_;
+  const Scratch& scratch_;
+  const Image& image_;
+  int count_ = 0;
+  float* targets_[kPatchRows];
+};
 
 // The backward pass of a merge: the gradient at `out` is added to those at its images.
 void merge_back(const PackedNetwork& net, const PackedLayer& layer, const Scratch& scratch,
-                const float* dh, const OutputView& out) {
+                int index, const float* dh, const OutputView& out) {
   const int padded = whole_lanes(layer.features);
-  each_gradient(layer, scratch, dh, out, [&](int y, int x, float* dz) {
+  int slot = 0;
+  each_gradient(layer, scratch, dh, out, slot, [&](int y, int x, float* dz) {
     for (int j = 0; layer.scale && j < padded; j += kLanes)
       store(dz, j, load(layer.scale, j) * load(dz, j));
     const float* from = dz;
     for (int s = 0; s < layer.source_count; ++s) {
       const Image& image = net.image[layer.sources[s]];
-      float* const to = scratch.image[layer.sources[s]] + image.offset(y, x);
+      float* const to = image_of(scratch, layer.sources[s], index) + image.offset(y, x);
       for (int j = 0; j < image.channels; j += kLanes)
         store_any(to + j, load_any(to + j) + load_any(from + j), image.channels - j);
       if (layer.merge == Merge::concatenate) from += image.channels;
@@ -227,48 +262,104 @@ void merge_back(const PackedNetwork& net, const PackedLayer& layer, const Scratc
   });
 }
 
-// The output of layer l of images: an image, or `row`.
-inline OutputView output_of(const PackedNetwork& net, const Scratch& scratch, int l, float* row) {
+// The output of layer l of images: image `index` of a group, or `row`.
+inline OutputView output_of(const PackedNetwork& net, const Scratch& scratch, int l, int index,
+                            float* row) {
   const PackedLayer& layer = net.layer[l];
   if (l + 1 < net.maps) {
     const Image& image = net.image[l + 1];
-    return {scratch.image[l + 1] + image.offset(0, 0), image.row(), layer.features};
+    return {image_of(scratch, l + 1, index) + image.offset(0, 0), image.row(), layer.features};
   }
   const size_t step = static_cast<size_t>(layer.convolution->pooled().x * layer.features);
   return {row, step, layer.features};
 }
 
-// The forward pass of row r through all layers of images; the values of the last go to `row`.
-void forward_images(const PackedNetwork& net, const Scratch& scratch, int r, const float* x,
-                    float k, float* scales, bool record_scales, float* row) {
-  transpose_image<true>(net.image[0], scratch.image[0], const_cast<float*>(x));
-  for (int l = 0; l < net.maps; ++l) {
-    fill_border(net.image[l], scratch.image[l]);
-    float* const dh = scratch.derivative[static_cast<size_t>(l * scratch.max_rows + r)];
-    forward_image(net, net.layer[l], scratch, dh, k,
-                  scales ? scales + net.layer[l].scale_offset : nullptr, record_scales,
-                  output_of(net, scratch, l, row));
+inline float* derivative_of(const Scratch& scratch, int l, int r) {
+  return scratch.derivative[static_cast<size_t>(l * scratch.max_rows + r)];
+}
+
+// The rows of a forward (isa.h); the values of the last layer of images go to `out`.
+struct ImageRows {
+  const float* const* x;
+  const float* k;
+  float* const* scales;
+  const uint8_t* record_scales;
+  float* const* out;
+};
+
+// The forward pass of layer l for images first, ..., first + count - 1 of the group of rows that
+// begins at `row`. They are few enough for one product.
+void forward_layer(const PackedNetwork& net, const Scratch& scratch, int l, int row, int first,
+                   int count, const ImageRows& rows) {
+  const PackedLayer& layer = net.layer[l];
+  for (int i = first; i < first + count; ++i) fill_border(net.image[l], image_of(scratch, l, i));
+  if (layer.merge == Merge::none) multiply_positions(net, layer, scratch, first, count);
+  for (int i = first; i < first + count; ++i) {
+    const int r = row + i;
+    float* const z = z_of(layer, scratch, i - first);
+    if (layer.merge != Merge::none) merge_images(net, layer, scratch, i, z);
+    float* const scales =
+        rows.scales && rows.scales[r] ? rows.scales[r] + layer.scale_offset : nullptr;
+    finish_layer(layer, scratch, z, derivative_of(scratch, l, r), rows.k ? rows.k[r] : 0.0f, scales,
+                 rows.record_scales && rows.record_scales[r],
+                 output_of(net, scratch, l, i, rows.out[r]));
   }
 }
 
-// The backward pass, from the gradient at the last layer's values, in `row`, to dx.
-void backward_images(const PackedNetwork& net, const Scratch& scratch, int r, const float* row,
-                     float* dx) {
-  for (int l = net.maps - 1; l >= 0; --l) {
-    const PackedLayer& layer = net.layer[l];
+// The forward pass of rows row, ..., row + count - 1, at most a group, through all layers of
+// images.
+void forward_images(const PackedNetwork& net, const Scratch& scratch, int row, int count,
+                    const ImageRows& rows) {
+  for (int i = 0; i < count; ++i) {
+    transpose_image<true>(net.image[0], image_of(scratch, 0, i),
+                          const_cast<float*>(rows.x[row + i]));
+    for (int l = 0; l < scratch.together; ++l) forward_layer(net, scratch, l, row, i, 1, rows);
+  }
+  for (int l = scratch.together; l < net.maps; ++l) {
+    const int most = kGroupPositions / net.layer[l].convolution->positions().area();
+    for (int i = 0; i < count; i += most)
+      forward_layer(net, scratch, l, row, i, count - i < most ? count - i : most, rows);
+  }
+}
+
+// The backward pass of layer l for images first, ..., first + count - 1 of a group: those of the
+// given rows, with the gradients at the last layer's values in `row`.
+void backward_layer(const PackedNetwork& net, const Scratch& scratch, int l, const int* rows,
+                    int first, int count, const float* const* row) {
+  const PackedLayer& layer = net.layer[l];
+  Patches patches(net, layer, scratch);
+  int slot = 0;
+  for (int i = first; i < first + count; ++i) {
     for (int s = 0; s < layer.source_count; ++s) {
       const Image& image = net.image[layer.sources[s]];
-      float* const values = scratch.image[layer.sources[s]];
-      for (size_t i = 0; image.last_reader == l && i < image.floats(); ++i) values[i] = 0.0f;
+      float* const values = image_of(scratch, layer.sources[s], i);
+      for (size_t j = 0; image.last_reader == l && j < image.floats(); ++j) values[j] = 0.0f;
     }
-    const float* const dh = scratch.derivative[static_cast<size_t>(l * scratch.max_rows + r)];
-    const OutputView out = output_of(net, scratch, l, const_cast<float*>(row));
-    if (layer.merge == Merge::none)
-      convolve_back(net, layer, scratch, dh, out);
-    else
-      merge_back(net, layer, scratch, dh, out);
+    const float* const dh = derivative_of(scratch, l, rows[i]);
+    const OutputView out = output_of(net, scratch, l, i, const_cast<float*>(row[rows[i]]));
+    if (layer.merge != Merge::none) {
+      merge_back(net, layer, scratch, i, dh, out);
+      continue;
+    }
+    float* const values = image_of(scratch, layer.sources[0], i);
+    each_gradient(layer, scratch, dh, out, slot,
+                  [&](int y, int x, const float* dz) { patches.push(dz, values, y, x); });
+    if (!layer.convolution->side_by_side()) patches.add();  // The next image overwrites them.
   }
-  transpose_image<false>(net.image[0], scratch.image[0], dx);
+  if (layer.merge == Merge::none) patches.add();
+}
+
+// The backward pass of the given rows, at most a group, from the gradients at the last layer's
+// values, in `row`, to dx.
+void backward_images(const PackedNetwork& net, const Scratch& scratch, const int* rows, int count,
+                     const float* const* row, float* const* dx) {
+  for (int l = net.maps - 1; l >= scratch.together; --l)
+    backward_layer(net, scratch, l, rows, 0, count, row);
+  for (int i = 0; i < count; ++i) {
+    for (int l = scratch.together - 1; l >= 0; --l)
+      backward_layer(net, scratch, l, rows, i, 1, row);
+    transpose_image<false>(net.image[0], image_of(scratch, 0, i), dx[rows[i]]);
+  }
 }
 
 }  // namespace

@@ -135,6 +135,8 @@ struct PackedNetwork {
 // The memory that one thread needs between a forward and its backward; the caller owns it.
 struct Scratch {
   int max_rows;
+  int group;     // Images that go through the layers together,
+  int together;  // from this layer of images on; through those before it one by one.
   // (layers, max_rows) rows (outputs): h, then the gradient at z. Null where it is in an image.
   float** value;
   // (layers, max_rows) rows (outputs) or (positions, features): dh/dz. Where the windows of a
@@ -143,9 +145,10 @@ struct Scratch {
   float** derivative;
   const float** read;  // Rows of A in a product: max_rows, or a convolution's positions.
   float** written;     // Rows of C.
-  // For one image at a time:
-  float** image;      // (maps) with its padding, (y, x, channel); then its gradient.
-  float* z;           // (positions, features) of the largest layer of images.
+  // (maps, group) with its padding, (y, x, channel); then its gradient. One for all of a group
+  // where no layer from `together` on reads it.
+  float** image;
+  float* z;           // (positions, features) of a product, of one or several images.
   float* patches;     // Gradients of some positions, (depth) each.
   float* half_width;  // (features) half-widths.
 };

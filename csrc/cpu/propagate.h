@@ -33,31 +33,40 @@ size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
   const auto pointers = [&](size_t n) {
     return reinterpret_cast<float**>(take(n * sizeof(float*)));
   };
+  const int together = first_together(net);
+  const int group = together < net.maps && kGroup < max_rows ? kGroup
+                    : together < net.maps                    ? max_rows
+                                                             : 1;
   size_t pointers_needed = rows, z = 0, patches = 0, features = 0;
   for (int l = 0; l < net.maps; ++l) {
     const PackedLayer& layer = net.layer[l];
     const size_t padded = static_cast<size_t>(whole_lanes(layer.features));
-    const size_t positions = static_cast<size_t>(layer.convolution->positions().area());
+    const size_t positions = larger(layer.convolution->positions().area(), kGroupPositions);
     const size_t patch = static_cast<size_t>(whole_lanes(layer.convolution->depth()));
-    pointers_needed = larger(pointers_needed, larger(positions, kPatchRows));
-    z = larger(z, larger(positions, kPatchRows) * padded);
+    pointers_needed = larger(pointers_needed, positions);
+    z = larger(z, positions * padded);
     patches = larger(patches, kPatchRows * patch);
     features = larger(features, padded);
   }
   Scratch* const s = reinterpret_cast<Scratch*>(take(sizeof(Scratch)));
   const Scratch parts{max_rows,
+                      group,
+                      together,
                       pointers(layers * rows),
                       pointers(layers * rows),
                       const_cast<const float**>(pointers(pointers_needed)),
                       pointers(pointers_needed),
-                      pointers(static_cast<size_t>(net.maps)),
+                      pointers(static_cast<size_t>(net.maps * group)),
                       floats(z),
                       floats(patches),
                       floats(features)};
   if (s) *s = parts;
   for (int l = 0; l < net.maps; ++l) {
-    float* const image = floats(net.image[l].floats());
-    if (s) parts.image[l] = image;
+    float* image = nullptr;
+    for (int i = 0; i < group; ++i) {
+      if (i == 0 || net.image[l].last_reader >= together) image = floats(net.image[l].floats());
+      if (s) parts.image[l * group + i] = image;
+    }
   }
   for (size_t l = 0; l < layers; ++l) {
     const PackedLayer& layer = net.layer[l];
@@ -105,9 +114,9 @@ void forward(const PackedNetwork& net, Scratch& scratch, const float* const* x, 
   };
   if (net.maps > 0) {
     float* const* const h = values(net.maps - 1);
-    for (int r = 0; r < rows; ++r)
-      forward_images(net, scratch, r, x[r], k ? k[r] : 0.0f, scales ? scales[r] : nullptr,
-                     record_scales && record_scales[r], h[r]);
+    const ImageRows all{x, k, scales, record_scales, h};
+    for (int r = 0; r < rows; r += scratch.group)
+      forward_images(net, scratch, r, rows - r < scratch.group ? rows - r : scratch.group, all);
     x = h;
   }
   for (int l = net.maps; l < net.layers; ++l) {
@@ -147,12 +156,11 @@ void backward(const PackedNetwork& net, Scratch& scratch, const int* rows, int c
          scratch.written);
     for (int i = 0; i < count; ++i) scratch.read[i] = scratch.written[i];
   }
-  for (int i = 0; net.maps > 0 && i < count; ++i) {
-    const int r = rows[i];
-    const size_t last = static_cast<size_t>((net.maps - 1) * scratch.max_rows + r);
-    const bool logits = net.maps == net.layers;
-    backward_images(net, scratch, r, logits ? dlogits[r] : scratch.value[last], dx[r]);
-  }
+  const size_t last = static_cast<size_t>((net.maps - 1) * scratch.max_rows);
+  const float* const* const dh = net.maps == net.layers ? dlogits : scratch.value + last;
+  for (int i = 0; net.maps > 0 && i < count; i += scratch.group)
+    backward_images(net, scratch, rows + i, count - i < scratch.group ? count - i : scratch.group,
+                    dh, dx);
   for (int i = 0; i < count; ++i) fill_padding(dx[rows[i]], net.inputs, 0.0f);
 }
 

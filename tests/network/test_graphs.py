@@ -110,6 +110,56 @@ def test_rows_do_not_depend_on_their_batch() -> None:
         assert np.array_equal(network.backward(seed[i : i + 1])[0], gradient[i])
 
 
+def small_maps(height: int, width: int) -> Network:
+    """A block whose images have few positions, and a layer that takes the first image beside it."""
+    rng = np.random.default_rng(7)
+    shape = (2, height, width)
+    stem = convolution(rng, 6, shape, 3, stride=(2, 2), padding=(1, 1), activation="relu")
+    low = convolution(
+        rng, 20, stem.out_shape, 3, padding=(1, 1), padding_value=0.2 * rng.standard_normal(6),
+        activation="relu", pooling="max", window=(3, 3), pooling_stride=(2, 2),
+        pooling_padding=(1, 1),
+    )  # fmt: skip
+    first = convolution(rng, 20, low.out_shape, 3, padding=(1, 1), activation="tanh")
+    block = Merge((2, 1), (first.out_shape, low.out_shape), activation="relu")
+    side = convolution(rng, 7, stem.out_shape, 1, stride=(2, 2), source=0)
+    whole = Merge((3, 4), (block.out_shape, side.out_shape), "concatenate", activation="relu")
+    last = convolution(
+        rng, 33, whole.out_shape, 2, padding=(1, 1), activation="relu", pooling="mean",
+        window=(2, 2),
+    )  # fmt: skip
+    head = Layer(rng.standard_normal((4, last.outputs)), rng.standard_normal(4))  # type: ignore[arg-type]
+    return Network([stem, low, first, block, side, whole, last, head])
+
+
+@pytest.mark.parametrize("k", [0.0, 0.3])
+@pytest.mark.parametrize("size", [(12, 10), (16, 12)])  # 30 and 48 positions behind the stem
+def test_images_that_share_a_product_do_not_depend_on_each_other(
+    k: float, size: tuple[int, int]
+) -> None:
+    network = small_maps(*size)
+    rng = np.random.default_rng(8)
+    x = rng.random((37, network.inputs), dtype=np.float32)
+    seed = rng.standard_normal((37, 4)).astype(np.float32)
+    core = network.core
+    scales = np.zeros((37, core.scales), np.float32)
+    core.forward(x, None, scales, True)
+
+    def evaluated(rows: slice) -> tuple[Any, Any]:
+        row_scales = scales[rows].copy()
+        if k == 0.0:  # The scales, too, are those of the image alone.
+            row_scales[:] = 0
+            core.forward(x[rows], None, row_scales, True)
+            assert np.array_equal(row_scales, scales[rows])
+        half_widths = np.full(len(x[rows]), k, np.float32)
+        return core.forward(x[rows], half_widths, row_scales, False), core.backward(seed[rows])
+
+    single = [evaluated(slice(i, i + 1)) for i in range(37)]
+    for rows in (2, 15, 16, 17, 37):
+        for values, alone in zip(evaluated(slice(0, rows)), zip(*single, strict=True), strict=True):
+            assert np.array_equal(values, np.concatenate(alone[:rows]))
+
+
 def test_bad_graphs_are_named() -> None:
     shape = (2, 4, 4)
     for fields, why in (
