@@ -39,6 +39,11 @@ inline int first_together(const PackedNetwork& net) {
   return first;
 }
 
+// Images that go through the layers together.
+inline int group_size(const PackedNetwork& net, int max_rows) {
+  return first_together(net) == net.maps ? 1 : max_rows < kGroup ? max_rows : kGroup;
+}
+
 // Image l of the i-th image of a group.
 inline float* image_of(const Scratch& scratch, int l, int i) {
   return scratch.image[l * scratch.group + i];
@@ -205,44 +210,6 @@ void each_gradient(const PackedLayer& layer, const Scratch& scratch, const float
     }
 }
 
-// The product of a convolution's backward pass: the gradients at positions, of one image or
-// several, to patches that are added where the positions saw their image.
-class Patches {
- public:
-  Patches(const PackedNetwork& net, const PackedLayer& layer, const Scratch& scratch)
-      : layer_(layer), scratch_(scratch), image_(net.image[layer.sources[0]]) {}
-
-  // dz (features) stays until the patches are added.
-  void push(const float* dz, float* values, int y, int x) {
-    const size_t patch = static_cast<size_t>(whole_lanes(layer_.convolution->depth()));
-    scratch_.read[count_] = dz;
-    scratch_.written[count_] = scratch_.patches + static_cast<size_t>(count_) * patch;
-    targets_[count_] = position(*layer_.convolution, image_, values, y, x);
-    if (++count_ == kPatchRows) add();
-  }
-
-  void add() {
-    const Convolution& c = *layer_.convolution;
-    const int piece = c.kernel.x * c.channels;
-    gemm(scratch_.read, count_, {layer_.features}, layer_.backward, c.depth(), nullptr,
-         scratch_.written);
-    for (int i = 0; i < count_; ++i)
-      for (int y = 0; y < c.kernel.y; ++y) {
-        float* __restrict const target = targets_[i] + static_cast<size_t>(y) * image_.row();
-        const float* __restrict const patch_row = scratch_.written[i] + y * piece;
-        for (int j = 0; j < piece; ++j) target[j] += patch_row[j];
-      }
-    count_ = 0;
-  }
-
- private:
-  const PackedLayer& layer_;
-  const Scratch& scratch_;
-  const Image& image_;
-  int count_ = 0;
-  float* targets_[kPatchRows];
-};
-
 // The backward pass of a merge: the gradient at `out` is added to those at its images.
 void merge_back(const PackedNetwork& net, const PackedLayer& layer, const Scratch& scratch,
                 int index, const float* dh, const OutputView& out) {
@@ -322,31 +289,59 @@ void forward_images(const PackedNetwork& net, const Scratch& scratch, int row, i
   }
 }
 
-// The backward pass of layer l for images first, ..., first + count - 1 of a group: those of the
-// given rows, with the gradients at the last layer's values in `row`.
+// The backward pass of convolution l for images first, ..., first + count - 1 of a group: those of
+// the given rows, whose gradients at the last layer's values are in `row`. From the gradient at its
+// output to that at its image, padding included. Patches are of positions of one image or several.
+void convolve_back(const PackedNetwork& net, const Scratch& scratch, int l, const int* rows,
+                   int first, int count, const float* const* row) {
+  const PackedLayer& layer = net.layer[l];
+  const Convolution& c = *layer.convolution;
+  const Image& image = net.image[layer.sources[0]];
+  const int piece = c.kernel.x * c.channels;
+  const size_t patch = static_cast<size_t>(whole_lanes(c.depth()));
+  int patches = 0, slot = 0;
+  float* targets[kPatchRows];  // The places that the patches are added to.
+  const auto add = [&] {
+    gemm(scratch.read, patches, {layer.features}, layer.backward, c.depth(), nullptr,
+         scratch.written);
+    for (int i = 0; i < patches; ++i)
+      for (int y = 0; y < c.kernel.y; ++y) {
+        float* __restrict const target = targets[i] + static_cast<size_t>(y) * image.row();
+        const float* __restrict const patch_row = scratch.written[i] + y * piece;
+        for (int j = 0; j < piece; ++j) target[j] += patch_row[j];
+      }
+    patches = 0;
+  };
+  for (int i = first; i < first + count; ++i) {
+    float* const values = image_of(scratch, layer.sources[0], i);
+    const OutputView out = output_of(net, scratch, l, i, const_cast<float*>(row[rows[i]]));
+    each_gradient(layer, scratch, derivative_of(scratch, l, rows[i]), out, slot,
+                  [&](int y, int x, const float* dz) {
+                    scratch.read[patches] = dz;
+                    scratch.written[patches] =
+                        scratch.patches + static_cast<size_t>(patches) * patch;
+                    targets[patches] = position(c, image, values, y, x);
+                    if (++patches == kPatchRows) add();
+                  });
+    const bool stay = c.side_by_side() && i + 1 < first + count;  // Or the next dz overwrite them.
+    if (patches > 0 && !stay) add();
+  }
+}
+
+// The backward pass of layer l, as of `convolve_back`.
 void backward_layer(const PackedNetwork& net, const Scratch& scratch, int l, const int* rows,
                     int first, int count, const float* const* row) {
   const PackedLayer& layer = net.layer[l];
-  Patches patches(net, layer, scratch);
-  int slot = 0;
-  for (int i = first; i < first + count; ++i) {
+  for (int i = first; i < first + count; ++i)
     for (int s = 0; s < layer.source_count; ++s) {
       const Image& image = net.image[layer.sources[s]];
       float* const values = image_of(scratch, layer.sources[s], i);
       for (size_t j = 0; image.last_reader == l && j < image.floats(); ++j) values[j] = 0.0f;
     }
-    const float* const dh = derivative_of(scratch, l, rows[i]);
-    const OutputView out = output_of(net, scratch, l, i, const_cast<float*>(row[rows[i]]));
-    if (layer.merge != Merge::none) {
-      merge_back(net, layer, scratch, i, dh, out);
-      continue;
-    }
-    float* const values = image_of(scratch, layer.sources[0], i);
-    each_gradient(layer, scratch, dh, out, slot,
-                  [&](int y, int x, const float* dz) { patches.push(dz, values, y, x); });
-    if (!layer.convolution->side_by_side()) patches.add();  // The next image overwrites them.
-  }
-  if (layer.merge == Merge::none) patches.add();
+  if (layer.merge == Merge::none) return convolve_back(net, scratch, l, rows, first, count, row);
+  for (int i = first; i < first + count; ++i)
+    merge_back(net, layer, scratch, i, derivative_of(scratch, l, rows[i]),
+               output_of(net, scratch, l, i, const_cast<float*>(row[rows[i]])));
 }
 
 // The backward pass of the given rows, at most a group, from the gradients at the last layer's

@@ -17,6 +17,15 @@ namespace {
 
 inline size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
+// The floats of a row's derivatives in a layer.
+size_t derivative_floats(const PackedLayer& layer) {
+  const Convolution* const c = layer.convolution;
+  if (!c) return static_cast<size_t>(row_stride(layer.outputs));
+  int values = c->positions().area();
+  if (!c->side_by_side()) values += c->pooled().area() * c->window.area();
+  return static_cast<size_t>(values) * static_cast<size_t>(whole_lanes(layer.features));
+}
+
 // Returns the bytes of a scratch, and fills it where there is memory.
 size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
   const size_t rows = static_cast<size_t>(max_rows), layers = static_cast<size_t>(net.layers);
@@ -34,9 +43,7 @@ size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
     return reinterpret_cast<float**>(take(n * sizeof(float*)));
   };
   const int together = first_together(net);
-  const int group = together < net.maps && kGroup < max_rows ? kGroup
-                    : together < net.maps                    ? max_rows
-                                                             : 1;
+  const int group = group_size(net, max_rows);
   size_t pointers_needed = rows, z = 0, patches = 0, features = 0;
   for (int l = 0; l < net.maps; ++l) {
     const PackedLayer& layer = net.layer[l];
@@ -71,16 +78,10 @@ size_t layout(const PackedNetwork& net, int max_rows, char* memory) {
   for (size_t l = 0; l < layers; ++l) {
     const PackedLayer& layer = net.layer[l];
     const size_t outputs = static_cast<size_t>(row_stride(layer.outputs));
-    size_t derivatives = outputs;
-    if (const Convolution* const c = layer.convolution) {
-      int values = c->positions().area();
-      if (!c->side_by_side()) values += c->pooled().area() * c->window.area();
-      derivatives = static_cast<size_t>(values) * static_cast<size_t>(whole_lanes(layer.features));
-    }
     const bool inside = static_cast<int>(l) + 1 < net.maps;  // The values are in an image.
     for (size_t i = l * rows; i < (l + 1) * rows; ++i) {
       float* const h = inside ? nullptr : floats(outputs);
-      float* const dh = floats(derivatives);
+      float* const dh = floats(derivative_floats(layer));
       if (s) parts.value[i] = h, parts.derivative[i] = dh;
     }
   }
