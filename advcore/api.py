@@ -68,7 +68,7 @@ def minimize_distortion(
     ----------
     model : torch.nn.Module, advcore.Network, or object with NumPy forward and backward
         Maps images to logits (B, K). On the CPU, chains of fully connected and convolutional layers
-        (`Network.from_torch` lists them; up to two million weights of convolutions), and such
+        (`Network.from_torch` lists them; up to eight million weights of convolutions), and such
         networks with branches (up to 20,000), are lowered to the native engine. Other modules and
         differentiable callables run through torch, in eval mode. A callable that only runs a module
         counts as that module, a Foolbox ``PyTorchModel`` and an ART ``PyTorchClassifier`` too. A

@@ -52,13 +52,13 @@ model's end stands for one of the outputs."""
 OUT_OF_TIME = "time_limit passed while the model was tried"
 SAME_LOGITS = 1e-3
 """Difference of logits, relative to the largest, up to which two forms are one model."""
-CONVOLUTION_WEIGHTS = 2_000_000
-"""Weights of convolutions up to which a module is lowered. The engine reads them once an image,
-torch once a batch: evaluations of small networks take 1/1.4 to 1/2.8 of torch's time, with 1.1
-million weights 1/1.2, with 15 million as long (benchmarks/bench_convolutions.py)."""
+CONVOLUTION_WEIGHTS = 8_000_000
+"""Weights of convolutions up to which a module is lowered: evaluations are faster than by torch.
+Those of small networks take 1/1.4 to 1/2.8 of torch's time, with 1.1 million 1/1.1 to 1/1.2, with 7
+million 1/1.3 to 1/1.6, with 15 million 1 to 1/1.1 (benchmarks/bench_convolutions.py)."""
 GRAPH_WEIGHTS = 20_000
-"""The same of networks with branches or pooling by windows that overlap. Evaluations with 8,000
-weights take 1/1.6 to 1/2.3 of torch's time, with 19,000 to 130,000 1 to 1/2, with more as long."""
+"""The same of networks with branches or pooling by windows that overlap, to 1/1.5 of torch's time:
+with 19,000 weights 1/1.5 to 1/2, with 43,000 1/1.3 to 1/1.7, with a million 1/0.9 to 1/1.2."""
 
 
 def choose_backend(
