@@ -28,7 +28,7 @@ from .solve.choose import (
 from .solve.finish import Stop, finish, make_result
 from .solve.interrupts import Interrupts
 from .solve.job import Job, RunMonitor, TrialClock
-from .solve.params import Facts, effort_within_budget, engine_params
+from .solve.params import Facts, engine_params
 from .solve.starts import nearest_starts
 from .solve.verify import NOISE_FACTOR, Judge
 
@@ -301,9 +301,6 @@ def _make_job(
         starts=0 if starts is None else starts.shape[1],
         squashing=squashing(backend.squash, judge.least_margin),
     )
-    effort = effort_within_budget(options, facts)
-    if effort != options.effort:
-        backend.info.effort = f"{effort} (max_evaluations is too small for {options.effort})"
     return Job(engine_params(options, facts), flat, judge.labels, *bounds, starts)
 
 
