@@ -27,7 +27,7 @@ class Programme:
 
     def effort(self, name: str) -> Effort:
         """The searches of the effort of that name, and those that follow while nothing is found."""
-        parts = (self.fast, self.default, self.thorough, self.exhaustive)
+        parts = (self.fast, self.default, self.thorough, (*self.exhaustive, *_LONGER))
         ends = [sum(map(len, parts[: i + 1])) for i in range(len(parts))]
         last = max(EFFORTS.index(name), EFFORTS.index("default"))
         searches = (*self.fast, *self.default, *self.fallbacks)
@@ -78,10 +78,16 @@ _FALLBACK = {"patience": 4, "polish_tolerance": 5e-5, "fallback": True}
 # Networks with kinks go through smoothed ones, widest first, to the exact one.
 _FINE = {"patience": 8, "polish_tolerance": 1e-5, "polish_budget": 60}
 KINKED = Programme(
-    fast=(Schedule((0.4, 0.1), (20, 12), (0.1, 0.05), patience=2, polish_tolerance=2e-3, polish_budget=6),),
+    fast=(
+        Schedule(
+            (0.4, 0.1), (20, 12), (0.1, 0.05), patience=2, polish_tolerance=2e-3, polish_budget=6
+        ),
+    ),
     default=(
         _refined(5e-5),
-        Schedule((0.8, 0.2, 0.05), (30, 20, 20), (0.1, 0.05, 0.02), patience=4, polish_tolerance=5e-5),
+        Schedule(
+            (0.8, 0.2, 0.05), (30, 20, 20), (0.1, 0.05, 0.02), patience=4, polish_tolerance=5e-5
+        ),
     ),
     fallbacks=_with(_KINKED_FALLBACKS, **_FALLBACK),
     thorough=(
@@ -99,10 +105,26 @@ KINKED = Programme(
 # Convolutional networks have more and finer kinks.
 CONVOLUTIONAL = Programme(
     fast=(
-        Schedule((0.8, 0.3, 0.1), (10, 6, 6), (0.05,) * 3, patience=2, descent=Descent(10), polish_tolerance=2e-3, polish_budget=3),
+        Schedule(
+            (0.8, 0.3, 0.1),
+            (10, 6, 6),
+            (0.05,) * 3,
+            patience=2,
+            descent=Descent(10),
+            polish_tolerance=2e-3,
+            polish_budget=3,
+        ),
     ),
     default=(
-        Schedule((0.3, 0.12), (20, 20), (0.02,) * 2, patience=8, polish_tolerance=2e-3, polish_budget=3),
+        Schedule(
+            (0.3, 0.12),
+            (20, 20),
+            (0.02,) * 2,
+            patience=8,
+            continuation_tolerance=0.015,
+            polish_tolerance=2e-3,
+            polish_budget=3,
+        ),
         _refined(5e-5, 6, Descent(25)),
     ),
     fallbacks=_with(_KINKED_FALLBACKS, **_FALLBACK, descent=Descent(25)),
@@ -111,8 +133,13 @@ CONVOLUTIONAL = Programme(
             (
                 Schedule((0.8, 0.32, 0.128, 0.0512, 0.02), (30, 20, 20, 20, 40), (0.02,) * 5),
                 Schedule((1.6, 0.64, 0.256, 0.102, 0.041, 0.016), (30,) + (20,) * 5, (0.02,) * 6),
+                Schedule((0.4, 0.2, 0.1, 0.05, 0.025, 0.0125), (30,) + (20,) * 5, (0.01,) * 6),
             ),
-            descent=Descent(40), patience=10, polish_tolerance=1e-5, polish_budget=20,
+            descent=Descent(40),
+            patience=10,
+            continuation_tolerance=0.01,
+            polish_tolerance=1e-5,
+            polish_budget=20,
         ),
         _refined(1e-5, 20, Descent(60)),
     ),
@@ -129,7 +156,15 @@ _BOUNDED = (0.02, 2.0, 1.0)  # temperature, start and reach
 
 
 def _descending(temperature: float, tolerance: float, polish: int, descent: Descent) -> Schedule:
-    return Schedule((0.0,), (1,), (temperature,), patience=8, descent=descent, polish_tolerance=tolerance, polish_budget=polish)
+    return Schedule(
+        (0.0,),
+        (1,),
+        (temperature,),
+        patience=8,
+        descent=descent,
+        polish_tolerance=tolerance,
+        polish_budget=polish,
+    )
 
 
 ON_LARGE = Programme(
@@ -144,11 +179,19 @@ ON_LARGE = Programme(
     thorough=(_descending(0.005, 1e-5, 20, Descent(400, 1.0, 0.01, 0.05, 2, *_BOUNDED)),),
 )
 # Networks whose units saturate go through smoothed ones too (docs/decisions.md).
-_SATURATING = Schedule((0.3, 0.1, 0.0), (30, 30, 30), (0.1, 0.05, 0.03), patience=2, continuation_tolerance=0.3)
+_SATURATING = Schedule(
+    (0.3, 0.1, 0.0), (30, 30, 30), (0.1, 0.05, 0.03), patience=2, continuation_tolerance=0.3
+)
 SATURATING = Programme(
     fast=(replace(_SATURATING, polish_tolerance=5e-3, polish_budget=4),),
     default=(_refined(1e-3),),
-    fallbacks=_with(_SATURATING_FALLBACKS, patience=2, continuation_tolerance=0.3, polish_tolerance=1e-3, fallback=True),
+    fallbacks=_with(
+        _SATURATING_FALLBACKS,
+        patience=2,
+        continuation_tolerance=0.3,
+        polish_tolerance=1e-3,
+        fallback=True,
+    ),
     thorough=(
         *_with(
             (
@@ -156,7 +199,10 @@ SATURATING = Programme(
                 Schedule((1.0, 0.3, 0.0), (40, 40, 60), (0.05, 0.05, 0.05)),
                 Schedule((0.3, 0.0), (40, 60), (0.02, 0.02)),
             ),
-            continuation_tolerance=0.2, patience=8, polish_tolerance=2e-5, polish_budget=60,
+            continuation_tolerance=0.2,
+            patience=8,
+            polish_tolerance=2e-5,
+            polish_budget=60,
         ),
         _refined(2e-5, 60),
     ),
@@ -172,9 +218,18 @@ SMOOTH = Programme(
             Schedule((0.0,), (100,), (0.1,)),
             Schedule((0.0,), (100,), (0.005,)),
         ),
-        patience=20, polish_tolerance=1e-5, polish_budget=60,
-    ) + (_refined(1e-5, 60),),
+        patience=20,
+        polish_tolerance=1e-5,
+        polish_budget=60,
+    )
+    + (_refined(1e-5, 60),),
 )
+_LONGER = (
+    _refined(1e-5, 60, Descent(100, 1.0, 0.01)),
+    _refined(1e-5, 60, Descent(200, 1.0, 0.005, 0.05, 2)),
+    _refined(1e-5, 60, Descent(300, 0.5, 0.005)),
+)
+"""What ``exhaustive`` adds for every kind: longer and longer descents from the best image."""
 PROGRAMMES = {
     "kinked": KINKED,
     "convolutional": CONVOLUTIONAL,
@@ -182,18 +237,28 @@ PROGRAMMES = {
     "smooth": SMOOTH,
     "large": ON_LARGE,
 }
-CLASSES = {"default": (9, 3, 1.25), "thorough": (9, 9, 0.0)}
+
+
+def _last_refinement(programme: Programme) -> Schedule:
+    """The refinement of ``default``, or where that has none the polish of its last search."""
+    last = next((s for s in reversed(programme.default) if not s.smoothing), programme.default[-1])
+    return replace(last, smoothing=(), budget=(), temperature=())
 
 
 def untargeted(programme: Programme) -> Programme:
-    """The same for any class but one: where the first search has ended the others are ranked."""
-    first, last = programme.fast[0], programme.default[-1]
-    aimed = replace(first, class_limit=1.25)
+    """The same for any class but one: the others are ranked at the best image of the first search.
+
+    Those whose linearised distance is near the best are searched for by default, then the next ones
+    whatever their distance.
+    """
+    first = programme.fast[0]
+    near, any_distance = replace(first, class_limit=1.5), replace(first, class_limit=1e9)
     return Programme(
         fast=programme.fast,
-        default=(Schedule(ranked=9), aimed, aimed, aimed, last),
+        default=(Schedule(ranked=5), near, near, near, _last_refinement(programme)),
         fallbacks=programme.fallbacks,
-        thorough=(Schedule(ranked=9), *(replace(aimed, class_limit=1e9),) * 3, programme.thorough[-1]),
+        thorough=(Schedule(ranked=9), *(any_distance,) * 3, programme.thorough[-1]),
+        exhaustive=(*(any_distance,) * 6, *programme.exhaustive),
     )
 
 
