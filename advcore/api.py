@@ -82,8 +82,8 @@ def minimize_distortion(
         Contiguous float32 arrays are used as they are, others are copied once.
     targets : (N,) int, or an int for all images, optional
         Class that each image shall be taken for. None: untargeted. The first class reached is not
-        always the nearest, so further classes are searched: two (``effort="fast"``: none,
-        ``"thorough"``: four).
+        always the nearest, so further classes are ranked by their
+        linearised distance and searched (``effort="fast"``: none).
     labels : (N,) int, or an int for all images, optional
         True classes of an untargeted run. None: the model's own prediction. With targets the
         labels are checked and otherwise ignored.
@@ -104,17 +104,16 @@ def minimize_distortion(
         Margin required, in logits. The margin is the target's logit minus the largest other one
         (untargeted: the largest other one minus the label's). Four times the rounding noise of the
         model's logits is added.
-    effort : "fast", "default" or "thorough"
-        More effort takes more evaluations and finds smaller distortions. An image for which no
+    effort : "fast", "default", "thorough" or "exhaustive"
+        Each begins with the searches of the one before. More effort takes more evaluations and finds smaller distortions. An image for which no
         search succeeds (``not_found``) costs 200 to 1,500 evaluations, "thorough" up to 2,000,
         unless ``max_evaluations`` is less.
     history : int in [3, 8]
         Pairs (s, y) of L-BFGS.
     max_evaluations : int, optional
         Budget of an image, in pairs of a forward and a backward. The repair of ``levels`` takes up
-        to 27 more; with 8 levels or fewer up to 90 more, and 700 further forwards. Where the
-        budget is too small for an effort (`schedules.NEEDED`), the next lower effort runs, and the
-        result's ``engine`` says so.
+        to 27 more; with 8 levels or fewer up to 90 more, and 700 further forwards. It cuts the searches of
+        an effort off; the efforts begin alike, so a smaller budget needs no lower effort.
     tolerance : float > 0
         Relative change of c and of x at which a search stops.
     c_init : "auto" or float > 0
@@ -291,7 +290,7 @@ def _make_job(
     bounds: tuple[Floats, Floats],
     starts: Floats | None,
 ) -> Job:
-    """Return the engine's job. ``info`` of the back end gets the effort if the budget lowers it."""
+    """Return the engine's job."""
     facts = Facts(
         n=flat.shape[1],
         classes=backend.classes,

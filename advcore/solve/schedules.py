@@ -38,7 +38,10 @@ class Programme:
         return Effort(searches, ends[EFFORTS.index(name)])
 
 
-def _refined(tolerance: float, budget: int = 30, descent: Descent = Descent()) -> Schedule:
+_NO_DESCENT = Descent()
+
+
+def _refined(tolerance: float, budget: int = 30, descent: Descent = _NO_DESCENT) -> Schedule:
     """From the best image: a descent, where it has steps, and a polish."""
     return Schedule(descent=descent, polish_tolerance=tolerance, polish_budget=budget)
 
@@ -212,17 +215,19 @@ SMOOTH = Programme(
     fast=(Schedule((0.0,), (20,), (0.02,), patience=2, polish_tolerance=2e-3, polish_budget=6),),
     default=(_refined(1e-4),),
     fallbacks=_with(_SMOOTH_FALLBACKS, patience=12, fallback=True),
-    thorough=_with(
-        (
-            Schedule((0.0,), (100,), (0.02,)),
-            Schedule((0.0,), (100,), (0.1,)),
-            Schedule((0.0,), (100,), (0.005,)),
+    thorough=(
+        *_with(
+            (
+                Schedule((0.0,), (100,), (0.02,)),
+                Schedule((0.0,), (100,), (0.1,)),
+                Schedule((0.0,), (100,), (0.005,)),
+            ),
+            patience=20,
+            polish_tolerance=1e-5,
+            polish_budget=60,
         ),
-        patience=20,
-        polish_tolerance=1e-5,
-        polish_budget=60,
-    )
-    + (_refined(1e-5, 60),),
+        _refined(1e-5, 60),
+    ),
 )
 _LONGER = (
     _refined(1e-5, 60, Descent(100, 1.0, 0.01)),
