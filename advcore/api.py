@@ -105,15 +105,16 @@ def minimize_distortion(
         (untargeted: the largest other one minus the label's). Four times the rounding noise of the
         model's logits is added.
     effort : "fast", "default", "thorough" or "exhaustive"
-        Each begins with the searches of the one before. More effort takes more evaluations and finds smaller distortions. An image for which no
-        search succeeds (``not_found``) costs 200 to 1,500 evaluations, "thorough" up to 2,000,
-        unless ``max_evaluations`` is less.
+        Each begins with the searches of the one before. More effort takes more evaluations and
+        finds smaller distortions. An image for which no search succeeds (``not_found``) costs 200
+        to 1,500 evaluations, "thorough" up to 2,000, unless ``max_evaluations`` is less.
     history : int in [3, 8]
         Pairs (s, y) of L-BFGS.
     max_evaluations : int, optional
         Budget of an image, in pairs of a forward and a backward. The repair of ``levels`` takes up
-        to 27 more; with 8 levels or fewer up to 90 more, and 700 further forwards. It cuts the searches of
-        an effort off; the efforts begin alike, so a smaller budget needs no lower effort.
+        to 27 more; with 8 levels or fewer up to 90 more, and 700 further forwards. It cuts the
+        searches of an effort off; the efforts begin alike, so a smaller budget needs no lower
+        effort.
     tolerance : float > 0
         Relative change of c and of x at which a search stops.
     c_init : "auto" or float > 0
