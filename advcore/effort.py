@@ -54,6 +54,8 @@ class Schedule:
     class_limit : float
         Above 0: the search is for the next of these classes, and is run only where its distance is
         below so many times the best one.
+    same_class : bool
+        Untargeted: the search is for the class of the best image.
     """
 
     smoothing: tuple[float, ...] = ()
@@ -68,6 +70,7 @@ class Schedule:
     fallback: bool = False
     ranked: int = 0
     class_limit: float = 0.0
+    same_class: bool = False
 
 
 @dataclass(frozen=True)

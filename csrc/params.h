@@ -52,6 +52,7 @@ struct Schedule {
   int ranked = 0;
   // > 0: a search for the next of these classes, if its distance is below so many times the best.
   float class_limit = 0;
+  bool same_class = false;  // Untargeted: the search is for the class of the best image.
 };
 
 struct Params {
@@ -122,6 +123,7 @@ void for_each_schedule_setting(F f) {
   f("fallback", &Schedule::fallback);
   f("ranked", &Schedule::ranked);
   f("class_limit", &Schedule::class_limit);
+  f("same_class", &Schedule::same_class);
 }
 
 template <class F>

@@ -103,7 +103,7 @@ def _solves_penalty_problem(options: Options) -> bool:
 
 
 def _core_schedule(search: Schedule, smoothing: bool) -> _core.Schedule:
-    """The search as the engine takes it, on the exact network alone where ``smoothing`` is False."""
+    """The search as the engine takes it. ``smoothing`` False: on the exact network alone."""
     out = _core.Schedule()
     for entry in fields(Schedule):
         if entry.name not in {"smoothing", "budget", "temperature", "descent"}:

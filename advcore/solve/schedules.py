@@ -129,9 +129,10 @@ CONVOLUTIONAL = Programme(
     fast=(
         Schedule(
             (0.8, 0.3, 0.1),
-            (10, 6, 6),
+            (20, 12, 12),
             (0.05,) * 3,
             patience=2,
+            continuation_tolerance=0.03,
             descent=Descent(10),
             polish_tolerance=2e-3,
             polish_budget=3,
@@ -147,7 +148,7 @@ CONVOLUTIONAL = Programme(
             polish_tolerance=2e-3,
             polish_budget=3,
         ),
-        _refined(5e-5, 6, Descent(25)),
+        _refined(5e-5, 6, Descent(15, 0.15)),
     ),
     fallbacks=_with(_KINKED_FALLBACKS, **_FALLBACK, descent=Descent(25)),
     thorough=(
@@ -315,20 +316,24 @@ def _last_refinement(programme: Programme) -> Schedule:
     return replace(last, smoothing=(), budget=(), temperature=())
 
 
-def untargeted(programme: Programme) -> Programme:
-    """The same for any class but one: the others are ranked at the best image of the first search.
+def untargeted(programme: Programme, *, ranked: bool) -> Programme:
+    """The same for any class but one.
 
-    Those whose linearised distance is near the best are searched for by default, then the next ones
-    whatever their distance.
+    A search that says nothing else is for any class that none before it has reached. Where
+    ``ranked``, two searches before it are for those that are near by their linearised distance:
+    without them convolutional networks need 40% more evaluations, with them dense ones 20%. Other
+    searches for the class of the best image follow by ``"thorough"``, then the other classes.
     """
     first = programme.fast[0]
-    near, any_distance = replace(first, class_limit=1.5), replace(first, class_limit=1e9)
+    near = (Schedule(ranked=5), *(replace(first, class_limit=1.5),) * 2)
+    held = _with(tuple(s for s in programme.thorough if s.smoothing), same_class=True)
+    any_distance = replace(first, class_limit=1e9)
     return Programme(
         fast=programme.fast,
-        default=(Schedule(ranked=5), near, near, near, _last_refinement(programme)),
+        default=(*(near if ranked else (first,)), first, _last_refinement(programme)),
         fallbacks=programme.fallbacks,
-        thorough=(Schedule(ranked=9), *(any_distance,) * 3, programme.thorough[-1]),
-        exhaustive=(*(any_distance,) * 6, *programme.exhaustive),
+        thorough=(*(first,) * 3, *held, programme.thorough[-1]),
+        exhaustive=(Schedule(ranked=9), *(any_distance,) * 6, *programme.exhaustive),
     )
 
 
@@ -382,10 +387,7 @@ def find_walk(name: str, kind: str, norm: str, targeted: bool, budget: int | Non
         "polish_budget": iterations,
     }
     is_long = name in ("thorough", "exhaustive")
-    if targeted:
-        heats = (1.0, 10.0) if is_long else (1.0,)
-    else:
-        heats = (10.0,) * (3 if is_long else 1)
+    heats = (1.0, 10.0)[: 2 if is_long else 1] if targeted else (10.0,) * (3 if is_long else 1)
     walks = _with(tuple(_walk(smoothing, steps, heat) for heat in heats), **settings)
     fallbacks = _with(
         tuple(
@@ -411,4 +413,6 @@ def find_effort(name: str, kind: str, n: int, targeted: bool = True) -> Effort:
     or "exact" where nothing may be smoothed.
     """
     programme = PROGRAMMES["large" if is_large(kind, n) else kind]
-    return (programme if targeted else untargeted(programme)).effort(name)
+    if not targeted:
+        programme = untargeted(programme, ranked=kind in ("convolutional", "exact"))
+    return programme.effort(name)
