@@ -192,7 +192,7 @@ def _descending(temperature: float, tolerance: float, polish: int, descent: Desc
 
 ON_LARGE = Programme(
     fast=(_descending(0.02, 2e-3, 3, Descent(50, 1.0, 0.05, 0.1, 3, *_BOUNDED)),),
-    default=(_descending(0.02, 5e-5, 4, Descent(90, 1.0, 0.05, 0.1, 3, *_BOUNDED)),),
+    default=(_refined(5e-5, 4, Descent(40, 0.6)),),
     # The first one is also for a large image that was found far away (csrc/solver/restarts.h).
     fallbacks=_with(
         (Schedule((0.0,), (1,), (0.1,)), *_KINKED_FALLBACKS[:-1]),
@@ -235,7 +235,7 @@ COMPARED = _ending_smooth(SATURATING, 0.03)
 # Other networks have nothing to smooth.
 SMOOTH = Programme(
     fast=(Schedule((0.0,), (20,), (0.02,), patience=2, polish_tolerance=2e-3, polish_budget=6),),
-    default=(_refined(1e-4),),
+    default=(_refined(3e-5),),
     fallbacks=_with(_SMOOTH_FALLBACKS, patience=12, fallback=True),
     thorough=(
         *_with(
