@@ -169,6 +169,7 @@ struct State {
     int stage_class = -1;               // Its runner-up: the class reached, if untargeted.
     float margin_checkpoint = -kNone;   // m kMinProgressRounds ago; -kNone: none in this stage.
     int looks = 0;                      // Points of this stage that the exact network was asked.
+    float look_k = 0, look_T = 0;       // Of the stage that goes on after a look; 0: at its end.
     int rounds = 0;                     // Rounds since the stage, or a solve for one c, began.
     int rounds_since_improvement = 0;   // Rounds near stage_best; short steps count three times.
     int nonfinite_count = 0;            // Evaluations of the image that were not finite.

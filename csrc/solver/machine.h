@@ -127,7 +127,8 @@ struct Machine {
   ADVCORE_FN StageEnd stage_end(const Round& round);
   ADVCORE_FN bool without_progress();
   ADVCORE_FN void go_on();
-  ADVCORE_FN void ask_look();
+  ADVCORE_FN void next_look();
+  ADVCORE_FN bool look_early();
   ADVCORE_FN void look();
   ADVCORE_FN void leave_stage(StageEnd end);
   ADVCORE_FN void end_stage(Status status);

@@ -109,7 +109,8 @@ ADVCORE_FN bool Machine<Team>::next_search() {
       if (!restarts.found_by_search) s.request.exclusions = 0;  // It may go to every class.
     }
     const bool from_best = next.stages == 0;
-    const bool any_class = !(params.targeted || from_best || next.class_limit > 0 || next.same_class);
+    const bool any_class =
+        !(params.targeted || from_best || next.class_limit > 0 || next.same_class);
     if (any_class && s.request.exclusions + 1 >= params.classes) continue;
     if (from_best && s.best.norm == kNone) continue;
     if (next.ranked > 0) {

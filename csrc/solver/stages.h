@@ -29,9 +29,13 @@ constexpr int kMinProgressRounds = 15;
 // The progress it needs: the part of the margin by which those rounds must raise it. What cannot be
 // reached then costs 540 to 1,500 evaluations, not 1,800 to 2,900.
 constexpr float kMinRelativeProgress = 0.02f;
-// Where the exact network is asked for a first image: multiples of the r of a smoothed network.
+// Where the exact network is asked for an image: up to so many multiples of the r of a smoothed
+// network.
 constexpr int kMaxLooks = 3;
-constexpr float kLooks[kMaxLooks] = {1.0f, 1.1f, 1.25f};
+// A look must promise an image this much nearer than the best one.
+constexpr float kWorthALook = 0.95f;
+// While there is no image, the exact network is asked after every so many rounds.
+constexpr int kEarlyLookRounds = 3;
 // While the search has found nothing on any network, a stage may take so many times its budget.
 constexpr int kBudgetsWithoutSuccess = 3;
 
@@ -196,8 +200,10 @@ ADVCORE_FN StageEnd Machine<Team>::stage_end(const Round& round) {
   return StageEnd::none;
 }
 
-// To the next network. While there is no adversarial image, the exact network is first asked about
-// the best point of this one, and about points a little farther out: every image gets one early.
+ADVCORE_INLINE float look_scale(int look) { return look == 0 ? 1.0f : look == 1 ? 1.1f : 1.25f; }
+
+// To the next network. The exact network is first asked about the best point of this one, and about
+// points a little farther out: every image gets an adversarial one early.
 template <class Team>
 ADVCORE_FN void Machine<Team>::go_on() {
   State::Stages& stages = s.stages;
@@ -205,21 +211,42 @@ ADVCORE_FN void Machine<Team>::go_on() {
   stages.k[stages.count] = s.request.k;
   stages.norm[stages.count++] = s.search.stage_best;
   s.search.looks = 0;
-  if (s.best.norm < kNone || s.search.stage_best == kNone || exact_loss() || s.request.k == 0)
-    return next_network();
-  ask_look();
+  s.search.look_k = 0;
+  if (exact_loss() || s.request.k == 0) return next_network();
+  next_look();
 }
 
+// Asks about the next point, unless an image there would be no gain.
 template <class Team>
-ADVCORE_FN void Machine<Team>::ask_look() {
-  between(team, params, p, p.x0, p.stage_point, kLooks[s.search.looks++], p.trial);
+ADVCORE_FN void Machine<Team>::next_look() {
+  const float scale = look_scale(s.search.looks);
+  if (s.search.looks == kMaxLooks || !(scale * s.search.stage_best < kWorthALook * s.best.norm))
+    return next_network();
+  ++s.search.looks;
+  between(team, params, p, p.x0, p.stage_point, scale, p.trial);
   ask_exact(Phase::look, false);
+}
+
+// In the middle of a stage.
+template <class Team>
+ADVCORE_FN bool Machine<Team>::look_early() {
+  State::Search& search = s.search;
+  if (s.best.norm < kNone || search.stage_best == kNone || exact_loss() || s.request.k == 0 ||
+      search.rounds % kEarlyLookRounds != 0)
+    return false;
+  search.look_k = s.request.k;
+  search.look_T = s.request.T;
+  between(team, params, p, p.x0, p.stage_point, look_scale(kMaxLooks - 1), p.trial);
+  ask_exact(Phase::look, false);
+  return true;
 }
 
 template <class Team>
 ADVCORE_FN void Machine<Team>::look() {
-  if (s.best.norm == kNone && s.search.looks < kMaxLooks) return ask_look();
-  next_network();
+  if (s.search.look_k == 0) return s.eval.margin >= 0 ? next_network() : next_look();
+  s.request.k = s.search.look_k;
+  s.request.T = s.search.look_T;
+  propose();
 }
 
 template <class Team>
