@@ -412,6 +412,17 @@ class Options:
         ),
     )
 
+    record: bool | None = field(
+        default=None,
+        metadata=_metadata(
+            "keep hashes of the model and of the inputs with the result",
+            Check(_flag, "`True`, `False`"),
+            meaning="whether `result.record` holds hashes of the model and of the inputs "
+            "([what it costs](decisions.md#hashes-are-made-from-32-images-on))",
+            without="where there are 32 images or more",
+        ),
+    )
+
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)

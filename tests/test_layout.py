@@ -27,7 +27,7 @@ ROOMS: Rooms = (
         ]
     ],
     [["network"]],
-    [["data"], ["kernels"]],  # The embedded network is a Network.
+    [["data"], ["fingerprint"], ["kernels"]],  # The embedded network is a Network.
     [["oracles"]],
     [["solve"]],
     [["api"]],

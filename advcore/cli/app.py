@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -37,15 +38,23 @@ INTERRUPTED = 130
 ISA_NAMES = {"v4": "AVX-512 (v4)", "v3": "AVX2 (v3)", "base": "baseline (base)"}
 
 
-class SortedCommands(TyperGroup):
-    """Lists the commands in the order of their names, not in that of the imports."""
+COMMAND = "advcore.command"
+"""Name under which the context has the whole command line."""
+
+
+class Commands(TyperGroup):
+    """Lists the commands in the order of their names, and keeps the whole command line."""
 
     def list_commands(self, context: Any) -> list[str]:
         return sorted(self.commands)
 
+    def parse_args(self, context: Any, arguments: list[str]) -> list[str]:
+        context.meta[COMMAND] = shlex.join(["advcore", *arguments])
+        return super().parse_args(context, arguments)
+
 
 app = typer.Typer(
-    cls=SortedCommands,
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,27 @@ def _what_instead(path: Path) -> str:
             f"numpy.save({path.stem + '.npy'!r}, numpy.loadtxt({path.name!r}, delimiter=','))"
         )
     return "is not a .npy file of numbers; numpy.save writes one"
+
+
+def distortions(words: Sequence[str] | None) -> list[float]:
+    """Return the numbers of --eps, which stand apart by commas or spaces.
+
+    Raises
+    ------
+    ValueError : one of them is no number >= 0.
+    """
+    numbers = []
+    for word in re.split(r"[,\s]+", ",".join(words or ())):
+        if not word:
+            continue
+        try:
+            number = float(word)
+        except ValueError:
+            number = -1.0
+        if not number >= 0:
+            raise ValueError(f"--eps: expected numbers >= 0, as in 0.25,0.5,1, got {word!r}")
+        numbers.append(number)
+    return numbers
 
 
 OTHER_FILES = (*TEXT_SUFFIXES, *SUFFIXES, ".json", ".npy", ".parquet")

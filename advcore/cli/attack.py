@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -17,8 +16,14 @@ import advcore
 
 from ..jobs.plan import check_shard
 from ..options import Options, option_info, split_former_norm
-from ..result import already_note, images_per_second
+from ..result.statistics import (
+    accuracy_rows,
+    distortion_text,
+    evaluations_text,
+    statistics,
+)
 from .app import (
+    COMMAND,
     INTERRUPTED,
     ISA_NAMES,
     RAISED,
@@ -30,13 +35,14 @@ from .app import (
     with_dashes,
     without_interrupt,
 )
-from .arguments import AttackInputs, check_writable, is_job_folder
+from .arguments import AttackInputs, check_writable, distortions, is_job_folder
 from .job import attack_blocks
 from .pictures import PictureFolder
 from .sources import Sources, read_inputs
 
 if TYPE_CHECKING:
     from ..result import Result
+    from ..result.record import Record
 
 PANEL = "Options of the search (docs/options.md)"
 """Heading of the options of `Options` in the help."""
@@ -79,6 +85,7 @@ def _parameter(entry: Field[Any]) -> inspect.Parameter:
 @app.command()
 @with_options
 def attack(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(
@@ -161,6 +168,13 @@ def attack(
             "classes, from ADVCORE_DATA"
         ),
     ] = None,
+    eps: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="distortions at which the accuracy under attack is printed, as in 0.25,0.5,1",
+            metavar="NUMBERS",
+        ),
+    ] = None,
     no_picture: Annotated[bool, typer.Option("--no-picture", help="write no picture")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
     **options: Any,
@@ -173,6 +187,7 @@ def attack(
         options["norm"], options["penalty"] = split_former_norm(
             options["norm"], options["penalty"], dashes="--"
         )
+        limits = distortions(eps)
         checked = Options(**options)  # raises for wrong values before any file is read
         if targets is not None and untargeted:
             raise ValueError("--targets and --untargeted exclude each other")
@@ -188,8 +203,8 @@ def attack(
             raise ValueError("--output, --size and --names need a folder of pictures as --images")
         sources = Sources(model, images, labels, targets, untargeted, starts, count, folder)
         if is_job:
-            if (starts, picture, output) != (None, None, None):
-                raise ValueError("--starts, --picture and --output need a name.npz as --out")
+            if (starts, picture, output, eps) != (None, None, None, None):
+                raise ValueError("--starts, --picture, --output and --eps need a name.npz as --out")
             attack_blocks(sources, Path(str(out)), block, part, options, stage)
             return
         if block is not None:
@@ -204,12 +219,13 @@ def attack(
 
             check_writable(picture, "--picture", picture_suffixes())
         result, stop = _run(inputs, stage, options)
+        _complete_record(result.record, sources, context.meta[COMMAND])
         if folder is not None and not no_picture:
             picture = picture or folder.output / "grid.png"
         with without_interrupt():
             lines, unwritten = _write(inputs, result, out, folder, picture)
             with printing():
-                _print_table(result)
+                _print_table(result, limits)
                 print(*lines, sep="\n", end="\n" if lines else "")
     if isinstance(stop, KeyboardInterrupt):
         print_note("error: interrupted; the images finished so far are in the result")
@@ -272,6 +288,7 @@ def _run(
             starts=inputs.starts,
             progress=True,
             callback=note_begin,
+            record=True,
             **options,
         )
     except (advcore.Interrupted, advcore.ModelError, advcore.DeviceError) as stop:
@@ -279,6 +296,18 @@ def _run(
             raise _exit_with(stop) from None
         return stop.result, stop
     return result, None
+
+
+def _complete_record(record: Record, sources: Sources, command: str) -> None:
+    """Add to the record what the command line alone knows."""
+    record["model"]["name"] = sources.model or "the network of the package"
+    record["run"]["command"] = command
+    if (
+        sources.images is not None
+        and sources.labels is None
+        and record["input"]["labels"] == "given"
+    ):
+        record["input"]["labels"] = "predicted"  # They were asked of the model for the targets.
 
 
 def _exit_with(error: BaseException) -> typer.Exit:
@@ -289,38 +318,32 @@ def _exit_with(error: BaseException) -> typer.Exit:
     return typer.Exit(RAISED)
 
 
-def _print_table(result: Result) -> None:
+def _print_table(result: Result, eps: Sequence[float]) -> None:
     table = Table(show_header=False, title="minimum-distortion adversarial examples")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in summary_rows(result):
+    for name, value in summary_rows(result, eps):
         table.add_row(name, value)
     Console().print(table)
 
 
-def summary_rows(result: Result) -> list[tuple[str, str]]:
+def summary_rows(result: Result, eps: Sequence[float] = ()) -> list[tuple[str, str]]:
     """Return the lines (name, value) of the table. Distortions are over the successes."""
-    count, successes = len(result.success), int(result.success.sum())
+    figures = statistics(result, eps)
+    count, successes = figures["images"], figures["adversarial"]
     share = f" ({successes / count:.1%})" if count else ""
-    rows = [("success", f"{successes} of {count}{share}")]
+    rows = [("success", f"{successes} of {count}{share}"), *accuracy_rows(result, figures)]
     if successes:
-        distortion = result.distortion[result.success]
-        rms = result.rms_distortion[result.success]
+        rms = figures["rms_distortion"]["mean"]
         rows += [
-            (
-                f"distortion {result.measure}",
-                f"mean {distortion.mean():.4f}, median {np.median(distortion):.4f}"
-                f"{already_note(result)}",
-            ),
-            ("RMS distortion sqrt(mean r^2)", f"mean {rms.mean():.5f}"),
+            (f"distortion {result.measure}", distortion_text(result, figures)),
+            ("RMS distortion sqrt(mean r^2)", f"mean {rms:.5f}"),
         ]
     if count:
-        evaluations = result.evaluations
-        slowest = np.percentile(evaluations, 99)
-        rate = images_per_second(result)
+        rate = figures["images_per_second"]
         rows += [
-            ("evaluations per image", f"mean {evaluations.mean():.1f}, p99 {slowest:.0f}"),
-            ("further forwards per image", f"mean {result.forwards.mean():.1f}"),
+            ("evaluations per image", evaluations_text(figures)),
+            ("further forwards per image", f"mean {figures['forwards']['mean']:.1f}"),
             ("images per second", f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"),
             ("status", result.status_text()),
         ]

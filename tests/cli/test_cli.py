@@ -80,6 +80,25 @@ def test_main_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(result.distortion, distortion, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("folder")
+def test_accuracies_and_the_record_of_a_command() -> None:
+    words = ["attack", *OWN, "--labels", "y.npy", "--out", "r.npz", "--eps", "0.3,0", "--eps", "1"]
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.stdout.replace("│", " ").split())
+    assert "clean accuracy 100.0%" in text
+    assert "robust accuracy 50.0% at ||r|| <= 0.3, 100.0% at ||r|| <= 0, 0.0% at ||r|| <= 1" in text
+    record = advcore.Result.load("r.npz").record
+    assert record["model"]["name"] == "my_model.py:build"
+    assert record["run"]["command"] == "advcore " + " ".join(words)
+    assert record["input"]["labels"] == "given"
+    for options in ([], ["--targets", "next-likeliest"]):
+        done = run("attack", *OWN, "--out", "r.npz", *options)
+        assert done.exit_code == 0, done.output
+        assert advcore.Result.load("r.npz").record["input"]["labels"] == "predicted"
+        assert "clean accuracy" not in done.stdout
+
+
 def test_random_targets_do_not_depend_on_the_count() -> None:
     labels = np.arange(1000) % 10
     targets = data.random_targets(labels, classes=10, seed=0)
@@ -192,6 +211,7 @@ def test_stored_network() -> None:
         (["--targets", "t.npy", "--untargeted"], "--targets and --untargeted exclude each other"),
         (["--out", "no/folder/r.npz"], "--out: folder no/folder does not exist"),
         (["--out", "r.txt"], "--out: expected a name that ends in .npz, or a folder, got r.txt"),
+        (["--eps", "0.5,x"], "--eps: expected numbers >= 0, as in 0.25,0.5,1, got 'x'"),
         (["--effort", "heroic"], "effort"),
         (["--loss", "hinge"], "loss"),
         (["--penalty", "l7"], "penalty must be one of l2, l2_unsquared, got 'l7'"),
