@@ -22,6 +22,7 @@ ROOMS: Rooms = (
             "errors",
             "effort",
             "options",
+            "report",
             "result",
             "validate",
         ]
@@ -31,7 +32,7 @@ ROOMS: Rooms = (
     [["oracles"]],
     [["solve"]],
     [["api"]],
-    [["models"], ["reference"], ["report"]],
+    [["models"], ["reference"]],
     [["torch_modules"]],  # It is a former name, for stored modules.
     [[""]],  # advcore/__init__.py with the public names
     [["adapters"], ["compare"], ["diagnose"], ["certify"], ["jobs"], ["experiments"]],

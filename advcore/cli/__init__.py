@@ -13,7 +13,7 @@ def main() -> None:
     have no result, and with 4 if its time limit has passed.
     """
     try:
-        from . import attack, job, reproduce  # noqa: F401 (The imports add the commands to the app.)
+        from . import attack, job, report, reproduce  # noqa: F401 (The imports add the commands to the app.)
         from .app import app
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich"}:

@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from types import FrameType
 from typing import Annotated, Any
@@ -116,9 +116,13 @@ def _cuda_text(built: bool, devices: int, reason: str) -> str:
 
 @dataclass
 class Stage:
-    """The stage that a command has reached, as a text that follows "interrupted"."""
+    """The stage that a command has reached, as a text that follows "interrupted".
+
+    ``warnings`` has the texts of those that were shown.
+    """
 
     name: str = "before the run began"
+    warnings: list[str] = field(default_factory=list)
 
 
 def print_note(text: str) -> None:
@@ -140,10 +144,6 @@ def with_dashes(text: str) -> str:
         lambda match: f"--{match[1].replace('_', '-')} {match[2]}",
         text,
     )
-
-
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print_note(f"warning: {with_dashes(str(message))}")
 
 
 class OutputFailed(Exception):
@@ -207,10 +207,15 @@ def one_line_errors(debug: bool) -> Iterator[Stage]:
     SIGTERM counts as Ctrl-C. With `debug` errors keep their tracebacks.
     """
     stage = Stage()
+
+    def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+        stage.warnings.append(" ".join(with_dashes(str(message)).split()))
+        print_note(f"warning: {stage.warnings[-1]}")
+
     try:
         with sigterm_as_ctrl_c(), warnings.catch_warnings():
             if not debug:
-                warnings.showwarning = _print_warning
+                warnings.showwarning = show_warning
             yield stage
     except OutputFailed as error:
         if not isinstance(

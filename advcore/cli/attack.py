@@ -38,6 +38,7 @@ from .app import (
 from .arguments import AttackInputs, check_writable, distortions, is_job_folder
 from .job import attack_blocks
 from .pictures import PictureFolder
+from .report import PageFile, page_file
 from .sources import Sources, read_inputs
 
 if TYPE_CHECKING:
@@ -157,6 +158,13 @@ def attack(
             "advcore_pictures"
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="write a page about the result there (.html); default: nowhere. `advcore report` "
+            "makes it later"
+        ),
+    ] = None,
     size: Annotated[
         int | None,
         typer.Option(help="side of the pictures of a folder; default: the model's", min=1),
@@ -199,12 +207,16 @@ def attack(
         if images is not None and images.is_dir():
             folder = PictureFolder(images, output or Path("advcore_pictures"), size, names)
             options["levels"] = _picture_levels(options)
-        elif (output, size, names) != (None, None, None):
-            raise ValueError("--output, --size and --names need a folder of pictures as --images")
+        elif (output, size) != (None, None):
+            raise ValueError("--output and --size need a folder of pictures as --images")
+        elif names is not None and report is None:
+            raise ValueError("--names needs a folder of pictures as --images, or --report")
         sources = Sources(model, images, labels, targets, untargeted, starts, count, folder)
         if is_job:
-            if (starts, picture, output, eps) != (None, None, None, None):
-                raise ValueError("--starts, --picture, --output and --eps need a name.npz as --out")
+            if (starts, picture, output, eps, report) != (None,) * 5:
+                raise ValueError(
+                    "--starts, --picture, --output, --eps and --report need a name.npz as --out"
+                )
             attack_blocks(sources, Path(str(out)), block, part, options, stage)
             return
         if block is not None:
@@ -218,12 +230,13 @@ def attack(
             from ..report import picture_suffixes
 
             check_writable(picture, "--picture", picture_suffixes())
+        page = None if report is None else page_file(report, limits, names)
         result, stop = _run(inputs, stage, options)
-        _complete_record(result.record, sources, context.meta[COMMAND])
+        _complete_record(result.record, sources, context.meta[COMMAND], stage.warnings)
         if folder is not None and not no_picture:
             picture = picture or folder.output / "grid.png"
         with without_interrupt():
-            lines, unwritten = _write(inputs, result, out, folder, picture)
+            lines, unwritten = _write(inputs, result, out, folder, picture, page)
             with printing():
                 _print_table(result, limits)
                 print(*lines, sep="\n", end="\n" if lines else "")
@@ -249,6 +262,7 @@ def _write(
     out: Path | None,
     folder: PictureFolder | None,
     picture: Path | None,
+    page: PageFile | None,
 ) -> tuple[list[str], OSError | None]:
     """Write all files of a run, before anything is printed.
 
@@ -266,6 +280,9 @@ def _write(
 
             picture_grid(picture, inputs.images, result, labels=inputs.labels)
             lines.append(f"picture: {picture}")
+        if page is not None:
+            page.write(result, inputs.images, folder)
+            lines.append(f"report: {page.path}")
     except OSError as error:
         return lines, error
     return lines, None
@@ -298,10 +315,14 @@ def _run(
     return result, None
 
 
-def _complete_record(record: Record, sources: Sources, command: str) -> None:
+def _complete_record(
+    record: Record, sources: Sources, command: str, warnings: Sequence[str]
+) -> None:
     """Add to the record what the command line alone knows."""
     record["model"]["name"] = sources.model or "the network of the package"
     record["run"]["command"] = command
+    if warnings:
+        record["run"]["warnings"] = "\n".join(warnings)
     if (
         sources.images is not None
         and sources.labels is None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import validate
 from .._files import write_text
 from . import files, statistics, tables
 from .files import TEXTS, of_now
@@ -356,6 +357,65 @@ class Result:
             The file cannot be written. A former one is as it was.
         """
         write_text(path, tables.json_text(self, _limits(eps)))
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        images: Any = None,
+        labels: Any = None,
+        class_names: Sequence[str] | None = None,
+        *,
+        image_names: Sequence[str] | None = None,
+        eps: ArrayLike = (),
+        warnings: Sequence[str] = (),
+    ) -> None:
+        """Write an HTML page, one file with all in it (needs ``advcore[report]``).
+
+        It has the figures of `summary`, the curve of `robust_accuracy`, which class was led to
+        which, the hardest and the easiest images, costs, warnings, options and versions.
+
+        Parameters
+        ----------
+        images : (N, ...), optional
+            The clean images, which a result does not hold. Without them the adversarial ones are
+            shown alone.
+        labels : (N,) int, optional
+            True classes in the place of ``label``.
+        class_names : sequence of str, optional
+            Names by the number of the class.
+        image_names : sequence of str (N,), optional
+            Names of the images, such as those of their files.
+        eps : float or several
+            Distortions in the table of accuracies. By default some are chosen.
+        warnings : sequence of str
+            Further remarks at the head of the page.
+
+        Raises
+        ------
+        ValueError
+            ``images``, ``labels`` or ``image_names`` are not those of N images.
+        ImportError
+            Jinja2 or matplotlib is not installed.
+        OSError
+            The file cannot be written. A former one is as it was.
+        """
+        from ..report.page import Page, write_page
+
+        result = self if labels is None else self.with_labels(labels)
+        page = Page(images, class_names, image_names, _limits(eps), warnings)
+        write_page(path, result, page)
+
+    def with_labels(self, labels: Any) -> Result:
+        """Return the same result with these true classes (N,).
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are no integers, not N, or negative.
+        """
+        classes = validate.classes(labels, "labels", len(self), 2**31 - 1).astype(np.int64)
+        kept = {**self.record, "input": {**self.record.get("input", {}), "labels": "given"}}
+        return replace(self, label=classes, record=kept)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a compressed ``.npz`` without pickles. Tensors are stored as arrays.

@@ -356,7 +356,7 @@ def test_words_for_targets_of_arrays(folder: Path) -> None:
         (["--images", "in", "--targets", "tabby"], "got 'tabby'; the names of the classes are not"),
         (["--images", "in", "--targets", "9"], "--targets: class 9 is not in [0, 3]"),
         (["--images", "in", "--names", "none.json"], "--names: none.json does not exist"),
-        (["--output", "out"], "--output, --size and --names need a folder of pictures"),
+        (["--output", "out"], "--output and --size need a folder of pictures"),
     ],
 )
 def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str) -> None:

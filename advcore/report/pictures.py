@@ -6,21 +6,21 @@ The module needs matplotlib (``pip install "advcore[plots]"``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._extras import require
-from ._files import replacing
-from .result import Result
-from .result.statistics import withstood_name
-from .validate import to_numpy
+from .._extras import require
+from .._files import replacing
+from ..validate import to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, FigureBase
+
+    from ..result import Result
 
 
 def picture_grid(
@@ -131,50 +131,6 @@ def adversarial_figure(
         )
     figure.supxlabel(measure, fontsize="medium")
     return figure
-
-
-def curve_figure(results: Result | Mapping[str, Result]) -> Figure:
-    """Draw the share of images that withstood the attack against the distortion.
-
-    Parameters
-    ----------
-    results : one result, or several by the names that the legend gives them. They have one norm.
-
-    Raises
-    ------
-    ValueError : there is none, one has no image, or they differ in their norm.
-    ImportError : matplotlib is not installed.
-    """
-    require("matplotlib", "plots", "the curve")
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    named = {"": results} if isinstance(results, Result) else dict(results)
-    norms = dict.fromkeys(result.norm for result in named.values())
-    if len(norms) != 1 or not all(map(len, named.values())):
-        found = ", ".join(f"{len(result)} images in {result.norm}" for result in named.values())
-        raise ValueError(f"results must have images and one norm, got {found or 'none'}")
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for name, result in named.items():
-        axes.step(*curve_points(result), where="post", label=name or None)
-    first = next(iter(named.values()))
-    axes.set_xlabel(f"distortion {first.measure}")
-    axes.set_ylabel(withstood_name(first) if len(named) == 1 else "withstood")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlim(left=0)
-    axes.set_ylim(0, 1)
-    axes.grid(alpha=0.3)
-    if "" not in named:
-        axes.legend()
-    return figure
-
-
-def curve_points(result: Result) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the distortions at which the share that withstood falls, from 0, and the shares."""
-    found = np.unique(result.distortion[result.success].astype(np.float64))
-    eps = np.unique(np.concatenate([[0.0], found]))
-    return eps, np.asarray(result.robust_accuracy(eps), np.float64)
 
 
 def picture_rows(
