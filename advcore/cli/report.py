@@ -14,7 +14,8 @@ import advcore
 from .._extras import require
 from ..jobs.classes import read_names
 from .app import app, one_line_errors, printing
-from .arguments import array, check_writable, distortions
+from .arguments import array, check_writable, class_numbers, distortions
+from .panels import INPUT, OUTPUT, Debug, Eps, Quiet, complete_file, option
 
 if TYPE_CHECKING:
     from ..result import Result
@@ -53,33 +54,41 @@ def report(
     file: Annotated[Path, typer.Argument(metavar="RESULT", help="result of advcore attack, .npz")],
     images: Annotated[
         Path | None,
-        typer.Option(help=".npy, (N, ...) clean images of the result; default: without them"),
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help=".npy, (N,) true classes; default: those of the result")
-    ] = None,
-    names: Annotated[
-        Path | None, typer.Option(help="names of the classes, .json or one a line")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="write the page there (.html); default: beside the result")
-    ] = None,
-    eps: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="distortions in the table of accuracies, as in 0.25,0.5,1", metavar="NUMBERS"
+        option(
+            INPUT,
+            ".npy, (N, ...) clean images of the result; default: without them",
+            metavar="FILE",
         ),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
+    labels: Annotated[
+        str | None,
+        option(
+            INPUT,
+            "true classes: .npy, .csv, .txt, or one number; default: those of the result",
+            metavar="FILE",
+            autocompletion=complete_file,
+        ),
+    ] = None,
+    names: Annotated[
+        Path | None, option(INPUT, "names of the classes, .json or one a line", metavar="FILE")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        option(OUTPUT, "write the page there (.html); default: beside the result", metavar="FILE"),
+    ] = None,
+    eps: Eps = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Writes a page about a stored result: figures, curve, classes, images, costs, options."""
-    with one_line_errors(debug):
+    with one_line_errors(debug, quiet):
         target = file.with_suffix(".html") if out is None else out
         check_writable(target, "--out", SUFFIXES)
         result = advcore.Result.load(file)
         clean = None if images is None else array(images, "--images", mapped=True)
-        classes = None if labels is None else array(labels, "--labels")
+        classes = None if labels is None else class_numbers(labels, "--labels", len(result))
         named = None if names is None else read_names(names)
         result.report(target, clean, classes, named, eps=distortions(eps))
         with printing():
-            print(f"report: {target}")
+            if not quiet:
+                print(f"report: {target}")

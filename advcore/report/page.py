@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._durations import precise
 from .._extras import require
 from .._files import write_text
 from ..result.record import labels_of
@@ -26,7 +27,6 @@ from ..result.statistics import (
     accuracy_rows,
     class_counts,
     distortion_text,
-    duration,
     evaluations_text,
     per_class,
     statistics,
@@ -142,7 +142,7 @@ def _context(result: Result, page: Page) -> dict[str, Any]:
         "pictures": pictures.groups(),
         "picture_note": pictures.note,
         "costs": _costs(result),
-        "seconds": duration(result.seconds),
+        "seconds": precise(result.seconds),
         "notes": [*_notes(result, page), *page.warnings],
         "command": record.get("run", {}).get("command"),
         "record": {part: record[part] for part in record if part != "run"},
@@ -277,7 +277,7 @@ def _costs(result: Result) -> list[list[str]]:
         cells = (np.mean(values), np.median(values), np.percentile(values, 99), values.max())
         rows.append([name, f"{values.sum():,.0f}", *(f"{cell:,.4g}" for cell in cells)])
     seconds = result.seconds
-    rows.append(["time", duration(seconds), duration(seconds / len(result)), "", "", ""])
+    rows.append(["time", precise(seconds), precise(seconds / len(result)), "", "", ""])
     return rows
 
 

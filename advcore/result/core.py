@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -206,6 +207,10 @@ class Result:
         mean = self.distortion[self.success].astype(np.float64).mean() if successes else 0.0
         text = f"mean {self.measure} {mean:.3f}{note}, " if successes else ""
         return f"Result({len(self)} images, {successes} adversarial, {text}{self.path_text()})"
+
+    def _repr_html_(self) -> str:
+        """Return the summary for a notebook."""
+        return f"<pre>{html.escape(self.summary())}</pre>"
 
     @property
     def measure(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._durations import precise
 from .record import labels_of
 
 if TYPE_CHECKING:
@@ -220,12 +221,7 @@ def evaluations_text(figures: dict[str, Any]) -> str:
     """Return mean and 99th percentile of the evaluations, with the time beside them."""
     mean, images = figures["evaluations"]["mean"], figures["images"]
     text = f"mean {mean:.1f}, p99 {figures['evaluations']['p99']:.0f}"
-    return f"{text}, {duration(figures['seconds'] / images)} an image"
-
-
-def duration(seconds: float) -> str:
-    """Return a time of three digits with its unit, such as "0.132 ms" or "41.3 s"."""
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    return f"{text}, {precise(figures['seconds'] / images)} an image"
 
 
 def images_per_second(result: Result) -> float:

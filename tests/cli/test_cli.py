@@ -17,8 +17,8 @@ from advcore import cli, data
 pytest.importorskip("typer")
 from support.command_line import run
 
-from advcore.cli import attack
 from advcore.cli.app import with_dashes
+from advcore.cli.summary import summary_rows
 from advcore.options import Options, option_info
 
 MODEL = """
@@ -196,7 +196,7 @@ def test_stored_network() -> None:
         (["--model", "no_such_package:build"], "No module named 'no_such_package'"),
         (["--images", "none.npy"], "--images: none.npy does not exist"),
         (["--images", "my_model.py"], "--images: my_model.py is not a .npy file"),
-        (["--images", "a.npz"], "--images: a.npz is an .npz archive (arr_0)"),
+        (["--images", "a.npz"], "--images: a.npz is an .npz archive (arr_0, arr_1)"),
         (["--images", "x.npy", "--labels", "long.npy"], "--labels has 3 entries for 2 images"),
         (["--images", "x.npy", "--targets", "long.npy"], "--targets has 3 entries for 2 images"),
         (
@@ -234,7 +234,7 @@ def test_stored_network() -> None:
 )
 def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str) -> None:
     (folder / "wrong.py").write_text("def build(:")
-    np.savez("a.npz", np.zeros(3))
+    np.savez("a.npz", np.zeros(3), np.zeros(3))
     Path("folder.npz").mkdir()
     np.save("long.npy", np.zeros(3, int))
     np.save("float.npy", np.zeros(2))
@@ -383,14 +383,14 @@ def test_table_has_the_figures_of_the_summary() -> None:
     images, labels = data.embedded_digits()
     result = advcore.minimize_distortion(data.embedded_network(), images[:4], labels[:4])
     result.engine["isa"] = "v3"
-    rows = dict(attack.summary_rows(result))
+    rows = dict(summary_rows(result))
     assert rows["distortion ||r||"].endswith("(4 already adversarial count as 0)")
     assert rows["further forwards per image"] == f"mean {result.forwards.mean():.1f}"
     assert f"status: {rows['status']}" in result.summary()
     assert rows["engine: isa"] == "AVX2 (v3)"
     result.status[1:] = advcore.Status.interrupted
     result.seconds = 0.5
-    assert dict(attack.summary_rows(result))["images per second"] == "2"
+    assert dict(summary_rows(result))["images per second"] == "2"
 
 
 @pytest.mark.usefixtures("folder")
