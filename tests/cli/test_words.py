@@ -71,7 +71,7 @@ def test_every_command_has_a_short_help() -> None:
     ("words", "text"),
     [
         (["attack", "--effrot", "fast"], "--effort"),
-        (["attack", "--count", "many"], "Invalid value for '--count': "),
+        (["attack", "--count", "many"], "Invalid value for '--count'"),
         (["attack", "--count", "-1"], "Invalid value for '--count'"),
         (["attack", "--bounds", "0"], "'--bounds' requires 2 arguments"),
         (["attack", "images.npy"], "Got unexpected extra argument"),
