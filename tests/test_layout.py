@@ -37,7 +37,7 @@ ROOMS: Rooms = (
     [["models"], ["reference"]],
     [["torch_modules"]],  # It is a former name, for stored modules.
     [[""]],  # advcore/__init__.py with the public names
-    [["adapters"], ["compare"], ["diagnose"], ["certify"], ["jobs"], ["experiments"]],
+    [["adapters"], ["compare"], ["diagnosis"], ["certify"], ["jobs"], ["experiments"]],
     [["cli"]],
 )
 ONLY = {"kernels": ("network", "_core")}

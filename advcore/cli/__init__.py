@@ -13,7 +13,7 @@ def main() -> None:
     limit has passed, and 130 after Ctrl-C or SIGTERM.
     """
     try:
-        from . import attack, job, report, reproduce  # noqa: F401 (The imports add the commands to the app.)
+        from . import attack, doctor, job, report, reproduce  # noqa: F401 (The imports add the commands to the app.)
         from .app import app
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich"}:

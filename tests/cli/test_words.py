@@ -61,7 +61,16 @@ def test_the_help_has_panels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_command_has_a_short_help() -> None:
-    for words in ([], ["attack"], ["info"], ["job"], ["job", "run"], ["report"], ["reproduce"]):
+    for words in (
+        [],
+        ["attack"],
+        ["info"],
+        ["job"],
+        ["job", "run"],
+        ["report"],
+        ["doctor"],
+        ["reproduce"],
+    ):
         done = run(*words, "-h")
         assert done.exit_code == 0
         assert done.stdout == run(*words, "--help").stdout
