@@ -25,7 +25,7 @@ from .probe import boundary_distances
 
 __all__ = ["NAMES", "Diagnosis", "Finding", "diagnose"]
 
-NEARER = 0.7
+NEARER = 0.95
 """Distance of the probe over that of the attack below which the gradient misleads."""
 MOST_NEARER = 0.2
 """Share of images for which that may be so by chance."""

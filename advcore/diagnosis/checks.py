@@ -22,7 +22,7 @@ from .findings import Finding, finding
 
 Floats = NDArray[np.float32]
 
-ROWS = 32
+ROWS = 64
 """Images of a forward."""
 ULP = 2.0**-25
 """Share of the other classes below which a softmax is 1 in float32."""

@@ -19,7 +19,9 @@ ROUNDS = 16
 DRAWS = 64
 """Random directions of a step."""
 HALVINGS = 10
-"""Bisections towards the clean image, and halvings of a step that leads out of the class."""
+"""Halvings of a step that leads out of the class."""
+CUTS, PLACES = 2, 24
+"""Cuts of the line to the clean image, each into so many parts."""
 
 
 def boundary_distances(
@@ -86,12 +88,11 @@ def _walk(
 def _bisect(
     is_other: Callable[[Floats], NDArray[np.bool_]], clean: Floats, point: Floats
 ) -> Floats:
-    """Return a point of another class between a clean image and one, near the last change."""
+    """Return a point of another class between a clean image and one, near a change of class."""
     low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
-        middle = 0.5 * (low + high)
-        if is_other((clean + middle * (point - clean))[None].astype(np.float32))[0]:
-            high = middle
-        else:
-            low = middle
-    return np.asarray(clean + high * (point - clean), np.float32)
+    for _ in range(CUTS):  # many places at once: a forward of one costs hardly less
+        places = np.linspace(low, high, PLACES + 1)[1:]
+        line = clean + places[:, None].astype(np.float32) * (point - clean)
+        first = int(np.flatnonzero([*is_other(line[:-1]), True])[0])
+        low, high = (places[first - 1] if first else low), places[first]
+    return np.asarray(clean + np.float32(high) * (point - clean), np.float32)

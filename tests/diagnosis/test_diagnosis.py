@@ -133,6 +133,15 @@ def test_a_gradient_of_its_own_making_hides_the_boundary() -> None:
     assert {"gradient_disagrees", "masked_gradient"} <= set(found)
 
 
+def test_a_gradient_that_is_right_and_leads_nowhere() -> None:
+    torch = pytest.importorskip("torch")
+    shattered = changed(lambda x: x + 0.02 * torch.sin(1000 * x))
+    diagnosis = diagnose(shattered, DIGITS, LABELS, count=16)
+    assert diagnosis.names == ["masked_gradient"]
+    assert diagnosis.measured["differences"].startswith("1 times")
+    assert "forwards alone find nearer images for " in diagnosis.text()
+
+
 def test_preprocessing_that_is_missing() -> None:
     bytes_wanted = diagnose(changed(lambda x: x / 255), DIGITS, LABELS, count=FEW)
     assert "normalisation" in bytes_wanted.names
