@@ -43,7 +43,7 @@ def diagnose(
     """Look for what would make an attack by gradients say too much, and name it.
 
     The model is not changed; of a module in training mode a copy in evaluation mode is looked at.
-    It takes some 3,000 forwards an image, most of them for distances without a gradient.
+    It takes some 2,000 forwards an image, most of them for distances without a gradient.
 
     Parameters
     ----------
