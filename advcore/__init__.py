@@ -34,6 +34,7 @@ __all__ = [
     "Result",
     "Status",
     "__version__",
+    "diagnose",
     "load_model",
     "minimize_distortion",
 ]
@@ -41,7 +42,17 @@ __all__ = [
 _former.register()
 
 
+_LATER = {"diagnose": "advcore.diagnosis"}
+"""Modules of public names that are imported at their first use."""
+_MODULES = ("data", "diagnosis", "experiments", "jobs", "reference", "report")
+"""Modules that are imported at their first use as well, as ``advcore.data``."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name in _former.MODULES:
         return importlib.import_module(_former.MODULES[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

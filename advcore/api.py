@@ -24,6 +24,7 @@ from .solve.job import Job, RunMonitor, TrialClock
 from .solve.params import Facts, engine_params
 from .solve.probes import PROBE_IMAGES, are_probed, check_backward, probed_noise, trial_images
 from .solve.queries import LEAST_SEARCH, Queries
+from .solve.record import make_record
 from .solve.starts import nearest_starts
 from .solve.verify import NOISE_FACTOR, Judge
 
@@ -59,6 +60,7 @@ def minimize_distortion(
     progress: bool = False,
     callback: Callable[[Progress], object] | None = None,
     deterministic: bool = False,
+    record: bool | None = None,
 ) -> Result:
     """Find, for each image, the smallest ``||r||`` that gives ``x0 + r`` another class.
 
@@ -172,6 +174,9 @@ def minimize_distortion(
         the options alone also where the model does not run in the native engine: not on the other
         images, its place among them, or where a data set is cut into blocks. Every batch then has
         one number of rows, ``batch_size`` at most, and the model is tried on random images.
+    record : bool, optional
+        Whether the result's ``record`` holds hashes of the model and of the inputs. None: where
+        there are 32 images or more.
 
     Returns
     -------
@@ -235,6 +240,7 @@ def minimize_distortion(
         progress=progress,
         callback=callback,
         deterministic=deterministic,
+        record=record,
     )
     flat, lo, hi = validate.box(options.bounds, arrays.shape, arrays, extent)
     validate.warn_if_normalised(arrays)
@@ -255,10 +261,10 @@ def minimize_distortion(
         with Interrupts() as interrupts:
             results, error, monitor = _run(backend, job, options, begin, interrupts)
             stop = finish(job, results, error, judge, options, monitor)
-            result = make_result(
-                images, arrays.shape, job, results, backend.info, options, judge.queries
-            )
-    result.seconds = time.perf_counter() - begin
+            result = make_result(images, arrays.shape, job, results, backend.info, options, judge)
+            result.seconds = time.perf_counter() - begin
+            known_starts = None if pool is None else starts
+            result.record = make_record(model, flat, known_starts, arrays.shape, judge, options)
     if interrupts.pending and stop.error is None:
         stop = Stop(KeyboardInterrupt())
     stop.raise_with(result)
@@ -279,9 +285,10 @@ def _make_judge(
     if count:
         with contextlib.suppress(OutOfTime):
             required += NOISE_FACTOR * probed_noise(backend, *bounds)
-    classes = None
+    classes, label, label_source = None, np.full(count, -1, np.int64), "none"
     if labels is not None:
         classes = validate.classes(labels, "labels", count, backend.classes)
+        label, label_source = classes.astype(np.int64), "given"
     if targets is not None:
         classes = validate.classes(targets, "targets", count, backend.classes)
     queries = Queries(np.zeros(count, np.int32), options.max_queries)
@@ -293,6 +300,7 @@ def _make_judge(
             with contextlib.suppress(OutOfTime):
                 logits = batched(verifier.forward, flat, verifier.rows)
                 classes = logits.argmax(axis=1).astype(np.int32)
+                label, label_source = classes.astype(np.int64), "predicted"
     judge = Judge(
         verifier=backend.verifier,
         labels=classes,
@@ -302,6 +310,8 @@ def _make_judge(
         search=backend,
         images_are_probed=are_probed(*bounds),
         queries=queries,
+        label=label,
+        label_source=label_source,
     )
     least = LEAST_SEARCH + judge.kept_back
     if options.max_queries is not None and options.max_queries < least:

@@ -142,5 +142,8 @@ def _download(stem: str) -> Path:
                 )
             )
         except (OSError, ValueError) as error:  # requests' errors are OSErrors
-            failures.append(f"{mirror}: {error}")
-    raise OSError(f"{stem}.gz could not be downloaded. " + "; ".join(failures))
+            failures.append(f"{mirror}: {' '.join(str(error).split()):.120}")
+    raise OSError(
+        f"{stem}.gz could not be downloaded; set ADVCORE_DATA to a folder with mnist/{stem}.gz, or "
+        f"take advcore.data.embedded_digits(), 1,000 test digits. ({'; '.join(failures)})"
+    )

@@ -14,34 +14,12 @@ from typing import Any
 import numpy as np
 
 from . import validate
+from ._progress import Progress as Progress
 from .effort import EFFORTS, Effort
 from .errors import warn_caller
 
 PENALTIES = ("l2", "l2_unsquared")
 NORMS = ("l2", "linf", "l1")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """State of a run, which is passed to ``callback``. The run stops when that returns True.
-
-    Attributes
-    ----------
-    finished, total : int
-        Finished images and all images.
-    succeeded : int
-        Finished images with an adversarial one.
-    evaluations : int
-        Pairs of a forward and a backward so far.
-    seconds : float
-        Time since the run began.
-    """
-
-    finished: int
-    total: int
-    succeeded: int
-    evaluations: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -79,6 +57,8 @@ class OptionInfo:
         The meaning of a default that names no value, such as None.
     command_type : type, function of a word, or None
         The type as which the command line reads the option. None: it does not have the option.
+    metavar : str
+        What the help of the command line shows for a value. Empty: a word for the type.
     """
 
     help: str
@@ -86,6 +66,7 @@ class OptionInfo:
     meaning: str = ""
     without: str = ""
     command_type: Any = None
+    metavar: str = ""
 
 
 def _one_of(*names: str) -> Check:
@@ -216,6 +197,7 @@ class Options:
             Check(validate.pair, "pair of numbers, or of arrays that broadcast to the images"),
             meaning="least and largest value of each pixel; on the command line `--bounds 0 255`",
             command_type=tuple[float, float],
+            metavar="LOWER UPPER",
         ),
     )
     confidence: float = field(
@@ -251,8 +233,9 @@ class Options:
         metadata=_metadata(
             "budget of each image, in pairs of a forward and a backward",
             _integer(1),
-            meaning="budget of each image, in pairs of a forward and a backward. Efforts begin alike, "
-            "so a smaller budget needs no lower effort. `levels` takes evaluations beyond it",
+            meaning="budget of each image, in pairs of a forward and a backward. Efforts begin "
+            "alike, so a smaller budget needs no lower effort. `levels` takes evaluations beyond "
+            "it",
             without="none but that of the effort",
             command_type=int,
         ),
@@ -298,6 +281,7 @@ class Options:
             ),
             meaning='first `c`; `"auto"`: from the linearised problem',
             command_type=_auto_or_float,
+            metavar="auto|NUMBER",
         ),
     )
     c_search: str = field(
@@ -408,6 +392,17 @@ class Options:
             "anyway; through torch or NumPy it takes "
             "[batches of one size](models.md#batches-of-one-size)",
             command_type=bool,
+        ),
+    )
+
+    record: bool | None = field(
+        default=None,
+        metadata=_metadata(
+            "keep hashes of the model and of the inputs with the result",
+            Check(_flag, "`True`, `False`"),
+            meaning="whether `result.record` holds hashes of the model and of the inputs "
+            "([what it costs](decisions.md#hashes-are-made-from-32-images-on))",
+            without="where there are 32 images or more",
         ),
     )
 

@@ -16,25 +16,28 @@ ROOMS: Rooms = (
             "_version",
             "_extras",
             "_former",
+            "_durations",
             "_files",
+            "_progress",
             "_arrays",
             "_pictures",
             "errors",
             "effort",
             "options",
+            "report",
             "result",
             "validate",
         ]
     ],
     [["network"]],
-    [["data"], ["kernels"]],  # The embedded network is a Network.
+    [["data"], ["fingerprint"], ["kernels"]],  # The embedded network is a Network.
     [["oracles"]],
     [["solve"]],
     [["api"]],
-    [["models"], ["reference"], ["report"]],
+    [["models"], ["reference"]],
     [["torch_modules"]],  # It is a former name, for stored modules.
     [[""]],  # advcore/__init__.py with the public names
-    [["adapters"], ["compare"], ["diagnose"], ["certify"], ["jobs"], ["experiments"]],
+    [["adapters"], ["compare"], ["diagnosis"], ["certify"], ["jobs"], ["experiments"]],
     [["cli"]],
 )
 ONLY = {"kernels": ("network", "_core")}

@@ -153,3 +153,13 @@ def test_public_names_exist() -> None:
 def test_command_is_installed() -> None:
     scripts = importlib.metadata.entry_points(group="console_scripts")
     assert [script.value for script in scripts if script.name == "advcore"] == ["advcore.cli:main"]
+
+
+def test_modules_need_no_import_of_their_own() -> None:
+    code = (
+        "import sys, advcore; assert 'advcore.jobs' not in sys.modules; "
+        "print(len(advcore.data.embedded_digits()[0]), advcore.report.curve_figure.__name__, "
+        "advcore.diagnose.__name__, advcore.jobs.run.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1000 curve_figure diagnose run\n", "")

@@ -116,7 +116,8 @@ All options are keywords. Every error names the option, what was expected and wh
 {table(("option", "values", "default", "meaning"), options)}
 
 `advcore attack` has the same options, with dashes in the place of underscores, except `progress`
-(it always shows a bar) and `callback`. `advcore attack --help` lists them.
+(it shows a bar unless `--quiet`), `callback` and `record` (it always keeps hashes).
+[command.md](command.md) has the rest of the command.
 
 ## Progress
 

@@ -8,12 +8,12 @@ import sys
 def main() -> None:
     """Run the command line.
 
-    The exit code is 0 at the end of a run, 1 if the model or an experiment raised, 2 for bad input,
-    and 130 after Ctrl-C or SIGTERM. A job ends with 1 on a full disk too, with 3 if some images
-    have no result, and with 4 if its time limit has passed.
+    Exit codes (``docs/command.md``): 0 at the end of a run, 1 if the model or an experiment raised
+    or the disk is full, 2 for bad input, 3 if some images of a job have no result, 4 if its time
+    limit has passed, and 130 after Ctrl-C or SIGTERM.
     """
     try:
-        from . import attack, job, reproduce  # noqa: F401 (The imports add the commands to the app.)
+        from . import attack, doctor, job, report, reproduce  # noqa: F401 (The imports add the commands to the app.)
         from .app import app
     except ModuleNotFoundError as error:
         if error.name not in {"typer", "rich"}:

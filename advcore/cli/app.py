@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from importlib import metadata
 from types import FrameType
 from typing import Annotated, Any
@@ -22,6 +25,7 @@ import advcore
 
 from .. import _core
 from ..jobs.job_file import JobFileError
+from ..result.tables import without_nan
 from ..solve.interrupts import SIGNALS, sigterm_as_ctrl_c
 
 RAISED = 1
@@ -37,17 +41,49 @@ INTERRUPTED = 130
 ISA_NAMES = {"v4": "AVX-512 (v4)", "v3": "AVX2 (v3)", "base": "baseline (base)"}
 
 
-class SortedCommands(TyperGroup):
-    """Lists the commands in the order of their names, not in that of the imports."""
+COMMAND = "advcore.command"
+"""Name under which the context has the whole command line."""
+
+
+class Commands(TyperGroup):
+    """Lists the commands in the order of their names, and keeps the whole command line."""
 
     def list_commands(self, context: Any) -> list[str]:
         return sorted(self.commands)
 
+    def parse_args(self, context: Any, arguments: list[str]) -> list[str]:
+        context.meta[COMMAND] = shlex.join(["advcore", *arguments])
+        return super().parse_args(context, arguments)
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **settings: Any) -> Any:
+        """Run a command line, and tell what is wrong with it in one line."""
+        try:
+            settings["standalone_mode"] = False
+            code = super().main(*arguments, **settings)
+        except Exception as error:  # that of click, of which typer may have a copy of its own
+            if not standalone_mode or not hasattr(error, "format_message"):
+                raise
+            _print_usage_error(error)
+            sys.exit(BAD_INPUT)
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_usage_error(error: Any) -> None:
+    """Print what is wrong with the words of a command line, or its help where there are none."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    path = "advcore" if context is None else context.command_path
+    print_note(f"error: {error.format_message().rstrip('. ')}; see {path} --help")
+
 
 app = typer.Typer(
-    cls=SortedCommands,
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -73,18 +109,28 @@ def info(
     gpu: Annotated[
         bool, typer.Option("--gpu", help="facts of each GPU, and the test of the solver there")
     ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="print one JSON object in the place of the text")
+    ] = False,
 ) -> None:
     """Version, instruction set and CUDA of this installation."""
-    print(f"advcore {advcore.__version__}")
     with one_line_errors(False):
         isa = _core.isa()
-    print(f"instruction set: {ISA_NAMES.get(isa, isa)}")
-    print(f"CUDA: {_cuda_text(*_core.cuda_status())}")
+        if json and gpu:
+            raise ValueError("--json and --gpu exclude each other")
+    facts = {"advcore": advcore.__version__, "instruction set": ISA_NAMES.get(isa, isa)}
+    facts["CUDA"] = _cuda_text(*_core.cuda_status())
     for name in ("numpy", "torch"):
         try:
-            print(f"{name}: {metadata.version(name)}")
+            facts[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            print(f"{name}: not installed")
+            facts[name] = "not installed"
+    if json:
+        print_json(facts)
+        return
+    print(f"advcore {facts.pop('advcore')}")
+    for name, value in facts.items():
+        print(f"{name}: {value}")
     if gpu:
         from .gpu_info import print_gpus
 
@@ -107,9 +153,23 @@ def _cuda_text(built: bool, devices: int, reason: str) -> str:
 
 @dataclass
 class Stage:
-    """The stage that a command has reached, as a text that follows "interrupted"."""
+    """The stage that a command has reached, as a text that follows "interrupted".
+
+    ``warnings`` has the texts of those that were shown.
+    """
 
     name: str = "before the run began"
+    warnings: list[str] = field(default_factory=list)
+
+
+_is_quiet: ContextVar[bool] = ContextVar("_is_quiet", default=False)
+"""Whether the command has --quiet."""
+
+
+def print_remark(text: str) -> None:
+    """Print a line on stderr that is no error, unless the command has --quiet."""
+    if not _is_quiet.get():
+        print_note(text)
 
 
 def print_note(text: str) -> None:
@@ -131,10 +191,6 @@ def with_dashes(text: str) -> str:
         lambda match: f"--{match[1].replace('_', '-')} {match[2]}",
         text,
     )
-
-
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print_note(f"warning: {with_dashes(str(message))}")
 
 
 class OutputFailed(Exception):
@@ -192,16 +248,23 @@ def without_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def one_line_errors(debug: bool) -> Iterator[Stage]:
+def one_line_errors(debug: bool, quiet: bool = False) -> Iterator[Stage]:
     """Turn Ctrl-C and errors about the user's input into one line on stderr and an exit code.
 
-    SIGTERM counts as Ctrl-C. With `debug` errors keep their tracebacks.
+    SIGTERM counts as Ctrl-C. With `debug` errors keep their tracebacks. With `quiet` notes and
+    warnings are not shown.
     """
     stage = Stage()
+    former = _is_quiet.set(quiet)
+
+    def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+        stage.warnings.append(" ".join(with_dashes(str(message)).split()))
+        print_remark(f"warning: {stage.warnings[-1]}")
+
     try:
         with sigterm_as_ctrl_c(), warnings.catch_warnings():
             if not debug:
-                warnings.showwarning = _print_warning
+                warnings.showwarning = show_warning
             yield stage
     except OutputFailed as error:
         if not isinstance(
@@ -219,3 +282,10 @@ def one_line_errors(debug: bool) -> Iterator[Stage]:
     except KeyboardInterrupt:
         print_note(f"error: interrupted {stage.name}")
         raise typer.Exit(INTERRUPTED) from None
+    finally:
+        _is_quiet.reset(former)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print an object as JSON, with null for NaN and infinity."""
+    print(json.dumps(without_nan(content), indent=1, allow_nan=False))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from .._arrays import ZIP_MAGIC, map_array, member_names, read_array
+from .._arrays import ZIP_MAGIC, map_array, member_names, read_archive, read_array
 from .._pictures import SUFFIXES
 
 TEXT_SUFFIXES = (".csv", ".txt", ".tsv")
@@ -45,6 +47,8 @@ class AttackInputs:
 def array(path: Path, option: str, *, mapped: bool = False) -> NDArray[Any]:
     """Read an array of one or more dimensions from a .npy file, without unpickling.
 
+    An .npz file with one array will do.
+
     mapped : whether memory is taken only for the parts that are used, when they are.
 
     Raises
@@ -55,8 +59,7 @@ def array(path: Path, option: str, *, mapped: bool = False) -> NDArray[Any]:
     try:
         begin = _first_bytes(path)
         if begin.startswith(ZIP_MAGIC):
-            names = ", ".join(member_names(path))
-            raise _NoArray(f"is an .npz archive ({names}), expected one .npy array")
+            return _only_member(path)
         if not begin.startswith(NPY_MAGIC):
             raise _NoArray(_what_instead(path))
         values = map_array(path, "iufc") if mapped else read_array(path)
@@ -69,6 +72,50 @@ def array(path: Path, option: str, *, mapped: bool = False) -> NDArray[Any]:
     if values.ndim == 0:
         raise ValueError(f"{option}: {path} holds a single number, expected an array")
     return values
+
+
+def _only_member(path: Path) -> NDArray[Any]:
+    """Read the array of an .npz archive that has one alone."""
+    names = member_names(path)
+    if len(names) != 1:
+        raise _NoArray(f"is an .npz archive ({', '.join(names)}), expected one array")
+    return read_archive(path, lambda _: None, "iufc")[names[0]]
+
+
+def is_class_file(text: str) -> bool:
+    """Return whether a word of the command line names a file of classes."""
+    return Path(text).suffix.lower() in (".npy", ".npz", *TEXT_SUFFIXES)
+
+
+def class_numbers(text: str, option: str, count: int) -> NDArray[Any]:
+    """Read classes (N,) from a file, or take one number for all ``count`` images.
+
+    A .csv, .txt or .tsv file has a number for each image, apart by lines, commas or spaces.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError : there is no such file, or it holds no classes. Both messages
+        begin with the name of the option.
+    """
+    path = Path(text)
+    if not is_class_file(text) and not path.exists():
+        try:
+            return np.full(count, int(text))
+        except ValueError:
+            raise ValueError(
+                f"{option}: expected a number, or a file (.npy, .npz, .csv, .txt), got {text!r}"
+            ) from None
+    if path.suffix.lower() not in TEXT_SUFFIXES:
+        return array(path, option)
+    try:
+        words = re.split(r"[,;\s]+", path.read_text().strip())
+        return np.array([int(word) for word in words if word], np.int64)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{option}: {path} does not exist") from None
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{option}: {path} is no text with a whole number for each image ({error})"
+        ) from None
 
 
 class _NoArray(ValueError):
@@ -93,6 +140,27 @@ def _what_instead(path: Path) -> str:
             f"numpy.save({path.stem + '.npy'!r}, numpy.loadtxt({path.name!r}, delimiter=','))"
         )
     return "is not a .npy file of numbers; numpy.save writes one"
+
+
+def distortions(words: Sequence[str] | None) -> list[float]:
+    """Return the numbers of --eps, which stand apart by commas or spaces.
+
+    Raises
+    ------
+    ValueError : one of them is no number >= 0.
+    """
+    numbers = []
+    for word in re.split(r"[,\s]+", ",".join(words or ())):
+        if not word:
+            continue
+        try:
+            number = float(word)
+        except ValueError:
+            number = -1.0
+        if not number >= 0:
+            raise ValueError(f"--eps: expected numbers >= 0, as in 0.25,0.5,1, got {word!r}")
+        numbers.append(number)
+    return numbers
 
 
 OTHER_FILES = (*TEXT_SUFFIXES, *SUFFIXES, ".json", ".npy", ".parquet")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,12 +23,16 @@ from .app import (
     Stage,
     app,
     one_line_errors,
+    print_json,
     print_note,
     printing,
 )
-from .arguments import array
+from .arguments import class_numbers, is_class_file
+from .panels import RUN, Debug, Json, Quiet, option
 from .sources import Sources, load_model, read_arrays
 
+FORMAT = "advcore.job.1"
+"""Name of the form of the JSON object."""
 job_app = typer.Typer(
     no_args_is_help=True, help="Attacks on data sets that keep what is finished, and go on."
 )
@@ -39,33 +43,45 @@ app.add_typer(job_app, name="job")
 def run_job(
     file: Annotated[Path, typer.Argument(help="job file, .toml (docs/jobs.md)")],
     shard: Annotated[
-        str | None, typer.Option(help="attack every N-th block alone, from the K-th on: K/N")
+        str | None,
+        option(RUN, "attack every N-th block alone, from the K-th on", metavar="K/N"),
     ] = None,
     retry: Annotated[
-        bool, typer.Option("--retry", help="attack blocks again on which the model raised")
+        bool, option(RUN, "attack blocks again on which the model raised", "--retry", metavar="")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Attacks the images of a job file. The same command goes on where it was ended."""
-    with one_line_errors(debug) as stage:
+    with one_line_errors(debug, quiet) as stage:
         spec = jobs.read_job(file)
 
         def run() -> jobs.JobStatus:
-            return jobs.run_job(spec, shard=shard, retry=retry, progress=True)
+            return jobs.run_job(spec, shard=shard, retry=retry, progress=not quiet)
 
-        keep_blocks(spec.output, stage, run)
+        keep_blocks(spec.output, stage, run, json, quiet)
 
 
 @job_app.command("status")
 def show_status(
     folder: Annotated[Path, typer.Argument(help="output of the job")],
-    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Shows how far a job is, also while it runs."""
     with one_line_errors(debug):
-        text = jobs.status(folder).text()
-        with printing():
-            print(text)
+        _print_status(jobs.status(folder), json)
+
+
+def _print_status(status: jobs.JobStatus, json: bool) -> None:
+    """Print how far a job is, as text or as one JSON object."""
+    with printing():
+        if json:
+            facts = {**asdict(status), "folder": str(status.folder)}
+            print_json({"format": FORMAT, **facts, "remaining_seconds": status.remaining_seconds})
+        else:
+            print(status.text())
 
 
 def attack_blocks(
@@ -75,6 +91,8 @@ def attack_blocks(
     shard: tuple[int, int] | None,
     options: dict[str, Any],
     stage: Stage,
+    json: bool,
+    quiet: bool,
 ) -> None:
     """Attack the images block by block and keep what is finished in a folder, as a job does."""
     model = load_model(sources.model)
@@ -84,10 +102,14 @@ def attack_blocks(
         source = _open_pictures(sources, model, out)
     else:
         inputs = read_arrays(sources, Options(**options)).part(slice(sources.count))
-        paths = {"images": sources.images, "labels": sources.labels}
-        if targets is not None and targets.endswith(".npy"):
-            paths["targets"], targets = Path(targets), None
-        hashes = {name: file_hash(path) for name, path in paths.items() if path is not None}
+        words = {"images": sources.images, "labels": sources.labels}
+        if targets is not None and is_class_file(targets):
+            words["targets"], targets = targets, None
+        hashes = {
+            name: file_hash(Path(word)) if Path(word).is_file() else str(word)
+            for name, word in words.items()
+            if word is not None
+        }
         source = jobs.MemorySource(
             inputs.images, inputs.labels, inputs.targets, hashes=hashes if sources.images else None
         )
@@ -104,20 +126,18 @@ def attack_blocks(
             names=None if sources.folder is None else sources.folder.names_file,
             shard=shard,
             model_name=sources.model,
-            progress=True,
+            progress=not quiet,
             **options,
         )
 
-    keep_blocks(out, stage, run)
+    keep_blocks(out, stage, run, json, quiet)
 
 
 def _open_pictures(sources: Sources, model: Any, out: Path) -> jobs.Source:
     """Open the first pictures of a folder. Those that cannot be read count."""
     assert sources.folder is not None
-    if sources.targets is not None and sources.targets.endswith(".npy"):
-        raise ValueError(
-            "--targets: a .npy file needs a .npy file as --images where --out is a folder"
-        )
+    if sources.targets is not None and is_class_file(sources.targets):
+        raise ValueError("--targets: a file needs a .npy file as --images where --out is a folder")
     spec = jobs.InputSpec("pictures", str(sources.images), size=sources.folder.size, leave_out=out)
     try:
         source = open_folder(spec, model)
@@ -125,7 +145,9 @@ def _open_pictures(sources: Sources, model: Any, out: Path) -> jobs.Source:
         text = str(error).replace("input.path", "--images").replace("input.size", "--size")
         raise ValueError(text) from None
     names = source.names[: sources.count]
-    labels = None if sources.labels is None else array(sources.labels, "--labels")
+    labels = None
+    if sources.labels is not None:
+        labels = class_numbers(sources.labels, "--labels", len(names))
     if labels is not None:
         if len(labels) < len(names):
             raise ValueError(f"--labels has {len(labels)} entries for {len(names)} pictures")
@@ -133,7 +155,9 @@ def _open_pictures(sources: Sources, model: Any, out: Path) -> jobs.Source:
     return replace(source, names=names, labels=labels)
 
 
-def keep_blocks(out: Path, stage: Stage, run: Callable[[], jobs.JobStatus]) -> None:
+def keep_blocks(
+    out: Path, stage: Stage, run: Callable[[], jobs.JobStatus], json: bool, quiet: bool
+) -> None:
     """Run a job, print what is on disk at its end, and exit with the code of what happened."""
     stage.name = f"(what is finished is kept in {out}; the same command goes on)"
     try:
@@ -141,8 +165,8 @@ def keep_blocks(out: Path, stage: Stage, run: Callable[[], jobs.JobStatus]) -> N
     except (advcore.ModelError, advcore.DeviceError, jobs.NotWritten) as error:
         print_note(f"error: {str(error).partition('; the exception')[0]}")
         raise typer.Exit(RAISED) from None
-    with printing():
-        print(status.text())
+    if json or not quiet:
+        _print_status(status, json)
     if status.blocks_left:
         print_note(f"error: the time limit has passed {stage.name}")
         raise typer.Exit(UNFINISHED)

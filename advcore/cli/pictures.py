@@ -30,7 +30,7 @@ from .._pictures import (
 from ..jobs.classes import short
 from ..oracles.logits import batched, margins
 from ..validate import to_numpy
-from .app import print_note
+from .app import print_remark
 from .arguments import check_writable
 
 if TYPE_CHECKING:
@@ -292,14 +292,14 @@ class PictureFolder:
     def read(self, model: Any, count: int | None) -> Floats:
         """Read pictures in the shape of the model, and name on stderr those that cannot be read."""
         if self.output.resolve() == self.folder.resolve():
-            raise ValueError("--output: must be another folder than --images")
+            raise ValueError("--pictures: must be another folder than --images")
         if self.output.exists() and not self.output.is_dir():
-            raise ValueError(f"--output: {self.output} is not a folder")
-        check_writable(self.output, "--output")
+            raise ValueError(f"--pictures: {self.output} is not a folder")
+        check_writable(self.output, "--pictures")
         self.image_format = find_format(model, self.size)
         pictures = read_folder(self.folder, self.image_format, count, leave_out=self.output)
         for path, reason in pictures.unread:
-            print_note(
+            print_remark(
                 f"warning: {path} cannot be read ({reason}); the other {len(pictures.files)} go on"
             )
         self.files = pictures.files
@@ -311,10 +311,12 @@ class PictureFolder:
         if hasattr(self, "labels"):
             self.labels = self.labels[rows]
 
-    def write(self, inputs: AttackInputs, result: Result, picture: Path | None) -> list[str]:
+    def write(
+        self, inputs: AttackInputs, result: Result, picture: Path | None
+    ) -> list[tuple[str, Path, str]]:
         """Write the PNG files and the table, and the grid if ``picture`` names its file.
 
-        Returns lines that say where they are.
+        Returns what each is, its path, and a note on it.
         """
         report = write(
             self.output,
@@ -326,12 +328,12 @@ class PictureFolder:
             self.forward,
             self.class_names,
         )
-        lines = [
-            f"pictures: {self.output} ({report.verified} of {report.successes} adversarial ones "
-            "verified after reading the PNG files back)",
-            f"table: {report.table}",
-        ]
+        note = (
+            f" ({report.verified} of {report.successes} adversarial ones verified after reading "
+            "the PNG files back)"
+        )
+        written = [("pictures", self.output, note), ("table", report.table, "")]
         if picture is not None and len(inputs.images):
             grid(picture, inputs.images, self.labels, result, self.image_format, self.class_names)
-            lines.append(f"picture: {picture}")
-        return lines
+            written.append(("picture", picture, ""))
+        return written

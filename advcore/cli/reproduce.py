@@ -50,6 +50,9 @@ def reproduce(
     dataset: Annotated[
         str, typer.Option(help="mnist, or embedded: the 1,000 digits of the package")
     ] = "mnist",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="print errors alone: no tables and no progress")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
 ) -> None:
     """Runs the experiments of "Intriguing properties of neural networks" (Szegedy et al. 2013).
@@ -60,7 +63,7 @@ def reproduce(
     printer = Printer()
     folder = out or Path("reproduction_quick" if quick else "reproduction")
     begin = time.perf_counter()
-    with one_line_errors(debug) as stage:
+    with one_line_errors(debug, quiet) as stage:
         stage.name = f"(what is finished is kept in {folder}; the same command goes on)"
         failed = None
         try:
@@ -70,14 +73,15 @@ def reproduce(
                 scale="quick" if quick else "full",
                 seeds=seeds if seeds is not None else QUICK_SEEDS if quick else FULL_SEEDS,
                 dataset=dataset,
-                progress=True,
-                finished=printer.print_outcome,
+                progress=not quiet,
+                finished=None if quiet else printer.print_outcome,
             )
         except experiments.ExperimentsFailed as error:
             failed = error
-        with printer.printing():
-            print(f"report: {folder / 'report.html'}")
-            print(f"time: {time.perf_counter() - begin:.0f} s")
+        if not quiet:
+            with printer.printing():
+                print(f"report: {folder / 'report.html'}")
+                print(f"time: {time.perf_counter() - begin:.0f} s")
         if printer.failure is not None:
             raise printer.failure
     if failed is not None:

@@ -13,8 +13,8 @@ from .. import data, models, validate
 from ..jobs.classes import choose_targets, class_names, evaluate
 from ..models import loading
 from ..options import Options
-from .app import print_note
-from .arguments import AttackInputs, array
+from .app import print_remark
+from .arguments import AttackInputs, array, class_numbers, is_class_file
 from .pictures import PictureFolder
 
 
@@ -24,7 +24,7 @@ class Sources:
 
     model: str | None
     images: Path | None
-    labels: Path | None
+    labels: str | None
     targets: str | None
     untargeted: bool
     starts: Path | None
@@ -74,9 +74,9 @@ def read_arrays(
     elif images is None:
         images = array(sources.images, "--images", mapped=True)
     if sources.labels is not None:
-        labels = array(sources.labels, "--labels")
-    if sources.targets is not None and sources.targets.endswith(".npy"):
-        targets = array(Path(sources.targets), "--targets")
+        labels = class_numbers(sources.labels, "--labels", len(images))
+    if sources.targets is not None and is_class_file(sources.targets):
+        targets = class_numbers(sources.targets, "--targets", len(images))
     starts = None if sources.starts is None else array(sources.starts, "--starts")
     for option, values in {"--labels": labels, "--targets": targets, "--starts": starts}.items():
         if values is not None and len(values) != len(images):
@@ -87,7 +87,7 @@ def read_arrays(
 def load_model(source: str | None) -> Any:
     """Load the model of that name. None: the network of the package."""
     if source in models.BUILDERS and source not in models.PRETRAINED:
-        print_note(f"note: {source} has its initial weights")
+        print_remark(f"note: {source} has its initial weights")
     return data.embedded_network() if source is None else loading.model(source)
 
 

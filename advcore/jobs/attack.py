@@ -138,7 +138,7 @@ class Attack:
         self, rows: Rows, callback: Callable[[Progress], object], time_limit: float | None
     ) -> tuple[Result, Classes | None]:
         options = {entry.name: getattr(self.options, entry.name) for entry in fields(Options)}
-        options |= {"callback": callback, "time_limit": time_limit}
+        options |= {"callback": callback, "time_limit": time_limit, "record": False}
         with warnings.catch_warnings():
             if self.warned:
                 warnings.simplefilter("ignore")

@@ -40,19 +40,29 @@ def class_names(path: Path | None, classes: int) -> list[str] | None:
         path = Path(os.environ.get("ADVCORE_DATA", "")) / "imagenet" / "imagenet_labels.json"
         if classes != 1000 or not os.environ.get("ADVCORE_DATA") or not path.is_file():
             return None
+    names = read_names(path)
+    if len(names) != classes:
+        raise ValueError(f"names: {path} has {len(names)} names, the model {classes} classes")
+    return names
+
+
+def read_names(path: Path) -> list[str]:
+    """Read names of classes from a .json list or object, or from the lines of a text file.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError : the file does not exist, or holds no names.
+    """
     try:
         text = path.read_text()
         content = json.loads(text) if path.suffix == ".json" else text.splitlines()
         if isinstance(content, dict):  # It is {"0": name} or {"0": [id, name]}.
             content = [content[str(i)] for i in range(len(content))]
-        names = [str(name[-1] if isinstance(name, list) else name).strip() for name in content]
+        return [str(name[-1] if isinstance(name, list) else name).strip() for name in content]
     except FileNotFoundError:
         raise FileNotFoundError(f"names: {path} does not exist") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"names: {path} holds no names of classes ({error})") from None
-    if len(names) != classes:
-        raise ValueError(f"names: {path} has {len(names)} names, the model {classes} classes")
-    return names
 
 
 def choose_targets(

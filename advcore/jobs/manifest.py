@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_text
+from ..fingerprint import code_version, device_of, hash_of, text_of
 from ..network import Network
 from ..options import Options
-from .fingerprint import code_version, device_of, hash_of, text_of
 from .inputs import Source
 from .locks import lock
 from .store import BLOCKS, TABLE, TABLE_LOCK
@@ -22,7 +22,7 @@ NAME = "manifest.json"
 LOCK = ".lock-manifest"
 """File of the lock with which a manifest is written."""
 FORMAT = "advcore job 1"
-WITHOUT_EFFECT = ("progress", "callback", "time_limit")
+WITHOUT_EFFECT = ("progress", "callback", "time_limit", "record")
 """Options that do not change a result of a whole block."""
 MOST_DIFFERENCES = 8
 """Number of differences that an error names."""

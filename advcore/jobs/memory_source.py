@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import validate
-from .fingerprint import hash_of
+from ..fingerprint import hash_of
 from .inputs import Rows
 
 HASHED_IMAGES = 1024

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._durations import rough
 from ..options import Progress
-from .status import duration
 from .table import Counts
 
 LINE_SECONDS = 30.0
@@ -60,7 +60,7 @@ class JobProgress:
             if getattr(self, name):
                 parts.append(f"{getattr(self, name):,} {name}")
         if self.remaining_seconds:
-            parts += [f"{self.rate:.3g} images/s", f"{duration(self.remaining_seconds)} left"]
+            parts += [f"{self.rate:.3g} images/s", f"{rough(self.remaining_seconds)} left"]
         return ", ".join(parts)
 
 

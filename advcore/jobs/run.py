@@ -11,12 +11,12 @@ from typing import Any
 
 from .. import validate
 from .._extras import require
+from ..fingerprint import hash_of
 from ..models.loading import model as load
 from ..options import Options, option_info
 from ..solve.interrupts import sigterm_as_ctrl_c
 from . import manifest
 from .attack import Attack, BlockFailed, Unfinished
-from .fingerprint import hash_of
 from .inputs import Source
 from .job_file import IMAGES, PICTURE_LEVELS, JobSpec, read_job
 from .memory_source import MemorySource

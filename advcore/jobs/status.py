@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._durations import rough
 from . import manifest
 from .store import TABLE, BlockNote, block_notes
 from .table import Counts
@@ -73,7 +74,7 @@ class JobStatus:
         elif self.remaining_seconds is not None:
             lines.append(
                 f"rate of the last blocks: {self.rate:.3g} images/s, "
-                f"{duration(self.remaining_seconds)} left at it"
+                f"{rough(self.remaining_seconds)} left at it"
             )
         return "\n".join(lines)
 
@@ -111,11 +112,3 @@ def _rate(notes: list[BlockNote]) -> float | None:
     last = sorted(notes, key=lambda note: note.time)[-RECENT_BLOCKS:]
     seconds = last[-1].time - last[0].time if last else 0.0
     return sum(note.counts.images for note in last[1:]) / seconds if seconds > 0 else None
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words of one or two units, such as "2 h 5 min"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -63,17 +63,17 @@ def check_gradient(oracle: Oracle, sample: Floats, box: tuple[Floats, Floats], r
     if not len(x):
         return
     lo, hi = (np.broadcast_to(b if b.ndim == 1 else b[: len(x)], x.shape) for b in box)
-    logits, weights, gradient = _gradients(oracle, x)
+    logits, weights, gradient = gradients(oracle, x)
     usable = np.isfinite(gradient).all(axis=1) & weights.any(axis=1)
     x, lo, hi, logits = (part[usable] for part in (x, lo, hi, logits))
     weights, gradient = weights[usable], gradient[usable]
     if gradient.any():
-        _judge(_ratios(oracle, x, (lo, hi), logits, weights, gradient, rows))
+        _judge(ratios(oracle, x, (lo, hi), logits, weights, gradient, rows))
     elif len(x):
         _warn_if_zero(oracle, x, logits, (lo, hi), rows)
 
 
-def _gradients(oracle: Oracle, x: Floats) -> tuple[Floats, Doubles, Doubles]:
+def gradients(oracle: Oracle, x: Floats) -> tuple[Floats, Doubles, Doubles]:
     """Logits (B, K), weights of f (B, K), 0 for masked classes, and its gradient (B, n)."""
     logits = oracle.forward(x, grad=True)
     kept = unmasked(logits) & np.isfinite(logits).any(axis=1, keepdims=True)
@@ -84,7 +84,7 @@ def _gradients(oracle: Oracle, x: Floats) -> tuple[Floats, Doubles, Doubles]:
     return logits, weights.astype(np.float64), gradient.astype(np.float64)
 
 
-def _ratios(
+def ratios(
     oracle: Oracle,
     x: Floats,
     box: tuple[Floats, Floats],

@@ -233,7 +233,7 @@ def make_result(
     results: Results,
     info: EngineInfo,
     options: Options,
-    queries: Queries,
+    judge: Judge,
 ) -> Result:
     """The engine's arrays in the kind of ``images`` and their shape (N, ...); seconds are 0."""
     adversarial, success = results["adversarial"], results["success"]
@@ -275,5 +275,6 @@ def make_result(
         loss=options.loss,
         penalty_distortion=penalty_distortion,
         norm=str(options.norm),
-        queries=queries.total(results),
+        queries=judge.queries.total(results),
+        label=judge.label,
     )

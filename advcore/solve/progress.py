@@ -14,6 +14,8 @@ from ..options import Progress
 
 LINE_SECONDS = 1.0
 """Seconds between two states of the text that stands for a bar in a notebook."""
+LOG_SECONDS = 30.0
+"""Seconds between two lines where the standard error is a file or a pipe."""
 
 
 class _Lenient:
@@ -46,7 +48,7 @@ def bar(
     """A callback that draws the bar, and then calls ``callback``.
 
     In a notebook without ipywidgets, which rich needs there, a line of text is written again
-    and again instead.
+    and again instead. Where the standard error is no terminal, a line comes every 30 seconds.
     """
     require("rich", "cli", "progress=True")
     from rich.console import Console
@@ -69,13 +71,22 @@ def bar(
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("succeeded {task.fields[succeeded]}"),
+        TextColumn("{task.fields[rate]:.3g} images/s"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Bar(*columns, console=console) as display:
-        task = display.add_task("attacking", total=total, succeeded=0)
+        task = display.add_task("attacking", total=total, succeeded=0, rate=0.0)
+        shown_at = time.perf_counter()
 
         def update(state: Progress) -> object:
-            display.update(task, completed=state.finished, succeeded=state.succeeded)
+            nonlocal shown_at
+            display.update(
+                task, completed=state.finished, succeeded=state.succeeded, rate=state.rate
+            )
+            now = time.perf_counter()
+            if not console.is_terminal and now - shown_at >= LOG_SECONDS:  # a bar is no line
+                shown_at = now
+                console.print(f"attacking {state.text()}", highlight=False)
             return None if callback is None else callback(state)
 
         yield update
@@ -87,16 +98,13 @@ def _text(
 ) -> Iterator[Callable[[Progress], object]]:
     """A callback that writes the state over the last one, as notebooks understand it."""
     shown_at = -LINE_SECONDS
-    last = Progress(0, total, 0, 0, 0.0)
+    last, width = Progress(0, total, 0, 0, 0.0), 0
 
     def show() -> None:
-        print(
-            f"\rattacking {last.finished}/{total}, succeeded {last.succeeded}, "
-            f"{last.seconds:.0f} s",
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
+        nonlocal width
+        text = f"attacking {last.text()}"
+        print(f"\r{text:<{width}}", end="", file=sys.stderr, flush=True)
+        width = len(text)  # spaces cover what is left of a longer text
 
     def update(state: Progress) -> object:
         nonlocal last, shown_at

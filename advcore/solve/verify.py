@@ -57,6 +57,10 @@ class Judge:
         each result too.
     queries : Queries
         Counts the forwards of each image. By default without a budget.
+    label : (N,) int64
+        The labels of the call, else the model's predictions; -1 where neither is known.
+    label_source : str
+        "given", "predicted" or "none".
     """
 
     verifier: Verifier
@@ -67,6 +71,8 @@ class Judge:
     search: Backend | None = None
     images_are_probed: bool = True
     queries: Queries = field(default_factory=lambda: Queries.unlimited(0))
+    label: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    label_source: str = "none"
 
     def __post_init__(self) -> None:
         if len(self.queries.forwards) != len(self.labels):

@@ -17,8 +17,8 @@ from advcore import cli, data
 pytest.importorskip("typer")
 from support.command_line import run
 
-from advcore.cli import attack
 from advcore.cli.app import with_dashes
+from advcore.cli.summary import summary_rows
 from advcore.options import Options, option_info
 
 MODEL = """
@@ -78,6 +78,25 @@ def test_main_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(logits.argmax(1), targets)
     distortion = np.linalg.norm(result.adversarial - images[:20], axis=1)
     np.testing.assert_allclose(result.distortion, distortion, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("folder")
+def test_accuracies_and_the_record_of_a_command() -> None:
+    words = ["attack", *OWN, "--labels", "y.npy", "--out", "r.npz", "--eps", "0.3,0", "--eps", "1"]
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.stdout.replace("│", " ").split())
+    assert "clean accuracy 100.0%" in text
+    assert "robust accuracy 50.0% at ||r|| <= 0.3, 100.0% at ||r|| <= 0, 0.0% at ||r|| <= 1" in text
+    record = advcore.Result.load("r.npz").record
+    assert record["model"]["name"] == "my_model.py:build"
+    assert record["run"]["command"] == "advcore " + " ".join(words)
+    assert record["input"]["labels"] == "given"
+    for options in ([], ["--targets", "next-likeliest"]):
+        done = run("attack", *OWN, "--out", "r.npz", *options)
+        assert done.exit_code == 0, done.output
+        assert advcore.Result.load("r.npz").record["input"]["labels"] == "predicted"
+        assert "clean accuracy" not in done.stdout
 
 
 def test_random_targets_do_not_depend_on_the_count() -> None:
@@ -177,7 +196,7 @@ def test_stored_network() -> None:
         (["--model", "no_such_package:build"], "No module named 'no_such_package'"),
         (["--images", "none.npy"], "--images: none.npy does not exist"),
         (["--images", "my_model.py"], "--images: my_model.py is not a .npy file"),
-        (["--images", "a.npz"], "--images: a.npz is an .npz archive (arr_0)"),
+        (["--images", "a.npz"], "--images: a.npz is an .npz archive (arr_0, arr_1)"),
         (["--images", "x.npy", "--labels", "long.npy"], "--labels has 3 entries for 2 images"),
         (["--images", "x.npy", "--targets", "long.npy"], "--targets has 3 entries for 2 images"),
         (
@@ -192,6 +211,7 @@ def test_stored_network() -> None:
         (["--targets", "t.npy", "--untargeted"], "--targets and --untargeted exclude each other"),
         (["--out", "no/folder/r.npz"], "--out: folder no/folder does not exist"),
         (["--out", "r.txt"], "--out: expected a name that ends in .npz, or a folder, got r.txt"),
+        (["--eps", "0.5,x"], "--eps: expected numbers >= 0, as in 0.25,0.5,1, got 'x'"),
         (["--effort", "heroic"], "effort"),
         (["--loss", "hinge"], "loss"),
         (["--penalty", "l7"], "penalty must be one of l2, l2_unsquared, got 'l7'"),
@@ -214,7 +234,7 @@ def test_stored_network() -> None:
 )
 def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str) -> None:
     (folder / "wrong.py").write_text("def build(:")
-    np.savez("a.npz", np.zeros(3))
+    np.savez("a.npz", np.zeros(3), np.zeros(3))
     Path("folder.npz").mkdir()
     np.save("long.npy", np.zeros(3, int))
     np.save("float.npy", np.zeros(2))
@@ -363,14 +383,14 @@ def test_table_has_the_figures_of_the_summary() -> None:
     images, labels = data.embedded_digits()
     result = advcore.minimize_distortion(data.embedded_network(), images[:4], labels[:4])
     result.engine["isa"] = "v3"
-    rows = dict(attack.summary_rows(result))
+    rows = dict(summary_rows(result))
     assert rows["distortion ||r||"].endswith("(4 already adversarial count as 0)")
     assert rows["further forwards per image"] == f"mean {result.forwards.mean():.1f}"
     assert f"status: {rows['status']}" in result.summary()
     assert rows["engine: isa"] == "AVX2 (v3)"
     result.status[1:] = advcore.Status.interrupted
     result.seconds = 0.5
-    assert dict(attack.summary_rows(result))["images per second"] == "2"
+    assert dict(summary_rows(result))["images per second"] == "2"
 
 
 @pytest.mark.usefixtures("folder")

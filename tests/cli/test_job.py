@@ -161,7 +161,7 @@ def test_shards_of_an_attack_are_parts_of_the_whole(folder: Path) -> None:
         (["--shard", "0/3"], "--shard must be K/N with 1 <= K <= N, as in 3/8, got '0/3'"),
         (
             ["--out", "kept", "--starts", "x.npy"],
-            "--starts, --picture and --output need a name",
+            "--starts, --picture, --pictures, --eps and --report need a name",
         ),
         (["--out", "no/kept"], "--out: folder no does not exist"),
         (["--out", "r.csv"], "--out: expected a name that ends in .npz, or a folder, got r.csv"),

@@ -23,7 +23,7 @@ from PIL import Image
 from support.command_line import run
 
 SIDE = 8
-ARGUMENTS = ("attack", "--model", "net.safetensors", "--images", "in", "--output", "out")
+ARGUMENTS = ("attack", "--model", "net.safetensors", "--images", "in", "--pictures", "out")
 
 
 @pytest.fixture

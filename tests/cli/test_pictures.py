@@ -249,7 +249,7 @@ def test_a_folder_is_attacked_and_written(folder: Path) -> None:
     (folder / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     (folder / "in" / "notes.txt").write_text("no picture")
     done = run(
-        *("attack", "--model", "my_model.py:sized", "--images", "in", "--output", "out"),
+        *("attack", "--model", "my_model.py:sized", "--images", "in", "--pictures", "out"),
         *("--targets", "next-likeliest", "--names", "names.json"),
     )
     assert done.exit_code == 0, done.output
@@ -347,16 +347,19 @@ def test_words_for_targets_of_arrays(folder: Path) -> None:
         (["--images", "none"], "--images: none does not exist"),
         (["--images", "empty"], "--images: no pictures in empty (.png, .jpg"),
         (["--images", "bad"], "--images: no picture in bad can be read; x.png: cannot identify"),
-        (["--images", "in", "--output", "in"], "--output: must be another folder than --images"),
-        (["--images", "in", "--output", "net.safetensors"], "net.safetensors is not a folder"),
-        (["--images", "in", "--output", "no/such"], "--output: folder no does not exist"),
+        (
+            ["--images", "in", "--pictures", "in"],
+            "--pictures: must be another folder than --images",
+        ),
+        (["--images", "in", "--pictures", "net.safetensors"], "net.safetensors is not a folder"),
+        (["--images", "in", "--pictures", "no/such"], "--pictures: folder no does not exist"),
         (["--images", "in", "--levels", "16"], "with --levels 256, --bounds 0 1"),
         (["--images", "in", "--bounds", "-1", "1"], "with --levels 256, --bounds 0 1"),
         (["--images", "in", "--size", "13"], "of shape (144,), which are no pictures"),
         (["--images", "in", "--targets", "tabby"], "got 'tabby'; the names of the classes are not"),
         (["--images", "in", "--targets", "9"], "--targets: class 9 is not in [0, 3]"),
         (["--images", "in", "--names", "none.json"], "--names: none.json does not exist"),
-        (["--output", "out"], "--output, --size and --names need a folder of pictures"),
+        (["--pictures", "out"], "--pictures and --size need a folder of pictures"),
     ],
 )
 def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str) -> None:
@@ -404,3 +407,17 @@ def test_imagenet_pictures_through_squeezenet(
     assert [row["target_name"] for row in rows] == ["bull mastiff", "dining table"]
     assert all(row["verified_in_png"] == "1" for row in rows)
     assert all(float(row["distortion"]) < 0.5 for row in rows)
+
+
+@pytest.mark.filterwarnings("default::FutureWarning")
+def test_output_is_the_former_name_of_pictures(folder: Path) -> None:
+    network().save("net.safetensors")
+    words = ("attack", "--model", "net.safetensors", "--images", "in", "--output", "out")
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    assert "warning: --output is --pictures now; the next release has no --output" in done.stderr
+    assert (folder / "out" / "table.csv").exists()
+    both = run(*words, "--pictures", "other")
+    assert both.exit_code == 2
+    assert "--output is the former name of --pictures: give one of them, not both" in both.stderr
+    assert "--output" not in run("attack", "--help").stdout

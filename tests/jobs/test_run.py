@@ -264,7 +264,7 @@ def test_other_models_options_inputs_and_versions_are_refused(
     ):
         with pytest.raises(jobs.OtherJob, match=text):
             jobs.run(model, images, tmp_path / "o", **{"block": 3} | options)
-    monkeypatch.setattr("advcore.jobs.fingerprint.__version__", "9.9")
+    monkeypatch.setattr("advcore.fingerprint.__version__", "9.9")
     with pytest.raises(jobs.OtherJob, match=r"code advcore: .* there, 9\.9 now"):
         jobs.run(network, x, tmp_path / "o", block=3)
     assert files(tmp_path / "o") == before

@@ -39,7 +39,9 @@ def test_a_notebook_without_widgets_gets_text(notebook: None, capsys: Any) -> No
         assert "\rattacking 3/8, succeeded 2, 1 s" in capsys.readouterr().err
         update(Progress(4, 8, 3, 50, 1.21))
         assert capsys.readouterr().err == ""  # not every call is written
-    assert capsys.readouterr().err == "\rattacking 4/8, succeeded 3, 1 s\n"
+    last = capsys.readouterr().err
+    assert last.startswith("\rattacking 4/8, succeeded 3, 1 s, 3.31 images/s, 1 s left")
+    assert last.endswith("\n")
     assert [state.finished for state in seen] == [3, 4]
 
 
@@ -55,3 +57,19 @@ def test_a_terminal_gets_the_bar(capsys: Any) -> None:
     shown = capsys.readouterr().err
     assert "attacking" in shown
     assert "8/8 succeeded 7" in shown
+
+
+def test_a_log_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("advcore.solve.progress.LOG_SECONDS", 0.0)
+    with bar(800) as update:
+        update(Progress(4, 800, 3, 50, 2.0))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "attacking 4/800, succeeded 3, 2 s, 2 images/s, 7 min left"
+    assert "2 images/s" in lines[-1]
+
+
+def test_the_state_in_words() -> None:
+    assert Progress(0, 8, 0, 0, 0.0).text() == "0/8, succeeded 0, 0 s"
+    assert Progress(8, 8, 8, 40, 2.0).text() == "8/8, succeeded 8, 2 s"
+    assert Progress(0, 8, 0, 0, 3.0).remaining_seconds is None
+    assert Progress(2, 8, 0, 0, 4.0).remaining_seconds == 12

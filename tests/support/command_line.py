@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("typer")
 from typer.testing import CliRunner, Result
 
-from advcore.cli import attack
+from advcore.cli import attack, doctor, job, report, reproduce  # noqa: F401 (They add the commands.)
 
 
 def run(*arguments: object) -> Result:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._extras import require
-from ._files import replacing
-from .validate import to_numpy
+from .._extras import require
+from .._files import replacing
+from ..validate import to_numpy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, FigureBase
 
-    from .result import Result
+    from ..result import Result
 
 
 def picture_grid(

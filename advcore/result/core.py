@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
+import html
 import os
-import sys
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._arrays import read_archive
-from ._files import replacing
-from .validate import to_numpy
-
-_TEXTS = ("engine", "penalty", "loss", "norm")
-"""Fields that are stored as JSON texts."""
-_COUNTS = ("rounds", "round_seconds", "fillings")
-"""Entries of ``engine`` that add up over runs."""
-_OPTIONAL = ("penalty_distortion", "norm", "queries")
-"""Fields that a stored result may lack."""
-_KINDS = {
-    "adversarial": "f",
-    "success": "b",
-    "distortion": "f",
-    "rms_distortion": "f",
-    "margin": "f",
-    "prediction": "iu",
-    "target": "iu",
-    "c": "f",
-    "status": "iu",
-    "evaluations": "iu",
-    "forwards": "iu",
-    "iterations": "iu",
-    "rescues": "iu",
-    "penalty_distortion": "f",
-    "queries": "iu",
-}
-"""Kind of the values of each field that has a row for each image, as letters of ``dtype.kind``."""
+from .. import validate
+from .._files import write_text
+from . import files, statistics, tables
+from .files import TEXTS, of_now
+from .record import Record
+from .rows import joined_engines, joined_records, joined_rows, row_numbers
+from .statistics import ClassStatistics
 
 
 @dataclass(eq=False, repr=False)
@@ -101,6 +78,23 @@ class Result:
         All forwards and all backwards for the image: twice ``evaluations``, ``forwards``, and the
         forwards of its label and its verification. Of results of former versions, and those made by
         hand, without the last.
+    label : (N,) int64
+        The ``labels`` of the call; of an untargeted run without them the model's own predictions.
+        -1 where neither is known.
+    record : dict of dict
+        The run that it is a result of, by part and name:
+
+        - options: every option, as a number or a text. Arrays are named by a hash.
+        - model: its ``name``, and a ``hash`` of its weights, structure and code.
+        - input: ``count`` and ``shape`` of the images, where the ``labels`` come from ("given",
+          "predicted" or "none"), and SHA-256 of the arrays, in C order: ``images_sha256`` and
+          ``starts_sha256`` of float32 values (of a pool, those of its images and then its int64
+          classes), ``labels_sha256`` and ``targets_sha256`` of int64 values.
+        - versions: of advcore, Python, NumPy and torch, and the instruction set.
+        - run: when it ``began``, in UTC, and the ``command`` where there was one.
+
+        Of a part of the images it is that of the whole run. Empty in results of former versions,
+        and without hashes as the option ``record`` says.
     """
 
     engine: dict[str, str | int | float]
@@ -123,14 +117,19 @@ class Result:
     penalty_distortion: NDArray[np.float32] | None = None
     norm: str = "l2"
     queries: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    label: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    record: Record = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.queries) != len(self.success):
             self.queries = (2 * self.evaluations + self.forwards).astype(np.int32)
+        if len(self.label) != len(self.success):
+            self.label = np.full(len(self.success), -1, np.int64)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"queries": np.empty(0, np.int32), **_of_now(state)})
-        self.__post_init__()  # former versions lack the queries
+        absent = {"queries": np.empty(0, np.int32), "label": np.empty(0, np.int64), "record": {}}
+        self.__dict__.update({**absent, **of_now(state)})
+        self.__post_init__()  # former versions lack some fields
 
     def __len__(self) -> int:
         return len(self.success)
@@ -139,7 +138,7 @@ class Result:
         """Return the result of these images: a slice, row numbers, a mask (N,), or one number.
 
         One number gives a result of one image. ``seconds`` is the share of the rows by their
-        number. ``engine`` is that of the whole run.
+        number. ``engine`` and ``record`` are those of the whole run.
 
         Raises
         ------
@@ -148,7 +147,7 @@ class Result:
         IndexError
             An image does not exist, or a mask has another length.
         """
-        index = _row_numbers(rows, len(self))
+        index = row_numbers(rows, len(self))
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, value in values.items():
             if hasattr(value, "shape"):
@@ -160,8 +159,9 @@ class Result:
     def concatenate(results: Iterable[Result]) -> Result:
         """Return one result of the images of several, in their order.
 
-        ``seconds`` and the counts of ``engine`` are sums. What else differs in ``engine`` is joined
-        by commas. Tensors stay tensors if all results have them, on the device of the first.
+        ``seconds`` and the counts of ``engine`` are sums. What else differs in ``engine``, and in
+        ``record``, is joined by commas. Tensors stay tensors if all results have them, on the
+        device of the first.
 
         Raises
         ------
@@ -188,28 +188,39 @@ class Result:
                 found = ", ".join(str(value) for value in dict.fromkeys(values))
                 raise ValueError(f"results must have one {name}, got {found}")
         joined: dict[str, Any] = {
-            field.name: _joined_rows([getattr(part, field.name) for part in parts], parts)
+            field.name: joined_rows([getattr(part, field.name) for part in parts], parts)
             for field in fields(Result)
-            if field.name not in (*_TEXTS, "seconds")
+            if field.name not in (*TEXTS, "seconds")
         }
         return Result(
-            engine=_joined_engines([part.engine for part in parts]),
+            engine=joined_engines([part.engine for part in parts]),
             seconds=sum(part.seconds for part in parts),
             penalty=parts[0].penalty,
             loss=parts[0].loss,
             norm=parts[0].norm,
+            record=joined_records([part.record for part in parts]),
             **joined,
         )
 
     def __repr__(self) -> str:
-        successes = int(self.success.sum())
-        mean = f"mean {self.measure} {self._mean():.3f}{already_note(self)}, " if successes else ""
-        return f"Result({len(self)} images, {successes} adversarial, {mean}{self._path()})"
+        successes, note = int(self.success.sum()), statistics.already_note(self)
+        mean = self.distortion[self.success].astype(np.float64).mean() if successes else 0.0
+        text = f"mean {self.measure} {mean:.3f}{note}, " if successes else ""
+        return f"Result({len(self)} images, {successes} adversarial, {text}{self.path_text()})"
+
+    def _repr_html_(self) -> str:
+        """Return the summary for a notebook."""
+        return f"<pre>{html.escape(self.summary())}</pre>"
 
     @property
     def measure(self) -> str:
         """The distortion as a formula, ``||r||``, with the norm where that is not l2."""
         return "||r||" if self.norm == "l2" else f"||r||_{self.norm[1:]}"
+
+    @property
+    def targeted(self) -> bool:
+        """Whether the images were to get given classes."""
+        return bool(len(self)) and bool((self.target >= 0).all())
 
     def minimum_distortion(self) -> NDArray[np.float64]:
         """Return the distortions (N,) in float64, infinite without success.
@@ -243,8 +254,9 @@ class Result:
     def robust_accuracy(self, eps: ArrayLike) -> float | NDArray[np.float64]:
         """Return ``1 - curve(eps)``, the share of images that withstood the attack within ``eps``.
 
-        It is an upper bound of the true value. For untargeted runs against the true labels it is
-        the clean accuracy at ``eps = 0``.
+        It is an upper bound of the true value. It is an accuracy only of an untargeted run with
+        ``labels``, and then the clean accuracy at ``eps = 0``. Without labels it is the share of
+        unchanged predictions, and of a targeted run that of images not taken for their target.
         """
         return self._share(len(self) - self._within(eps))
 
@@ -263,7 +275,7 @@ class Result:
 
     def status_counts(self) -> dict[str, int]:
         """Return how many images ended with each status, by name, the most frequent first."""
-        names = {int(code): name for name, code in _statuses().items()}
+        names = statistics.status_names()
         codes, counts = np.unique(self.status, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         return {names.get(int(codes[i]), str(codes[i])): int(counts[i]) for i in order}
@@ -274,50 +286,141 @@ class Result:
         counts = self.status_counts().items()
         return ", ".join(f"{name} {count}{notes.get(name, '')}" for name, count in counts)
 
-    def summary(self) -> str:
-        """Return a few lines of text: success, distortion, evaluations, speed, statuses.
+    def summary(self, eps: ArrayLike = ()) -> str:
+        """Return a few lines of text: success, accuracies, distortion, evaluations, statuses.
 
-        Where a model ran through torch, a line says why it did not run in the engine.
+        Where a model ran through torch, a line says why it did not run in the engine. The clean
+        accuracy is that of an untargeted run with ``labels``. At each ``eps``, a number or several,
+        there is the share of `robust_accuracy`.
         """
-        count, successes = len(self), int(self.success.sum())
-        if count == 0:
-            return f"0 images, {self._path()}"
-        lines = [
-            f"{count} images, {successes} adversarial ({successes / count:.1%}), "
-            f"{self.seconds:.3g} s, {images_per_second(self):.4g} images/s, {self._path()}"
-        ]
-        if self.engine.get("path") == "torch" and "reason" in self.engine:
-            lines.append(f"why through torch: {self.engine['reason']}")
-        if successes:
-            median = np.median(self.distortion[self.success].astype(np.float64))
-            rms = self.rms_distortion[self.success].astype(np.float64)
-            lines.append(
-                f"distortion {self.measure}: mean {self._mean():.4f}, median {median:.4f}"
-                f"{already_note(self)}; rms: mean {rms.mean():.4f}"
-            )
-        if self.penalty_distortion is not None and successes:
-            penalty = self.penalty_distortion[self.success].astype(np.float64)
-            if np.isfinite(penalty).any():
-                lines.append(f"penalty minimiser ||r||: mean {np.nanmean(penalty):.4f}")
-        lines.append(
-            f"evaluations: mean {self.evaluations.mean():.1f}, "
-            f"p99 {np.percentile(self.evaluations, 99):.0f}; "
-            f"further forwards: mean {self.forwards.mean():.1f}"
-        )
-        lines.append("status: " + self.status_text())
-        blind = int((self.status == status_code("no_gradient")).sum())
-        if blind:
-            lines.append(
-                f"no gradient at {blind} of the clean images: found from a random direction, "
-                "distortions may be far above the smallest"
-            )
-        return "\n".join(lines)
+        return statistics.summary(self, _limits(eps))
 
-    def _mean(self) -> float:
-        return float(self.distortion[self.success].astype(np.float64).mean())
+    def statistics(self, eps: ArrayLike = ()) -> dict[str, Any]:
+        """Return the figures of `summary` as numbers and texts, which JSON can hold.
 
-    def _path(self) -> str:
+        ``clean_accuracy`` is None where the run had no labels or had targets. ``withstood`` has the
+        share of `robust_accuracy` at each ``eps``. ``distortion`` is over the successes,
+        ``distortion_of_changed`` over those that were not adversarial already. A figure over no
+        image is None.
+        """
+        return statistics.statistics(self, _limits(eps))
+
+    def per_class(self, eps: ArrayLike = ()) -> list[ClassStatistics]:
+        """Return the figures of each class, by the label of its images.
+
+        Raises
+        ------
+        ValueError
+            An image has no label: the run had targets and no ``labels``.
+        """
+        return statistics.per_class(self, _limits(eps))
+
+    def class_counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return which class was led to which: the classes (K,), and counts (K, K) of images.
+
+        A row is the label, a column the class of the adversarial image. Images without success are
+        in neither. The classes are those that occur.
+
+        Raises
+        ------
+        ValueError
+            An image has no label: the run had targets and no ``labels``.
+        """
+        return statistics.class_counts(self)
+
+    def path_text(self) -> str:
+        """Return the back end and the device that ran."""
         return " ".join(str(self.engine[key]) for key in ("path", "device") if key in self.engine)
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas.DataFrame with a row for each image (needs ``advcore[pandas]``).
+
+        Its columns are the fields with a value for each image, and its index the number of the
+        image. The status is a name. A label or target that is not known is missing; the distortion
+        without success is infinite. ``attrs["record"]`` is the record.
+        """
+        return tables.data_frame(self)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the table of `to_dataframe` as CSV. What is missing is empty. It needs no pandas.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written. A former one is as it was.
+        """
+        write_text(path, tables.csv_text(self))
+
+    def to_json(self, path: str | os.PathLike[str], eps: ArrayLike = ()) -> None:
+        """Write all but the images as JSON: figures, those of each class, engine, record, table.
+
+        NaN and infinity are null.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written. A former one is as it was.
+        """
+        write_text(path, tables.json_text(self, _limits(eps)))
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        images: Any = None,
+        labels: Any = None,
+        class_names: Sequence[str] | None = None,
+        *,
+        image_names: Sequence[str] | None = None,
+        eps: ArrayLike = (),
+        warnings: Sequence[str] = (),
+    ) -> None:
+        """Write an HTML page, one file with all in it (needs ``advcore[report]``).
+
+        It has the figures of `summary`, the curve of `robust_accuracy`, which class was led to
+        which, the hardest and the easiest images, costs, warnings, options and versions.
+
+        Parameters
+        ----------
+        images : (N, ...), optional
+            The clean images, which a result does not hold. Without them the adversarial ones are
+            shown alone.
+        labels : (N,) int, optional
+            True classes in the place of ``label``.
+        class_names : sequence of str, optional
+            Names by the number of the class.
+        image_names : sequence of str (N,), optional
+            Names of the images, such as those of their files.
+        eps : float or several
+            Distortions in the table of accuracies. By default some are chosen.
+        warnings : sequence of str
+            Further remarks at the head of the page.
+
+        Raises
+        ------
+        ValueError
+            ``images``, ``labels`` or ``image_names`` are not those of N images.
+        ImportError
+            Jinja2 or matplotlib is not installed.
+        OSError
+            The file cannot be written. A former one is as it was.
+        """
+        from ..report.page import Page, write_page
+
+        result = self if labels is None else self.with_labels(labels)
+        page = Page(images, class_names, image_names, _limits(eps), warnings)
+        write_page(path, result, page)
+
+    def with_labels(self, labels: Any) -> Result:
+        """Return the same result with these true classes (N,).
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are no integers, not N, or negative.
+        """
+        classes = validate.classes(labels, "labels", len(self), 2**31 - 1).astype(np.int64)
+        kept = {**self.record, "input": {**self.record.get("input", {}), "labels": "given"}}
+        return replace(self, label=classes, record=kept)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a compressed ``.npz`` without pickles. Tensors are stored as arrays.
@@ -332,18 +435,7 @@ class Result:
         OSError
             The file cannot be written. A former one is as it was.
         """
-        name = os.fspath(path)
-        if not name.endswith(".npz"):
-            raise ValueError(f"path must end in .npz, got {name!r}")
-        arrays: dict[str, Any] = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            if entry.name in _TEXTS:
-                arrays[entry.name] = np.array(json.dumps(value))
-            elif value is not None:
-                arrays[entry.name] = to_numpy(value)
-        with replacing(name) as file:
-            np.savez_compressed(file, **arrays)
+        files.write(path, {entry.name: getattr(self, entry.name) for entry in fields(self)})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Result:
@@ -355,141 +447,16 @@ class Result:
         Raises
         ------
         ValueError
-            The file is not a stored result, or is damaged.
+            The file is not a stored result, is damaged, or has the format of a later version.
         OSError
             The file cannot be read.
         """
-        try:
-            values: dict[str, Any] = dict(read_archive(path, _check_names))
-            values = _of_now(values)
-            for name in _TEXTS:
-                if name in values:
-                    values[name] = _json(values[name], name)
-            values["seconds"] = _number(values["seconds"], "seconds")
-            _check_fields(values)
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: not a stored result: {error}") from error
-        return Result(**values)
+        return Result(**files.read(path, [entry.name for entry in fields(Result)]))
 
 
-def _of_now(values: dict[str, Any]) -> dict[str, Any]:
-    """Rename the fields of former versions: their ``norm`` was the penalty, and all were in l2."""
-    if "norm" not in values or "penalty" in values:
-        return values
-    return {("penalty" if name == "norm" else name): values[name] for name in values}
-
-
-def _row_numbers(rows: Any, count: int) -> NDArray[np.intp]:
-    """Return the row numbers, from 0, that an index of `Result` means."""
-    if isinstance(rows, slice):
-        return np.arange(count)[rows]
-    index = to_numpy(rows)
-    if index.size == 0 and index.dtype.kind == "f":  # an empty list
-        index = index.astype(np.intp)
-    if isinstance(rows, tuple) or index.ndim > 1 or index.dtype.kind not in "bui":
-        raise TypeError(f"rows must be a slice, row numbers or a mask (N,), got {rows!r}")
-    if index.dtype.kind == "b" and index.shape != (count,):
-        raise IndexError(f"a mask of the rows must have shape ({count},), got {index.shape}")
-    return np.atleast_1d(np.arange(count)[index])
-
-
-def _joined_rows(values: list[Any], parts: list[Result]) -> Any:
-    """Return the rows of a field of all results; NaN where a result lacks an optional field."""
-    if all(value is None for value in values):
-        return None
-    values = [
-        np.full(len(part), np.nan, np.float32) if value is None else value
-        for value, part in zip(values, parts, strict=True)
-    ]
-    if all(hasattr(value, "detach") for value in values):
-        torch = sys.modules["torch"]
-        return torch.cat([value.to(values[0].device) for value in values])
-    return np.concatenate([to_numpy(value) for value in values])
-
-
-def _joined_engines(engines: list[dict[str, str | int | float]]) -> dict[str, str | int | float]:
-    """Return one record of what ran, of those of several runs."""
-    joined: dict[str, str | int | float] = {}
-    for name in dict.fromkeys(name for engine in engines for name in engine):
-        values = [engine[name] for engine in engines if name in engine]
-        if name in _COUNTS:
-            joined[name] = sum(values)  # type: ignore[arg-type]
-        elif len(set(values)) == 1:
-            joined[name] = values[0]
-        else:
-            joined[name] = ", ".join(dict.fromkeys(str(value) for value in values))
-    return joined
-
-
-def _check_names(names: Collection[str]) -> None:
-    """Raise ValueError unless a stored result has these members."""
-    expected = {field.name for field in fields(Result)}
-    present = set(_of_now(dict.fromkeys(names)))
-    missing, unknown = sorted(expected - present - set(_OPTIONAL)), sorted(present - expected)
-    if missing or unknown:
-        raise ValueError(f"missing {missing}, unknown {unknown}")
-
-
-def _json(value: NDArray[Any], name: str) -> Any:
-    """Return what a stored JSON text holds: a mapping for ``engine``, else a text."""
-    try:
-        content = json.loads(str(value))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON ({error})") from error
-    if name != "engine":
-        if not isinstance(content, str):
-            raise ValueError(f"{name} must be a text, got {content!r:.60}")
-    elif not isinstance(content, dict) or not all(
-        isinstance(entry, (str, int, float)) for entry in content.values()
-    ):
-        raise ValueError(f"engine must map names to texts and numbers, got {content!r:.60}")
-    return content
-
-
-def _number(value: NDArray[Any], name: str) -> float:
-    """Return a stored finite number that is not negative."""
-    if value.shape != () or value.dtype.kind not in "fiu":
-        raise ValueError(f"{name} must be a number, got {value.dtype} of shape {value.shape}")
-    if not 0 <= float(value) < math.inf:
-        raise ValueError(f"{name} must be finite and >= 0, got {float(value)}")
-    return float(value)
-
-
-def _check_fields(values: Mapping[str, Any]) -> None:
-    """Raise ValueError unless all fields with a row for each image fit together."""
-    images = values["success"].shape[:1]
-    for name, kinds in _KINDS.items():
-        array = values.get(name)
-        if array is None:
-            continue
-        if array.dtype.kind not in kinds:
-            raise ValueError(f"{name} holds {array.dtype}")
-        fits = array.ndim > 1 if name == "adversarial" else array.ndim == 1
-        if not fits or array.shape[:1] != images:
-            raise ValueError(f"{name} has shape {array.shape} for {images} images")
-    unknown = set(np.unique(values["status"]).tolist()) - set(_statuses().values())
-    if unknown:
-        raise ValueError(f"status holds {sorted(unknown)}, which are no values of advcore.Status")
-
-
-def images_per_second(result: Result) -> float:
-    """Return the finished images, all but the interrupted ones, per second of wall time."""
-    finished = int((result.status != status_code("interrupted")).sum())
-    return finished / max(result.seconds, 1e-9)
-
-
-def already_note(result: Result) -> str:
-    """Return a note on a mean distortion, " (N already adversarial count as 0)", or nothing."""
-    already = int((result.status == status_code("already_adversarial")).sum())
-    return f" ({already} already adversarial count as 0)" if already else ""
-
-
-def status_code(name: str) -> int:
-    """Return the value of a status by name, from the compiled module."""
-    return _statuses()[name]
-
-
-def _statuses() -> dict[str, int]:
-    from ._core import Status
-
-    return {name: int(member.value) for name, member in Status.__members__.items()}
+def _limits(eps: ArrayLike) -> list[float]:
+    """Return distortions of an argument ``eps`` as a list."""
+    limits = np.atleast_1d(np.asarray(eps, dtype=np.float64)).ravel()
+    if np.isnan(limits).any():
+        raise ValueError("eps must not be NaN")
+    return [float(limit) for limit in limits]

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from advcore import data, jobs
-from advcore.jobs import manifest
-from advcore.jobs.fingerprint import (
+from advcore.fingerprint import (
     _deciding_files,
     code_version,
     device_of,
     hash_of,
     text_of,
 )
+from advcore.jobs import manifest
 from advcore.options import Options
 
 MODEL = """
@@ -107,7 +107,7 @@ def test_weights_count_wherever_a_module_has_them(kind: str) -> None:
 def test_the_hash_is_the_same_in_another_process(tmp_path: Path) -> None:
     (tmp_path / "my_model.py").write_text(MODEL)
     program = (
-        "from advcore import data\nfrom advcore.jobs.fingerprint import hash_of\n"
+        "from advcore import data\nfrom advcore.fingerprint import hash_of\n"
         "from my_model import Model\nprint(hash_of(data.embedded_network()), hash_of(Model()))"
     )
     done = subprocess.run(

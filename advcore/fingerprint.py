@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
-from .._version import __version__
-from ..network import Network
-from ..validate import is_tensor, to_numpy
+from . import _core
+from ._version import __version__
+from .network import Network
+from .validate import is_tensor, to_numpy
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parent
 DECIDING = (
     "*.py", "network/*.py", "oracles/*.py", "solve/*.py", "models/*.py", "jobs/*.py",
 )  # fmt: skip
@@ -31,16 +31,21 @@ LIBRARIES = ("torch", "numpy", "builtins", "advcore")
 
 def code_version(uses_torch: bool) -> dict[str, str]:
     """Return versions of all that the bits of a result depend on besides model and options."""
+    found = {"build": _package_hash()} | versions(uses_torch)
+    if uses_torch:
+        found["torch threads"] = str(sys.modules["torch"].get_num_threads())
+    return found
+
+
+def versions(uses_torch: bool) -> dict[str, str]:
+    """Return the versions of advcore, NumPy and torch, and the instruction set."""
     found = {
         "advcore": __version__,
-        "build": _package_hash(),
         "instruction set": _core.isa(),
         "numpy": np.__version__,
     }
     if uses_torch:
-        torch = sys.modules["torch"]
-        found["torch"] = str(torch.__version__)
-        found["torch threads"] = str(torch.get_num_threads())
+        found["torch"] = str(sys.modules["torch"].__version__)
     return found
 
 
