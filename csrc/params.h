@@ -65,6 +65,7 @@ struct Params {
   int polish_budget = 30;            // Iterations of one polish.
   int max_evaluations = 0x7fffffff;  // Forward and backward passes of one image, as pairs.
   int max_queries = 0x7fffffff;      // Forward and backward passes of one image, each counted.
+  float stop_at = -1;                // An image ends once its best is no further than this.
   int schedules = 1;  // The first `attempts` are always run, the others until one succeeds.
   int attempts = 1;
   Schedule schedule[kMaxSchedules];
@@ -105,6 +106,7 @@ void for_each_param(F f) {
   f("polish_budget", &Params::polish_budget);
   f("max_evaluations", &Params::max_evaluations);
   f("max_queries", &Params::max_queries);
+  f("stop_at", &Params::stop_at);
   f("attempts", &Params::attempts);
   f("smoothable", &Params::smoothable);
   f("starts", &Params::starts);
