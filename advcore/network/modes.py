@@ -20,10 +20,15 @@ def parts_in_training(module: Any) -> Iterator[tuple[str, Any]]:
             yield name, part
 
 
+def reads_training(part: Any) -> bool:
+    """Whether the ``forward`` of a module may read ``training``."""
+    code = getattr(type(part).forward, "__code__", None)
+    return code is None or "training" in _names(code)
+
+
 def _only_wraps(part: Any) -> bool:
     children = list(part.children())
-    code = getattr(type(part).forward, "__code__", None)
-    if not children or code is None or "training" in _names(code):
+    if not children or reads_training(part):
         return False
     return all(not getattr(each, "training", False) or _only_wraps(each) for each in children)
 
