@@ -64,11 +64,12 @@ def test_any_classifier_runs_by_its_class_gradients(digits: Any, norm: str) -> N
     )
 
 
-def test_a_classifier_of_scikit_learn() -> None:
+@pytest.mark.parametrize("classes", [2, 3])  # ART returns gradients of p, and of log p
+def test_a_classifier_of_scikit_learn(classes: int) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     rng = np.random.default_rng(0)
     x = rng.random((60, 5), dtype=np.float32)
-    y = x[:, :3].argmax(axis=1)
+    y = x[:, :classes].argmax(axis=1)
     estimator = classification.SklearnClassifier(
         linear_model.LogisticRegression(C=100).fit(x, y), clip_values=(0, 1)
     )
@@ -77,6 +78,8 @@ def test_a_classifier_of_scikit_learn() -> None:
     found = attack.generate(x)
     assert (estimator.predict(found).argmax(axis=1) != before).all()
     weight, bias = estimator.model.coef_, estimator.model.intercept_
+    if classes == 2:
+        weight, bias = np.vstack([-weight, weight]) / 2, np.append(-bias, bias) / 2
     logits = x @ weight.T + bias
     rows = np.arange(len(x))
     gaps = logits[rows, before][:, None] - logits
