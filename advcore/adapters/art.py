@@ -162,10 +162,11 @@ class MinimumDistortion(_attack.EvasionAttack):  # type: ignore[misc, name-defin
         return np.asarray(self.last_result.adversarial).astype(x.dtype, copy=False)
 
     def _model(self) -> Any:
-        module = module_of(self.estimator).module
+        module = module_of(self.estimator).inner
         if module is None:
             return ByClassGradients(self.estimator)
-        return module.eval()
+        module.eval()
+        return self.estimator
 
 
 def _masked(x: Any, bounds: tuple[Any, Any], mask: Any) -> tuple[Any, Any]:
