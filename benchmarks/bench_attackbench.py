@@ -38,7 +38,7 @@ import bench_anytime
 import numpy as np
 import torch
 from harness import machine, networks, norm_rivals, rivals
-from harness.torchvision_operator import define_missing_operator
+from harness.torchvision_operators import define_missing_operators
 
 from advcore._files import replacing
 from advcore.adapters.attackbench import advcore_attack
@@ -58,7 +58,7 @@ Attack = Callable[..., torch.Tensor]
 @functools.cache
 def library() -> Any:
     """attackbenchlib, with the operator that torchvision may lack kept alive."""
-    library.operator = define_missing_operator()  # type: ignore[attr-defined]
+    library.operator = define_missing_operators()  # type: ignore[attr-defined]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("attackbench")

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import machine
-from harness.torchvision_operator import define_missing_operator
+from harness.torchvision_operators import define_missing_operators
 from numpy.typing import NDArray
 from torch import nn
 
@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=3)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    library = define_missing_operator()
+    library = define_missing_operators()
     stored = machine.figures_file("survey_architectures")
     rows: dict[str, Any] = json.loads(stored.read_text())["rows"] if stored.is_file() else {}
     chosen = architectures(args.names)

@@ -180,7 +180,7 @@ def adapters() -> Facts:
     install(python, "--no-deps", "-r", ROOT / "tools" / "adapters.txt")
     output = run(python.with_name("pytest"), "-q", "tests/adapters")
     counts = re.findall(r"\d+ passed.*", output)[-1]
-    if "skipped" in counts:
+    if "could not import" in output:  # a library was skipped
         raise Failure(output[-TAIL:])
     return {"tests": counts}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,13 +18,19 @@ LIBRARIES = {
 }
 
 
-def test_the_package_imports_no_library() -> None:
+def in_a_process(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+
+
+def test_the_package_imports_no_library(tmp_path: Path) -> None:
     code = (
         "import sys, advcore.adapters, advcore.adapters.advlib, advcore.adapters.attackbench\n"
         "names = {'foolbox', 'art', 'torchattacks', 'secmlt', 'adv_lib', 'attackbench', 'torch'}\n"
         "print(sorted(names & set(sys.modules)))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = in_a_process(code, tmp_path)
     assert run.stdout.strip() == "[]"
 
 
@@ -44,10 +51,10 @@ except ImportError as error:
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
-def test_a_missing_library_is_named_with_its_extra(name: str) -> None:
+def test_a_missing_library_is_named_with_its_extra(name: str, tmp_path: Path) -> None:
     library = LIBRARIES[name]
     code = WITHOUT.format(name=name, library=library)
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = in_a_process(code, tmp_path)
     expected = f'advcore.adapters.{name} needs {library}: pip install "advcore[{name}]"'
     assert run.stdout.strip() == expected
 

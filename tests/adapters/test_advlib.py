@@ -35,13 +35,17 @@ class Event:
         return 1000 * (end.seconds - self.seconds)
 
 
+def loose_version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.partition("+")[0].split(".")))
+
+
 @pytest.fixture
 def utils(monkeypatch: pytest.MonkeyPatch) -> Any:
     """adv-lib's runner, which needs CUDA events and ``distutils``, a former module of Python."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     version = types.ModuleType("distutils.version")
-    version.LooseVersion = lambda text: tuple(map(int, text.split("+")[0].split(".")))
+    version.LooseVersion = loose_version
     monkeypatch.setitem(sys.modules, "distutils", types.ModuleType("distutils"))
     monkeypatch.setitem(sys.modules, "distutils.version", version)
     for name in ("visdom", "torchvision"):  # of its logger and of a perceptual distance
@@ -50,7 +54,9 @@ def utils(monkeypatch: pytest.MonkeyPatch) -> Any:
             stand_in.Visdom = stand_in.models = stand_in.transforms = None
             monkeypatch.setitem(sys.modules, name, stand_in)
     adapter_of("adv_lib")
-    return importlib.import_module("adv_lib.utils.attack_utils")
+    found = importlib.import_module("adv_lib.utils.attack_utils")
+    monkeypatch.setattr(found, "LooseVersion", loose_version)  # imported before by another library
+    return found
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -19,9 +19,9 @@ def adapter_of(library: str, *modules: str) -> list[Any]:
     Their warnings at the import are their own. torchvision may be there for another torch.
     """
     pytest.importorskip("torch")
-    from harness.torchvision_operator import define_missing_operator
+    from harness.torchvision_operators import define_missing_operators
 
-    _alive.append(define_missing_operator())
+    _alive.append(define_missing_operators())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip(library)
