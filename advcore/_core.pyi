@@ -7,7 +7,7 @@ import enum
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CSearch', 'Counts', 'CudaQueue', 'CudaSession', 'Job', 'Loss', 'Network', 'Norm', 'Params', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_probe', 'cuda_queue_missing', 'cuda_status', 'distances', 'isa', 'problem_layout', 'slot_bytes', 'solve', 'value_range']
+__all__: list[str] = ['CSearch', 'Counts', 'CudaQueue', 'CudaSession', 'DescentSettings', 'Job', 'Loss', 'Network', 'Norm', 'Params', 'Schedule', 'Session', 'Status', 'cuda_arena_bytes', 'cuda_probe', 'cuda_queue_missing', 'cuda_status', 'distances', 'isa', 'problem_layout', 'slot_bytes', 'solve', 'value_range']
 class Status(enum.IntEnum):
     """
     How the search of one image ended.
@@ -31,6 +31,113 @@ class Norm(enum.IntEnum):
     l1 = 2
     l2 = 0
     linf = 1
+class DescentSettings:
+    """
+    The descent of a search.
+    """
+    @property
+    def first_step(self) -> float:
+        ...
+    @first_step.setter
+    def first_step(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def last_step(self) -> float:
+        ...
+    @last_step.setter
+    def last_step(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def power(self) -> int:
+        ...
+    @power.setter
+    def power(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def radius_rate(self) -> float:
+        ...
+    @radius_rate.setter
+    def radius_rate(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def reach(self) -> float:
+        ...
+    @reach.setter
+    def reach(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def start(self) -> float:
+        ...
+    @start.setter
+    def start(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def steps(self) -> int:
+        ...
+    @steps.setter
+    def steps(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def temperature(self) -> float:
+        ...
+    @temperature.setter
+    def temperature(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+class Schedule:
+    """
+    A search of a run; csrc/params.h describes it.
+    """
+    fallback: bool
+    same_class: bool
+    def __init__(self) -> None:
+        ...
+    def add_stage(self, smoothing: typing.SupportsFloat | typing.SupportsIndex, budget: typing.SupportsInt | typing.SupportsIndex, temperature: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def class_limit(self) -> float:
+        ...
+    @class_limit.setter
+    def class_limit(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def continuation_tolerance(self) -> float:
+        ...
+    @continuation_tolerance.setter
+    def continuation_tolerance(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def descent(self) -> DescentSettings:
+        ...
+    @property
+    def origin(self) -> float:
+        ...
+    @origin.setter
+    def origin(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def patience(self) -> int:
+        ...
+    @patience.setter
+    def patience(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def polish_budget(self) -> int:
+        ...
+    @polish_budget.setter
+    def polish_budget(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def polish_tolerance(self) -> float:
+        ...
+    @polish_tolerance.setter
+    def polish_tolerance(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def ranked(self) -> int:
+        ...
+    @ranked.setter
+    def ranked(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
 class Params:
     """
     Options of a run; csrc/params.h describes each.
@@ -43,7 +150,7 @@ class Params:
     unsquared: bool
     def __init__(self) -> None:
         ...
-    def add_schedule(self, smoothing: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], budget: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], temperature: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], origin: typing.SupportsFloat | typing.SupportsIndex = -1.0, contest: typing.SupportsInt | typing.SupportsIndex = -1) -> None:
+    def add_schedule(self, schedule: Schedule) -> None:
         ...
     @property
     def attempts(self) -> int:
@@ -68,60 +175,6 @@ class Params:
         ...
     @confidence.setter
     def confidence(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def continuation_tolerance(self) -> float:
-        ...
-    @continuation_tolerance.setter
-    def continuation_tolerance(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def descent_budget(self) -> int:
-        ...
-    @descent_budget.setter
-    def descent_budget(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def descent_first_step(self) -> float:
-        ...
-    @descent_first_step.setter
-    def descent_first_step(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def descent_last_step(self) -> float:
-        ...
-    @descent_last_step.setter
-    def descent_last_step(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def descent_power(self) -> int:
-        ...
-    @descent_power.setter
-    def descent_power(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def descent_radius_rate(self) -> float:
-        ...
-    @descent_radius_rate.setter
-    def descent_radius_rate(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def descent_reach(self) -> float:
-        ...
-    @descent_reach.setter
-    def descent_reach(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def descent_start(self) -> float:
-        ...
-    @descent_start.setter
-    def descent_start(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def descent_temperature(self) -> float:
-        ...
-    @descent_temperature.setter
-    def descent_temperature(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
     @property
     def history(self) -> int:
@@ -158,24 +211,6 @@ class Params:
         ...
     @n.setter
     def n(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def patience(self) -> int:
-        ...
-    @patience.setter
-    def patience(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def polish_budget(self) -> int:
-        ...
-    @polish_budget.setter
-    def polish_budget(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    @property
-    def polish_tolerance(self) -> float:
-        ...
-    @polish_tolerance.setter
-    def polish_tolerance(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
     @property
     def seed(self) -> int:

@@ -21,7 +21,7 @@ from .solve.choose import choose_backend
 from .solve.finish import Stop, finish, make_result
 from .solve.interrupts import Interrupts
 from .solve.job import Job, RunMonitor, TrialClock
-from .solve.params import Facts, effort_within_budget, engine_params
+from .solve.params import Facts, engine_params
 from .solve.probes import PROBE_IMAGES, are_probed, check_backward, probed_noise, trial_images
 from .solve.queries import LEAST_SEARCH, Queries
 from .solve.starts import nearest_starts
@@ -82,8 +82,8 @@ def minimize_distortion(
         Contiguous float32 arrays are used as they are, others are copied once.
     targets : (N,) int, or an int for all images, optional
         Class that each image shall be taken for. None: untargeted. The first class reached is not
-        always the nearest, so further classes are searched: two (``effort="fast"``: none,
-        ``"thorough"``: four).
+        always the nearest, so further classes are ranked by their
+        linearised distance and searched (``effort="fast"``: none).
     labels : (N,) int, or an int for all images, optional
         True classes of an untargeted run. None: the model's own prediction. With targets the
         labels are checked and otherwise ignored.
@@ -108,17 +108,17 @@ def minimize_distortion(
         Margin required, in logits. The margin is the target's logit minus the largest other one
         (untargeted: the largest other one minus the label's). Four times the rounding noise of the
         model's logits is added.
-    effort : "fast", "default" or "thorough"
-        More effort takes more evaluations and finds smaller distortions. An image for which no
-        search succeeds (``not_found``) costs 200 to 1,500 evaluations, "thorough" up to 2,000,
-        unless ``max_evaluations`` is less.
+    effort : "fast", "default", "thorough" or "exhaustive"
+        Each begins with the searches of the one before. More effort takes more evaluations and
+        finds smaller distortions. An image for which no search succeeds (``not_found``) costs 200
+        to 1,500 evaluations, "thorough" up to 2,000, unless ``max_evaluations`` is less.
     history : int in [3, 8]
         Pairs (s, y) of L-BFGS.
     max_evaluations : int, optional
         Budget of an image, in pairs of a forward and a backward. The repair of ``levels`` takes up
-        to 27 more; with 8 levels or fewer up to 90 more, and 700 further forwards. Where the
-        budget is too small for an effort (`schedules.NEEDED`), the next lower effort runs, and the
-        result's ``engine`` says so.
+        to 27 more; with 8 levels or fewer up to 90 more, and 700 further forwards. It cuts the
+        searches of an effort off; the efforts begin alike, so a smaller budget needs no lower
+        effort.
     max_queries : int >= 10, optional
         Budget of an image in queries: each of its forwards and each of its backwards counts one.
         The search, the label of an untargeted run without ``labels``, and the verification are in
@@ -325,7 +325,7 @@ def _make_job(
     bounds: tuple[Floats, Floats],
     starts: Floats | None,
 ) -> Job:
-    """Return the engine's job. ``info`` of the back end gets the effort if the budget lowers it."""
+    """Return the engine's job."""
     facts = Facts(
         n=flat.shape[1],
         classes=backend.classes,
@@ -336,10 +336,6 @@ def _make_job(
         squashing=squashing(backend.squash, judge.least_margin),
         kept_queries=judge.kept_back,
     )
-    effort = effort_within_budget(options, facts)
-    if effort != options.effort:
-        budget = "max_evaluations" if options.max_queries is None else "max_queries"
-        backend.info.effort = f"{effort} ({budget} is too small for {options.effort})"
     return Job(engine_params(options, facts), flat, judge.labels, *bounds, starts)
 
 

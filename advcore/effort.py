@@ -1,38 +1,10 @@
-"""The parts of an effort: schedules of smoothed networks, descent steps, stopping rules."""
+"""The parts of an effort: its searches, with their stages, descent and stopping rules."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-EFFORTS = ("fast", "default", "thorough")
-SEARCHES = {"fast": 1, "default": 3, "thorough": 5}
-"""Number of searches of an untargeted run, each for another class."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """One pass through networks that are smoothed less and less, a stage each.
-
-    Attributes
-    ----------
-    smoothing : tuple of float
-        k of each stage; 0 is the exact network.
-    budget : tuple of int
-        Evaluations of each stage.
-    temperature : tuple of float
-        T of each stage, as a fraction of the margin at the clean image.
-    origin : float
-        The search begins at ``lo + origin * (hi - lo)``. Negative: at the clean image.
-    contest : int
-        At the end of this stage a second search, from the start straight to the stage's network,
-        competes with the first. Negative: at none.
-    """
-
-    smoothing: tuple[float, ...]
-    budget: tuple[int, ...]
-    temperature: tuple[float, ...]
-    origin: float = -1.0
-    contest: int = -1
+EFFORTS = ("fast", "default", "thorough", "exhaustive")
 
 
 @dataclass(frozen=True)
@@ -50,31 +22,70 @@ class Descent:
 
 
 @dataclass(frozen=True)
-class Effort:
-    """Schedules that are always run, and the rules by which searches and the polish stop.
+class Schedule:
+    """One search: through networks that are smoothed less and less, a descent and a polish.
+
+    Without stages it goes on from the best image.
 
     Attributes
     ----------
+    smoothing : tuple of float
+        k of each stage; 0 is the exact network.
+    budget : tuple of int
+        Evaluations of each stage.
+    temperature : tuple of float
+        T of each stage, as a fraction of the margin at the clean image.
+    origin : float
+        The search begins at ``lo + origin * (hi - lo)``. Negative: at the clean image.
     patience : int
         A stage stops after so many rounds near its best point without a better one.
+    continuation_tolerance : float
+        A step shorter than this fraction of ||r|| ends every stage but the last.
+    descent : Descent
     polish_tolerance : float
         The polish stops at this relative gain.
     polish_budget : int
-        Iterations of one polish.
-    continuation_tolerance : float or None
-        A step shorter than this fraction of ||r|| ends every stage but the last. None:
-        `schedules.CONTINUATION_TOLERANCE`.
-    untargeted : Schedule or None
-        Schedule of the searches of an untargeted run. None: the first of `schedules`.
-    searches : int
-        Number of searches of an untargeted run. `find_effort` sets it.
+        Iterations of the polish.
+    fallback : bool
+        Run only while no search has converged on an image.
+    ranked : int
+        Untargeted: instead of a search, so many classes are ranked at the best image by their
+        linearised distance from the clean one.
+    class_limit : float
+        Above 0: the search is for the next of these classes, and is run only where its distance is
+        below so many times the best one.
+    same_class : bool
+        Untargeted: the search is for the class of the best image.
     """
 
-    schedules: tuple[Schedule, ...]
-    patience: int
+    smoothing: tuple[float, ...] = ()
+    budget: tuple[int, ...] = ()
+    temperature: tuple[float, ...] = ()
+    origin: float = -1.0
+    patience: int = 12
+    continuation_tolerance: float = 0.1
+    descent: Descent = Descent()
     polish_tolerance: float = 1e-4
     polish_budget: int = 30
-    descent: Descent = Descent()
-    continuation_tolerance: float | None = None
-    untargeted: Schedule | None = None
-    searches: int = SEARCHES["default"]
+    fallback: bool = False
+    ranked: int = 0
+    class_limit: float = 0.0
+    same_class: bool = False
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Searches in their order, of which an effort runs the first.
+
+    The larger of two efforts runs the searches of the smaller one, in the same order, and then more
+    of them: so it is never worse.
+
+    Attributes
+    ----------
+    searches : tuple of Schedule
+    attempts : int
+        So many of them are run in any case, those that follow until one has found an image.
+    """
+
+    searches: tuple[Schedule, ...]
+    attempts: int

@@ -251,9 +251,8 @@ class Options:
         metadata=_metadata(
             "budget of each image, in pairs of a forward and a backward",
             _integer(1),
-            meaning="budget of each image, in pairs of a forward and a backward. Where it is too "
-            "small for an effort, the next lower effort runs "
-            "([smallest budgets](#smallest-budgets)). `levels` takes evaluations beyond it",
+            meaning="budget of each image, in pairs of a forward and a backward. Efforts begin alike, "
+            "so a smaller budget needs no lower effort. `levels` takes evaluations beyond it",
             without="none but that of the effort",
             command_type=int,
         ),

@@ -13,6 +13,7 @@ function, small systems in float32) need a changed build and are described there
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,20 +26,26 @@ from advcore.effort import Effort, Schedule
 NETWORKS = "embedded,fc100_100_10,fc200_200_10,tanh,relu,abc_mnist_6_100_nat"
 
 
-def exact_only(effort: Effort) -> Effort:
-    """Every schedule on the exact network alone, with the same number of evaluations."""
-    schedules = tuple(
-        Schedule((0.0,), (sum(s.budget),), (s.temperature[-1],)) for s in effort.schedules
+def exact_only(search: Schedule) -> Schedule:
+    """The search on the exact network alone, with the same number of evaluations."""
+    if not search.smoothing:
+        return search
+    return replace(
+        search,
+        smoothing=(0.0,),
+        budget=(sum(search.budget),),
+        temperature=(search.temperature[-1],),
     )
-    return replace(effort, schedules=schedules)
 
 
-def one_temperature(effort: Effort) -> Effort:
+def one_temperature(search: Schedule) -> Schedule:
     """T at its last value from the start."""
-    schedules = tuple(
-        replace(s, temperature=(s.temperature[-1],) * len(s.temperature)) for s in effort.schedules
-    )
-    return replace(effort, schedules=schedules)
+    return replace(search, temperature=search.temperature[-1:] * len(search.temperature))
+
+
+def with_searches(effort: Effort, change: Callable[[Schedule], Schedule]) -> Effort:
+    """The effort with each of its searches changed."""
+    return replace(effort, searches=tuple(change(search) for search in effort.searches))
 
 
 def options_of(variant: str, effort: Effort) -> dict[str, Any]:
@@ -47,11 +54,13 @@ def options_of(variant: str, effort: Effort) -> dict[str, Any]:
         return {"history": int(variant.split()[1])}
     changed: dict[str, dict[str, Any]] = {
         "default": {},
-        "no polish": {"effort": replace(effort, polish_budget=0)},
-        "no smoothing": {"effort": exact_only(effort)},
-        "one temperature": {"effort": one_temperature(effort)},
-        "one schedule": {"effort": replace(effort, schedules=effort.schedules[:1])},
-        "every network to the end": {"effort": replace(effort, continuation_tolerance=0.0)},
+        "no polish": {"effort": with_searches(effort, lambda s: replace(s, polish_budget=0))},
+        "no smoothing": {"effort": with_searches(effort, exact_only)},
+        "one temperature": {"effort": with_searches(effort, one_temperature)},
+        "one search": {"effort": Effort(effort.searches[:2], 2)},  # and its refinement
+        "every network to the end": {
+            "effort": with_searches(effort, lambda s: replace(s, continuation_tolerance=0.0))
+        },
         "c by bisection": {"c_search": "bisection"},
         "cross-entropy": {"loss": "cross_entropy"},
     }
@@ -64,7 +73,7 @@ VARIANTS = (
     "no smoothing",
     "every network to the end",
     "one temperature",
-    "one schedule",
+    "one search",
     "history 3",
     "history 8",
     "c by bisection",

@@ -4,8 +4,7 @@
 
 - *unreachable*: 3,000 digits that no setting was chosen on, random targets, on the network of
   one-hot outputs: success, and evaluations of the images that were and were not reached.
-- *budgets*: share of random targets that each effort itself finds within ``max_evaluations``,
-  without the lower effort that `schedules.NEEDED` puts in its place.
+- *budgets*: share of random targets that each effort finds within ``max_evaluations``.
 - *cut short*: share found, and distortion over that of a whole run, after parts of its time.
 - *rows*: seconds through torch with 256 rows a round over those with as many as is the default, two
   threads, the two in turn.
@@ -85,16 +84,14 @@ def budgets(name: str) -> dict[str, dict[str, float]]:
     """Share found by effort, and within how many evaluations."""
     count = 300 if name in networks.DENSE else 60
     case = networks.case(name, targeted=True, images=count)
-    # A lower effort takes the place of a name, never of an object.
-    efforts = {effort: networks.effort_of(case, effort) for effort in EFFORTS}
     return {
         str(most): {
-            name: float(
+            effort: float(
                 advcore.minimize_distortion(
                     case.model, case.images, case.classes, effort=effort, max_evaluations=most
                 ).success.mean()
             )
-            for name, effort in efforts.items()
+            for effort in EFFORTS
         }
         for most in BUDGETS[name]
     }

@@ -96,7 +96,7 @@ void SlotPool::admit(Problem& p, int64_t index) {
 }
 
 void SlotPool::retire(Problem& p) {
-  write_result(params_, job_, work_, p.index, outcome_of(params_, p.state), p.best);
+  write_result(params_, job_, work_, p.index, outcome_of(p.state), p.best);
   p.index = -1;
 }
 

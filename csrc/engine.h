@@ -41,7 +41,7 @@ struct Job {
   int32_t* evaluations = nullptr;
   int32_t* forwards = nullptr;
   int32_t* iterations = nullptr;
-  int32_t* rescues = nullptr;  // Searches beyond Params::attempts.
+  int32_t* rescues = nullptr;  // Fallback searches.
 };
 
 // What the threads of a run share: the next image to begin, a request to stop, the counts so far.

@@ -12,6 +12,7 @@ ADVCORE_BOTH void ask_first(const Params& params, State& s, int label) {
   State::Request& request = s.request;
   request.targeted = params.targeted;
   request.class_index = label;
+  s.restarts.label = label;
   request.record_scales = params.smoothable;
   // Where the first stage is the exact network, its evaluation at x0 is this one.
   request.want_gradient = params.schedule[0].smoothing[0] == 0 && params.starts == 0;
@@ -28,13 +29,12 @@ struct Outcome {
   float penalty;     // Distortion of the penalty minimiser; < 0: there is none.
   int prediction;
   int evaluations, forwards, iterations;
-  int rescues;  // Searches beyond Params::attempts: the fallbacks.
+  int rescues;  // Fallback searches.
   Status status;
   bool written;  // False in memory that no outcome was written to yet.
 };
 
-ADVCORE_BOTH Outcome outcome_of(const Params& params, const State& s) {
-  const int rescues = s.restarts.searches - params.attempts;
+ADVCORE_BOTH Outcome outcome_of(const State& s) {
   return {s.best.norm,
           s.best.prediction >= 0 ? s.best.margin : -kNone,
           s.best.c > 0 ? s.best.c : s.search.c,
@@ -43,7 +43,7 @@ ADVCORE_BOTH Outcome outcome_of(const Params& params, const State& s) {
           s.counts.evaluations,
           s.counts.forwards,
           s.counts.iterations,
-          rescues > 0 ? rescues : 0,
+          s.restarts.fallbacks,
           s.status,
           true};
 }

@@ -65,11 +65,13 @@ enum class Phase : int8_t {
   stage,         // A step of the c-search.
   descent,       // A gradient step on the exact network.
   walk,          // A gradient step on a network that is smoothed less and less.
+  look,          // Forward only: is a point of a smoothed network's search adversarial?
   push,          // Forward only: away from x0 until the exact network calls it adversarial.
   bisect,        // Forward only: between x0 and a given start.
   polish_start,  // The exact margin and its gradient at the serious centre.
   polish,        // A trial of the bundle.
   polish_probe,  // Forward only: between the serious centre and a trial that failed.
+  rank,          // The margin of another class and its gradient, at the best image.
   given_start,   // Forward only: is the given start adversarial?
   done,
 };
@@ -128,9 +130,10 @@ struct State {
 
   // Searches and given starts of the image, one after the other. Owner: solver/restarts.h.
   struct Restarts {
-    int searches = 0;                        // Schedules begun.
+    int label = -1;                          // The target, or the class to leave.
+    int searches = 0;                        // Schedules begun or passed over.
+    int fallbacks = 0;                       // Those of them that were fallbacks and begun.
     int starts_tried = 0;                    // Given starts begun.
-    int exclusions_before = 0;               // Request::exclusions when the last search began.
     float best_before = kNone;               // Best::norm when the last restart ended.
     bool found_by_search = false;            // A search, not a given start, has reached an image.
     bool converged_on_last_network = false;  // And a search has done so on its last network.
@@ -166,6 +169,8 @@ struct State {
     float stage_best = kNone;           // Distortion of Problem::stage_point.
     int stage_class = -1;               // Its runner-up: the class reached, if untargeted.
     float margin_checkpoint = -kNone;   // m kMinProgressRounds ago; -kNone: none in this stage.
+    int looks = 0;                      // Points of this stage that the exact network was asked.
+    float look_k = 0, look_T = 0;       // Of the stage that goes on after a look; 0: at its end.
     int rounds = 0;                     // Rounds since the stage, or a solve for one c, began.
     int rounds_since_improvement = 0;   // Rounds near stage_best; short steps count three times.
     int nonfinite_count = 0;            // Evaluations of the image that were not finite.
@@ -179,14 +184,13 @@ struct State {
     int solves = 0;  // Solves done.
   } bracket;
 
-  // Two searches compete for one schedule. Owner: solver/stages.h.
-  struct Contest {
-    bool challenging = false;  // The second search, the challenger, is at work.
-    // The first search, the incumbent, whose point is in Problem::incumbent, had these:
-    float incumbent_norm = 0;           // Search::stage_best
-    float incumbent_c = 0;              // Search::c
-    float incumbent_origin_margin = 0;  // Search::origin_margin
-  } contest;
+  // The stages that a search has left: on which network, and how far from x0 it was there. Owner:
+  // solver/stages.h.
+  struct Stages {
+    int count = 0;
+    float k[kMaxStages] = {};
+    float norm[kMaxStages] = {};  // Search::stage_best
+  } stages, best_stages;          // Of this search, and of the one that found the best image.
 
   // The pairs of L-BFGS, a ring in Problem::ring. Owner: solver/history.h.
   struct Pairs {
@@ -200,7 +204,9 @@ struct State {
   struct Descent {
     float radius = 0;        // Radius of the sphere around x0 that the steps return to.
     float first_radius = 0;  // ||r|| where the stages ended.
-    float T = 0;             // Temperature of the log-odds; 0: the exact margin.
+    // The first of them where the descent is the search: where the linearised margin is zero.
+    float linear_radius = 0;
+    float T = 0;  // Temperature of the log-odds; 0: the exact margin.
     int rounds = 0;
   } descent;
 
@@ -236,7 +242,20 @@ struct State {
     float centre_margin = 0;          // Its margin.
     float progress_norm = 0;          // centre_norm at the last progress.
     float trial_norm = 0;             // Distortion of the trial.
+    bool may_go_on = false;           // It ended at the best image, and its cuts are there.
+    int class_index = -1;             // Request::class_index at its end.
   } polish;
+
+  // Classes of an untargeted run by their linearised distance, the nearest first. Owner:
+  // solver/ranking.h.
+  struct Ranking {
+    int count = 0;
+    int next = 0;        // The first that was not searched for.
+    int wanted = 0;      // Classes to rank, in work.
+    int exclusions = 0;  // Request::exclusions before.
+    int class_index[kMaxRanked] = {};
+    float distance[kMaxRanked] = {};
+  } ranking;
 
   // Line probes between the serious centre (t = 0) and a trial that failed (t = 1). Owner:
   // solver/polish.h.
@@ -281,7 +300,6 @@ struct alignas(16) Problem {
   float* trial_gradient = nullptr;  // Gradient of m_T at trial, written from outside.
   float* best = nullptr;            // The smallest adversarial point of the exact network.
   float* stage_point = nullptr;     // The same of this stage's network, the descent or the walk.
-  float* incumbent = nullptr;       // The accepted point of the first search of a contest.
   float* ring = nullptr;            // max(2 history, kMaxCuts) vectors: y_0.., s_0..; or the cuts.
   const float* starts = nullptr;    // (starts, n) of this image, in the caller's memory.
 };

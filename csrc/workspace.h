@@ -22,11 +22,11 @@ inline AlignedFloats allocate(size_t floats) {
   return memory;
 }
 
-// The vectors of a slot: x0, x, trial, two gradients, best, stage_point and incumbent, which are
-// eight; the ring of pairs or cuts; and bounds where each image has its own.
+// The vectors of a slot: x0, x, trial, two gradients, best and stage_point, which are seven;
+// the ring of pairs or cuts; and bounds where each image has its own.
 inline int slot_vectors(const Params& params, bool own_bounds) {
   const int ring = 2 * params.history > kMaxCuts ? 2 * params.history : kMaxCuts;
-  return 8 + ring + (own_bounds ? 2 : 0);
+  return 7 + ring + (own_bounds ? 2 : 0);
 }
 
 inline size_t slot_floats(const Params& params, bool own_bounds) {
@@ -47,8 +47,7 @@ inline void carve_slot(const Params& params, bool own_bounds, float* memory, Pro
   p.trial_gradient = take(1);
   p.best = take(1);
   p.stage_point = take(1);
-  p.incumbent = take(1);
-  p.ring = take(slot_vectors(params, false) - 8);
+  p.ring = take(slot_vectors(params, false) - 7);
   if (own_bounds) {
     p.lo = take(1);
     p.hi = take(1);

@@ -234,23 +234,19 @@ class Session : public Run {
   SlotPool pool_;
 };
 
-void add_schedule(Params& params, const std::vector<float>& smoothing,
-                  const std::vector<int>& budget, const std::vector<float>& temperature,
-                  float origin, int contest) {
-  if (params.schedules == kMaxSchedules || smoothing.empty() || smoothing.size() > kMaxStages ||
-      smoothing.size() != budget.size() || smoothing.size() != temperature.size())
-    throw std::invalid_argument("too many stages or schedules, or lists of different lengths");
-  if (contest < -1 || contest + 1 >= static_cast<int>(smoothing.size()))
-    throw std::invalid_argument("a contest must be at a stage before the last, or -1");
-  for (const float T : temperature)
-    if (!(T > 0)) throw std::invalid_argument("a temperature must be positive");
-  Schedule& schedule = params.schedule[params.schedules++];
-  schedule.stages = static_cast<int>(smoothing.size());
-  std::copy(smoothing.begin(), smoothing.end(), schedule.smoothing);
-  std::copy(budget.begin(), budget.end(), schedule.budget);
-  std::copy(temperature.begin(), temperature.end(), schedule.temperature);
-  schedule.origin = origin;
-  schedule.contest = contest;
+void add_stage(Schedule& schedule, float smoothing, int budget, float temperature) {
+  if (schedule.stages == kMaxStages) throw std::invalid_argument("too many stages");
+  if (!(temperature > 0)) throw std::invalid_argument("a temperature must be positive");
+  schedule.smoothing[schedule.stages] = smoothing;
+  schedule.budget[schedule.stages] = budget;
+  schedule.temperature[schedule.stages++] = temperature;
+}
+
+void add_schedule(Params& params, const Schedule& schedule) {
+  if (params.schedules == kMaxSchedules) throw std::invalid_argument("too many schedules");
+  if (params.schedules == 0 && schedule.stages == 0)
+    throw std::invalid_argument("the first schedule must have a stage");
+  params.schedule[params.schedules++] = schedule;
 }
 
 }  // namespace
@@ -276,6 +272,22 @@ PYBIND11_MODULE(_core, m) {
       .value("l1", Norm::l1)
       .finalize();
 
+  py::class_<DescentSettings> descent(m, "DescentSettings", "The descent of a search.");
+  for_each_descent_setting([&](const char* name, auto DescentSettings::* field) {
+    descent.def_readwrite(name, field);
+  });
+  py::class_<Schedule> schedule(m, "Schedule", "A search of a run; csrc/params.h describes it.");
+  for_each_schedule_setting(
+      [&](const char* name, auto Schedule::* field) { schedule.def_readwrite(name, field); });
+  schedule
+      .def(py::init([] {
+        Schedule s;
+        s.stages = 0;
+        return s;
+      }))
+      .def_readonly("descent", &Schedule::descent)
+      .def("add_stage", &add_stage, py::arg("smoothing"), py::arg("budget"),
+           py::arg("temperature"));
   py::class_<Params> params(m, "Params", "Options of a run; csrc/params.h describes each.");
   for_each_param(
       [&](const char* name, auto Params::* field) { params.def_readwrite(name, field); });
@@ -293,8 +305,7 @@ PYBIND11_MODULE(_core, m) {
                                    out.mutable_at(i, j) = p.schedule[i].temperature[j];
                                return out;
                              })
-      .def("add_schedule", &add_schedule, py::arg("smoothing"), py::arg("budget"),
-           py::arg("temperature"), py::arg("origin") = -1.0f, py::arg("contest") = -1);
+      .def("add_schedule", &add_schedule, py::arg("schedule"));
 
   py::class_<PyNetwork>(m, "Network", "A network packed for this CPU.")
       .def(py::init<const Layers&>(), py::arg("layers"))

@@ -13,7 +13,6 @@ from dataclasses import fields
 from pathlib import Path
 
 from advcore.options import Options, Progress, option_info
-from advcore.solve.schedules import LARGE, NEEDED
 from advcore.solve.starts import NEAREST
 
 ROOT = Path(__file__).parent.parent
@@ -46,13 +45,6 @@ DATA = (
         "than a start that the model confirms",
     ),
 )
-KINDS = {
-    "kinked": "ReLU or leaky ReLU, fully connected",
-    "convolutional": "ReLU or leaky ReLU with convolutions, or max-pooling",
-    "large": f"the same, images of {LARGE:,} values or more",
-    "saturating": "sigmoid or tanh",
-    "smooth": "others",
-}
 ENVIRONMENT = {
     "ADVCORE_NUM_THREADS": "default of `threads`: an integer from 1 to 1,024. Unset: all CPUs",
     "ADVCORE_DATA": "folder with data sets and weights, which are then not downloaded: `mnist`, "
@@ -109,10 +101,6 @@ def generate() -> str:
         default = shown_default(entry.name, entry.default)
         options.append((f"`{entry.name}`", info.check.accepts, default, meaning))
     data = [(f"`{name}`", values, meaning) for name, values, meaning in DATA]
-    budgets = [
-        (text, *(str(NEEDED[kind][effort]) for effort in ("default", "thorough")))
-        for kind, text in KINDS.items()
-    ]
     variables = [(f"`{name}`", meaning) for name, meaning in ENVIRONMENT.items()]
     progress = [(f"`{entry.name}`", PROGRESS[entry.name]) for entry in fields(Progress)]
     return f"""# Options
@@ -129,13 +117,6 @@ All options are keywords. Every error names the option, what was expected and wh
 
 `advcore attack` has the same options, with dashes in the place of underscores, except `progress`
 (it always shows a bar) and `callback`. `advcore attack --help` lists them.
-
-## Smallest budgets
-
-If `max_evaluations` is below the number in this table, the next lower effort runs.
-`result.engine["effort"]` says so.
-
-{table(("network", '`"default"`', '`"thorough"`'), budgets)}
 
 ## Progress
 

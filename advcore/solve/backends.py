@@ -41,7 +41,6 @@ class EngineInfo:
     isa: str  # instruction set of the CPU's part
     reason: str  # why this back end was chosen
     solver: str | None = None  # where the solver ran, for models on a GPU
-    effort: str | None = None  # the effort that max_evaluations afforded, if another than asked for
     threads: int | None = None
     kernels: str | None = None  # those of a native network on a GPU
     rounds: int | None = None

@@ -156,7 +156,10 @@ def _verify(
     max_pushes = 0 if ending.is_cut_short and judge.images_are_probed else MAX_PUSHES
 
     def finished() -> NDArray[np.intp]:
-        return np.flatnonzero(success & (status != _core.Status.interrupted))
+        # A budget ends a search anywhere. A nearer point on the line from there would make the
+        # result better than that of a larger budget, whose search did not look along it.
+        cut = (status == _core.Status.interrupted) | (status == _core.Status.budget)
+        return np.flatnonzero(success & ~cut)
 
     if options.levels is not None:
         if not ending.is_cut_short:

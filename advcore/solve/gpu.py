@@ -198,9 +198,7 @@ class Retreating:
         name, _ = self._left.pop(0)
         if error is None or not memory.ran_out(error.__cause__):
             _broken[name] = f"it failed before ({why})"
-        lowered_effort = self._backend.info.effort
         self._backend = self._left[0][1]()
-        self._backend.info.effort = lowered_effort
         warn_once(
             f"the {name} failed ({why}); the {self._left[0][0]} takes its place. "
             "ADVCORE_GPU=off chooses the CPU from the start"

@@ -151,11 +151,11 @@ def case(name: str, *, targeted: bool, images: int, held_out: bool = False) -> C
 
 
 def effort_of(case: Case, name: str) -> Effort:
-    """The schedules of an effort for the network of a case, to be changed and handed in."""
+    """The searches of an effort for the network of a case, to be changed and handed in."""
     images = case.images[:PROBE_IMAGES]
     flat = images.reshape(len(images), -1)
     backend = choose_backend(case.model, flat, images.shape[1:], Options())
-    return find_effort(name, backend.kind, flat.shape[1])
+    return find_effort(name, backend.kind, flat.shape[1], case.targeted)
 
 
 @functools.cache

@@ -73,7 +73,7 @@ ADVCORE_FN void retire(const Threads& threads, const Refill& r, Problem& p) {
   threads.sync();  // p.index has been read
   if (!threads.first()) return;
   if (s.phase != Phase::done) s.status = Status::interrupted;
-  const Outcome outcome = outcome_of(r.params, s);
+  const Outcome outcome = outcome_of(s);
   r.outcomes[p.index] = outcome;
   p.index = -1;
   add_counts(r.state->counts, counts_of(outcome),

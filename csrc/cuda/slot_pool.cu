@@ -105,7 +105,7 @@ void CudaSlotPool::retire(bool all) {
       const size_t slot = static_cast<size_t>(ready[first + static_cast<size_t>(row)]);
       State& state = d.problems.data[row].state;
       if (state.phase != Phase::done) state.status = Status::interrupted;
-      write_result(params_, job_, work_, index_[slot], outcome_of(params_, state),
+      write_result(params_, job_, work_, index_[slot], outcome_of(state),
                    d.staged.vectors + static_cast<size_t>(row) * d.staged.stride);
       index_[slot] = -1;
     }

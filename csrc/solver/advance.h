@@ -11,6 +11,7 @@
 //   start         exact, margin (*)       -               -               stages.h
 //   stage_origin  k of stage, gradient    -               -               stages.h
 //   stage         k of stage, gradient    accepted point  of m_T there    search.h
+//   look          exact, margin           accepted point  of m_T there    stages.h
 //   descent       exact, gradient         where it began  -               descent.h
 //   walk          annealed k, gradient    -               mean direction  walk.h
 //   push          exact, margin           the last point  -               polish.h
@@ -19,10 +20,11 @@
 //   polish_probe  exact, margin           serious centre  failed trial    polish.h
 //   given_start   exact, margin           -               -               given_start.h
 //   bisect        exact, margin           given start     -               given_start.h
+//   rank          exact, gradient         -               -               ranking.h
 //
 //   (*) With its gradient where the first network is exact: then stage_origin is this evaluation.
 //
-// csrc/README.md defines the words: schedule, stage, search, contest, restart, fallback.
+// csrc/README.md defines the words: schedule, stage, search, restart, fallback.
 #pragma once
 
 #include "outcome.h"
@@ -32,6 +34,7 @@
 #include "solver/given_start.h"
 #include "solver/machine.h"
 #include "solver/polish.h"
+#include "solver/ranking.h"
 #include "solver/restarts.h"
 #include "solver/search.h"
 #include "solver/stages.h"
@@ -86,6 +89,10 @@ ADVCORE_FN void Machine<Team>::run_phase() {
       return polish_probe();
     case Phase::given_start:
       return given_start();
+    case Phase::look:
+      return look();
+    case Phase::rank:
+      return rank();
     case Phase::done:
       return;
   }

@@ -8,7 +8,7 @@
 // RayS's network 30 steps gain 0.3% where 50 more iterations of the polish gain 0.03%. A first step
 // of ||r|| gains another 0.1 to 0.3% there and loses 0.2 to 0.4% on ResNet 2b.
 //
-// Where the descent is the search (Params::descent_temperature > 0) the sphere may have to grow.
+// Where the descent is the search (DescentSettings::temperature > 0) the sphere may have to grow.
 // The steps do not grow with it: then r is a longer mean the farther it is. With steps as long as
 // ||r|| and hundreds of classes, each gradient is that of another runner-up, r is never their mean,
 // and the sphere grew to 20 to 400 times the distance of the image (docs/decisions.md).
@@ -32,15 +32,19 @@ constexpr float kWarmer = 4;
 template <class Team>
 ADVCORE_FN void Machine<Team>::ask_descent() {
   State::Descent& descent = s.descent;
+  s.polish.may_go_on = false;
   descent.rounds = 0;
-  descent.T = params.descent_temperature * s.clean_margin;
-  if (s.restarts.searches > params.attempts) descent.T *= kWarmer;
+  descent.T = schedule().descent.temperature * s.clean_margin;
+  if (schedule().fallback) descent.T *= kWarmer;
   s.search.stage_best = kNone;
   descent.radius = descent.first_radius = distortion(team, params, p, p.x);
+  if (descent.T > 0 && schedule().stages > 0 && descent.linear_radius == 0)
+    descent.linear_radius = descent.first_radius;
   if (!(descent.radius > 0)) return ask_centre();  // The smoothed networks were fooled by x0.
   copy(team, params, p.x, p.trial);
-  if (params.descent_start != 1) {
-    between(team, params, p, p.x0, p.x, params.descent_start, p.trial);
+  const float start = schedule().descent.start;
+  if (start != 1) {
+    between(team, params, p, p.x0, p.x, start, p.trial);
     descent.radius = distortion(team, params, p, p.trial);
   }
   ask_step();
@@ -55,6 +59,7 @@ ADVCORE_FN void Machine<Team>::ask_step() {
 template <class Team>
 ADVCORE_FN void Machine<Team>::descend() {
   State::Descent& descent = s.descent;
+  const DescentSettings& settings = schedule().descent;
   if (!s.eval.finite) {
     note_failure(p.trial);
     return end_descent();
@@ -71,21 +76,20 @@ ADVCORE_FN void Machine<Team>::descend() {
   const float gradient_norm = __builtin_sqrtf(dots[0]), norm = __builtin_sqrtf(dots[2]);
   note_stage_best(norm, p.trial);
   const bool usable = gradient_norm > 1e-18f && gradient_norm < 1e18f;
-  if (++descent.rounds > params.descent_budget || !usable) return end_descent();
-  const float time = (float)descent.rounds / (float)(params.descent_budget + 1);
+  if (++descent.rounds > settings.steps || !usable) return end_descent();
+  const float time = (float)descent.rounds / (float)(settings.steps + 1);
   float t = time;
-  for (int i = 1; i < params.descent_power; ++i) t *= time;
+  for (int i = 1; i < settings.power; ++i) t *= time;
   const float annealing = 1 - t * t * (3 - 2 * t);  // From 1 to 0.
   // The radius goes no further than half-way to where the linearised margin is zero along r.
-  float rate = kLastRadiusRate + (params.descent_radius_rate - kLastRadiusRate) * annealing;
+  float rate = kLastRadiusRate + (settings.radius_rate - kLastRadiusRate) * annealing;
   if (dots[1] > 0) rate = min(rate, 0.5f * abs(s.eval.margin) / dots[1]);
   descent.radius = s.eval.margin >= 0
                        ? min(min(descent.radius, norm) * (1 - rate), s.search.stage_best)
                        : descent.radius * (1 + rate);
-  const float reach = params.descent_reach * descent.first_radius;
+  const float reach = settings.reach * descent.first_radius;
   const float length = reach > 0 ? min(descent.radius, reach) : descent.radius;
-  const float step = (params.descent_last_step +
-                      (params.descent_first_step - params.descent_last_step) * annealing) *
+  const float step = (settings.last_step + (settings.first_step - settings.last_step) * annealing) *
                      length / gradient_norm;
   const float stepped2 = dots[2] + step * (2 * dots[1] + step * dots[0]);
   const float scale = descent.radius / __builtin_sqrtf(max(stepped2, 1e-37f));
@@ -103,7 +107,7 @@ ADVCORE_FN void Machine<Team>::end_descent() {
   if (s.search.stage_best < kNone) {
     copy(team, params, p.stage_point, p.x);
     const Schedule& stages = schedule();
-    const bool smoothed_last = stages.smoothing[stages.stages - 1] != 0;
+    const bool smoothed_last = stages.stages > 0 && stages.smoothing[stages.stages - 1] != 0;
     if (!smoothed_last || s.search.stage_best < kNearFirstRadius * s.descent.first_radius)
       s.restarts.converged_on_last_network = true;
   }

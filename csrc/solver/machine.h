@@ -37,8 +37,8 @@ struct Round {
 enum class StageEnd : int8_t {
   none,          // The stage goes on.
   far_class,     // Another class turns out to be too far away: the restart ends.
-  lost_contest,  // The challenger is behind: the incumbent goes on.
-  continuation,  // The steps are short: the next network, or the next search of the contest.
+  lost,          // The best search was nearer on this network: the restart ends.
+  continuation,  // The steps are short: the next network.
   converged,     // The stopping rule is met.
   stalled,       // No more progress, or the budget is spent.
 };
@@ -103,9 +103,17 @@ struct Machine {
   ADVCORE_FN void release_class();
   ADVCORE_FN bool far_from_descent() const;
   ADVCORE_FN void end_restart(Status status);
+  ADVCORE_FN bool search_succeeded() const;
   ADVCORE_FN bool next_search();
+  ADVCORE_FN void refine();
   ADVCORE_FN void next_restart(Status status);
   ADVCORE_FN void finish(Status status);
+
+  // ranking.h: the classes of an untargeted run by their linearised distance
+  ADVCORE_FN bool begin_ranking();
+  ADVCORE_FN void ask_rank();
+  ADVCORE_FN void rank();
+  ADVCORE_FN bool aim_at_next_class();
 
   // stages.h: from network to network
   ADVCORE_FN void start();
@@ -113,12 +121,15 @@ struct Machine {
   ADVCORE_FN void stage_origin();
   ADVCORE_FN float next_target_margin() const;
   ADVCORE_FN void next_network();
-  ADVCORE_FN void continue_or_compete();
-  ADVCORE_FN void back_to_incumbent();
+  ADVCORE_FN bool best_was_nearer(float norm, float factor) const;
   ADVCORE_FN bool near_known_image() const;
   ADVCORE_FN bool at_rest(const Round& round) const;
   ADVCORE_FN StageEnd stage_end(const Round& round);
   ADVCORE_FN bool without_progress();
+  ADVCORE_FN void go_on();
+  ADVCORE_FN void next_look();
+  ADVCORE_FN bool look_early();
+  ADVCORE_FN void look();
   ADVCORE_FN void leave_stage(StageEnd end);
   ADVCORE_FN void end_stage(Status status);
 
@@ -171,6 +182,7 @@ struct Machine {
   ADVCORE_FN void note_curvature();
   ADVCORE_FN float prox_unit() const;
   ADVCORE_FN void propose_trial();
+  ADVCORE_FN void end_polish(Status status);
   ADVCORE_FN void propose_iteration();
   ADVCORE_FN void polish();
   ADVCORE_FN void probe(float least);

@@ -153,23 +153,31 @@ ADVCORE_FN void Machine<Team>::propose_trial() {
   minimise_norm(team, params, p, s.bundle, work, prox * prox_unit(), p.trial);
 }
 
+// A later search may go on where this polish ends, with its cuts.
+template <class Team>
+ADVCORE_FN void Machine<Team>::end_polish(Status status) {
+  s.polish.may_go_on = s.polish.centre_norm == s.best.norm;
+  s.polish.class_index = s.request.class_index;
+  end_restart(status);
+}
+
 // The next trial: the projection of x0 onto the bundle, held near the centre by the proximal term.
 // A weight that holds the trial back too much is lowered in the same iteration.
 template <class Team>
 ADVCORE_FN void Machine<Team>::propose_iteration() {
   State::Polish& polish = s.polish;
-  if (polish.iterations >= params.polish_budget) return end_restart(Status::stalled);
+  if (polish.iterations >= schedule().polish_budget) return end_polish(Status::stalled);
   if (polish.rounds_without_progress >= kMaxRoundsWithoutProgress)
-    return end_restart(Status::stalled);
+    return end_polish(Status::stalled);
   keep_centre(team, params, p, s.bundle);
   const float least = params.norm == Norm::l2 ? 0 : kLeastProx;
   for (;;) {
     propose_trial();
     polish.trial_norm = distortion(team, params, p, p.trial);
-    if (polish.centre_norm - polish.trial_norm >= params.polish_tolerance * polish.centre_norm)
+    if (polish.centre_norm - polish.trial_norm >= schedule().polish_tolerance * polish.centre_norm)
       break;
     if (polish.prox <= max(max(1e-3f, least), 2 * polish.curvature))
-      return end_restart(Status::converged);
+      return end_polish(Status::converged);
     polish.prox = max(max(0.1f * polish.prox, polish.curvature), least);
   }
   ++polish.iterations;
@@ -239,7 +247,7 @@ ADVCORE_FN void Machine<Team>::polish_probe() {
 template <class Team>
 ADVCORE_FN void Machine<Team>::end_iteration() {
   State::Polish& polish = s.polish;
-  if (polish.centre_norm < (1 - params.polish_tolerance) * polish.progress_norm) {
+  if (polish.centre_norm < (1 - schedule().polish_tolerance) * polish.progress_norm) {
     polish.progress_norm = polish.centre_norm;
     polish.rounds_without_progress = 0;
   } else {

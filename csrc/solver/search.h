@@ -231,7 +231,7 @@ ADVCORE_FN void Machine<Team>::stage() {
   if (end != StageEnd::none) return leave_stage(end);
   // At rest outside the boundary: aim further inside.
   if (at_rest(round)) s.search.target_margin = 2 * s.search.target_margin + next_target_margin();
-  propose();
+  if (!look_early()) propose();
 }
 
 // The step was too long, or the model has failed.

@@ -1,5 +1,5 @@
 // From network to network: a search begins on each network of the smoothing schedule, goes on to
-// the next one or competes there with a second search, and ends by the rules listed here.
+// the next one, and ends by the rules listed here.
 #pragma once
 
 #include "problem.h"
@@ -15,20 +15,27 @@ namespace {
 // as far from x0 as the best image.
 constexpr float kFarClass = 1.5f;
 // A search that ends this many times as far from x0 as the best image is not polished.
-constexpr float kHopeless = 1.01f;
+constexpr float kHopeless = 1.05f;
 // A search that ends this near to the best image, as a part of its distortion, is not polished: it
 // has arrived there again.
 constexpr float kSamePoint = 0.05f;
-// The challenger of a contest has lost when it is this many times as far from x0 as the incumbent
-// while its steps are shorter than kShortStep.
-constexpr float kLostContest = 1.05f;
-// Part of ||r|| below which a step of the challenger says that it is near its end.
+// A search has lost when it is this many times as far from x0 as the best one was on the same
+// network, while its steps are shorter than kShortStep.
+constexpr float kLost = 1.05f;
+// Part of ||r|| below which a step says that a stage is near its end.
 constexpr float kShortStep = 0.2f;
 // A stage that has found nothing is asked after every so many rounds whether it makes progress.
 constexpr int kMinProgressRounds = 15;
 // The progress it needs: the part of the margin by which those rounds must raise it. What cannot be
 // reached then costs 540 to 1,500 evaluations, not 1,800 to 2,900.
 constexpr float kMinRelativeProgress = 0.02f;
+// Where the exact network is asked for an image: up to so many multiples of the r of a smoothed
+// network.
+constexpr int kMaxLooks = 3;
+// A look must promise an image this much nearer than the best one.
+constexpr float kWorthALook = 0.95f;
+// While there is no image, the exact network is asked after every so many rounds.
+constexpr int kEarlyLookRounds = 3;
 // While the search has found nothing on any network, a stage may take so many times its budget.
 constexpr int kBudgetsWithoutSuccess = 3;
 
@@ -55,6 +62,8 @@ ADVCORE_FN void Machine<Team>::begin_stage(int stage) {
   search.stage_best = kNone;
   search.damping = 0;
   search.started_away_from_x0 = false;
+  s.polish.may_go_on = false;
+  if (stage == 0) s.stages = {};
   s.bracket = {};
   copy(team, params, p.x0, p.trial);
   const bool paper_loss = exact_loss();
@@ -72,7 +81,6 @@ ADVCORE_FN void Machine<Team>::stage_origin() {
   s.search.origin_margin = s.point.margin;
   s.search.target_margin = next_target_margin();
   clear_ring(s.pairs);
-  if (s.point.margin >= 0 && s.contest.challenging) return back_to_incumbent();
   if (s.point.margin >= 0) {  // The clean image fools the smoothed network: nothing to search.
     s.restarts.sloped_at_x0 = true;
     s.search.stage_best = 0;
@@ -112,40 +120,22 @@ ADVCORE_FN void Machine<Team>::next_network() {
   search.target_margin = next_target_margin();
 }
 
-// Starting from wider smoothing and starting at x0 often lead to different local minima: ||r1 -
-// r2|| / ||r|| is 0.5 to 1 where the results differ by more than 1%. Which of the two will be
-// nearer at the end can be seen early, on a network still so smooth that a search is cheap: on two
-// networks with max-pooling the logarithms of both ratios correlate by 0.81 and 0.93 at k = 0.32.
+// Whether the search that found the best image was nearer on this network, by the factor. It says
+// nothing about a search for another class: the best of three such searches was 0.5 to 2% farther
+// where the others were dropped by this rule, on four networks. Starting
+// from wider smoothing and starting at x0 often lead to different local minima: ||r1 - r2|| / ||r||
+// is 0.5 to 1 where the results differ by more than 1%. Which of the two will be nearer at the end
+// can be seen early, on a network still so smooth that a search is cheap: on two networks with
+// max-pooling the logarithms of both ratios correlate by 0.81 and 0.93 at k = 0.32.
 template <class Team>
-ADVCORE_FN void Machine<Team>::continue_or_compete() {
-  State::Contest& contest = s.contest;
-  // A first search that itself began on this network would be repeated.
-  const bool repeated = !contest.challenging && s.search.first_stage == s.search.stage;
-  if (s.search.stage != schedule().contest || repeated) return next_network();
-  if (contest.challenging) {
-    if (!(s.search.stage_best < contest.incumbent_norm)) return back_to_incumbent();
-    contest.challenging = false;
-    return next_network();
-  }
-  contest.challenging = true;
-  contest.incumbent_norm = s.search.stage_best;
-  contest.incumbent_c = s.search.c;
-  contest.incumbent_origin_margin = s.search.origin_margin;
-  copy(team, params, p.x, p.incumbent);
-  begin_stage(s.search.stage);
-}
-
-// The challenger's pairs are dropped, and so is its gradient: neither belongs to the incumbent.
-template <class Team>
-ADVCORE_FN void Machine<Team>::back_to_incumbent() {
-  s.contest.challenging = false;
-  s.search.c = s.contest.incumbent_c;
-  s.search.origin_margin = s.contest.incumbent_origin_margin;
-  copy(team, params, p.incumbent, p.x);
-  clear_ring(s.pairs);
-  float* const gradient = p.gradient;
-  team.each(params.stride, [=](int i) { store(gradient, i, Lane{}); });
-  next_network();
+ADVCORE_FN bool Machine<Team>::best_was_nearer(float norm, float factor) const {
+  const State::Stages& best = s.best_stages;
+  const State::Request& request = s.request;
+  if (!(request.targeted && request.class_index == s.best.prediction) && !params.targeted)
+    return false;
+  for (int i = 0; i < best.count && rival_norm() < kNone; ++i)
+    if (best.k[i] == s.request.k && norm > factor * best.norm[i]) return true;
+  return false;
 }
 
 // Whether the polish from here would end at or above the best image: the search has arrived there
@@ -185,47 +175,93 @@ template <class Team>
 ADVCORE_FN StageEnd Machine<Team>::stage_end(const Round& round) {
   const State::Search& search = s.search;
   const bool success = search.stage_best < kNone;
-  const bool challenging = s.contest.challenging;
   // Near the boundary with short steps the distortion on this network is known well enough.
   const bool at_boundary = success && s.point.sigma < 0.9f && round.accepted && round.predicted;
-  const bool short_steps = at_boundary && round.length < params.continuation_tolerance * round.norm;
-  const bool lost = at_boundary && round.length < kShortStep * round.norm &&
-                    round.norm > kLostContest * s.contest.incumbent_norm;
+  const bool short_steps =
+      at_boundary && round.length < schedule().continuation_tolerance * round.norm;
+  const bool lost =
+      at_boundary && round.length < kShortStep * round.norm && best_was_nearer(round.norm, kLost);
   // The minimiser of the paper's loss is itself the result, so it must be adversarial.
   const bool adversarial = exact_loss() ? s.point.margin >= 0 : success;
-  const bool free_budget = !success && !s.restarts.found_by_search && !challenging;
+  const bool free_budget = !success && !s.restarts.found_by_search;
   const int budget = schedule().budget[search.stage] * (free_budget ? kBudgetsWithoutSuccess : 1);
 
-  if (short_steps && !challenging && s.request.exclusions > 0 &&
-      round.norm > kFarClass * rival_norm())
+  if (short_steps && s.request.exclusions > 0 && round.norm > kFarClass * rival_norm())
     return StageEnd::far_class;
-  if (challenging && lost) return StageEnd::lost_contest;
+  if (lost) return StageEnd::lost;
   if (short_steps && !on_last_stage()) return StageEnd::continuation;
-  if (short_steps && params.descent_budget > 0)
+  if (short_steps && schedule().descent.steps > 0)
     return StageEnd::stalled;  // Gradient descent takes over.
   if (adversarial && at_rest(round)) return StageEnd::converged;
-  if (success && search.rounds_since_improvement >= params.patience && adversarial)
+  if (success && search.rounds_since_improvement >= schedule().patience && adversarial)
     return StageEnd::stalled;
   if (!exact_loss() && without_progress()) return StageEnd::stalled;
   if (search.rounds >= budget) return StageEnd::stalled;
   return StageEnd::none;
 }
 
+ADVCORE_INLINE float look_scale(int look) { return look == 0 ? 1.0f : look == 1 ? 1.1f : 1.25f; }
+
+// To the next network. The exact network is first asked about the best point of this one, and about
+// points a little farther out: every image gets an adversarial one early.
+template <class Team>
+ADVCORE_FN void Machine<Team>::go_on() {
+  State::Stages& stages = s.stages;
+  if (best_was_nearer(s.search.stage_best, 1)) return leave_stage(StageEnd::lost);
+  stages.k[stages.count] = s.request.k;
+  stages.norm[stages.count++] = s.search.stage_best;
+  s.search.looks = 0;
+  s.search.look_k = 0;
+  if (exact_loss() || s.request.k == 0) return next_network();
+  next_look();
+}
+
+// Asks about the next point, unless an image there would be no gain.
+template <class Team>
+ADVCORE_FN void Machine<Team>::next_look() {
+  const float scale = look_scale(s.search.looks);
+  if (s.search.looks == kMaxLooks || !(scale * s.search.stage_best < kWorthALook * s.best.norm))
+    return next_network();
+  ++s.search.looks;
+  between(team, params, p, p.x0, p.stage_point, scale, p.trial);
+  ask_exact(Phase::look, false);
+}
+
+// In the middle of a stage.
+template <class Team>
+ADVCORE_FN bool Machine<Team>::look_early() {
+  State::Search& search = s.search;
+  if (s.best.norm < kNone || search.stage_best == kNone || exact_loss() || s.request.k == 0 ||
+      search.rounds % kEarlyLookRounds != 0)
+    return false;
+  search.look_k = s.request.k;
+  search.look_T = s.request.T;
+  between(team, params, p, p.x0, p.stage_point, look_scale(kMaxLooks - 1), p.trial);
+  ask_exact(Phase::look, false);
+  return true;
+}
+
+template <class Team>
+ADVCORE_FN void Machine<Team>::look() {
+  if (s.search.look_k == 0) return s.eval.margin >= 0 ? next_network() : next_look();
+  s.request.k = s.search.look_k;
+  s.request.T = s.search.look_T;
+  propose();
+}
+
 template <class Team>
 ADVCORE_FN void Machine<Team>::leave_stage(StageEnd end) {
-  if (end == StageEnd::far_class) {
-    hold_class(s.search.stage_class);
+  if (end == StageEnd::far_class || end == StageEnd::lost) {
+    if (s.search.stage_best < kNone) hold_class(s.search.stage_class);
     return end_restart(Status::stalled);
   }
-  if (end == StageEnd::lost_contest) return back_to_incumbent();
-  if (end == StageEnd::continuation) return continue_or_compete();
+  if (end == StageEnd::continuation) return go_on();
   end_stage(end == StageEnd::converged ? Status::converged : Status::stalled);
 }
 
 template <class Team>
 ADVCORE_FN void Machine<Team>::end_stage(Status status) {
-  if (!on_last_stage())
-    return s.search.c > 0 ? continue_or_compete() : begin_stage(s.search.stage + 1);
+  if (!on_last_stage()) return s.search.c > 0 ? go_on() : begin_stage(s.search.stage + 1);
   if (s.search.stage_best == kNone)
     copy(team, params, p.x, p.stage_point);
   else
@@ -239,7 +275,7 @@ ADVCORE_FN void Machine<Team>::end_stage(Status status) {
   }
   s.polish.pushes = 0;
   if (adversarial) hold_class(s.search.stage_class);
-  params.descent_budget > 0 ? ask_descent() : ask_centre();
+  schedule().descent.steps > 0 ? ask_descent() : ask_centre();
 }
 
 }  // namespace

@@ -105,9 +105,9 @@ ADVCORE_FN void Machine<Team>::walk() {
   walk.radius = next_radius(point, annealing);
   const float root = __builtin_sqrtf(max(point.free, 1.0f));
   const float size = params.norm == Norm::linf ? root : kSparseStep / root;
-  step_walk(point, (params.descent_last_step +
-                    (params.descent_first_step - params.descent_last_step) * annealing) *
-                       size * walk.radius);
+  const DescentSettings& steps = schedule().descent;
+  step_walk(point, (steps.last_step + (steps.first_step - steps.last_step) * annealing) * size *
+                       walk.radius);
   ++s.counts.iterations;
   ask_walk();
 }
@@ -124,7 +124,8 @@ ADVCORE_FN void Machine<Team>::no_slope(float norm) {
 template <class Team>
 ADVCORE_FN float Machine<Team>::next_radius(const WalkPoint& point, float annealing) {
   State::Walk& walk = s.walk;
-  const float rate = kLastRadiusRate + (params.descent_radius_rate - kLastRadiusRate) * annealing;
+  const float rate =
+      kLastRadiusRate + (schedule().descent.radius_rate - kLastRadiusRate) * annealing;
   if (s.eval.margin >= 0) {
     walk.reached = true;
     return min(min(walk.radius, point.norm) * (1 - rate), s.search.stage_best);

@@ -124,7 +124,7 @@ def test_a_search_cut_short_is_tried_on_the_exact_network(
         x,
         labels=label,
         bounds=bounds,
-        callback=lambda state: seen[0] > 24,  # trials among them
+        callback=lambda state: seen[0] > 27,  # trials among them
     )
     left = stopped.status == Status.interrupted
     assert left.any()

@@ -59,8 +59,8 @@ def test_random_targets_among_many_classes(seed: int) -> None:
         assert result.success.all()
         assert result.rescues[0] == 0
         assert result.distortion[0] <= min(1.05 * plain, 12)
-    assert default.distortion[0] <= 1.001 * fast.distortion[0]
-    assert default.evaluations[0] <= schedules.NEEDED["large"]["default"]
+    assert default.distortion[0] <= fast.distortion[0]
+    assert default.evaluations[0] <= 170
 
 
 @pytest.mark.parametrize("slope", [0.2, 0.05])
@@ -86,4 +86,4 @@ def test_an_image_far_beyond_the_linearised_margin(slope: float) -> None:
     far = exact > 4 * 0.1 * 128
     assert result.rescues[0] == far
     assert (result.status[0] == advcore.Status.stalled) == far
-    assert result.evaluations[0] <= 2 * schedules.NEEDED["large"]["default"]
+    assert result.evaluations[0] <= 280

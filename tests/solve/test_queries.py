@@ -107,7 +107,8 @@ def test_a_larger_budget_of_queries_is_never_worse(backend: Any) -> None:
     for limit in (12, 20, 40, 60, 90, 150, 400):
         result = backend.attack(network, x, effort=effort, max_queries=limit)
         assert (result.queries <= limit).all()
-        assert (result.distortion <= last).all()
+        # Through torch, rows of a batch round differently with their number.
+        assert (result.distortion <= last * (1 + 1e-6)).all()
         last = result.distortion
     assert np.isfinite(last).all()
 

@@ -12,7 +12,9 @@ import advcore
 from advcore.effort import EFFORTS
 from advcore.options import Options
 from advcore.solve import schedules
-from advcore.solve.params import Facts, effort_within_budget, engine_params
+from advcore.solve.params import Facts, engine_params
+
+KINDS = ("kinked", "convolutional", "saturating", "smooth")
 
 
 def facts(kind: str, n: int, targeted: bool = True) -> Facts:
@@ -20,45 +22,10 @@ def facts(kind: str, n: int, targeted: bool = True) -> Facts:
 
 
 def test_every_effort_of_every_kind_fits_the_engine() -> None:
-    cases = (schedules.EFFORT, EFFORTS, (True, False), (4, schedules.LARGE))
+    cases = (KINDS, EFFORTS, (True, False), (4, schedules.LARGE))
     for kind, effort, targeted, n in itertools.product(*cases):
         chosen = engine_params(Options(effort=effort), facts(kind, n, targeted))
         assert chosen.attempts >= 1
-
-
-@pytest.mark.parametrize("activation", ["relu", "tanh", "softplus"])
-def test_a_small_budget_is_spent_as_fast_would(random_network: Any, activation: str) -> None:
-    network = random_network((20, 16, 5), activation)
-    x = np.random.default_rng(0).random((40, 20), dtype=np.float32)
-    most = schedules.NEEDED[network.kind]["default"] - 1
-    fast, small, enough = (
-        advcore.minimize_distortion(network, x, effort=effort, max_evaluations=budget)
-        for effort, budget in (("fast", most), ("thorough", most), ("thorough", most + 1))
-    )
-    np.testing.assert_array_equal(small.adversarial, fast.adversarial)
-    assert small.engine["effort"] == "fast (max_evaluations is too small for thorough)"
-    assert (enough.evaluations > small.evaluations).any()
-    assert "effort" not in {**fast.engine, **enough.engine}
-
-
-def test_efforts_that_a_budget_affords() -> None:
-    chosen = {
-        (effort, n, budget): effort_within_budget(
-            Options(effort=effort, max_evaluations=budget), facts("convolutional", n)
-        )
-        for effort, n, budget in itertools.product(
-            EFFORTS, (784, schedules.LARGE), (99, 150, 200, None)
-        )
-    }
-    fast, default, thorough = "fast", "default", "thorough"
-    for n, wanted in (
-        (784, {default: [fast, default, default], thorough: [fast, default, thorough]}),
-        (schedules.LARGE, {default: [fast, default, default], thorough: [fast, default, default]}),
-    ):
-        for effort, efforts in wanted.items():
-            assert [chosen[effort, n, budget] for budget in (99, 150, 200)] == efforts
-        assert all(chosen[fast, n, budget] == fast for budget in (99, 150, 200))
-        assert all(chosen[effort, n, None] == effort for effort in EFFORTS)
 
 
 @pytest.mark.parametrize("targeted", [True, False])
@@ -67,14 +34,12 @@ def test_an_effort_may_be_handed_in(random_network: Any, name: str, targeted: bo
     network = random_network((20, 16, 5), "relu")
     x = np.random.default_rng(0).random((20, 20), dtype=np.float32)
     targets = (network.forward(x).argmax(axis=1) + 1) % 5 if targeted else None
-    effort = schedules.find_effort(name, network.kind, 20)
+    effort = schedules.find_effort(name, network.kind, 20, targeted)
     by_name, by_object = (
         advcore.minimize_distortion(network, x, targets, effort=e) for e in (name, effort)
     )
     for array in ("adversarial", "c", "status", "evaluations", "forwards", "iterations"):
         np.testing.assert_array_equal(getattr(by_object, array), getattr(by_name, array))
-    few = advcore.minimize_distortion(network, x, targets, effort=effort, max_evaluations=10)
-    assert "effort" not in few.engine  # no name, so none lower
 
 
 def test_large_images_descend_at_once() -> None:
@@ -92,11 +57,12 @@ def test_large_images_descend_at_once() -> None:
         targets = model(torch.from_numpy(x)).argsort(dim=1)[:, -3].numpy()
     distortion = {}
     for effort in ("fast", "default"):
-        steps = schedules.ON_LARGE[effort].descent.steps
+        searches = schedules.find_effort(effort, "convolutional", x[0].size)
+        steps = sum(s.descent.steps for s in searches.searches[: searches.attempts])
         result = advcore.minimize_distortion(model, x, targets, effort=effort)
         assert result.success.all()
         assert (result.rescues == 0).all()
         assert (result.evaluations > steps).all()
-        assert (result.evaluations <= steps + 10).all()
+        assert (result.evaluations <= steps + 20).all()
         distortion[effort] = result.distortion.mean()
-    assert distortion["default"] <= distortion["fast"] * 1.001
+    assert distortion["default"] <= distortion["fast"]

@@ -118,7 +118,8 @@ def test_starts_that_are_not_adversarial_change_nothing(
     network, x = random_network(), random_images(20)
     plain = backend.attack(network, x)
     result = backend.attack(network, x, starts=np.stack([x, x], axis=1))
-    np.testing.assert_array_equal(result.adversarial, plain.adversarial)
+    # Through torch, rows of a batch round differently with their number.
+    np.testing.assert_allclose(result.adversarial, plain.adversarial, rtol=0, atol=1e-6)
     assert (result.status == plain.status).all()
 
 

@@ -179,8 +179,8 @@ void check_failures_and_budgets(const advcore::IsaTable& isa) {
     const bool kinked = repeat % 2 == 1;
     Params params = kinked ? kinked_params(4) : smooth_params(4);
     params.targeted = repeat < 4;
-    params.schedule[0].contest = kinked ? 1 : -1;
-    params.descent_budget = repeat % 3 == 0 ? 0 : 6;
+    params.schedule[0].descent.steps = repeat % 3 == 0 ? 0 : 6;
+    add_programme(params);
     params.starts = repeat / 2 % 2;
     Instance at = instance(kinked ? Model::Kind::relu : Model::Kind::tanh, 20, params, true, rng);
     const std::vector<float> starts = random_starts(at.slot, rng);

@@ -45,8 +45,9 @@ int main(int arguments, char** argument) {
   Params params;
   params.n = network.inputs(), params.stride = row_stride(params.n);
   params.classes = network.classes();
-  params.smoothable = true, params.patience = 2, params.polish_tolerance = 7e-4f;
+  params.smoothable = true;
   Schedule& schedule = params.schedule[0];
+  schedule.patience = 2, schedule.polish_tolerance = 7e-4f;
   schedule.stages = 3;
   for (int i = 0; i < 3; ++i) {
     const float smoothing[] = {0.3f, 0.1f, 0}, temperature[] = {0.1f, 0.05f, 0.03f};

@@ -50,15 +50,15 @@ Params kinked_params(int classes) {
 
 // More rounds than any run can take.
 int most_rounds(const Params& params) {
-  const int polish = 2 + 3 * params.polish_budget;
   const bool bisects = params.c_search == advcore::CSearch::bisection ||
                        params.loss == advcore::Loss::cross_entropy;  // where the fused search fails
-  int rounds = 1 + params.starts * (14 + polish);
+  const auto polish = [](const advcore::Schedule& search) { return 2 + 3 * search.polish_budget; };
+  int rounds = 1 + params.starts * (14 + polish(params.schedule[0]));
   for (int q = 0; q < params.schedules; ++q) {
     const advcore::Schedule& schedule = params.schedule[q];
-    rounds += 39 + polish + params.descent_budget;  // 20 to the boundary, 15 of the push
-    for (int i = 0; i < schedule.stages; ++i)
-      rounds += (3 + schedule.budget[i] * (bisects ? 40 : 3)) * (i == schedule.contest ? 2 : 1);
+    // 20 to the boundary, 15 of the push, 3 looks at a stage's end
+    rounds += 39 + polish(schedule) + schedule.descent.steps + schedule.ranked;
+    for (int i = 0; i < schedule.stages; ++i) rounds += 6 + schedule.budget[i] * (bisects ? 40 : 3);
   }
   return rounds;
 }

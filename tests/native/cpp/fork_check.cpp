@@ -25,10 +25,9 @@ void take_over(const Slot& from, Slot& to) {
                                {a.gradient, b.gradient},
                                {a.trial_gradient, b.trial_gradient},
                                {a.best, b.best},
-                               {a.stage_point, b.stage_point},
-                               {a.incumbent, b.incumbent}};
+                               {a.stage_point, b.stage_point}};
   for (const auto& [source, target] : vectors) std::memcpy(target, source, bytes);
-  const size_t ring = static_cast<size_t>(advcore::slot_vectors(params, false)) - 8;
+  const size_t ring = static_cast<size_t>(advcore::slot_vectors(params, false)) - 7;
   std::memcpy(b.ring, a.ring, ring * bytes);
   to.p.state = a.state;
 }

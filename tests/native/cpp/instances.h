@@ -29,6 +29,26 @@ Instance instance(Model::Kind kind, int n, Params params, bool bounded, Random& 
   return out;
 }
 
+// Behind the searches: the polish goes on, classes are ranked, one is searched for, and the best
+// image is refined.
+void add_programme(Params& params) {
+  const auto add = [&params](const advcore::Schedule& search) {
+    params.schedule[params.schedules++] = search;
+  };
+  advcore::Schedule search = params.schedule[0], refinement;
+  params.schedule[0].polish_tolerance = 1e-2f;
+  refinement.stages = 0;
+  add(refinement);
+  search.ranked = 3;
+  add(search);
+  search.ranked = 0;
+  search.class_limit = 2;
+  add(search);
+  refinement.descent.steps = 5;
+  add(refinement);
+  params.attempts = params.schedules;
+}
+
 Params random_params(Random& rng, bool kinked, int classes) {
   const auto coin = [&rng](double p) { return uniform(rng) < p; };
   Params params = kinked ? kinked_params(classes) : smooth_params(classes);
@@ -48,16 +68,18 @@ Params random_params(Random& rng, bool kinked, int classes) {
   }
   if (coin(0.2)) params.schedule[0].budget[0] = 2;
   if (params.loss == advcore::Loss::margin && params.c_search == advcore::CSearch::fused) {
-    if (coin(0.5)) params.descent_budget = 1 + static_cast<int>(rng() % 20);
+    advcore::DescentSettings descent;
+    if (coin(0.5)) descent.steps = 1 + static_cast<int>(rng() % 20);
     if (coin(0.3)) {  // The descent is the search, as on large images.
-      params.descent_temperature = 0.05f;
-      params.descent_start = 2;
-      params.descent_reach = 1;
+      descent.temperature = 0.05f;
+      descent.start = 2;
+      descent.reach = 1;
     }
-    if (kinked && coin(0.5)) params.schedule[0].contest = 1;
     Random own(rng);  // Which norm it is changes no other run.
     const double part = uniform(own);
     if (part < 0.5) params.norm = part < 0.25 ? advcore::Norm::linf : advcore::Norm::l1;
+    for (int i = 0; i < params.schedules; ++i) params.schedule[i].descent = descent;
+    if (coin(0.6)) add_programme(params);
   }
   return params;
 }
