@@ -75,7 +75,7 @@ class MinimumDistortion(_attack.EvasionAttack):  # type: ignore[misc, name-defin
         classifier is asked for all class gradients in each evaluation. Without ``clip_values`` the
         perturbation has no bounds.
     norm : 2, np.inf, 1, or a name of `minimize_distortion`
-    effort : "fast", "default" or "thorough"
+    effort : str, as in `minimize_distortion`
     targeted : bool
         Whether ``y`` are classes to reach.
     batch_size : int, optional

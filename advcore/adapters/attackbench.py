@@ -73,7 +73,7 @@ def advcore_attack(
         Classes to reach if ``targeted``.
     targeted : bool
     threat_model : "l2", "linf" or "l1"
-    effort : "fast", "default" or "thorough"
+    effort : str, as in `minimize_distortion`
     max_queries : int, optional
         Budget of each input. None: the one that the benchmark has set on the model.
     smoothing : bool
