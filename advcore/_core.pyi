@@ -15,6 +15,7 @@ class Status(enum.IntEnum):
     already_adversarial = 1
     budget = 2
     converged = 0
+    good_enough = 8
     interrupted = 6
     no_gradient = 7
     non_finite = 5
@@ -228,6 +229,12 @@ class Params:
         ...
     @starts.setter
     def starts(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    @property
+    def stop_at(self) -> float:
+        ...
+    @stop_at.setter
+    def stop_at(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
     @property
     def temperatures(self) -> numpy.typing.NDArray[numpy.float32]:

@@ -47,6 +47,7 @@ def minimize_distortion(
     history: int = 5,
     max_evaluations: int | None = None,
     max_queries: int | None = None,
+    stop_at: float | None = None,
     smoothing: bool = True,
     tolerance: float = 1e-3,
     c_init: float | str = "auto",
@@ -127,6 +128,9 @@ def minimize_distortion(
         are the trials of the model, which are on random images then, some hundred queries a call.
         With bounds of each value or image, or wider than 256, it must be 30 or more, as 20 go to
         the rounding at the result. Not with ``levels``.
+    stop_at : float >= 0, optional
+        Distortion that is small enough, in the norm of the run. The search of an image ends at the
+        first adversarial image that is no further, with the status ``good_enough``.
     smoothing : bool
         Whether the search may evaluate the network with smoothed kinks. False: every evaluation is
         one of the model as it is, for harnesses that watch its forwards and take the smallest
@@ -227,6 +231,7 @@ def minimize_distortion(
         history=history,
         max_evaluations=max_evaluations,
         max_queries=max_queries,
+        stop_at=stop_at,
         smoothing=smoothing,
         tolerance=tolerance,
         c_init=c_init,

@@ -253,6 +253,17 @@ class Options:
             command_type=int,
         ),
     )
+    stop_at: float | None = field(
+        default=None,
+        metadata=_metadata(
+            "distortion that is small enough: the search of an image ends there",
+            _number(minimum=0, maximum=validate.LARGE),
+            meaning="distortion, in the norm of the run, at which the search of an image ends with "
+            "the status `good_enough`. The rounding to `levels` comes after it",
+            without="the smallest that is found",
+            command_type=float,
+        ),
+    )
     smoothing: bool = field(
         default=True,
         metadata=_metadata(

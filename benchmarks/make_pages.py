@@ -14,6 +14,7 @@ jobs           tables in docs/jobs.md, from bench_jobs.py and job_kills.py
 ablation       the table in docs/decisions.md, from ablate.py
 forms          the table in docs/models.md, from bench_forms.py
 architectures  tables in docs/architectures.md, from survey_architectures.py
+attackbench    tables in docs/adapters.md, from bench_attackbench.py
 single         a table in docs/decisions.md, from bench_single.py
 launches       the table in docs/performance.md, from count_launches.py
 """
@@ -26,6 +27,7 @@ from harness import machine
 from pages import (
     ablation,
     architectures,
+    attackbench,
     convolutions,
     forms,
     gpu,
@@ -46,6 +48,7 @@ PAGES = {
     "jobs": jobs,
     "forms": forms,
     "architectures": architectures,
+    "attackbench": attackbench,
     "single": single,
 }
 

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import machine
+from harness.torchvision_operators import define_missing_operators
 from numpy.typing import NDArray
 from torch import nn
 
@@ -130,16 +131,6 @@ def timm_module(name: str) -> nn.Module:
 
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=CLASSES)
     return model
-
-
-def define_missing_operator() -> Any:
-    """Define the operator that torchvision expects and that a build without its library lacks."""
-    try:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:  # it is there
-        return None
-    return library  # alive while the operator is needed
 
 
 def architectures(names: Iterable[str] | None) -> dict[str, tuple[Callable[[], nn.Module], int]]:
@@ -268,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=3)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    library = define_missing_operator()
+    library = define_missing_operators()
     stored = machine.figures_file("survey_architectures")
     rows: dict[str, Any] = json.loads(stored.read_text())["rows"] if stored.is_file() else {}
     chosen = architectures(args.names)

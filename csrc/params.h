@@ -75,6 +75,7 @@ struct Params {
   float tolerance = 1e-3f;           // A stage stops at this relative change of c and of x.
   int max_evaluations = 0x7fffffff;  // Forward and backward passes of one image, as pairs.
   int max_queries = 0x7fffffff;      // Forward and backward passes of one image, each counted.
+  float stop_at = -1;                // An image ends once its best is no further than this.
   // The searches of a run in their order. The first `attempts` are run in any case, the others
   // until one succeeds; a fallback never is once one has. So what is run for an image does not
   // depend on `attempts`, only where it ends.
@@ -106,6 +107,7 @@ void for_each_param(F f) {
   f("tolerance", &Params::tolerance);
   f("max_evaluations", &Params::max_evaluations);
   f("max_queries", &Params::max_queries);
+  f("stop_at", &Params::stop_at);
   f("attempts", &Params::attempts);
   f("smoothable", &Params::smoothable);
   f("starts", &Params::starts);

@@ -52,10 +52,11 @@ enum class Status : int8_t {
   non_finite,           // The model returned NaN or infinity where the search could not avoid it.
   interrupted,          // Ctrl-C, the time limit or the callback ended the run.
   no_gradient,          // Found, but the gradient at x0 was zero: the way began at random.
+  good_enough,          // The best image is no further than stop_at.
 };
 constexpr const char* kStatusNames[] = {"converged",   "already_adversarial", "budget",
                                         "stalled",     "not_found",           "non_finite",
-                                        "interrupted", "no_gradient"};
+                                        "interrupted", "no_gradient",         "good_enough"};
 
 // The purpose of the next evaluation of an image; solver/advance.h has the table of all phases.
 enum class Phase : int8_t {

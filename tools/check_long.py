@@ -173,6 +173,18 @@ def suite(name: str, *options: str, **variables: str) -> Facts:
     return {"tests": re.findall(r"\d+ passed.*", output)[-1]}
 
 
+def adapters() -> Facts:
+    """The tests of the adapters, with every library, in an environment of its own."""
+    python = environment("adapters")
+    install(python, f"{ROOT}[dev]", "wandb", "-Ccmake.define.ADVCORE_CUDA=OFF")
+    install(python, "--no-deps", "-r", ROOT / "tools" / "adapters.txt")
+    output = run(python.with_name("pytest"), "-q", "tests/adapters")
+    counts = re.findall(r"\d+ passed.*", output)[-1]
+    if "could not import" in output:  # a library was skipped
+        raise Failure(output[-TAIL:])
+    return {"tests": counts}
+
+
 def suite_under_address_sanitizer() -> Facts:
     """Every test with the extension under AddressSanitizer and UBSan."""
     flags = "-fsanitize=address,undefined -fno-omit-frame-pointer"
@@ -195,6 +207,7 @@ PARTS: dict[str, Callable[[], Facts]] = {
     "numpy": with_numpy,
     "torch": with_torch,
     "source": source,
+    "adapters": adapters,
     "programs-address": lambda: programs("address,undefined"),
     "programs-thread": lambda: programs("thread"),
     "suite-base": lambda: suite("suite-base", ADVCORE_ISA="base"),

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..network.modes import parts_in_training
+
 MOST_VALUES = 1000
 """Values that are looked at, beside modules."""
 
@@ -143,3 +145,17 @@ def _restore(part: Any, name: str, buffer: Any, before: Any) -> bool:
         with torch.no_grad():
             buffer.copy_(before)
     return not is_same
+
+
+def check_eval_mode(module: Any) -> None:
+    """Raise a ValueError where a part of a module is in training mode, see `parts_in_training`."""
+    # The flags of an exported program or traced graph say nothing: its mode was fixed before.
+    if isinstance(module, sys.modules["torch"].fx.GraphModule):
+        return
+    if getattr(module, "draws", False) is True:  # models.averaging.Averaged
+        return
+    for name, part in parts_in_training(module):
+        which = f"its submodule {name!r} ({type(part).__name__})" if name else "the module"
+        raise ValueError(
+            f"model must be in eval mode, {which} is in training mode; call model.eval()"
+        )

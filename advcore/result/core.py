@@ -61,6 +61,7 @@ class Result:
         - no_gradient: An adversarial image was found, but the gradient at the clean image was zero
           on every network that was tried. The way began in a random direction, and the distortion
           may be far above the smallest.
+        - good_enough: The distortion is ``stop_at`` or less, which ended the search.
     evaluations : (N,) int32, pairs of a forward and a backward
     forwards : (N,) int32, forwards without a backward, which ``evaluations`` does not count
     iterations : (N,) int32, steps of all phases

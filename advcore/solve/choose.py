@@ -17,7 +17,7 @@ from ..errors import OutOfTime, warn_caller
 from ..network import Network, Unsupported
 from ..options import Options
 from ..oracles import NumpyOracle, Oracle, TorchOracle
-from ..oracles.inner_modules import buffers_kept
+from ..oracles.inner_modules import buffers_kept, check_eval_mode
 from ..oracles.logits import (
     batched,
     difference,
@@ -122,12 +122,12 @@ def _tried_backend(
                 "model must be a torch.nn.Module, an advcore.Network, or an object with NumPy "
                 f"forward and backward, got {type(model).__name__} ({found.note})"
             )
-        _check_eval_mode(found.inner)
+        check_eval_mode(found.inner)
         backend = _torch_backend(found.module, found, sample, shape, options, clock, count)
         _check_predictions(model, backend.verifier, sample, shape)
         return backend
     if is_module:
-        _check_eval_mode(model)
+        check_eval_mode(model)
     return _torch_backend(model, found, sample, shape, options, clock, count)
 
 
@@ -437,21 +437,6 @@ def _agrees(network: Network | None, sample: Floats, logits: Floats) -> bool:
     """Whether a native network, if there is one, has the model's logits of the sample."""
     tolerance = SAME_LOGITS * (1 + largest_logit(logits))
     return network is None or difference(network.forward(sample), logits) <= tolerance
-
-
-def _check_eval_mode(module: Any) -> None:
-    """Raises where a part of the module is in training mode."""
-    # The flags of an exported program or traced graph say nothing: its mode was fixed before.
-    if isinstance(module, sys.modules["torch"].fx.GraphModule):
-        return
-    if getattr(module, "draws", False) is True:  # models.averaging.Averaged
-        return
-    for name, part in module.named_modules():
-        if getattr(part, "training", False):  # torch.jit.freeze removes it
-            which = f"its submodule {name!r} ({type(part).__name__})" if name else "the module"
-            raise ValueError(
-                f"model must be in eval mode, {which} is in training mode; call model.eval()"
-            )
 
 
 def _check_device(device: Any) -> None:

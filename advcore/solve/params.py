@@ -75,6 +75,8 @@ def engine_params(options: Options, facts: Facts) -> _core.Params:
         params.max_evaluations = options.max_evaluations
     if options.max_queries is not None:
         params.max_queries = options.max_queries - facts.kept_queries
+    if options.stop_at is not None:
+        params.stop_at = options.stop_at
     if penalty_problem:
         short = () if bisection else (replace(PENALTY, budget=(60,)),)
         effort = Effort((*short, replace(PENALTY, fallback=not bisection)), 1)

@@ -50,7 +50,9 @@ ADVCORE_FN void Machine<Team>::run() {
   s.request.record_scales = false;
   if (s.request.k == 0 && s.eval.finite) record_best();
   run_phase();
-  if (s.phase != Phase::done && !next_is_affordable()) finish(Status::budget);
+  if (s.phase == Phase::done) return;
+  if (s.best.norm <= params.stop_at) return finish(Status::good_enough);
+  if (!next_is_affordable()) finish(Status::budget);
 }
 
 // Whether the budgets allow the evaluation that is asked for. A forward alone is one query, a pair

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.same_results import same
 from support.small_models import INF, NAN, K, Model, N, images, names, refuse
 
 import advcore
@@ -162,6 +163,21 @@ def test_training_mode_is_named(torch: Any) -> None:
     )
     refuse(ValueError, text, model, images())
     refuse(ValueError, "the module is in training mode", module(torch).train(), images())
+
+
+def test_a_wrapper_in_training_mode_around_layers_in_eval_mode(torch: Any) -> None:
+    class Reading(torch.nn.Sequential):
+        def forward(self, x: Any) -> Any:
+            return (lambda: torch.nn.functional.dropout(super().forward(x), 0.1, self.training))()
+
+    net = module(torch)
+    wrapper = torch.nn.Sequential(torch.nn.Sequential(net))
+    assert wrapper.training
+    result = advcore.minimize_distortion(wrapper, images())
+    same(result, advcore.minimize_distortion(net, images()))
+    refuse(ValueError, "the module is in training mode", Reading(net), images())
+    net[1].train()
+    refuse(ValueError, r"submodule '0.0.1' \(Tanh\) is in training mode", wrapper, images())
 
 
 def test_a_detached_model_is_named_on_black_images(torch: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from ...errors import OutOfTime
 from ..layers import Unsupported
 from ..merge import AnyLayer
+from ..modes import parts_in_training
 from .reader import Reader
 from .rules import RULES
 from .trace import differs, trace
@@ -42,10 +43,9 @@ def read(
         From ``check_time``.
     """
     if isinstance(model, torch.nn.Module) and not isinstance(model, fx.GraphModule):
-        for name, part in model.named_modules():
-            if getattr(part, "training", False):
-                where = f"layer {name}" if name else "model"
-                raise Unsupported(f"{where} ({type(part).__name__}): it is in training mode")
+        for name, part in parts_in_training(model):
+            where = f"layer {name}" if name else "model"
+            raise Unsupported(f"{where} ({type(part).__name__}): it is in training mode")
     image = _gray_image(model, shape)
 
     def call(x: Tensor) -> Any:
