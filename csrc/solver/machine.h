@@ -50,6 +50,9 @@ struct Machine {
   Problem& p;
   State& s;
   Work& work;
+  // The next iteration of a polish is asked for by run(): a call would be a recursion, whose stack
+  // a GPU cannot know.
+  bool polish_goes_on = false;
 
   ADVCORE_INLINE bool exact_loss() const { return params.loss == Loss::cross_entropy; }
   ADVCORE_INLINE const Schedule& schedule() const { return params.schedule[s.search.schedule]; }
@@ -130,6 +133,7 @@ struct Machine {
   ADVCORE_FN void next_look();
   ADVCORE_FN bool look_early();
   ADVCORE_FN void look();
+  ADVCORE_FN void drop_search();
   ADVCORE_FN void leave_stage(StageEnd end);
   ADVCORE_FN void end_stage(Status status);
 

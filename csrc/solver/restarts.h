@@ -148,7 +148,8 @@ ADVCORE_FN void Machine<Team>::refine() {
   if (schedule().descent.steps == 0 && s.polish.may_go_on) {
     s.request.class_index = s.polish.class_index;
     s.polish.iterations = s.polish.rounds_without_progress = 0;
-    return propose_iteration();
+    polish_goes_on = true;
+    return;
   }
   copy(team, params, p.best, p.x);
   s.polish.pushes = 0;

@@ -207,7 +207,7 @@ ADVCORE_INLINE float look_scale(int look) { return look == 0 ? 1.0f : look == 1 
 template <class Team>
 ADVCORE_FN void Machine<Team>::go_on() {
   State::Stages& stages = s.stages;
-  if (best_was_nearer(s.search.stage_best, 1)) return leave_stage(StageEnd::lost);
+  if (best_was_nearer(s.search.stage_best, 1)) return drop_search();
   stages.k[stages.count] = s.request.k;
   stages.norm[stages.count++] = s.search.stage_best;
   s.search.looks = 0;
@@ -250,11 +250,14 @@ ADVCORE_FN void Machine<Team>::look() {
 }
 
 template <class Team>
+ADVCORE_FN void Machine<Team>::drop_search() {
+  if (s.search.stage_best < kNone) hold_class(s.search.stage_class);
+  end_restart(Status::stalled);
+}
+
+template <class Team>
 ADVCORE_FN void Machine<Team>::leave_stage(StageEnd end) {
-  if (end == StageEnd::far_class || end == StageEnd::lost) {
-    if (s.search.stage_best < kNone) hold_class(s.search.stage_class);
-    return end_restart(Status::stalled);
-  }
+  if (end == StageEnd::far_class || end == StageEnd::lost) return drop_search();
   if (end == StageEnd::continuation) return go_on();
   end_stage(end == StageEnd::converged ? Status::converged : Status::stalled);
 }
