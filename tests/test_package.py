@@ -155,11 +155,11 @@ def test_command_is_installed() -> None:
     assert [script.value for script in scripts if script.name == "advcore"] == ["advcore.cli:main"]
 
 
-def test_modules_need_no_import_of_their_own() -> None:
+def test_modules_need_no_import_of_their_own(tmp_path: Path) -> None:
     code = (
         "import sys, advcore; assert 'advcore.jobs' not in sys.modules; "
         "print(len(advcore.data.embedded_digits()[0]), advcore.report.curve_figure.__name__, "
         "advcore.diagnose.__name__, advcore.jobs.run.__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("1000 curve_figure diagnose run\n", "")

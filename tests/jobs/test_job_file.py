@@ -214,7 +214,7 @@ def test_an_unknown_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "accepts"),
     [
-        ("effort", "'quick'", '"fast", "default", "thorough"'),
+        ("effort", "'quick'", '"fast", "default", "thorough", "exhaustive"'),
         ("loss", "3", '"margin", "cross_entropy"'),
         ("bounds", "[0]", "two numbers lower < upper, as in [0, 255]"),
         ("bounds", "[1, 0]", "two numbers lower < upper, as in [0, 255]"),

@@ -189,9 +189,12 @@ def test_the_time_to_load_onnx_files_is_linear(tmp_path: Path) -> None:
     times = []
     for length in (2_000, 8_000):
         path = onnx_chain(tmp_path / "net.onnx", length)
-        begin = time.process_time()
-        advcore.load_model(path)
-        times.append(time.process_time() - begin)
+        spent = []
+        for _ in range(3):
+            begin = time.process_time()
+            advcore.load_model(path)
+            spent.append(time.process_time() - begin)
+        times.append(min(spent))
     assert times[1] < 10 * times[0] + 0.2  # four times as many nodes; before, 16 times the time
 
 

@@ -190,11 +190,11 @@ def test_two_logits_are_as_good_as_ten(name: str) -> None:
 
     two: Any = Two().eval()
     images, labels = data.embedded_digits()
-    x = images[labels != target][:20].reshape(20, -1)
+    x = images[labels != target][:60].reshape(60, -1)
     if name == "scripted":
         two = torch.jit.trace(two, torch.from_numpy(x[:2]), check_trace=False)
-    left = advcore.minimize_distortion(two, x, np.ones(20, np.int64))
-    right = advcore.minimize_distortion(network, x, np.full(20, target))
+    left = advcore.minimize_distortion(two, x, np.ones(60, np.int64))
+    right = advcore.minimize_distortion(network, x, np.full(60, target))
     assert left.success.all()
     assert left.distortion.mean() <= 1.01 * right.distortion.mean()
     assert left.evaluations.mean() <= 1.5 * right.evaluations.mean()

@@ -318,7 +318,7 @@ def test_smoothed_pooling_lowers_distortions_and_evaluations(
     mean = {key: float(result.distortion.mean()) for key, result in results.items()}
     evaluations = {key: float(result.evaluations.mean()) for key, result in results.items()}
     assert mean[True] < 0.995 * mean[False]  # 0.985
-    assert evaluations[True] < 0.6 * evaluations[False]  # 0.34
+    assert evaluations[True] < 0.8 * evaluations[False]  # 0.73
 
 
 @pytest.mark.parametrize("counts", [2, (4, 2), (None, 3)])

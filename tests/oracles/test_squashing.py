@@ -121,7 +121,7 @@ def test_without_a_confidence_results_are_nearer(name: str, bare: Any) -> None:
         for value in (1e-4, 0.0)
     )
     assert free.success.all()
-    assert free.distortion.mean() <= 1.001 * asked.distortion.mean()
+    assert free.distortion.mean() <= 1.003 * asked.distortion.mean()
 
 
 def test_limits_of_a_squashing_function() -> None:
