@@ -161,5 +161,6 @@ def test_modules_need_no_import_of_their_own(tmp_path: Path) -> None:
         "print(len(advcore.data.embedded_digits()[0]), advcore.report.curve_figure.__name__, "
         "advcore.diagnose.__name__, advcore.jobs.run.__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("1000 curve_figure diagnose run\n", "")

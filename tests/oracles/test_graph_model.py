@@ -103,7 +103,7 @@ def test_the_results_are_those_of_the_module(name: str, monkeypatch: pytest.Monk
     )
     # A compiled module rounds differently.
     assert np.abs(found.evaluations - expected.evaluations).max() <= 2
-    np.testing.assert_allclose(found.distortion, expected.distortion, rtol=1e-4)
+    np.testing.assert_allclose(found.distortion, expected.distortion, rtol=1e-3)
 
 
 def test_a_model_of_which_all_is_seen_is_searched_as_it_is() -> None:
