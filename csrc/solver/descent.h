@@ -106,9 +106,10 @@ template <class Team>
 ADVCORE_FN void Machine<Team>::end_descent() {
   if (s.search.stage_best < kNone) {
     copy(team, params, p.stage_point, p.x);
-    const Schedule& stages = schedule();
-    const bool smoothed_last = stages.stages > 0 && stages.smoothing[stages.stages - 1] != 0;
-    if (!smoothed_last || s.search.stage_best < kNearFirstRadius * s.descent.first_radius)
+    // A refinement begins at an image, and says nothing about the way there.
+    const int last = schedule().stages - 1;
+    if (last >= 0 && (schedule().smoothing[last] == 0 ||
+                      s.search.stage_best < kNearFirstRadius * s.descent.first_radius))
       s.restarts.converged_on_last_network = true;
   }
   ask_centre();

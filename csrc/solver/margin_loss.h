@@ -140,8 +140,8 @@ ADVCORE_FN void margin_loss(const Team& team, const Params& params, State& s, fl
     dlogits[request.targeted ? index : runner_up] -= sigmoid_of_excess(above_limit);
     dlogits[request.targeted ? runner_up : index] += sigmoid_of_excess(below_limit);
   }
-  z[index] = z_index;
   for (int i = 0; i < request.exclusions; ++i) z[request.excluded_classes[i]] = z_excluded[i];
+  z[index] = z_index;  // Last, as a class that is held may be among those.
 }
 
 }  // namespace

@@ -127,6 +127,7 @@ ADVCORE_FN bool Machine<Team>::next_search() {
       refine();
     } else {
       s.search.c = 0;
+      s.polish.may_go_on = false;
       params.norm == Norm::l2 ? begin_stage(0) : begin_walk();
     }
     return true;

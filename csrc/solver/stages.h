@@ -62,7 +62,6 @@ ADVCORE_FN void Machine<Team>::begin_stage(int stage) {
   search.stage_best = kNone;
   search.damping = 0;
   search.started_away_from_x0 = false;
-  s.polish.may_go_on = false;
   if (stage == 0) s.stages = {};
   s.bracket = {};
   copy(team, params, p.x0, p.trial);
