@@ -273,9 +273,8 @@ PYBIND11_MODULE(_core, m) {
       .finalize();
 
   py::class_<DescentSettings> descent(m, "DescentSettings", "The descent of a search.");
-  for_each_descent_setting([&](const char* name, auto DescentSettings::* field) {
-    descent.def_readwrite(name, field);
-  });
+  for_each_descent_setting(
+      [&](const char* name, auto DescentSettings::* field) { descent.def_readwrite(name, field); });
   py::class_<Schedule> schedule(m, "Schedule", "A search of a run; csrc/params.h describes it.");
   for_each_schedule_setting(
       [&](const char* name, auto Schedule::* field) { schedule.def_readwrite(name, field); });
