@@ -50,6 +50,10 @@ ADVCORE_FN void Machine<Team>::run() {
   s.request.record_scales = false;
   if (s.request.k == 0 && s.eval.finite) record_best();
   run_phase();
+  while (polish_goes_on) {
+    polish_goes_on = false;
+    propose_iteration();
+  }
   if (s.phase == Phase::done) return;
   if (s.best.norm <= params.stop_at) return finish(Status::good_enough);
   if (!next_is_affordable()) finish(Status::budget);
